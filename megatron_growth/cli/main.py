@@ -1,0 +1,72 @@
+"""Entry point of `megatron-growth`: finds the verb, runs it, and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from megatron_growth import __version__
+from megatron_growth.errors import GrowthError, nearest
+
+# In the order in which a run uses them.
+VERBS = ("plan", "prepare", "train", "grow", "inspect", "verify", "submit", "status", "report", "demo")
+
+EPILOG = """\
+a first run, on a laptop:
+  megatron-growth plan nano-progressive            what will be trained, and what it costs
+  megatron-growth train nano-progressive           four stages, each grown from the last
+  megatron-growth report runs/nano-progressive     loss against FLOPs, and what was saved
+"""
+
+
+def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The whole command line; only the modules of the named verbs are imported."""
+    parser = argparse.ArgumentParser(
+        prog="megatron-growth",
+        description="Pre-train a family of language models for the price of its largest member, on NVIDIA Megatron.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"megatron-growth {__version__}")
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in verbs:
+        module = importlib.import_module(f"megatron_growth.cli.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns 0, 2 for the user's mistake, or 1 for a failure of ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words[0] if words else ""
+    if verb and not verb.startswith("-") and verb not in VERBS:
+        print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(words)
+    try:
+        return int(args.run(args) or 0)
+    except GrowthError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"megatron-growth: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The errors a user of megatron_growth can meet: what happened, where, and what to do.
+
+Every error that reaches the command line is a `GrowthError`.  `UserError` and its children mean that the input was
+wrong (exit code 2); anything else means that we, or the machine, failed (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GrowthError(Exception):
+    """Something failed that is not the user's mistake.
+
+    Args:
+        what: one sentence that says what happened.
+        where: the file, key, stage or rank concerned.
+        fix: one sentence that says what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  what to do: {self.fix}")
+        return "\n".join(lines)
+
+
+class UserError(GrowthError):
+    """The request cannot be carried out as it was made."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe, or a cluster profile, is not valid."""
+
+
+class ParallelLayoutError(UserError):
+    """A tensor-, pipeline- or data-parallel layout does not fit the model."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, truncated, corrupt, or of another architecture."""
+
+
+class GrowthPlanError(UserError):
+    """An operator cannot take this source to this target."""
+
+
+class DataError(UserError):
+    """A corpus, a tokenizer or an indexed dataset cannot serve the request."""
+
+
+class RunError(UserError):
+    """A run directory does not fit the command."""
+
+
+class UnsupportedError(UserError):
+    """A version, architecture or option that this release does not support."""
+
+
+class StageFailed(GrowthError):
+    """A training process ended without finishing its stage."""
+
+
+class StorageError(GrowthError):
+    """The file system refused: no space left, or a write that failed."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A sentence part that lists the known names closest to `name`, or all of them when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"

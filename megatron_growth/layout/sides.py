@@ -1,0 +1,87 @@
+"""From named axis maps to the rows and columns of one parameter: fused QKV, SwiGLU halves, vocabulary padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from megatron_growth.axes import INIT, ZERO, Side
+from megatron_growth.layout.parameters import Parameter
+from megatron_growth.operators.base import GrowthMap, UnitMaps
+from megatron_growth.shape import ModelShape
+
+
+def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[Side, Side | None]:
+    """Row and column map of one parameter in one source layer.
+
+    Args:
+        parameter: its entry in the table.
+        growth: the whole growth step.
+        layer: source layer for parameters of a layer, None outside the layers.
+
+    Returns:
+        The side of the rows (new rows,) and of the columns (new columns,), None for vectors.  Where a row's
+        `from_next` is set, its value comes from the next source layer up, under that layer's own column map.
+    """
+    rows = _side(*parameter.rows, growth, layer)
+    columns = _side(*parameter.columns, growth, layer) if parameter.columns else None
+    if parameter.name == "decoder.final_layernorm.weight" and growth.source.tied_embeddings:
+        # A tied output layer keeps the embedding's columns, so what reads them is divided in the norm before it.
+        read = growth.width.hidden.read.coefficient
+        rows = replace(rows, coefficient=rows.coefficient * np.where(rows.source >= 0, read, 1.0))
+    return rows, columns
+
+
+@lru_cache(maxsize=512)
+def _side(axis: str, use: str, growth: GrowthMap, layer: int | None) -> Side:
+    if axis == "hidden":
+        return _hidden(use, growth)
+    if axis == "vocab":
+        return _padded(growth.source.vocab, growth.target.vocab)
+    if axis in ("head_dim", "position"):
+        return Side.of(np.arange(growth.source.head_dim))
+    units = growth.width.units[layer or 0]
+    if axis == "qkv":
+        return _qkv(units, growth.source, growth.target)
+    if axis == "heads":
+        return units.heads.read.blocks(growth.target.head_dim)
+    if axis == "gate_up":
+        halves = 2 if growth.source.gated else 1
+        return Side.join([units.ffn.write.shifted(half * growth.source.ffn) for half in range(halves)])
+    return units.ffn.read
+
+
+def _hidden(use: str, growth: GrowthMap) -> Side:
+    hidden = growth.width.hidden
+    if use == "norm_bias":
+        # The bias is added after the scale: copies take it unscaled, and a padded dimension must stay zero.
+        source = np.where(hidden.norm.source == INIT, ZERO, hidden.norm.source)
+        return Side.of(source)
+    return {"write": hidden.write, "read": hidden.read, "norm": hidden.norm}[use]
+
+
+def _padded(old: int, new: int) -> Side:
+    """Vocabulary rows: padding depends on the tensor-parallel size, so it may grow or shrink."""
+    index = np.arange(new)
+    return Side.of(np.where(index < old, index, INIT))
+
+
+def _qkv(units: UnitMaps, source: ModelShape, target: ModelShape) -> Side:
+    """Rows of fused QKV in Megatron's order: per group its query heads, then key, then value, each of D rows."""
+    per_old, per_new, groups = source.heads_per_group, target.heads_per_group, target.query_groups
+    head, group = units.heads.write, units.groups.write
+    # A head's row block in the fused source: its group's start plus its slot; -1, -2 (no source) stay as they are.
+    slot = head.source // per_old * (per_old + 2) + head.source % per_old
+    query = replace(head, source=np.where(head.source < 0, head.source, slot))
+    kv = [
+        replace(group, source=np.where(group.source < 0, group.source, group.source * (per_old + 2) + per_old + i))
+        for i in range(2)
+    ]
+    joined = Side.join([query, *kv])
+    order = [
+        np.concatenate([np.arange(g * per_new, (g + 1) * per_new), [len(query) + g, len(query) + groups + g]])
+        for g in range(groups)
+    ]
+    return joined.take(np.concatenate(order)).blocks(target.head_dim)

@@ -1,0 +1,27 @@
+"""Growth operators: one short file each, registered by name.  `get("width", "aki")`, `build_map(...)`."""
+
+from megatron_growth.operators.base import (
+    DepthOperator,
+    GrowthMap,
+    Operator,
+    Seed,
+    UnitMaps,
+    WidthMaps,
+    WidthOperator,
+    build_map,
+)
+from megatron_growth.operators.registry import get, names, register
+
+__all__ = [
+    "DepthOperator",
+    "GrowthMap",
+    "Operator",
+    "Seed",
+    "UnitMaps",
+    "WidthMaps",
+    "WidthOperator",
+    "build_map",
+    "get",
+    "names",
+    "register",
+]

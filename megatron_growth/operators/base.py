@@ -1,0 +1,158 @@
+"""What an operator is, and the whole map of one growth step.
+
+A width operator returns a `WidthMaps` (hidden, heads, query groups, ffn); a depth operator returns a `LayerMap`.  Both
+are frozen dataclasses whose fields are their parameters, registered by name (`registry.py`).  Neither sees a rank, a
+shard or a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from megatron_growth.axes import AxisMap, LayerMap
+from megatron_growth.errors import GrowthPlanError
+from megatron_growth.shape import ModelShape
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMaps:
+    """The unit axes of one source layer: query heads, query groups (keys and values) and FFN units."""
+
+    heads: AxisMap
+    groups: AxisMap
+    ffn: AxisMap
+
+
+@dataclass(frozen=True, eq=False)
+class WidthMaps:
+    """Everything that changes in width.
+
+    Attributes:
+        hidden: the one map of the residual stream, shared by every layer, norm, embedding and output layer.
+        units: (source layers,) maps of heads, groups and FFN units of each source layer.
+        epsilon_scale: factor on the norm epsilon that keeps padded norms exact (LEMON, sec. 4.1).
+    """
+
+    hidden: AxisMap
+    units: tuple[UnitMaps, ...]
+    epsilon_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Independent random streams, one for every named axis and layer, from one seed of the recipe."""
+
+    value: int
+
+    def stream(self, *names: str | int) -> np.random.Generator:
+        """The generator of one axis; the same names always give the same stream."""
+        return np.random.default_rng([self.value, *(zlib.crc32(str(name).encode()) for name in names)])
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Base of all operators: named, typed parameters are the dataclass fields."""
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters with their values, for provenance."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class WidthOperator(Operator, ABC):
+    """Grows hidden, heads, query groups and ffn from the source's sizes to the target's."""
+
+    @abstractmethod
+    def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
+        """The maps of every axis; raises GrowthPlanError when this operator cannot reach the target."""
+
+
+class DepthOperator(Operator, ABC):
+    """Grows the layers axis."""
+
+    @abstractmethod
+    def layers(self, old: int, new: int, seed: Seed) -> LayerMap:
+        """Where every new layer comes from; raises GrowthPlanError when this operator cannot reach `new`."""
+
+
+@dataclass(frozen=True, eq=False)
+class GrowthMap:
+    """One growth step, complete: what both doors (on load, offline) execute."""
+
+    source: ModelShape
+    target: ModelShape
+    width: WidthMaps
+    layers: LayerMap
+    provenance: dict[str, Any]
+    seed: Seed
+
+    def fingerprint(self) -> str:
+        """A hash over sizes, operators, parameters, seed and every index: equal maps give equal checkpoints."""
+        digest = hashlib.sha256(repr((self.source, self.target, self.layers, sorted(self.provenance.items()))).encode())
+        for axis in (self.width.hidden, *(a for u in self.width.units for a in (u.heads, u.groups, u.ffn))):
+            for side in (axis.write, axis.read, axis.norm):
+                for part in (side.source, side.coefficient, side.from_next, side.noise):
+                    digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+def check_shapes(source: ModelShape, target: ModelShape) -> None:
+    """Refuse what no operator can do: smaller targets, another head dimension, another architecture."""
+    for name in ("hidden", "ffn", "layers", "heads", "query_groups"):
+        old, new = getattr(source, name), getattr(target, name)
+        if new < old:
+            raise GrowthPlanError(
+                f"the target's {name} ({new}) is smaller than the source's ({old})",
+                fix="growth only adds; swap source and target, or choose a larger target",
+            )
+    if source.head_dim != target.head_dim:
+        raise GrowthPlanError(
+            f"the head dimension changes from {source.head_dim} to {target.head_dim}",
+            where=f"hidden {source.hidden} / {source.heads} heads -> hidden {target.hidden} / {target.heads} heads",
+            fix="keep the head dimension and grow the number of heads; attention scores depend on it",
+        )
+    for name in ("gated", "norm", "bias", "tied_embeddings"):
+        if getattr(source, name) != getattr(target, name):
+            raise GrowthPlanError(
+                f"{name} differs: the source has {getattr(source, name)}, the target {getattr(target, name)}",
+                fix="growth keeps the architecture; train the source with the target's setting",
+            )
+
+
+def build_map(
+    source: ModelShape,
+    target: ModelShape,
+    width: WidthOperator,
+    depth: DepthOperator,
+    seed: int = 0,
+) -> GrowthMap:
+    """The map of one growth step: width on the source's layers first, then depth (bert2BERT, sec. 3.4).
+
+    Raises:
+        GrowthPlanError: the target cannot be reached from the source with these operators.
+    """
+    check_shapes(source, target)
+    streams = Seed(seed)
+    provenance = {
+        "width": width.name,
+        "width_parameters": width.parameters(),
+        "depth": depth.name,
+        "depth_parameters": depth.parameters(),
+        "seed": seed,
+    }
+    return GrowthMap(
+        source,
+        target,
+        width.maps(source, target, streams),
+        depth.layers(source.layers, target.layers, streams),
+        provenance,
+        streams,
+    )

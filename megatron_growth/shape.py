@@ -1,0 +1,118 @@
+"""ModelShape: the sizes of a decoder-only Transformer, in Megatron's terms.  Pure data: no torch, no Megatron.
+
+Shape legend used in this package:
+    H hidden, F ffn, L layers, A query heads, G query groups (key/value heads), D head dim, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_growth.errors import GrowthPlanError
+
+Sublayers = Literal["full", "attention"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes and architecture switches that decide which parameters exist and how large they are.
+
+    Attributes:
+        hidden: width H of the residual stream.
+        ffn: inner width F of the feed-forward block (one SwiGLU half).
+        layers: number L of Transformer layers; 0 is a bigram model (Reuse, "No Layer").
+        heads: number A of query heads.
+        query_groups: number G of key/value heads; equals `heads` for multi-head attention.
+        head_dim: width D of one head.
+        vocab: rows V of the embedding, padding included.
+        tied_embeddings: the output layer is the embedding.
+        gated: SwiGLU (two input projections) rather than one.
+        norm: "RMSNorm" or "LayerNorm", as in Megatron's --normalization.
+        bias: linear layers of attention and FFN have biases.
+        sublayers: "attention" has no FFN (Reuse, "One Attn").
+    """
+
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    vocab: int
+    query_groups: int = 0
+    head_dim: int = 0
+    tied_embeddings: bool = False
+    gated: bool = True
+    norm: str = "RMSNorm"
+    bias: bool = False
+    sublayers: Sublayers = "full"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "query_groups", self.query_groups or self.heads)
+        if not self.head_dim:
+            if self.hidden % self.heads:
+                raise GrowthPlanError(
+                    f"hidden {self.hidden} is not a multiple of {self.heads} heads",
+                    fix="give head_dim, or a hidden size that the heads divide",
+                )
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        for name in ("hidden", "ffn", "heads", "vocab", "query_groups", "head_dim"):
+            if getattr(self, name) < 1:
+                raise GrowthPlanError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.layers < 0:
+            raise GrowthPlanError(f"layers is {self.layers}; it must not be negative")
+        if self.heads % self.query_groups:
+            raise GrowthPlanError(
+                f"{self.heads} query heads cannot be shared by {self.query_groups} query groups",
+                fix=f"choose query groups that divide {self.heads}",
+            )
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.query_groups
+
+    @property
+    def attention_parameters(self) -> int:
+        """Matrix weights of one attention sub-layer: Q, K, V and output projection."""
+        query, key_value = self.heads * self.head_dim, self.query_groups * self.head_dim
+        return self.hidden * (query + 2 * key_value) + query * self.hidden
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Matrix weights of one feed-forward sub-layer."""
+        return (3 if self.gated else 2) * self.hidden * self.ffn if self.sublayers == "full" else 0
+
+    @property
+    def small_parameters_per_layer(self) -> int:
+        """Norm weights, norm biases and linear biases of one layer."""
+        sublayers = 2 if self.sublayers == "full" else 1
+        count = sublayers * self.hidden * (2 if self.norm == "LayerNorm" else 1)
+        if self.bias:
+            count += (self.heads + 2 * self.query_groups) * self.head_dim + self.hidden
+            if self.sublayers == "full":
+                count += (2 if self.gated else 1) * self.ffn + self.hidden
+        return count
+
+    @property
+    def layer_parameters(self) -> int:
+        """All weights of one Transformer layer."""
+        return self.attention_parameters + self.ffn_parameters + self.small_parameters_per_layer
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding, and of the output layer when it is not tied."""
+        return self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+
+    @property
+    def transformer_parameters(self) -> int:
+        """All weights but embedding and output layer: layers and final norm."""
+        return self.layers * self.layer_parameters + self.hidden * (2 if self.norm == "LayerNorm" else 1)
+
+    @property
+    def parameters(self) -> int:
+        """All weights of the model."""
+        return self.transformer_parameters + self.embedding_parameters
+
+    def with_(self, **changes: object) -> ModelShape:
+        """A copy with some sizes changed; derived sizes (query groups, head dim) are kept unless named."""
+        return replace(self, **changes)  # type: ignore[arg-type]
