@@ -150,11 +150,10 @@ def draw_sources(old: int, new: int, rng: np.random.Generator, draw: str = "bala
     """
     extra = new - old
     if draw == "uniform":
-        drawn = rng.integers(0, old, size=extra)
+        drawn = [rng.integers(0, old, size=extra)]
     else:
-        rounds = -(-extra // old) if extra else 0
-        drawn = np.concatenate([rng.permutation(old) for _ in range(rounds)])[:extra] if rounds else np.zeros(0)
-    return np.concatenate([np.arange(old), drawn]).astype(np.int64)
+        drawn = [rng.permutation(old) for _ in range(-(-extra // old))]
+    return np.concatenate([np.arange(old), *drawn])[:new].astype(np.int64)
 
 
 def copies(source: Indices, old: int) -> Indices:

@@ -2,7 +2,7 @@
 
 Row and column axes are named as `sides.py` builds them:
 
-    vocab, position         never grown by an operator; padding rows are initialised
+    vocab                   never grown by an operator; padding rows are initialised
     hidden                  the residual stream
     qkv                     per query group: its query heads, then key, then value, each of head_dim rows
     heads                   query heads x head_dim, the input of the attention output projection
@@ -70,7 +70,6 @@ PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
         Parameter("embedding.word_embeddings.weight", ("vocab", "keep"), ("hidden", "write")),
-        Parameter("embedding.position_embeddings.weight", ("position", "keep"), ("hidden", "write")),
         *_norm(ATTENTION + "linear_qkv.layer_norm", "attention"),
         Parameter(ATTENTION + "linear_qkv.weight", ("qkv", "write"), ("hidden", "read"), sublayer="attention"),
         Parameter(ATTENTION + "linear_qkv.bias", ("qkv", "write"), init="zero", sublayer="attention"),
@@ -111,7 +110,7 @@ def parameters_of(shape: ModelShape) -> list[Parameter]:
             return shape.norm == "LayerNorm"
         if p.name.endswith(".bias"):
             return shape.bias
-        if "position_embeddings" in p.name or p.rows[0] == "head_dim":
+        if p.rows[0] == "head_dim":  # query and key norms: not part of the shapes of the papers
             return False
         return p.name != "output_layer.weight" or not shape.tied_embeddings
 

@@ -40,7 +40,7 @@ def _side(axis: str, use: str, growth: GrowthMap, layer: int | None) -> Side:
         return _hidden(use, growth)
     if axis == "vocab":
         return _padded(growth.source.vocab, growth.target.vocab)
-    if axis in ("head_dim", "position"):
+    if axis == "head_dim":
         return Side.of(np.arange(growth.source.head_dim))
     units = growth.width.units[layer or 0]
     if axis == "qkv":
