@@ -1,0 +1,113 @@
+"""The pictures of the report.  Okabe-Ito colours, which colour-blind readers can tell apart; every axis has a unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megatron_growth.report.records import RunRecord, StageRecord
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASELINE_COLOURS = ("#444444", "#999999")
+SMOOTHING = 20  # iterations of the trailing mean that is drawn over the raw curve
+
+plt.rcParams.update(
+    {
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.axisbelow": True,
+        "figure.dpi": 110,
+        "legend.frameon": False,
+    }
+)
+
+
+def loss_against_flops(run: RunRecord) -> Figure:
+    """Training loss of every stage and baseline against all compute spent so far (Family, Figure 2)."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(9.5, 6.6), sharex=True, height_ratios=(4, 1), layout="constrained"
+    )
+    for i, stage in enumerate(run.baselines):
+        _draw(top, bottom, stage, BASELINE_COLOURS[i % 2], f"{stage.name} ({human_count(stage.parameters)})", "--")
+    for i, stage in enumerate(run.stages):
+        _draw(top, bottom, stage, COLOURS[i % len(COLOURS)], f"{stage.name} ({human_count(stage.parameters)})", "-")
+        if stage.source:
+            for ax in (top, bottom):
+                ax.axvline(stage.flops_before, color="#bbbbbb", linewidth=0.9, zorder=0)
+    top.set_ylabel("loss (nats per token)")
+    top.set_ylim(*_loss_limits(run))
+    top.legend(ncols=2, title=f"line: training, mean of {SMOOTHING} iterations   dot: validation", loc="upper right")
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("compute spent since the start of the run (FLOPs)")
+    bottom.set_ylim(bottom=0)
+    top.set_title("Loss against compute; a vertical line is a growth step", loc="left", fontsize=12)
+    return figure
+
+
+def growth_steps(run: RunRecord) -> Figure | None:
+    """What each growth step did: validation loss before, right after, and at the end of the grown stage."""
+    grown = [s for s in run.stages if s.source and s.validation_at_start and run.before_growth(s)]
+    if not grown:
+        return None
+    figure, ax = plt.subplots(figsize=(9.5, 0.7 * len(grown) + 1.6), layout="constrained")
+    for y, stage in enumerate(reversed(grown)):
+        before, after, end = run.before_growth(stage), stage.validation_at_start, stage.final_validation
+        colour = COLOURS[run.stages.index(stage) % len(COLOURS)]
+        ax.plot([before, after], [y, y], color=colour, linewidth=1.2, alpha=0.5)
+        ax.plot(before, y, "o", color="white", markeredgecolor=colour, markersize=9, label="before growth")
+        ax.plot(after, y, "X", color=colour, markersize=9, label="right after growth")
+        if end is not None:
+            ax.plot(end, y, "o", color=colour, markersize=9, label="end of the stage")
+    ax.set_yticks(range(len(grown)), [f"{s.source} to {s.name}" for s in reversed(grown)])
+    ax.set_ylim(-0.6, len(grown) - 0.4)
+    ax.set_xlabel("validation loss (nats per token)")
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    ax.legend(unique.values(), unique.keys(), ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.32))
+    return figure
+
+
+def write_png(figure: Figure, path: Path) -> Path:
+    """Save and close a figure, atomically."""
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial)
+    plt.close(figure)
+    partial.replace(path)
+    return path
+
+
+def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, style: str) -> None:
+    flops = [stage.flops_at(i) for i in stage.curve.iterations]
+    top.plot(flops, stage.curve.losses, color=colour, linewidth=0.5, alpha=0.25)
+    top.plot(flops, stage.curve.smoothed(SMOOTHING), style, color=colour, linewidth=1.8, label=label)
+    points = [(stage.flops_at(i), loss) for i, loss in stage.validation]
+    top.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, markersize=4.5, markeredgecolor="white")
+    bottom.plot(flops, stage.curve.learning_rates, style, color=colour, linewidth=1.4)
+
+
+def _loss_limits(run: RunRecord) -> tuple[float, float]:
+    """From just below the best loss to just above the loss at growth; the first steps from random weights are cut."""
+    every = [s for s in (*run.stages, *run.baselines) if s.curve.losses]
+    low = min(min(s.curve.smoothed(SMOOTHING)) for s in every)
+    settled = [loss for s in every for loss in s.curve.losses[len(s.curve.losses) // 8 :]]
+    jumps = [s.validation_at_start for s in run.stages if s.source and s.validation_at_start]
+    high = max([*settled, *jumps])
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
+
+
+def human_count(parameters: float) -> str:
+    """1.3e9 as 1.3B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g}{letter}"
+    return f"{parameters:.0f}"

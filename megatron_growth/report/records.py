@@ -1,0 +1,156 @@
+"""What the report knows of a run: frozen records read from plan.json and the stages' metrics, nothing derived twice.
+
+Units: losses in nats per token, compute in FLOPs (the paper's accounting, 6 per trainable weight and token, unless the
+name says exact), time in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import RunError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Training points of one stage, one entry per logged iteration."""
+
+    iterations: tuple[int, ...]
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+
+    def smoothed(self, window: int) -> list[float]:
+        """Trailing mean over `window` iterations; shorter at the start."""
+        sums, total = [], 0.0
+        for i, loss in enumerate(self.losses):
+            total += loss - (self.losses[i - window] if i >= window else 0.0)
+            sums.append(total / min(i + 1, window))
+        return sums
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One trained stage, or one baseline (a stage without a source).
+
+    Attributes:
+        name, parameters, tokens, iterations: as planned; `done` says how many iterations were really trained.
+        flops: planned compute of this stage; flops_before: of all stages below it in the chain.
+        source: name of the stage it grew from, None when it started from random weights.
+        validation: (iteration, loss) pairs; iteration 0 is the loss right after growth.
+        wall_seconds: time of the training iterations.
+    """
+
+    name: str
+    parameters: int
+    tokens: int
+    iterations: int
+    done: int
+    flops: float
+    flops_before: float
+    lr: float
+    layout: str
+    source: str | None
+    growth: str
+    curve: Curve
+    validation: tuple[tuple[int, float], ...]
+    wall_seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """All planned iterations were trained."""
+        return self.done >= self.iterations
+
+    def flops_at(self, iteration: int) -> float:
+        """Compute spent when `iteration` of this stage is done, the stages below included."""
+        return self.flops_before + self.flops * iteration / max(self.iterations, 1)
+
+    @property
+    def final_validation(self) -> float | None:
+        """Validation loss at the last evaluated iteration, None when none was evaluated after the start."""
+        return self.validation[-1][1] if self.validation and self.validation[-1][0] > 0 else None
+
+    @property
+    def validation_at_start(self) -> float | None:
+        """Validation loss before the first update: right after growth, or of random weights."""
+        return self.validation[0][1] if self.validation and self.validation[0][0] == 0 else None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: its chain of stages, bottom to top, and its baselines."""
+
+    name: str
+    summary: str
+    stages: tuple[StageRecord, ...]
+    baselines: tuple[StageRecord, ...]
+    total_flops: float
+    scratch_flops: float
+    saving: float
+
+    def before_growth(self, stage: StageRecord) -> float | None:
+        """Validation loss that the source of `stage` ended with, None for stages from random weights."""
+        source = next((s for s in self.stages if s.name == stage.source), None)
+        return source.final_validation if source else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `report --json` prints."""
+        return {
+            "run": self.name,
+            "total_flops": self.total_flops,
+            "scratch_flops": self.scratch_flops,
+            "saving": self.saving,
+            "stages": [self._stage_json(s) for s in self.stages],
+            "baselines": [self._stage_json(s) for s in self.baselines],
+        }
+
+    def _stage_json(self, s: StageRecord) -> dict[str, Any]:
+        return {
+            "name": s.name,
+            "parameters": s.parameters,
+            "iterations": s.done,
+            "planned_iterations": s.iterations,
+            "tokens": s.tokens * s.done // max(s.iterations, 1),
+            "flops": s.flops * s.done / max(s.iterations, 1),
+            "lr": s.lr,
+            "first_loss": s.curve.losses[0] if s.curve.losses else None,
+            "last_loss": s.curve.losses[-1] if s.curve.losses else None,
+            "validation_loss_before_growth": self.before_growth(s),
+            "validation_loss_after_growth": s.validation_at_start if s.source else None,
+            "final_validation_loss": s.final_validation,
+            "layout": s.layout,
+            "grown_from": s.source,
+            "growth": s.growth or None,
+            "wall_seconds": s.wall_seconds,
+        }
+
+
+def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], float]:
+    """Training curve, validation points and summed seconds of one stage's metrics.jsonl.
+
+    Raises:
+        RunError: a line in the middle of the file is not JSON; an unfinished last line is left out.
+    """
+    points: dict[int, dict[str, Any]] = {}
+    validation: dict[int, float] = {}
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise RunError("a line of the metrics is not JSON", where=f"{path}:{number}", fix="remove it") from None
+        if record.get("event") == "validation":
+            validation[int(record["iteration"])] = float(record["loss"])
+        elif "event" not in record:
+            points[int(record["iteration"])] = record
+    rows = [points[i] for i in sorted(points)]
+    curve = Curve(
+        tuple(int(r["iteration"]) for r in rows),
+        tuple(float(r["loss"]) for r in rows),
+        tuple(float(r["lr"]) for r in rows),
+    )
+    return curve, tuple(sorted(validation.items())), sum(float(r.get("seconds", 0.0)) for r in rows)
