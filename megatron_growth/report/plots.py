@@ -15,7 +15,6 @@ from megatron_growth.report.records import RunRecord, StageRecord
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#444444", "#999999")
-SMOOTHING = 20  # iterations of the trailing mean that is drawn over the raw curve
 
 plt.rcParams.update(
     {
@@ -45,7 +44,7 @@ def loss_against_flops(run: RunRecord) -> Figure:
                 ax.axvline(stage.flops_before, color="#bbbbbb", linewidth=0.9, zorder=0)
     top.set_ylabel("loss (nats per token)")
     top.set_ylim(*_loss_limits(run))
-    top.legend(ncols=2, title=f"line: training, mean of {SMOOTHING} iterations   dot: validation", loc="upper right")
+    top.legend(ncols=2, title="line: training, mean of 1/25 of the stage   dot: validation", loc="upper right")
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("compute spent since the start of the run (FLOPs)")
     bottom.set_ylim(bottom=0)
@@ -76,6 +75,11 @@ def growth_steps(run: RunRecord) -> Figure | None:
     return figure
 
 
+def smoothing(stage: StageRecord) -> int:
+    """Iterations of the trailing mean that is drawn over the raw curve: 1/25 of the stage, so all lag alike."""
+    return max(1, len(stage.curve.losses) // 25)
+
+
 def write_png(figure: Figure, path: Path) -> Path:
     """Save and close a figure, atomically."""
     partial = path.with_suffix(".partial.png")
@@ -88,7 +92,7 @@ def write_png(figure: Figure, path: Path) -> Path:
 def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, style: str) -> None:
     flops = [stage.flops_at(i) for i in stage.curve.iterations]
     top.plot(flops, stage.curve.losses, color=colour, linewidth=0.5, alpha=0.25)
-    top.plot(flops, stage.curve.smoothed(SMOOTHING), style, color=colour, linewidth=1.8, label=label)
+    top.plot(flops, stage.curve.smoothed(smoothing(stage)), style, color=colour, linewidth=1.8, label=label)
     points = [(stage.flops_at(i), loss) for i, loss in stage.validation]
     top.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, markersize=4.5, markeredgecolor="white")
     bottom.plot(flops, stage.curve.learning_rates, style, color=colour, linewidth=1.4)
@@ -97,7 +101,7 @@ def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, 
 def _loss_limits(run: RunRecord) -> tuple[float, float]:
     """From just below the best loss to just above the loss at growth; the first steps from random weights are cut."""
     every = [s for s in (*run.stages, *run.baselines) if s.curve.losses]
-    low = min(min(s.curve.smoothed(SMOOTHING)) for s in every)
+    low = min(min(s.curve.smoothed(smoothing(s))) for s in every)
     settled = [loss for s in every for loss in s.curve.losses[len(s.curve.losses) // 8 :]]
     jumps = [s.validation_at_start for s in run.stages if s.source and s.validation_at_start]
     high = max([*settled, *jumps])
