@@ -1,0 +1,232 @@
+"""The --growth-* arguments that the plugin adds to a Megatron training script, and what they mean together."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from megatron_growth.errors import UnsupportedError, UserError
+from megatron_growth.training.patterns import Rule, parse_rules
+
+OptimizerState = Literal["reset", "grow", "asymmetric"]
+LayerSpec = Literal["stock", "auto", "local"]
+Sublayers = Literal["full", "attention"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the --growth-* arguments; give this to Megatron as `extra_args_provider`."""
+    group = parser.add_argument_group(
+        "growth", "start from a smaller model, freeze parameters, and follow a run (megatron_growth)"
+    )
+    _add_growth_arguments(group)
+    _add_training_arguments(group)
+    _add_model_arguments(group)
+    return parser
+
+
+def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--growth-from",
+        metavar="DIR",
+        type=Path,
+        help="grow the weights from this Megatron checkpoint of a smaller model (any parallel layout) when --load "
+        "holds no checkpoint yet; iteration, samples, learning rate and optimizer start anew",
+    )
+    group.add_argument(
+        "--growth-width",
+        metavar="OPERATOR",
+        default="aki",
+        help="how width grows: NAME or NAME:parameter=value,... such as fpi, aki (default: %(default)s)",
+    )
+    group.add_argument(
+        "--growth-depth",
+        metavar="OPERATOR",
+        default="stack",
+        help="how depth grows, such as stack, interpolate (default: %(default)s)",
+    )
+    group.add_argument(
+        "--growth-seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="of the operators' random choices (default: %(default)s)",
+    )
+    group.add_argument(
+        "--growth-optimizer-state",
+        choices=get_args(OptimizerState),
+        default="reset",
+        help="what becomes of the source's optimizer state: start anew, grow it with the weights, or keep it for old "
+        "entries and start new ones anew (default: %(default)s)",
+    )
+
+
+def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--growth-freeze",
+        metavar="PATTERNS",
+        nargs="+",
+        default=[],
+        help="parameters that do not train, as patterns over their names in the whole model, separated by commas: "
+        "'embedding.*,output_layer.*,decoder.layers.{0..5}.*'",
+    )
+    group.add_argument(
+        "--growth-schedule",
+        metavar="PATTERN=SCHEDULE",
+        nargs="+",
+        default=[],
+        help="learning rate by parameter, the first match wins: a multiple of the run's ('embedding.*=0.1'), "
+        "'frozen', or a schedule of its own ('*=wsd:rho=0.75,alpha=0.1')",
+    )
+    group.add_argument(
+        "--growth-data-start",
+        metavar="N",
+        type=int,
+        help="first sample of this run's window in the one sample order of all stages (needs --growth-data-pool)",
+    )
+    group.add_argument(
+        "--growth-data-pool",
+        metavar="N",
+        type=int,
+        help="samples in the one order that all stages share; the same number in every stage",
+    )
+    group.add_argument(
+        "--growth-data-repeat",
+        action="store_true",
+        help="when the window runs past the pool, go on from the pool's first sample (Fixed Data) instead of refusing",
+    )
+    group.add_argument(
+        "--growth-metrics",
+        metavar="FILE",
+        type=Path,
+        help="append the figures of every iteration, validation and checkpoint to this file, one JSON object a line",
+    )
+    group.add_argument(
+        "--growth-evaluate-at-start",
+        action="store_true",
+        help="evaluate before the first step: what growth did to the validation loss",
+    )
+
+
+def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--growth-layer-spec",
+        choices=get_args(LayerSpec),
+        default="stock",
+        help="stock: what Megatron would build; local: without Transformer Engine, with sequence parallelism and "
+        "fused attention; auto: stock with Transformer Engine, local without (default: %(default)s)",
+    )
+    group.add_argument(
+        "--growth-sublayers",
+        choices=get_args(Sublayers),
+        default="full",
+        help="attention: layers have no feed-forward block (a One Attn stage-1 model) (default: %(default)s)",
+    )
+
+
+@dataclass(frozen=True)
+class PluginOptions:
+    """The --growth-* arguments of one run, checked.  Attributes are named after their flags."""
+
+    source: Path | None
+    width: str
+    depth: str
+    seed: int
+    optimizer_state: OptimizerState
+    rules: tuple[Rule, ...]
+    data_start: int | None
+    data_pool: int | None
+    data_repeat: bool
+    metrics: Path | None
+    evaluate_at_start: bool
+    layer_spec: LayerSpec
+    sublayers: Sublayers
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> PluginOptions:
+        """Read and check Megatron's parsed arguments.
+
+        Raises:
+            UserError: flags contradict each other, or add_arguments() was not given to Megatron.
+            RecipeError: a pattern or rule cannot be read.
+        """
+        if not hasattr(args, "growth_from"):
+            raise UserError(
+                "the --growth-* arguments are missing",
+                fix="parse_and_validate_args(extra_args_provider=growth.add_arguments, ...)",
+            )
+        options = cls(
+            source=args.growth_from,
+            width=args.growth_width,
+            depth=args.growth_depth,
+            seed=args.growth_seed,
+            optimizer_state=args.growth_optimizer_state,
+            rules=parse_rules(args.growth_freeze, args.growth_schedule),
+            data_start=args.growth_data_start,
+            data_pool=args.growth_data_pool,
+            data_repeat=args.growth_data_repeat,
+            metrics=args.growth_metrics,
+            evaluate_at_start=args.growth_evaluate_at_start,
+            layer_spec=args.growth_layer_spec,
+            sublayers=args.growth_sublayers,
+        )
+        options._check(args)
+        return options
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the run reads a window of a shared sample order."""
+        return self.data_pool is not None
+
+    def _check(self, args: argparse.Namespace) -> None:
+        self._check_growth(args)
+        self._check_data(args)
+        if self.evaluate_at_start and not args.eval_iters:
+            raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
+        unsupported = {
+            "--use-megatron-fsdp": getattr(args, "use_megatron_fsdp", False),
+            "--use-torch-fsdp2": getattr(args, "use_torch_fsdp2", False),
+            "--init-model-with-meta-device": getattr(args, "init_model_with_meta_device", False),
+        }
+        for flag, is_set in unsupported.items():
+            if is_set and (self.source or self.rules):
+                raise UnsupportedError(f"growing and freezing do not support {flag}", fix=f"leave out {flag}")
+        if self.rules and getattr(args, "decoupled_lr", None) is not None:
+            raise UserError(
+                "--decoupled-lr and --growth-schedule both set the embedding's learning rate",
+                fix="write it as a rule: --growth-schedule 'embedding.*=MULTIPLE' 'output_layer.*=MULTIPLE'",
+            )
+
+    def _check_growth(self, args: argparse.Namespace) -> None:
+        if self.source is None:
+            return
+        if not self.source.is_dir():
+            raise UserError("--growth-from names no folder", where=str(self.source), fix="name a Megatron checkpoint")
+        if args.pretrained_checkpoint is not None:
+            raise UserError("--growth-from and --pretrained-checkpoint both set the first weights", fix="keep one")
+        for flag in ("load", "save"):
+            folder: Any = getattr(args, flag)
+            if folder is not None and Path(folder).resolve() == self.source.resolve():
+                raise UserError(
+                    f"--growth-from and --{flag} name the same folder",
+                    where=str(self.source),
+                    fix="the grown model needs a folder of its own",
+                )
+
+    def _check_data(self, args: argparse.Namespace) -> None:
+        if (self.data_start is None) != (self.data_pool is None):
+            raise UserError("--growth-data-start and --growth-data-pool belong together", fix="give both, or neither")
+        if self.data_start is not None and self.data_pool is not None:
+            if self.data_pool < 1 or not 0 <= self.data_start <= self.data_pool:
+                raise UserError(
+                    f"a window from sample {self.data_start} does not lie in a pool of {self.data_pool}",
+                    fix="0 <= --growth-data-start <= --growth-data-pool",
+                )
+            if args.dataloader_type not in (None, "single"):
+                raise UserError(
+                    f"a data window needs samples in order, but --dataloader-type is {args.dataloader_type}",
+                    fix="--dataloader-type single",
+                )
+        if self.data_repeat and self.data_pool is None:
+            raise UserError("--growth-data-repeat needs --growth-data-start and --growth-data-pool")

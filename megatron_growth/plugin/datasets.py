@@ -1,0 +1,38 @@
+"""The data window: a stock script's training set, cut from the one sample order that all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron.training import get_args, training
+
+from megatron_growth.plugin.arguments import PluginOptions
+
+
+def around_build(original: Callable[..., Any], options: PluginOptions) -> Callable[..., Any]:
+    """Build the training set at the size of the pool and keep this run's window of it.
+
+    Megatron shuffles a dataset by its size, so every stage builds the whole pool and reads its own part.  One more
+    evaluation needs validation samples for it.
+    """
+
+    def build_train_valid_test_datasets(
+        build_train_valid_test_datasets_provider: Callable[..., Any],
+        train_valid_test_num_samples: tuple[int, int | None, int] | None = None,
+    ) -> Any:
+        args = get_args()
+        train, valid, test = train_valid_test_num_samples or training.get_train_valid_test_num_samples()
+        if options.evaluate_at_start and valid is not None:
+            valid += args.eval_iters * args.eval_global_batch_size
+        if not options.windowed:
+            return original(build_train_valid_test_datasets_provider, (train, valid, test))
+        from megatron_growth.data.windows import window_train_dataset
+
+        datasets = original(build_train_valid_test_datasets_provider, (options.data_pool, valid, test))
+        window = window_train_dataset(
+            datasets[0], start=options.data_start, samples=train, pool=options.data_pool, repeat=options.data_repeat
+        )
+        return window, *datasets[1:]
+
+    return build_train_valid_test_datasets

@@ -1,0 +1,254 @@
+"""What the plugin does at Megatron's events: wrappers around functions of `megatron.training.training`.
+
+Each `around_*` method takes an original function and returns one that calls it and adds a little; `rebind.py` puts it
+in place.  A wrapper takes the arguments that it does not use as they come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.training import get_args, training
+
+from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.plugin.metrics import MetricsFile, Record
+
+Function = Callable[..., Any]
+
+
+class Events:
+    """The state of one plugged-in process between Megatron's calls.
+
+    Args:
+        options: of the run.
+
+    Attributes:
+        after_setup: called with (model chunks, optimizer, scheduler) once they exist and the checkpoint is loaded.
+        after_iteration: called with (model chunks, optimizer, scheduler, iteration) after the optimizer's step, the
+            log and the evaluation, before the checkpoint.
+    """
+
+    def __init__(self, options: PluginOptions) -> None:
+        self.after_setup: list[Function] = []
+        self.after_iteration: list[Function] = []
+        self._options = options
+        self._metrics = MetricsFile(options.metrics) if options.metrics else None
+        self._is_open = False
+        self._waiting: list[Record] = []
+        self._evaluation: tuple[int, str] | None = None
+        self._mark = time.perf_counter()
+
+    # Records ------------------------------------------------------------------------------------------------------
+
+    def record(self, record: Record) -> None:
+        """Write one record from the rank that has the loss; one made before the iteration is known waits."""
+        if self._metrics is None or dist.get_rank() != dist.get_world_size() - 1:
+            return
+        if self._is_open:
+            self._metrics.write(record)
+        else:
+            self._waiting.append(record)
+
+    def _open(self) -> None:
+        """Open the metrics at the iteration that was loaded (0 for a new run)."""
+        if self._is_open:
+            return
+        self._is_open = True
+        iteration = get_args().iteration
+        if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
+            self._metrics.resume(iteration)
+        self.record({"event": "start", "iteration": iteration, "time": round(time.time(), 3)})
+        for record in self._waiting:
+            self.record(record)
+        self._waiting.clear()
+
+    # Wrappers -----------------------------------------------------------------------------------------------------
+
+    def around_setup(self, original: Function) -> Function:
+        """Run `after_setup` when model, optimizer and scheduler are ready."""
+
+        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+            model, optimizer, scheduler = original(*args, **kwargs)
+            for hook in self.after_setup:
+                hook(model, optimizer, scheduler)
+            return model, optimizer, scheduler
+
+        return setup_model_and_optimizer
+
+    def around_train(self, original: Function) -> Function:
+        """Open the metrics and evaluate before the first step."""
+
+        def train(*args: Any, **kwargs: Any) -> Any:
+            self._open()
+            if self._options.evaluate_at_start and get_args().iteration == 0 and get_args().do_valid:
+                self._evaluate_at_start(*args, **kwargs)
+            self._mark = time.perf_counter()
+            return original(*args, **kwargs)
+
+        return train
+
+    def _evaluate_at_start(
+        self,
+        forward_step_func: Function,
+        model: list[torch.nn.Module],
+        optimizer: Any,  # noqa: ARG002  (the parameters are those of Megatron's train())
+        opt_param_scheduler: Any,  # noqa: ARG002
+        train_data_iterator: Any,  # noqa: ARG002
+        valid_data_iterator: Any,
+        process_non_loss_data_func: Function | None,
+        config: Any,
+        checkpointing_context: Any,  # noqa: ARG002
+        non_loss_data_func: Function | None,
+        inference_model: Any = None,  # noqa: ARG002
+        **groups: Any,
+    ) -> None:
+        """One evaluation as the training loop makes it, with the weights as they were initialised, grown or given."""
+        hooked = training.should_disable_forward_pre_hook(get_args())
+        if hooked:  # parameters are in place; there is nothing to gather yet
+            training.disable_forward_pre_hook(model, param_sync=False)
+        training.evaluate_and_print_results(
+            "iteration 0",
+            forward_step_func,
+            valid_data_iterator,
+            model,
+            0,
+            process_non_loss_data_func,
+            config,
+            non_loss_data_func=non_loss_data_func,
+            **groups,
+        )
+        if hooked:
+            training.enable_forward_pre_hook(model)
+
+    def around_training_log(self, original: Function) -> Function:
+        """Write the figures of one iteration."""
+
+        def training_log(
+            loss_dict: dict[str, torch.Tensor],
+            total_loss_dict: dict[str, Any],
+            learning_rate: float | None,
+            iteration: int,
+            loss_scale: float,
+            report_memory_flag: bool,
+            skipped_iter: int,
+            grad_norm: float | None,
+            *rest: Any,
+            **kwargs: Any,
+        ) -> Any:
+            now = time.perf_counter()
+            seconds, self._mark = now - self._mark, now
+            rate = learning_rate
+            if self._options.rules:  # a rank without trainable parameters has no learning rate of its own
+                reduced = training.reduce_max_stat_across_model_parallel_group(learning_rate)
+                rate = reduced if rate is None else rate
+            self.record(_iteration(iteration, loss_dict, rate, grad_norm, seconds, skipped_iter))
+            return original(
+                loss_dict,
+                total_loss_dict,
+                learning_rate,
+                iteration,
+                loss_scale,
+                report_memory_flag,
+                skipped_iter,
+                grad_norm,
+                *rest,
+                **kwargs,
+            )
+
+        return training_log
+
+    def around_evaluate_and_print(self, original: Function) -> Function:
+        """Know which evaluation is being made, and leave its time out of the step time."""
+
+        def evaluate_and_print_results(
+            prefix: str,
+            forward_step_func: Function,
+            data_iterator: Any,
+            model: Any,
+            iteration: int,
+            *rest: Any,
+            **kw: Any,
+        ) -> Any:
+            self._open()
+            when = "test" if "test set" in prefix else "final" if "validation set" in prefix else "interval"
+            self._evaluation = (iteration, when if iteration or when != "interval" else "start")
+            result = original(prefix, forward_step_func, data_iterator, model, iteration, *rest, **kw)
+            self._evaluation = None
+            self._mark = time.perf_counter()
+            return result
+
+        return evaluate_and_print_results
+
+    def around_evaluate(self, original: Function) -> Function:
+        """Write the loss of one evaluation."""
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            losses, collected, time_is_up = original(*args, **kwargs)
+            if losses and self._evaluation is not None:
+                iteration, when = self._evaluation
+                event = {"event": "test"} if when == "test" else {"event": "validation", "when": when}
+                self.record({**event, "iteration": iteration, "loss": _loss(losses)})
+            return losses, collected, time_is_up
+
+        return evaluate
+
+    def around_save(self, original: Function) -> Function:
+        """Note a checkpoint."""
+
+        def save_checkpoint_and_time(iteration: int, *rest: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            result = original(iteration, *rest, **kwargs)
+            self._mark = time.perf_counter()
+            self.record({"event": "checkpoint", "iteration": iteration, "seconds": round(self._mark - begin, 6)})
+            if self._metrics is not None:
+                self._metrics.sync()
+            return result
+
+        return save_checkpoint_and_time
+
+    def around_callbacks(self, original: Function) -> Function:
+        """Run `after_iteration`."""
+
+        def post_training_step_callbacks(
+            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
+        ) -> Any:
+            result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+            for hook in self.after_iteration:
+                hook(model, optimizer, opt_param_scheduler, iteration)
+            return result
+
+        return post_training_step_callbacks
+
+
+def _iteration(
+    iteration: int,
+    losses: dict[str, torch.Tensor],
+    learning_rate: float | None,
+    grad_norm: float | None,
+    seconds: float,
+    skipped: int,
+) -> Record:
+    """The metrics line of one iteration."""
+    args = get_args()
+    batch = args.micro_batch_size * args.data_parallel_size * training.get_num_microbatches()
+    record = {
+        "iteration": iteration,
+        "samples": args.consumed_train_samples,
+        "tokens": args.consumed_train_samples * args.seq_length,
+        "loss": _loss(losses),
+        "lr": learning_rate,
+        "grad_norm": None if grad_norm is None else float(grad_norm),
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(batch * args.seq_length / seconds, 1),
+    }
+    return {**record, "skipped": True} if skipped else record
+
+
+def _loss(losses: dict[str, torch.Tensor]) -> float | None:
+    """The language-model loss of a dictionary of losses: nats per token, exact in float32."""
+    value = losses.get("lm loss", next(iter(losses.values()), None))
+    return None if value is None else float(value)

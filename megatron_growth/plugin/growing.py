@@ -1,0 +1,77 @@
+"""Grow on load: fill a fresh model's own shards from the checkpoint of a smaller one, before Megatron wraps it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.training import get_args, print_rank_0
+from megatron.training.checkpointing import checkpoint_exists
+
+from megatron_growth.errors import UserError
+from megatron_growth.plugin.arguments import PluginOptions
+
+Chunks = list[torch.nn.Module]
+
+
+def has_own_checkpoint(load: str | None, save: str | None) -> bool:
+    """Whether this run has a checkpoint to resume from; rank 0 looks, so that all ranks agree.
+
+    Args:
+        load: the run's --load.
+        save: the run's --save.
+
+    Raises:
+        UserError: a checkpoint lies in --save where --load will not find it; training would start anew over it.
+    """
+    found = [checkpoint_exists(load), checkpoint_exists(save)] if dist.get_rank() == 0 else [False, False]
+    dist.broadcast_object_list(found, src=0)
+    loadable, saved = found
+    if saved and not loadable:
+        raise UserError(
+            "--save already holds a checkpoint, but --load does not; growing would start this run again over it",
+            where=str(save),
+            fix=f"add --load {save} to go on, or name a new folder with --save",
+        )
+    return loadable
+
+
+def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Callable[[Chunks], Chunks]:
+    """A `pre_wrap_hook` that grows the model unless the run has a checkpoint of its own.
+
+    Args:
+        options: of the run; `source` is set.
+        record: receives the "grown" event.
+    """
+
+    def grow(chunks: Chunks) -> Chunks:
+        args = get_args()
+        if has_own_checkpoint(args.load, args.save):
+            print_rank_0(f"growth: {args.load} holds a checkpoint of this run; nothing is grown")
+            return chunks
+        from megatron_growth.checkpoint.grow_on_load import fill
+
+        source = Path(str(options.source))
+        print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
+        begin = time.perf_counter()
+        fill(chunks, source, args, width=options.width, depth=options.depth, seed=options.seed)
+        seconds = round(time.perf_counter() - begin, 3)
+        print_rank_0(f"growth: grown in {seconds} s")
+        record(
+            {
+                "event": "grown",
+                "iteration": 0,
+                "source": str(source),
+                "width": options.width,
+                "depth": options.depth,
+                "seed": options.seed,
+                "seconds": seconds,
+            }
+        )
+        return chunks
+
+    return grow

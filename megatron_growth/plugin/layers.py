@@ -1,0 +1,19 @@
+"""The layer spec that --growth-layer-spec and --growth-sublayers ask for, given to Megatron's model configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_growth.plugin.arguments import PluginOptions
+
+
+def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
+    """Set `model_cfg.transformer_layer_spec`; Megatron calls it when it builds the model.
+
+    Args:
+        model_cfg: a GPTModelConfig.
+        options: of the run.
+    """
+    from megatron_growth.backend.layer_spec import layer_spec
+
+    model_cfg.transformer_layer_spec = layer_spec(options.layer_spec, options.sublayers)

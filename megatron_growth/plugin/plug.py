@@ -1,0 +1,86 @@
+"""`plug_into`: give a Megatron model configuration what the --growth-* arguments ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from megatron_growth.errors import UnsupportedError
+from megatron_growth.plugin import rebind
+from megatron_growth.plugin.arguments import PluginOptions
+
+
+def plug_into(model_cfg: Any, args: argparse.Namespace) -> Any:
+    """Add the behaviour that the --growth-* arguments ask for; without any of them, add nothing.
+
+    Args:
+        model_cfg: what `gpt_config_from_args(args)` returned.
+        args: what `parse_and_validate_args` returned.
+
+    Returns:
+        The same `model_cfg`.
+
+    Raises:
+        UserError: flags contradict each other.
+        UnsupportedError: this Megatron, or this kind of model, is not supported.
+    """
+    options = PluginOptions.from_args(args)
+    unplug()
+    if not _wanted(options):
+        return model_cfg
+    rebind.check_version()
+    if not hasattr(model_cfg, "pre_wrap_hooks") or not hasattr(model_cfg, "transformer_layer_spec"):
+        raise UnsupportedError(
+            f"{type(model_cfg).__name__} is not a GPT model configuration of Megatron",
+            fix="call plug_into(gpt_config_from_args(args), args)",
+        )
+    _plug(model_cfg, options)
+    return model_cfg
+
+
+def unplug() -> None:
+    """Put back every function of Megatron that plug_into() replaced.
+
+    Hooks that were added to a `model_cfg` stay with that `model_cfg`.
+    """
+    rebind.unbind_all()
+
+
+def _wanted(options: PluginOptions) -> bool:
+    return bool(
+        options.source
+        or options.rules
+        or options.windowed
+        or options.metrics
+        or options.evaluate_at_start
+        or options.layer_spec != "stock"
+        or options.sublayers != "full"
+    )
+
+
+def _plug(model_cfg: Any, options: PluginOptions) -> None:
+    from megatron_growth.plugin.events import Events
+    from megatron_growth.plugin.growing import grow_hook
+
+    events = Events(options)
+    if options.layer_spec != "stock" or options.sublayers != "full":
+        from megatron_growth.plugin.layers import choose_layer_spec
+
+        choose_layer_spec(model_cfg, options)
+    if options.source:
+        model_cfg.pre_wrap_hooks.append(grow_hook(options, events.record))
+    if options.rules:
+        from megatron_growth.plugin.groups import ParameterRules
+
+        ParameterRules(options.rules).plug_into(model_cfg)
+    if options.windowed or options.evaluate_at_start:
+        from megatron_growth.plugin.datasets import around_build
+
+        rebind.bind("build_train_valid_test_datasets", lambda original: around_build(original, options))
+    if options.metrics or options.evaluate_at_start:
+        rebind.bind("train", events.around_train)
+    if options.metrics:
+        rebind.bind("training_log", events.around_training_log)
+        rebind.bind("evaluate", events.around_evaluate)
+        rebind.bind("evaluate_and_print_results", events.around_evaluate_and_print)
+        rebind.bind("save_checkpoint_and_time", events.around_save)

@@ -1,0 +1,50 @@
+"""Layout-free names for the parameters of a Megatron model: the same on every rank, whatever TP, PP and VPP are.
+
+Megatron numbers the layers of each model chunk from zero.  Here layers carry their number in the whole model, so
+`decoder.layers.5.mlp.linear_fc2.weight` is the sixth layer on whichever stage it lies.  With tied embeddings the last
+pipeline stage holds a copy of the embedding as its output layer; that copy goes by the embedding's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+
+_LAYER = re.compile(r"^(decoder\.layers)\.(\d+)\.(.+)$")
+_WRAPPERS = re.compile(r"^(?:module\.)+")
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+
+
+def unwrapped(chunk: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, without Float16Module and DistributedDataParallel around it."""
+    while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):
+        chunk = inner
+    return chunk
+
+
+def global_name(model: torch.nn.Module, local_name: str) -> str:
+    """The layout-free name of a parameter of one (unwrapped) model chunk.
+
+    Args:
+        model: a GPTModel; its layers know their own number (`layer_number`, from 1).
+        local_name: as `named_parameters()` gives it, with or without the prefixes of wrappers.
+    """
+    name = _WRAPPERS.sub("", local_name)
+    if match := _LAYER.match(name):
+        layer = model.get_submodule(f"{match[1]}.{match[2]}")
+        return f"{match[1]}.{int(layer.layer_number) - 1}.{match[3]}"
+    if name == OUTPUT and getattr(model, "share_embeddings_and_output_weights", False):
+        return EMBEDDING
+    return name
+
+
+def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(layout-free name, parameter) of every parameter that this rank holds."""
+    for chunk in chunks:
+        model = unwrapped(chunk)
+        for name, parameter in model.named_parameters():
+            yield global_name(model, name), parameter
