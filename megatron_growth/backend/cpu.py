@@ -1,0 +1,221 @@
+"""Unmodified Megatron on the CPU: `install()` before Megatron is used, or run a stock script with one command.
+
+    python -m megatron_growth.backend.cpu pretrain_gpt.py --num-layers 4 ...
+    torchrun --nproc-per-node 2 -m megatron_growth.backend.cpu pretrain_gpt.py --tensor-model-parallel-size 2 ...
+
+Where a GPU is present both do nothing.  Nothing in Megatron's files is changed and nothing is replaced at import:
+`install()` sets the attributes that `replacements()` lists, each with its reason, and `uninstall()` sets them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.backend.replacements import Replacement, apply
+from megatron_growth.errors import UserError
+
+# Flags without which Megatron asks for Transformer Engine, Apex or NCCL, with their values.
+REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
+    "--transformer-impl": ("local",),
+    "--distributed-backend": ("gloo",),
+    "--no-rope-fusion": (),
+    "--no-persist-layer-norm": (),
+    "--no-gradient-accumulation-fusion": (),
+}
+
+# What torchrun would set for one process; port 0 is any free port.
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
+_undo: Callable[[], None] | None = None
+
+
+def cpu_flags(argv: Sequence[str] = ()) -> list[str]:
+    """The required flags that `argv` does not hold, ready to be appended to it."""
+    given = {word.split("=")[0] for word in argv}
+    return [word for flag, values in REQUIRED_FLAGS.items() if flag not in given for word in (flag, *values)]
+
+
+def installed() -> bool:
+    """Whether `install()` has made its replacements in this process."""
+    return _undo is not None
+
+
+def install() -> bool:
+    """Let Megatron run on the host with gloo.  Does nothing where a GPU is present or when already installed.
+
+    Returns:
+        Whether the process runs on the stand-in now.
+    """
+    global _undo
+    if _undo is not None:
+        return True
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        return False
+    # Both build tables of torch functions on first use; the tables must hold the originals.
+    importlib.import_module("torch._dynamo")
+    torch.utils._device._device_constructors()
+    from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
+
+    # Megatron reads torch.cuda and torch.compile while it is imported: those first.
+    first = apply([*cuda_replacements(), *tensor_replacements(), *torch_replacements()])
+    try:
+        second = apply(megatron_replacements())
+    except BaseException:
+        first()
+        raise
+    _undo = functools.partial(_take_back, [first, second, *_settings()])
+    return True
+
+
+def uninstall() -> None:
+    """Take back every replacement.  Megatron modules imported meanwhile keep running their functions uncompiled."""
+    global _undo
+    if _undo is not None:
+        _undo()
+        _undo = None
+
+
+def replacements() -> list[Replacement]:
+    """Every replacement that `install()` makes, for reading; imports Megatron."""
+    from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
+
+    return [*cuda_replacements(), *tensor_replacements(), *torch_replacements(), *megatron_replacements()]
+
+
+def torch_replacements() -> list[Replacement]:
+    """What must change in torch outside `torch.cuda` and the tensor factories."""
+    import torch
+    import torch.distributed as dist
+
+    return [
+        Replacement(torch, "compile", _uncompiled, "Megatron's jit_fuser: compiling for the host costs minutes"),
+        Replacement(torch.accelerator, "is_available", lambda: False, "data loaders: no pin-memory thread"),
+        Replacement(dist, "barrier", _without_device_ids(dist.barrier), "gloo refuses device_ids"),
+    ]
+
+
+def megatron_replacements() -> list[Replacement]:
+    """What must change in Megatron itself; imports the modules concerned."""
+    from megatron.core import optimizer
+    from megatron.core.datasets import utils as dataset_utils
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.optimizer import distrib_optimizer
+
+    from megatron_growth.backend.fused_adam import FusedAdam
+
+    rows = []
+    if importlib.util.find_spec("megatron.core.datasets.helpers_cpp"):
+        why = "the wheel ships the compiled helpers and no Makefile; Megatron would run make and exit"
+        rows.append(Replacement(dataset_utils, "compile_helpers", lambda: None, why))
+    # The first save starts a manager process; a spawned one imports the main script again, which takes seconds.
+    queue = functools.partial(filesystem_async.get_write_results_queue, mp_mode="fork")
+    rows.append(Replacement(filesystem_async, "get_write_results_queue", queue, "fork the writers' manager process"))
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        why = "resuming torch's AdamW in the distributed optimizer fails; FusedAdam's path works"
+        rows += [
+            Replacement(distrib_optimizer, "HAVE_APEX_OR_TE", True, why),
+            Replacement(distrib_optimizer, "USING_APEX_OPTIMIZER", True, why),
+            Replacement(distrib_optimizer, "Adam", FusedAdam, why),
+            Replacement(optimizer, "USING_PYTORCH_OPTIMIZER", False, why),
+            Replacement(optimizer, "Adam", FusedAdam, why),
+        ]
+    return rows
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """`torch.compile` that returns its argument, used plainly or as a decorator with options."""
+    return model if model is not None else (lambda function: function)
+
+
+def _without_device_ids(barrier: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(barrier)
+    def host_barrier(group: Any = None, async_op: bool = False, device_ids: Any = None) -> Any:  # noqa: ARG001
+        return barrier(group=group, async_op=async_op)
+
+    return host_barrier
+
+
+def _not_about_the_host_generator(record: logging.LogRecord) -> bool:
+    """False for the RNG tracker's warning that the host's generator moved: here it is the one that must move."""
+    return "CPU RNG state changed" not in record.getMessage()
+
+
+def _settings() -> list[Callable[[], None]]:
+    """Settings that are not attributes; each is returned as the call that takes it back."""
+    import torch
+
+    rng_log = logging.getLogger("megatron.core.tensor_parallel.random")
+    rng_log.addFilter(_not_about_the_host_generator)
+    # Functions that Megatron compiled before install() run eagerly too.
+    torch.compiler.set_stance("force_eager")
+    # Megatron demands this variable for tensor parallelism on devices before Blackwell.
+    connections = "CUDA_DEVICE_MAX_CONNECTIONS"
+    former = os.environ.get(connections)
+    os.environ.setdefault(connections, "1")
+
+    def restore_variable() -> None:
+        if former is None:
+            os.environ.pop(connections, None)
+
+    return [
+        lambda: rng_log.removeFilter(_not_about_the_host_generator),
+        lambda: torch.compiler.set_stance("default"),
+        restore_variable,
+    ]
+
+
+def _take_back(undos: Sequence[Callable[[], None]]) -> None:
+    for undo in reversed(undos):
+        undo()
+
+
+def run_script(script: str | Path, argv: Sequence[str]) -> None:
+    """Run a stock script as `python script argv...` would, on the host where no GPU is present.
+
+    On the host the flags of `cpu_flags` are appended when missing, and outside torchrun the script is the only
+    process of its world.
+
+    Raises:
+        UserError: there is no such script.
+    """
+    path = Path(script)
+    if not path.is_file():
+        raise UserError(f"there is no script {path}", fix="give the path of a Python script, e.g. pretrain_gpt.py")
+    words = list(argv)
+    if install():
+        words += cpu_flags(words)
+        if "RANK" not in os.environ:
+            os.environ.update(SINGLE_PROCESS)
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.resolve().parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m megatron_growth.backend.cpu SCRIPT ARGS...`."""
+    parser = argparse.ArgumentParser(prog="python -m megatron_growth.backend.cpu", description=__doc__.split("\n")[0])
+    parser.add_argument("script", help="a Megatron pre-training script, unmodified")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    args = parser.parse_args(argv)
+    try:
+        run_script(args.script, args.arguments)
+    except UserError as error:
+        print(f"megatron_growth.backend.cpu: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    # Python runs this file as a module named __main__; the state of install() belongs to the importable one.
+    sys.exit(importlib.import_module("megatron_growth.backend.cpu").main())

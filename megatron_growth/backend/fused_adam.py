@@ -1,0 +1,82 @@
+"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's fused host kernel.
+
+Megatron's distributed optimizer takes one of two paths when it saves and loads: FusedAdam's, where `step` is a number
+in the parameter group, and torch's, where `step` is a tensor per parameter.  In 0.19 the second cannot resume, so on
+the host the first is used, with this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim.adam import adam
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2), `step` kept in the parameter group.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay rates of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: factor of the weight decay.
+        adam_w_mode: decay the weights (AdamW); otherwise add the decay to the gradient (Adam with L2).
+        capturable: accepted and unused; it is about CUDA graphs.
+
+    State per parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and type.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        adam_w_mode: bool = True,
+        capturable: bool = False,  # noqa: ARG002
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.adam_w_mode = adam_w_mode
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        beta1, beta2 = group["betas"]
+        adam(
+            parameters,
+            [p.grad for p in parameters],
+            [self.state[p]["exp_avg"] for p in parameters],
+            [self.state[p]["exp_avg_sq"] for p in parameters],
+            [],
+            # The kernel adds one to every step before it uses it.
+            [torch.tensor(float(group["step"] - 1)) for _ in parameters],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            decoupled_weight_decay=self.adam_w_mode,
+        )
