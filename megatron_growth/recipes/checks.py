@@ -1,0 +1,123 @@
+"""What a recipe must satisfy beyond the types of its keys: names, sources, sizes that grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.recipes.schema import Recipe, Stage, vocabulary_of
+from megatron_growth.recipes.source import KeyPath
+
+Problem = tuple[KeyPath, str]
+
+
+def problems_of(recipe: Recipe) -> list[Problem]:
+    """All problems of a recipe whose keys are valid one by one, as (key path, message)."""
+    return [
+        *_vocabulary(recipe),
+        *_names(recipe),
+        *_sizes(recipe),
+        *_sources(recipe),
+        *_operators(recipe),
+        *_budgets(recipe),
+    ]
+
+
+def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
+    known = vocabulary_of(recipe.data.tokenizer)
+    if recipe.model.vocab is None and known is None:
+        yield ("model",), f"model.vocab is missing: the tokenizer {recipe.data.tokenizer!r} does not tell its size"
+    if recipe.model.vocab and known and recipe.model.vocab != known:
+        yield (
+            ("model", "vocab"),
+            f"vocab is {recipe.model.vocab}, but the tokenizer {recipe.data.tokenizer!r} has {known} tokens",
+        )
+
+
+def _names(recipe: Recipe) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, stage in enumerate(recipe.stages):
+        if stage.name in seen:
+            yield ("stages", index, "name"), f"two stages are called {stage.name!r}"
+        seen.add(stage.name)
+    for name in recipe.baselines:
+        if name in seen:
+            yield ("baselines", name), f"a stage is called {name!r} too"
+
+
+def _sizes(recipe: Recipe) -> Iterator[Problem]:
+    places: list[tuple[KeyPath, Stage]] = [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
+    places += [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
+    for path, stage in places:
+        if recipe.model.head_dim is None and stage.hidden % stage.heads:
+            yield (*path, "heads"), f"hidden {stage.hidden} is not a multiple of {stage.heads} heads; give model.head_dim"
+        if stage.ffn is None and recipe.model.ffn_multiple is None:
+            yield path, "ffn is missing, here or as model.ffn_multiple"
+        if stage.query_groups and stage.heads % stage.query_groups:
+            yield (*path, "query_groups"), f"{stage.heads} heads cannot be shared by {stage.query_groups} query groups"
+        if stage.global_batch_size % stage.micro_batch_size:
+            yield (
+                (*path, "micro_batch_size"),
+                f"global_batch_size {stage.global_batch_size} is not a multiple of micro_batch_size "
+                f"{stage.micro_batch_size}",
+            )
+
+
+def _sources(recipe: Recipe) -> Iterator[Problem]:
+    earlier: dict[str, Stage] = {}
+    for index, stage in enumerate(recipe.stages):
+        path: KeyPath = ("stages", index, "from")
+        if stage.source is not None and "/" in stage.source:
+            variant = stage.source.partition("/")[0]
+            if variant not in recipe.variants:
+                yield path, f"the recipe has no variant {variant!r}; {nearest(variant, recipe.variants)}"
+        elif stage.source is not None:
+            if stage.source not in earlier:
+                yield path, f"no earlier stage is called {stage.source!r}; {nearest(stage.source, earlier)}"
+            else:
+                yield from _growing(index, stage, earlier[stage.source], recipe)
+        if index and stage.source is None and recipe.budget.rule == "family":
+            yield ("stages", index), f"stage {stage.name} needs `from`: the family rule grows each stage from another"
+        earlier[stage.name] = stage
+
+
+def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterator[Problem]:
+    for key in ("hidden", "layers"):
+        old, new = getattr(source, key), getattr(stage, key)
+        if new < old:
+            yield ("stages", index, key), f"{key} shrinks from {old} ({source.name}) to {new} ({stage.name})"
+    if recipe.model.head_dim is None and (source.hidden % source.heads == 0 == stage.hidden % stage.heads):
+        old, new = source.hidden // source.heads, stage.hidden // stage.heads
+        if old != new:
+            yield (
+                ("stages", index, "heads"),
+                f"the head dimension changes from {old} ({source.name}) to {new} ({stage.name}); growth keeps it: "
+                f"take {stage.hidden / old:g} heads",
+            )
+
+
+def _operators(recipe: Recipe) -> Iterator[Problem]:
+    from megatron_growth import operators  # numpy: only when a recipe is really checked
+
+    for index, stage in enumerate(recipe.stages):
+        for kind in ("width", "depth"):
+            spec = getattr(stage.growth, kind)
+            if stage.source is None or spec is None:
+                continue
+            try:
+                operators.get(kind, spec)
+            except GrowthError as error:
+                yield ("stages", index, "growth", kind), f"{error.what}; {error.fix}".rstrip("; ")
+
+
+def _budgets(recipe: Recipe) -> Iterator[Problem]:
+    for index, stage in enumerate(recipe.stages):
+        if recipe.budget.rule == "iterations" and stage.iterations is None:
+            yield ("stages", index), f"stage {stage.name} needs `iterations`: the budget rule is `iterations`"
+        if recipe.budget.rule != "iterations" and stage.iterations is not None:
+            yield (
+                ("stages", index, "iterations"),
+                f"iterations of stage {stage.name} follow from the budget rule `{recipe.budget.rule}`; leave them out",
+            )
+        if stage.stop_iterations and stage.iterations and stage.stop_iterations > stage.iterations:
+            yield ("stages", index, "stop_iterations"), "stop_iterations is more than iterations"

@@ -1,0 +1,202 @@
+"""From a name or a file to a checked `Recipe`: read, merge the variant, inherit, validate, report all problems at once.
+
+A variant is merged over the recipe key by key.  `stages` of a variant is either a list, which replaces the recipe's,
+or a mapping from stage names to changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes.checks import problems_of
+from megatron_growth.recipes.schema import Baseline, Recipe, Stage
+from megatron_growth.recipes.source import KeyPath, Source, dotted, parse_yaml, read_yaml
+
+FOLDER = Path(__file__).parent
+INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
+OF_ITS_OWN = ("name", "from", "growth", "freeze", "rules", "adapters", "iterations", "stop_iterations")
+
+
+def names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def path_of(name_or_path: str | Path) -> Path:
+    """The file of a recipe: a shipped one by name, or a path.
+
+    Raises:
+        RecipeError: there is no such recipe; the nearest names are listed.
+    """
+    text = str(name_or_path)
+    if (shipped := FOLDER / f"{text}.yaml").is_file() and "/" not in text:
+        return shipped
+    if text.endswith((".yaml", ".yml")) or "/" in text:
+        if Path(text).is_file():
+            return Path(text)
+        raise RecipeError(f"there is no recipe file {text}", fix="give a path, or one of: " + ", ".join(names()))
+    raise RecipeError(f"no recipe is called {text!r}", fix=nearest(text, names()))
+
+
+def load(name_or_path: str | Path, variant: str | None = None) -> Recipe:
+    """The checked recipe of a shipped name or a YAML file, with a variant merged in.
+
+    Raises:
+        RecipeError: unknown recipe or variant, or an invalid document; all problems with file and line.
+    """
+    file = path_of(name_or_path)
+    document, source = read_yaml(file)
+    return build(document, source, variant)
+
+
+def loads(text: str, variant: str | None = None, file: str = "recipe") -> Recipe:
+    """As `load`, from the text of a recipe."""
+    document, source = parse_yaml(text, file)
+    return build(document, source, variant)
+
+
+def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
+    """A checked recipe from a parsed document."""
+    if not isinstance(document, dict):
+        raise RecipeError("a recipe is a mapping of keys", where=source.file, fix="see the shipped recipes")
+    document, lines = deepcopy(document), dict(source.lines)
+    if variant is not None:
+        _merge_variant(document, lines, variant, source)
+    _inherit(document, lines)
+    source = Source(source.file, lines)
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise _report([_problem(dict(e), Recipe) for e in error.errors()], source) from None
+    recipe._source = source
+    if problems := problems_of(recipe):
+        raise _report(problems, source)
+    return recipe
+
+
+def _merge_variant(document: dict[str, Any], lines: dict[KeyPath, int], variant: str, source: Source) -> None:
+    """Merge the changes of a variant into the document, with the lines they stand on."""
+    variants = document.get("variants") or {}
+    if variant not in variants:
+        where = source.where(("variants",))
+        raise RecipeError(f"the recipe has no variant {variant!r}", where=where, fix=nearest(variant, variants))
+    _merge(document, variants[variant] or {}, (), ("variants", variant), lines)
+    document["variant"] = variant
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]) -> None:
+    """Deep-merge `over` into `base`; `at` and `origin` are the paths of the two in the document."""
+    for key, value in over.items():
+        path, came_from = (*at, key), (*origin, key)
+        old = base.get(key)
+        if key == "stages" and isinstance(old, list) and isinstance(value, dict):
+            _merge_stages(old, value, path, came_from, lines)
+        elif isinstance(old, dict) and isinstance(value, dict):
+            _merge(old, value, path, came_from, lines)
+        else:
+            base[key] = deepcopy(value)
+            _move_lines(lines, came_from, path)
+
+
+def _merge_stages(
+    stages: list[Any], changes: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]
+) -> None:
+    """Changes to stages by name."""
+    index = {stage.get("name"): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
+    for name, change in changes.items():
+        if name not in index:
+            raise RecipeError(
+                f"the variant changes a stage {name!r} that the recipe does not have",
+                where=dotted((*origin, name)),
+                fix=nearest(str(name), [str(known) for known in index]),
+            )
+        _merge(stages[index[name]], change or {}, (*at, index[name]), (*origin, name), lines)
+
+
+def _move_lines(lines: dict[KeyPath, int], origin: KeyPath, to: KeyPath) -> None:
+    """Let the keys below `to` point to the lines of those below `origin`."""
+    moved = {(*to, *p[len(origin) :]): line for p, line in lines.items() if p[: len(origin)] == origin}
+    for path in [p for p in lines if p[: len(to)] == to]:
+        del lines[path]
+    lines.update(moved)
+
+
+def _inherit(document: dict[str, Any], lines: dict[KeyPath, int]) -> None:
+    """Complete stages with the recipe's blocks, and baselines with the last stage."""
+    stages = document.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return
+    for index, stage in enumerate(stages):
+        _inherit_blocks(document, stage, ("stages", index), lines)
+    baselines = document.get("baselines")
+    if not (stages and isinstance(baselines, dict)):
+        return
+    for name, baseline in baselines.items():
+        if isinstance(baseline, dict):
+            last = {key: value for key, value in stages[-1].items() if key not in OF_ITS_OWN}
+            _inherit_blocks(last, baseline, ("baselines", name), lines, ("schedule", "optimizer"))
+            baselines[name] = {"name": name, **deepcopy(last), **baseline}
+
+
+def _inherit_blocks(
+    parent: Mapping[str, Any],
+    child: dict[str, Any],
+    at: KeyPath,
+    lines: dict[KeyPath, int],
+    blocks: tuple[str, ...] = INHERITED,
+) -> None:
+    for block in blocks:
+        inherited, own = parent.get(block), child.get(block, {})
+        if isinstance(inherited, dict) and isinstance(own, dict):
+            child[block] = deepcopy(_without_rivals(inherited, own)) | own
+            for key in child[block].keys() - own.keys():
+                lines.setdefault((*at, block, key), lines.get((block, key), 0) or lines.get(at, 0))
+
+
+def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A warm-up given one way in a stage replaces one that the recipe gives the other way."""
+    rivals = {"warmup_fraction": "warmup_iterations", "warmup_iterations": "warmup_fraction"}
+    gone = {rivals[key] for key in own if key in rivals}
+    return {key: value for key, value in inherited.items() if key not in gone}
+
+
+def _problem(error: dict[str, Any], root: type[BaseModel]) -> tuple[KeyPath, str]:
+    """Path and message of one error of pydantic, in our words."""
+    path: KeyPath = tuple(error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(root, path[:-1])
+        return path, f"unknown key {path[-1]!r}; {nearest(str(path[-1]), known)}"
+    if error["type"] == "missing":
+        return path, f"{dotted(path)} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return path, message if isinstance(error["input"], dict | list) else f"{message} (got {error['input']!r})"
+
+
+def _fields_at(root: type[BaseModel], path: KeyPath) -> list[str]:
+    """The keys that a recipe knows at a path."""
+    model: Any = root
+    for key in path:
+        if key == "stages":
+            model = Stage
+        elif key == "baselines":
+            model = Baseline
+        elif isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
+            annotation = model.model_fields[str(key)].annotation
+            options = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _report(problems: list[tuple[KeyPath, str]], source: Source) -> RecipeError:
+    """One error for all problems, each with its place."""
+    ordered = sorted(problems, key=lambda problem: source.line(problem[0]) or 0)
+    listed = [f"{source.where(path)}: {message}" for path, message in dict.fromkeys(ordered)]
+    count = "a problem" if len(listed) == 1 else f"{len(listed)} problems"
+    return RecipeError(f"the recipe has {count}:\n" + "\n".join(f"  {line}" for line in listed), where=source.file)
