@@ -40,7 +40,7 @@ class Side:
         coefficient: (new,) factor of the copied value.
         from_next: (new,) take the value from the next layer up (AKI); ignored for parameters outside the layers.
         noise: (new,) weight of a noise value shared by all copies of one old index; it must sum to zero over them
-            so that the noise cancels (HyperCloning, Samragh et al. 2024, sec. 3.2).
+            so that the noise cancels (HyperCloning, Samragh et al. 2024).
     """
 
     source: Indices
@@ -146,10 +146,13 @@ def draw_sources(old: int, new: int, rng: np.random.Generator, draw: str = "bala
     Args:
         draw: "uniform" draws every new index independently, as bert2BERT is printed; "balanced" draws without
             replacement until every old index has been taken, so that counts differ by at most one and an integer
-            ratio duplicates every index equally, which is what RMSNorm needs to be preserved.
+            ratio duplicates every index equally, which is what RMSNorm needs to be preserved; "circular" goes
+            through the old indices in order, again and again (LEMON, HyperCloning).
     """
     extra = new - old
-    if draw == "uniform":
+    if draw == "circular":
+        drawn = [np.arange(extra) % old]
+    elif draw == "uniform":
         drawn = [rng.integers(0, old, size=extra)]
     else:
         drawn = [rng.permutation(old) for _ in range(-(-extra // old))]
@@ -164,7 +167,7 @@ def copies(source: Indices, old: int) -> Indices:
 def fan_out(source: Indices, old: int, rng: np.random.Generator | None = None) -> Floats:
     """Read coefficients that sum to one over the copies of every old index; (new,).
 
-    Equal shares 1 / C(i) (Net2Net, FPI), or with `rng` unequal random shares (LEMON, Wang et al. 2024, sec. 4.2),
+    Equal shares 1 / C(i) (Net2Net, FPI), or with `rng` unequal random shares (LEMON, Wang et al. 2024),
     which keep the function and let the copies receive different gradients.
     """
     weight = np.ones(len(source)) if rng is None else rng.uniform(0.5, 1.5, size=len(source))
@@ -183,29 +186,28 @@ def duplicate(name: str, old: int, source: Indices, shares: Floats | None = None
 def from_next_layer(own: AxisMap, upper: AxisMap | None) -> AxisMap:
     """AKI (bert2BERT eq. 9): new indices are written by the next layer up, through that layer's own index map.
 
-    `upper` is None for the last layer, which has none above it and keeps FPI.
+    `upper` is None for the last layer, which has none above it and keeps FPI.  The reading side stays the layer's own:
+    the old unit and the new one from above share what the old unit was read with.
     """
     if upper is None:
         return own
-    new = ~is_kept(own.copy_of, own.old)
+    new = ~is_kept(own.copy_of)
     source = np.where(new, upper.copy_of, own.write.source)
-    return replace(own, write=Side.of(source, own.write.coefficient, new))
+    write = Side.of(source, own.write.coefficient, new)
+    return replace(own, write=write, copy_of=np.where(new, -1, own.copy_of))
 
 
-def is_kept(copy_of: Indices, old: int) -> Flags:
+def is_kept(copy_of: Indices) -> Flags:
     """Which new indices are the first copy of their old index: those carry the old model on."""
-    first = np.full(old, -1, dtype=np.int64)
-    for j in range(len(copy_of) - 1, -1, -1):
-        if copy_of[j] >= 0:
-            first[copy_of[j]] = j
+    sources, first = np.unique(copy_of, return_index=True)
     kept = np.zeros(len(copy_of), dtype=np.bool_)
-    kept[first[first >= 0]] = True
+    kept[first[sources >= 0]] = True
     return kept
 
 
 def zero_output(name: str, old: int, copy_of: Indices) -> AxisMap:
     """New units start from the model's own init and are read with zero weight: exact, and free to differentiate."""
-    kept = is_kept(copy_of, old)
+    kept = is_kept(copy_of)
     write = Side.of(np.where(kept, copy_of, INIT))
     read = Side.of(np.where(kept, copy_of, ZERO))
     return AxisMap(name, old, len(copy_of), write, read, write, np.where(kept, copy_of, -1))
@@ -213,24 +215,27 @@ def zero_output(name: str, old: int, copy_of: Indices) -> AxisMap:
 
 def random_new(name: str, old: int, copy_of: Indices) -> AxisMap:
     """New indices start from the model's own init wherever they are written or read; not exact."""
-    kept = is_kept(copy_of, old)
+    kept = is_kept(copy_of)
     side = Side.of(np.where(kept, copy_of, INIT))
     return AxisMap(name, old, len(copy_of), side, side, side, np.where(kept, copy_of, -1))
 
 
-def pad(name: str, old: int, new: int, *, repeats: int = 1, fill: int = ZERO, shares: Floats | None = None) -> AxisMap:
-    """`repeats` whole copies of the axis, the rest filled so that the norm cannot see it (LEMON, sec. 4.1).
+def pad(
+    name: str, old: int, new: int, *, repeats: int = 1, fill: int = ZERO, rng: np.random.Generator | None = None
+) -> AxisMap:
+    """`repeats` whole copies of the axis, the rest filled so that the norm cannot see it (LEMON, sec. 4).
 
     With x' = [x, ..., x, 0, ..., 0] the mean square becomes (repeats * old / new) of the old one, so the norm weight
     is multiplied by eta = sqrt(repeats * old / new), and the norm's epsilon must be multiplied by eta squared.
     RMSNorm needs fill = ZERO; LayerNorm subtracts the mean and needs fill = MEAN.  Padded indices are read with the
     model's own initial weights: the norm gives zero there, so any weight is exact, and these receive gradients.
+    `rng` makes the read shares of repeated indices unequal (`fan_out`).
     """
     body = np.tile(np.arange(old, dtype=np.int64), repeats)
     rest = new - repeats * old
     padded = np.full(rest, fill, dtype=np.int64)
     init = np.full(rest, INIT, dtype=np.int64)
-    share = fan_out(body, old) if shares is None else shares
+    share = fan_out(body, old, rng)
     eta = float(np.sqrt(repeats * old / new))
     return AxisMap(
         name,
@@ -245,11 +250,12 @@ def pad(name: str, old: int, new: int, *, repeats: int = 1, fill: int = ZERO, sh
 
 def with_cancelling_noise(axis: AxisMap, scale: float) -> AxisMap:
     """Noise of `scale` x the model's init std on the read side, summing to zero over the copies of each index."""
-    sign = np.zeros(axis.new)
-    for old in range(axis.old):
-        where = np.flatnonzero(axis.copy_of == old)
-        pairs = len(where) // 2
-        sign[where[: 2 * pairs]] = np.tile([1.0, -1.0], pairs)
+    order = np.argsort(axis.copy_of, kind="stable")
+    _, start, count = np.unique(axis.copy_of[order], return_index=True, return_counts=True)
+    rank = np.empty(axis.new, dtype=np.int64)  # how many copies of the same old index come before this one
+    rank[order] = np.arange(axis.new) - np.repeat(start, count)
+    paired = rank < np.bincount(axis.copy_of + 1)[axis.copy_of + 1] // 2 * 2
+    sign = np.where(paired & (axis.copy_of >= 0), 1.0 - 2.0 * (rank % 2), 0.0)
     return replace(axis, read=replace(axis.read, noise=sign * scale))
 
 
@@ -307,6 +313,11 @@ class LayerTake:
     ffn: bool = True
     zero_output: bool = False
 
+    @staticmethod
+    def copy(layer: int) -> LayerTake:
+        """One old layer as it is."""
+        return LayerTake(((layer, 1.0),))
+
     @property
     def is_copy(self) -> bool:
         """The layer is one old layer, unchanged in depth."""
@@ -342,4 +353,4 @@ class LayerMap:
         for layer in order:
             first.append(layer not in seen)
             seen.add(layer)
-        return LayerMap(old, tuple(LayerTake(((layer, 1.0),)) for layer in order), tuple(first), **flags)
+        return LayerMap(old, tuple(LayerTake.copy(layer) for layer in order), tuple(first), **flags)

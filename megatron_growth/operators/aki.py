@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from megatron_growth.operators.base import Seed, WidthMaps, WidthOperator
-from megatron_growth.operators.per_axis import Draw, PerAxis
+from megatron_growth.operators.per_axis import Draw, PerAxis, Preset
 from megatron_growth.operators.registry import register
-from megatron_growth.shape import ModelShape
 
 
 @register
 @dataclass(frozen=True)
-class AKI(WidthOperator):
+class AKI(Preset):
     """As FPI, but new output units are those of the next layer up; the last layer has none above and keeps FPI.
 
     Two readings of the paper exist for the residual stream, which is the output axis of the attention and FFN output
@@ -27,6 +25,6 @@ class AKI(WidthOperator):
     residual: Literal["duplicate", "next-layer"] = "duplicate"
     draw: Draw = "balanced"
 
-    def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
+    def choice(self) -> PerAxis:
         """Heads and FFN units from the next layer up."""
-        return PerAxis(residual=self.residual, units="next-layer", draw=self.draw).maps(source, target, seed)
+        return PerAxis(residual=self.residual, units="next-layer", draw=self.draw)

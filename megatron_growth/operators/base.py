@@ -11,7 +11,7 @@ import hashlib
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class WidthMaps:
     Attributes:
         hidden: the one map of the residual stream, shared by every layer, norm, embedding and output layer.
         units: (source layers,) maps of heads, groups and FFN units of each source layer.
-        epsilon_scale: factor on the norm epsilon that keeps padded norms exact (LEMON, sec. 4.1).
+        epsilon_scale: factor on the norm epsilon that keeps padded norms exact (LEMON, sec. 4).
     """
 
     hidden: AxisMap
@@ -57,10 +57,18 @@ class Seed:
 
 @dataclass(frozen=True)
 class Operator:
-    """Base of all operators: named, typed parameters are the dataclass fields."""
+    """Base of all operators: named, typed parameters are the dataclass fields.
+
+    Attributes:
+        name: what a recipe and the command line call it.
+        paper: where it comes from, with the equation or section.
+        exact: when the grown model computes what the source did, with the parameters as they are by default:
+            "always", "whole ratios" (of the hidden size), "no", or "by choice" of the parameters.
+    """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    exact: ClassVar[Literal["always", "whole ratios", "no", "by choice"]] = "no"
 
     def parameters(self) -> dict[str, Any]:
         """The parameters with their values, for provenance."""
@@ -96,7 +104,8 @@ class GrowthMap:
 
     def fingerprint(self) -> str:
         """A hash over sizes, operators, parameters, seed and every index: equal maps give equal checkpoints."""
-        digest = hashlib.sha256(repr((self.source, self.target, self.layers, sorted(self.provenance.items()))).encode())
+        parts = (self.source, self.target, self.layers, self.width.epsilon_scale, sorted(self.provenance.items()))
+        digest = hashlib.sha256(repr(parts).encode())
         for axis in (self.width.hidden, *(a for u in self.width.units for a in (u.heads, u.groups, u.ffn))):
             for side in (axis.write, axis.read, axis.norm):
                 for part in (side.source, side.coefficient, side.from_next, side.noise):
@@ -127,6 +136,23 @@ def check_shapes(source: ModelShape, target: ModelShape) -> None:
             )
 
 
+def need_layers(old: int, new: int) -> None:
+    """Refuse to make layers out of none; for depth operators that copy."""
+    if new and not old:
+        raise GrowthPlanError("the source has no layers to copy", fix="use --depth random, or reuse:middle=none")
+
+
+def check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) -> None:
+    """Refuse a target layer that takes a sub-layer which the source's layers, or its own, do not have."""
+    for new, take in enumerate(layers.takes):
+        if take.sources and take.ffn and source.sublayers != target.sublayers:
+            raise GrowthPlanError(
+                f"layer {new} takes the FFN of layer {take.sources[0][0]}, but only one of the two models has FFNs",
+                where=f"sub-layers of the source: {source.sublayers}; of the target: {target.sublayers}",
+                fix="grow an attention-only model with --depth reuse:middle=attn",
+            )
+
+
 def build_map(
     source: ModelShape,
     target: ModelShape,
@@ -141,6 +167,8 @@ def build_map(
     """
     check_shapes(source, target)
     streams = Seed(seed)
+    layers = depth.layers(source.layers, target.layers, streams)
+    check_sublayers(source, target, layers)
     provenance = {
         "width": width.name,
         "width_parameters": width.parameters(),
@@ -152,7 +180,7 @@ def build_map(
         source,
         target,
         width.maps(source, target, streams),
-        depth.layers(source.layers, target.layers, streams),
+        layers,
         provenance,
         streams,
     )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from megatron_growth.operators.base import Seed, WidthMaps, WidthOperator
-from megatron_growth.operators.per_axis import Draw, PerAxis
+from megatron_growth.operators.per_axis import Draw, PerAxis, Preset
 from megatron_growth.operators.registry import register
-from megatron_growth.shape import ModelShape
 
 
 @register
 @dataclass(frozen=True)
-class ExactAKI(WidthOperator):
+class ExactAKI(Preset):
     """New residual dimensions start at zero, so none is a copy; new heads and FFN units come from the next layer.
 
     The residual stream grows exactly; the borrowed units change the function, as they do in AKI.
@@ -24,6 +22,6 @@ class ExactAKI(WidthOperator):
 
     draw: Draw = "balanced"
 
-    def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
+    def choice(self) -> PerAxis:
         """Zero-padded residual stream, units from the next layer up."""
-        return PerAxis(residual="zero-pad", units="next-layer", draw=self.draw).maps(source, target, seed)
+        return PerAxis(residual="zero-pad", units="next-layer", draw=self.draw)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from megatron_growth.operators.base import Seed, WidthMaps, WidthOperator
-from megatron_growth.operators.per_axis import Draw, PerAxis
+from megatron_growth.operators.per_axis import Draw, PerAxis, Preset
 from megatron_growth.operators.registry import register
-from megatron_growth.shape import ModelShape
 
 
 @register
 @dataclass(frozen=True)
-class FPI(WidthOperator):
+class FPI(Preset):
     """New indices copy random old ones; what reads them is divided by the number of copies C(i).
 
     Exact at integer ratios with `draw="balanced"`; otherwise RMSNorm sees old dimensions with unequal weight.
@@ -21,9 +19,10 @@ class FPI(WidthOperator):
 
     name: ClassVar[str] = "fpi"
     paper: ClassVar[str] = "bert2BERT (Chen et al., 2022), eq. 3-6"
+    exact: ClassVar = "whole ratios"
 
     draw: Draw = "balanced"
 
-    def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
+    def choice(self) -> PerAxis:
         """Copies on every axis."""
-        return PerAxis(residual="duplicate", units="duplicate", draw=self.draw).maps(source, target, seed)
+        return PerAxis(residual="duplicate", units="duplicate", draw=self.draw)

@@ -1,8 +1,8 @@
 """Width growth with one choice for each axis: the general operator that the papers' operators are presets of.
 
-    residual   duplicate, next-layer, zero-pad, random     the residual stream (hidden)
-    heads      duplicate, next-layer, zero-output, random  query heads with their keys and values
-    ffn        duplicate, next-layer, zero-output, random  FFN units
+    residual   duplicate, next-layer, zero-pad, repeat-pad, random   the residual stream (hidden)
+    heads      duplicate, next-layer, zero-output, random            query heads with their keys and values
+    ffn        duplicate, next-layer, zero-output, random            FFN units
     units      both of the above
 
 `--width residual=zero-pad,units=next-layer` names it without a preset.
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -22,9 +23,9 @@ from megatron_growth.operators.base import Seed, UnitMaps, WidthMaps, WidthOpera
 from megatron_growth.operators.registry import register
 from megatron_growth.shape import ModelShape
 
-Residual = Literal["duplicate", "next-layer", "zero-pad", "random"]
+Residual = Literal["duplicate", "next-layer", "zero-pad", "repeat-pad", "random"]
 Units = Literal["duplicate", "next-layer", "zero-output", "random"]
-Draw = Literal["balanced", "uniform"]
+Draw = Literal["balanced", "uniform", "circular"]
 
 
 @register
@@ -33,15 +34,17 @@ class PerAxis(WidthOperator):
     """Width growth by a choice per axis.
 
     Attributes:
-        residual: where new residual dimensions come from.
+        residual: where new residual dimensions come from; "repeat-pad" is whole copies, then zeros (LEMON).
         units: the choice for heads and FFN units alike.
         heads, ffn: the choice for one of them, when it is not that of `units`.
         draw: how old indices are drawn (`axes.draw_sources`).
         shares: read coefficients of copies, "equal" (1 / C) or "unequal" (LEMON).
+        noise: cancelling noise on the read side of copies, in units of the model's init std (HyperCloning).
     """
 
     name: ClassVar[str] = "per-axis"
     paper: ClassVar[str] = "bert2BERT (Chen et al., 2022), a choice for each axis"
+    exact: ClassVar = "by choice"
 
     residual: Residual = "duplicate"
     units: Units = "duplicate"
@@ -49,6 +52,7 @@ class PerAxis(WidthOperator):
     ffn: Units | None = None
     draw: Draw = "balanced"
     shares: Literal["equal", "unequal"] = "equal"
+    noise: float = 0.0
 
     def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
         """One residual map for the whole model; independent maps of heads and FFN units for every layer."""
@@ -64,10 +68,12 @@ class PerAxis(WidthOperator):
         old, new = source.hidden, target.hidden
         if old == new:
             return AxisMap.identity("hidden", old), 1.0
-        if self.residual == "zero-pad":
-            fill = axes.ZERO if source.norm == "RMSNorm" else axes.MEAN
-            return axes.pad("hidden", old, new, fill=fill), old / new
         rng = seed.stream("hidden")
+        if self.residual in ("zero-pad", "repeat-pad"):
+            repeats = new // old if self.residual == "repeat-pad" else 1
+            fill = axes.ZERO if source.norm == "RMSNorm" else axes.MEAN
+            padded = axes.pad("hidden", old, new, repeats=repeats, fill=fill, rng=self._unequal(rng))
+            return padded, repeats * old / new
         drawn = axes.draw_sources(old, new, rng, self.draw)
         if self.residual == "random":
             return axes.random_new("hidden", old, drawn), 1.0
@@ -87,9 +93,12 @@ class PerAxis(WidthOperator):
                 fix="keep at least as many query heads per group, or choose query groups that are a multiple",
             ) from None
 
+    def _unequal(self, rng: np.random.Generator) -> np.random.Generator | None:
+        return rng if self.shares == "unequal" else None
+
     def _copies(self, name: str, old: int, drawn: Indices, rng: np.random.Generator) -> AxisMap:
-        shares = axes.fan_out(drawn, old, rng if self.shares == "unequal" else None)
-        return axes.duplicate(name, old, drawn, shares)
+        copied = axes.duplicate(name, old, drawn, axes.fan_out(drawn, old, self._unequal(rng)))
+        return axes.with_cancelling_noise(copied, self.noise) if self.noise else copied
 
     def _duplicates(self, source: ModelShape, target: ModelShape, seed: Seed, layer: int) -> UnitMaps:
         """Plain copies for one source layer, before the choice of each axis is applied."""
@@ -111,6 +120,25 @@ class PerAxis(WidthOperator):
         )
 
 
+class Preset(WidthOperator):
+    """A named choice for each axis: what most papers' width operators are.
+
+    A subclass gives `choice()`, and `check()` when it cannot reach every target.
+    """
+
+    @abstractmethod
+    def choice(self) -> PerAxis:
+        """The choice for each axis."""
+
+    def check(self, source: ModelShape, target: ModelShape) -> None:
+        """Raise GrowthPlanError for a target that this operator does not reach; by default it reaches all."""
+
+    def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
+        """The maps of the chosen `PerAxis`."""
+        self.check(source, target)
+        return self.choice().maps(source, target, seed)
+
+
 def _unit_axis(choice: Units, own: AxisMap, upper: AxisMap | None) -> AxisMap:
     """Apply one choice to heads or FFN units."""
     if own.is_identity or choice == "duplicate":
@@ -122,7 +150,7 @@ def _unit_axis(choice: Units, own: AxisMap, upper: AxisMap | None) -> AxisMap:
 
 def _groups_like(own: AxisMap, upper: AxisMap | None, duplicated: AxisMap, heads: AxisMap) -> AxisMap:
     """Keys and values follow the query heads: a group is new only when every head in it is."""
-    new_heads = ~axes.is_kept(duplicated.copy_of, duplicated.old)
+    new_heads = ~axes.is_kept(duplicated.copy_of)
     new = new_heads.reshape(own.new, -1).all(axis=1)
     source, from_next = own.write.source, np.zeros(own.new, dtype=np.bool_)
     if heads.write.from_next.any() and upper is not None:
@@ -130,4 +158,4 @@ def _groups_like(own: AxisMap, upper: AxisMap | None, duplicated: AxisMap, heads
     elif (heads.write.source == INIT).any():
         source = np.where(new, INIT, source)
     write = axes.Side.of(source, own.write.coefficient, from_next)
-    return replace(own, write=write, copy_of=np.where(source == INIT, -1, own.copy_of))
+    return replace(own, write=write, copy_of=np.where((source == INIT) | from_next, -1, own.copy_of))

@@ -31,7 +31,7 @@ def register[T: type[Operator]](cls: T) -> T:
     """Class decorator: make an operator known by its `name`; two operators of one kind may not share a name."""
     kind = next(k for k, base in KINDS.items() if issubclass(cls, base))
     known = _registry.setdefault((kind, cls.name), cls)
-    if known is not cls and known.__qualname__ != cls.__qualname__:
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise GrowthPlanError(
             f"two {kind} operators are called {cls.name!r}",
             where=f"{known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__}",
@@ -47,7 +47,14 @@ def _load_all() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"megatron_growth.operators.{module.name}")
     for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except ImportError as error:
+            raise GrowthPlanError(
+                f"the operator package {point.value!r} cannot be imported: {error}",
+                where=f"entry point {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}",
+                fix="repair or uninstall that package",
+            ) from error
 
 
 def names(kind: str) -> list[str]:
