@@ -1,0 +1,17 @@
+"""Helpers to test code that runs on several ranks, and models small enough to do it with: shipped for outside use.
+
+from megatron_growth.testing import run_distributed, run_script, tiny_pretrain_args
+"""
+
+from megatron_growth.testing.arguments import tiny_pretrain_args
+from megatron_growth.testing.distributed import DistributedFailure, run_distributed
+from megatron_growth.testing.scripts import ScriptRun, run_script, torchrun
+
+__all__ = [
+    "DistributedFailure",
+    "ScriptRun",
+    "run_distributed",
+    "run_script",
+    "tiny_pretrain_args",
+    "torchrun",
+]

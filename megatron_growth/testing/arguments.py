@@ -1,0 +1,99 @@
+"""Command lines of models small enough to train in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def tiny_pretrain_args(
+    *,
+    layers: int = 4,
+    hidden: int = 32,
+    heads: int = 4,
+    query_groups: int = 2,
+    ffn: int = 96,
+    vocab: int = 255,
+    sequence: int = 32,
+    micro_batch: int = 2,
+    global_batch: int = 4,
+    iterations: int = 30,
+    lr: float = 1e-3,
+    tensor: int = 1,
+    pipeline: int = 1,
+    virtual_layers: int | None = None,
+    data: str | Path | None = None,
+    load: str | Path | None = None,
+    save: str | Path | None = None,
+    bf16: bool = False,
+    seed: int = 1234,
+) -> list[str]:
+    """Megatron arguments of a nano Llama: RMSNorm, SwiGLU, RoPE, no biases, no dropout, untied embeddings.
+
+    Args:
+        layers: Transformer layers.
+        hidden: width of the residual stream.
+        heads: query heads.
+        query_groups: key/value heads.
+        ffn: inner width of the feed-forward block.
+        vocab: tokens; Megatron adds one for the end of a document and pads to a multiple of 128 x TP.
+        sequence: tokens per sample.
+        micro_batch: samples per forward pass and data-parallel rank.
+        global_batch: samples per iteration.
+        iterations: of the whole schedule; stop earlier with --exit-interval.
+        lr: constant learning rate.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        virtual_layers: layers per virtual pipeline stage.
+        data: prefix of an indexed dataset; None for Megatron's mock data.
+        load: checkpoint folder to start from.
+        save: checkpoint folder to write to at the end.
+        bf16: mixed precision; otherwise fp32.
+        seed: of weights and data.
+
+    Returns:
+        The words of the command line, without those that only a host without GPU needs (`backend.cpu.cpu_flags`).
+    """
+    options: dict[str, object] = {
+        "num-layers": layers,
+        "hidden-size": hidden,
+        "num-attention-heads": heads,
+        "num-query-groups": query_groups,
+        "ffn-hidden-size": ffn,
+        "vocab-size": vocab,
+        "seq-length": sequence,
+        "max-position-embeddings": sequence,
+        "micro-batch-size": micro_batch,
+        "global-batch-size": global_batch,
+        "train-iters": iterations,
+        "lr": lr,
+        "tensor-model-parallel-size": tensor,
+        "pipeline-model-parallel-size": pipeline,
+        "seed": seed,
+        **_FIXED,
+    }
+    if virtual_layers:
+        options["num-layers-per-virtual-pipeline-stage"] = virtual_layers
+    if data:
+        options |= {"data-path": data, "split": "100,0,0"}
+    if load:
+        options["load"] = load
+    if save:
+        options |= {"save": save, "save-interval": iterations}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [*words, *_SWITCHES, *([] if data else ["--mock-data"]), *(["--bf16"] if bf16 else [])]
+
+
+_FIXED = {
+    "normalization": "RMSNorm",
+    "position-embedding-type": "rope",
+    "tokenizer-type": "NullTokenizer",
+    "hidden-dropout": 0,
+    "attention-dropout": 0,
+    "lr-decay-style": "constant",
+    "log-interval": 1,
+    "eval-iters": 0,
+    "eval-interval": 1000,
+    "ckpt-format": "torch_dist",
+    "num-workers": 0,
+}
+_SWITCHES = ["--group-query-attention", "--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]

@@ -1,0 +1,241 @@
+"""`run_distributed`: a function on N gloo processes on the host, with results from and clean errors of every rank.
+
+The processes are forked from one server that has already imported torch and Megatron, so a call costs a fraction of a
+second instead of the seconds of the imports.  They die with the server, and the server dies with the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+PRELOADED = ("megatron_growth.testing.preload",)
+LOG_TAIL = 25  # lines
+EXIT_SECONDS = 10.0  # that a rank may take to end once it has answered
+
+
+class DistributedFailure(RuntimeError):
+    """A rank raised, died or did not finish in time.
+
+    Attributes:
+        rank: the rank that failed first; -1 for a timeout.
+        rank_traceback: its traceback, as text.
+    """
+
+    def __init__(self, rank: int, rank_traceback: str, log: str = "") -> None:
+        self.rank, self.rank_traceback = rank, rank_traceback
+        head = f"rank {rank} failed" if rank >= 0 else "the ranks did not finish in time"
+        shown = f"\n\n--- last lines of its output ---\n{log}" if log.strip() else ""
+        super().__init__(f"{head}\n\n{rank_traceback.rstrip()}{shown}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one process is to do; sent by pickle."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    environment: dict[str, str]
+    log: Path
+    process_group: bool
+    timeout: float
+
+
+def run_distributed(
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 120.0,
+    env: Mapping[str, str] | None = None,
+    process_group: bool = True,
+    log_dir: Path | None = None,
+    **kwargs: Any,
+) -> list[Any]:
+    """Call `function(*args, **kwargs)` on `world_size` processes that share a gloo process group.
+
+    Each process has Megatron on the host installed (`backend.cpu.install`), one thread, and torchrun's variables
+    (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) in its environment.
+
+    Args:
+        function: a function of an importable module (not a lambda or an inner function).
+        world_size: number of processes.
+        args: its positional arguments; anything pickle takes.
+        timeout: seconds after which all processes are killed.
+        env: further environment variables.
+        process_group: create the default process group; False leaves that to `function`.
+        log_dir: folder for the output of each rank (rank-0.log ...); by default it is kept only for the message of
+            a failure.
+        kwargs: its keyword arguments.
+
+    Returns:
+        What `function` returned on each rank, by rank.
+
+    Raises:
+        DistributedFailure: a rank raised, died or did not finish in time.
+    """
+    from torch.distributed import TCPStore
+
+    with contextlib.ExitStack() as stack:
+        if log_dir is None:
+            log_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
+        log_dir.mkdir(parents=True, exist_ok=True)
+        # This process holds the ranks' rendezvous store: no other process can take its port.
+        store = TCPStore("localhost", 0, world_size, is_master=True, wait_for_workers=False)
+        variables = _rendezvous(store.port, world_size) | dict(env or {})
+        logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
+        jobs = [
+            _Job(function, args, kwargs, variables | _rank_variables(rank), logs[rank], process_group, timeout)
+            for rank in range(world_size)
+        ]
+        connections = stack.enter_context(_processes(jobs))
+        return _collect(connections, logs, time.monotonic() + timeout)
+
+
+def _rendezvous(port: int, world_size: int) -> dict[str, str]:
+    """The variables that torchrun sets for all ranks, leading them to the store on `port`."""
+    return {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        # Tells torch's env:// rendezvous that the store exists already and rank 0 must not open it.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _rank_variables(rank: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+@functools.cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """The fork server's context; the server itself starts with the first process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+@contextlib.contextmanager
+def _processes(jobs: Sequence[_Job]) -> Iterator[list[Connection]]:
+    """Start one process per job; whatever happens, none is left when the block ends."""
+    context = _server()
+    processes, connections, patience = [], [], 0.0
+    try:
+        for rank, job in enumerate(jobs):
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=_main, args=(send, job), name=f"rank-{rank}")
+            process.start()
+            send.close()
+            processes.append(process)
+            connections.append(receive)
+        yield connections
+        patience = EXIT_SECONDS
+    finally:
+        for process in processes:
+            process.join(timeout=patience)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for connection in connections:
+            connection.close()
+
+
+def _collect(connections: Sequence[Connection], logs: Sequence[Path], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    waiting = {connection: rank for rank, connection in enumerate(connections)}
+    while waiting:
+        ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            _raise_timeout(sorted(waiting.values()), logs)
+        for connection in [one for one in waiting if one in ready]:
+            rank = waiting.pop(connection)
+            try:
+                good, value = pickle.loads(connection.recv_bytes())
+            except EOFError:
+                raise DistributedFailure(rank, "the process died without a traceback", _tail(logs[rank])) from None
+            if not good:
+                raise DistributedFailure(rank, value, _tail(logs[rank]))
+            results[rank] = value
+    return [results[rank] for rank in range(len(connections))]
+
+
+def _raise_timeout(ranks: Sequence[int], logs: Sequence[Path]) -> None:
+    """Each rank writes its stack to its log shortly before the deadline: see `_main`."""
+    raise DistributedFailure(-1, f"ranks {list(ranks)} were still running", _tail(logs[ranks[0]]))
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-LOG_TAIL:])
+
+
+def _main(send: Connection, job: _Job) -> None:
+    """One process: output to its log, then the function, then the result or the traceback back to the caller."""
+    _die_with_parent()
+    with job.log.open("wb", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(0.95 * job.timeout)
+    os.environ.update(job.environment)
+    try:
+        message = pickle.dumps((True, _call(job)))
+    except SystemExit as end:  # Megatron ends training early with sys.exit()
+        message = pickle.dumps((not end.code, f"SystemExit: {end.code}" if end.code else None))
+    except BaseException:
+        message = pickle.dumps((False, traceback.format_exc()))
+    with contextlib.suppress(BrokenPipeError):
+        send.send_bytes(message)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _call(job: _Job) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    from megatron_growth.backend import cpu
+
+    torch.set_num_threads(1)
+    cpu.install()
+    if not job.process_group:
+        return job.function(*job.args, **job.kwargs)
+    dist.init_process_group("gloo")
+    result = job.function(*job.args, **job.kwargs)
+    # No rank may leave while another still needs it as a peer.
+    if dist.is_initialized():
+        dist.barrier()
+    return result
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process, and those it forks, when its parent ends.
+
+    The fork server ends when the caller does, so even a caller that is killed leaves no rank behind.
+    """
+    if sys.platform == "linux":
+        _request_death_signal()
+        os.register_at_fork(after_in_child=_request_death_signal)
+
+
+def _request_death_signal() -> None:
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
