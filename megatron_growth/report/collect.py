@@ -1,0 +1,86 @@
+"""From a run directory to its records: plan.json says what was meant, the stages' metrics.jsonl what happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import RunError
+from megatron_growth.report.records import RunRecord, StageRecord, read_metrics
+
+
+def collect(run_directory: Path) -> RunRecord:
+    """Read a run, finished or not.
+
+    Raises:
+        RunError: the directory is no run, its plan is not readable, or nothing has been trained yet.
+    """
+    path = run_directory / "plan.json"
+    try:
+        plan = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(
+            f"{run_directory} is not a run directory",
+            where=str(path),
+            fix="name the directory of a run, for example runs/nano-progressive",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise RunError("the run's plan is not JSON", where=f"{path}:{error.lineno}", fix="restore the file") from None
+    stages, spent = [], 0.0
+    for planned in plan["stages"]:
+        stages.append(_stage(planned, run_directory, spent if planned["source"] else 0.0))
+        spent += planned["flops"]
+    baselines = [_stage(planned, run_directory, 0.0) for planned in plan["baselines"]]
+    run = RunRecord(
+        name=plan["name"],
+        summary=plan["summary"],
+        stages=tuple(stages),
+        baselines=tuple(b for b in baselines if b.done),
+        total_flops=plan["total_flops"],
+        scratch_flops=plan["scratch_flops"],
+        saving=plan["saving"],
+    )
+    if not any(s.done for s in (*run.stages, *run.baselines)):
+        raise RunError(
+            "nothing has been trained in this run yet",
+            where=str(run_directory),
+            fix=f"megatron-growth train {plan['name']} --run {run_directory}",
+        )
+    return run
+
+
+def _stage(planned: dict[str, Any], run_directory: Path, flops_before: float) -> StageRecord:
+    curve, validation, seconds = read_metrics(run_directory / "stages" / planned["name"] / "metrics.jsonl")
+    return StageRecord(
+        name=planned["name"],
+        parameters=planned["parameters"]["total"],
+        tokens=planned["tokens_trained"],
+        iterations=planned["iterations"],
+        done=curve.iterations[-1] if curve.iterations else 0,
+        flops=planned["flops"],
+        flops_before=flops_before,
+        lr=planned["lr"],
+        layout=_layout(planned["layout"]),
+        source=planned["source"],
+        growth=_growth(planned["growth"]) if planned["source"] else "",
+        curve=curve,
+        validation=validation,
+        wall_seconds=seconds,
+    )
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    """Sizes above one, in words: TP 2, PP 2."""
+    names = {"tp": "TP", "pp": "PP", "vpp": "VPP", "dp": "DP"}
+    parts = [f"{label} {layout[key]}" for key, label in names.items() if (layout.get(key) or 1) > 1]
+    return ", ".join(parts) or "1 rank"
+
+
+def _growth(growth: dict[str, Any] | None) -> str:
+    """Operators in words: aki + stack."""
+    if not growth:
+        return ""
+    return " + ".join(
+        str(op.get("name", op) if isinstance(op, dict) else op) for op in (growth["width"], growth["depth"]) if op
+    )
