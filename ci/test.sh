@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Run the test suite; pytest's own summary is the last thing printed and its exit code is ours.
+#
+#   ci/test.sh BIN TESTS [PYTEST ARGUMENTS]
+#
+# Two workers: most tests are single-threaded, and two groups of four small training processes fit 12 GiB.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bin="$1"
+tests="$2"
+shift 2
+
+# Training processes are many; one thread each is faster than all of them fighting for the cores.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export TOKENIZERS_PARALLELISM=false
+# A file's tests share fixtures that train small models, so a file stays on one worker.
+exec "${bin}/pytest" "${tests}" --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -1,0 +1,106 @@
+"""The direction of imports: a room of the package may use what lies below it, never what lies above or beside it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import megatron_growth
+
+PACKAGE = Path(megatron_growth.__file__).parent
+
+# From the ground up; rooms in one tuple are neighbours and do not know each other, but where NEIGHBOURS says so.
+LEVELS = (
+    ("errors", "shape", "__init__"),
+    ("axes", "schedules"),
+    ("operators", "layout"),
+    ("checkpoint", "training", "backend", "planner", "recipes", "data"),
+    ("testing",),
+    ("plugin",),
+    ("run",),
+    ("evaluation", "posttraining"),
+    ("report",),
+    ("cli",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
+# The planner reads recipes; both name the operators and the data they plan for.
+NEIGHBOURS = {("planner", "recipes")}
+# Only these may import Megatron's training loop.
+TRAINING_LOOP_ROOMS = {"plugin", "backend", "run", "testing"}
+
+
+def imports_of(source: str) -> set[str]:
+    """Absolute names of all modules that a source file imports, at its top or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write the absolute name"
+            names.add(node.module)
+            if node.module == "megatron_growth":
+                names.update(f"megatron_growth.{alias.name}" for alias in node.names)
+    return names
+
+
+def room_of(path: Path) -> str:
+    """The room (top-level module or subpackage) a file of the package belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    """Imports of one file that point up, sideways, or to Megatron's training loop from where they may not."""
+    wrong = []
+    for name in sorted(imports_of(source)):
+        parts = name.split(".")
+        if parts[:2] == ["megatron", "training"] and room not in TRAINING_LOOP_ROOMS:
+            wrong.append(f"{name}: {room} must not import Megatron's training loop")
+        if parts[0] != "megatron_growth" or len(parts) == 1 or parts[1] not in HEIGHT or parts[1] == room:
+            continue
+        target = parts[1]
+        if HEIGHT[target] >= HEIGHT[room] and (room, target) not in NEIGHBOURS:
+            wrong.append(f"{name}: {room} lies below or beside {target}")
+    return wrong
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    assert room in HEIGHT, f"a new room {room!r}: say in LEVELS where it lies"
+    if room == "__init__":
+        return  # the package's own face may offer names of any room, lazily
+    assert wrong_imports(room, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_package_imports_without_torch():
+    """`import megatron_growth` and `--help` must be quick, so neither may import torch or Megatron."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, megatron_growth\n"
+        "from megatron_growth.cli.main import build_parser\n"
+        "build_parser().format_help()\n"
+        "heavy = {'torch', 'megatron', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("axes", "from megatron_growth.cli.main import main"),
+        ("operators", "import megatron_growth.layout"),
+        ("data", "def late():\n    from megatron_growth import run"),
+        ("planner", "from megatron.training import get_args"),
+    ],
+)
+def test_a_planted_upward_import_is_found(room, source):
+    assert len(wrong_imports(room, source)) == 1
+    assert wrong_imports("cli", "from megatron_growth.run import directory") == []
