@@ -9,14 +9,13 @@ Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V voca
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerTake, Side
+from megatron_growth.axes import INIT, MEAN, ZERO, LayerTake, Side
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.layout import Parameter, lookup, parameters_of, parse_key, sides
 from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
@@ -140,7 +139,7 @@ def _noise(
     """Noise of one tensor: one value for each (row, old column), times the column's noise weight."""
     if columns is None or not columns.noise.any():
         return 0.0
-    rng = np.random.default_rng([growth.seed.value, zlib.crc32(name.encode()), -1 if layer is None else layer, 7][:2])
+    rng = growth.seed.stream("noise", name, -1 if layer is None else layer)
     values = rng.standard_normal((len(rows), int(columns.source.max()) + 1))
     return values[:, np.maximum(columns.source, 0)] * columns.noise * init_std
 
@@ -165,8 +164,8 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.query_groups,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocab,
         "tie_word_embeddings": shape.tied_embeddings,
@@ -176,16 +175,19 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    config: LlamaConfig | Starcoder2Config
     if (shape.norm, shape.gated) == ("RMSNorm", True):
         config = LlamaConfig(rms_norm_eps=epsilon, attention_bias=shape.bias, mlp_bias=shape.bias, **common)
-        model: torch.nn.Module = LlamaForCausalLM(config)
     elif (shape.norm, shape.gated) == ("LayerNorm", False):
-        model = Starcoder2ForCausalLM(Starcoder2Config(norm_epsilon=epsilon, use_bias=shape.bias, **common))
+        config = Starcoder2Config(norm_epsilon=epsilon, use_bias=shape.bias, **common)
     else:
         raise UnsupportedError(
             f"transformers has no model with {shape.norm} and a {'gated' if shape.gated else 'plain'} FFN",
             fix="use RMSNorm with SwiGLU, or LayerNorm without gating",
         )
+    # Set afterwards: LlamaConfig refuses a hidden size that the heads do not divide, its model does not.
+    config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.query_groups
+    model: torch.nn.Module = (LlamaForCausalLM if shape.gated else Starcoder2ForCausalLM)(config)
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in _renamed(state, shape).items()}
     model.to(next(iter(tensors.values())).dtype)
     _norms_in_own_precision(model)
@@ -266,8 +268,3 @@ def loss_jump(old: State, growth: GrowthMap, tokens: NDArray[np.int64], *, seed:
 def relative_difference(ours: Array, theirs: Array) -> float:
     """Largest absolute difference over the largest absolute value of `theirs`."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def sources_of(side: Side) -> Indices:
-    """The old indices of a side, for messages and oracles."""
-    return side.source
