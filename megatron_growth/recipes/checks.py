@@ -50,7 +50,10 @@ def _sizes(recipe: Recipe) -> Iterator[Problem]:
     places += [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
     for path, stage in places:
         if recipe.model.head_dim is None and stage.hidden % stage.heads:
-            yield (*path, "heads"), f"hidden {stage.hidden} is not a multiple of {stage.heads} heads; give model.head_dim"
+            yield (
+                (*path, "heads"),
+                f"hidden {stage.hidden} is not a multiple of {stage.heads} heads; give model.head_dim",
+            )
         if stage.ffn is None and recipe.model.ffn_multiple is None:
             yield path, "ffn is missing, here or as model.ffn_multiple"
         if stage.query_groups and stage.heads % stage.query_groups:

@@ -90,7 +90,9 @@ def _merge_variant(document: dict[str, Any], lines: dict[KeyPath, int], variant:
     document["variant"] = variant
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]) -> None:
+def _merge(
+    base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]
+) -> None:
     """Deep-merge `over` into `base`; `at` and `origin` are the paths of the two in the document."""
     for key, value in over.items():
         path, came_from = (*at, key), (*origin, key)

@@ -46,7 +46,8 @@ class Model(Block):
         head_dim: width of one head; hidden / heads of each stage when left out.
         sequence_length: tokens of one sample.
         nominal_parameters: how budgets count a size without a number of its own: `transformer` (layers and final
-            norm) or `non-embedding` (these and the output layer: every weight that a token is multiplied with).
+            norm), `non-embedding` (these and the output layer: every weight that a token is multiplied with) or
+            `12h2` (12 hidden^2 per layer, as STEP counts).
         ffn_multiple: inner width of the FFN as a multiple of hidden, for stages that do not give `ffn`.
         scaled_init: output projections of attention and FFN start smaller, by 1 / sqrt(2 layers).
     """
@@ -66,7 +67,7 @@ class Model(Block):
     init_std: Rate = 0.02
     scaled_init: bool = True
     ffn_multiple: Rate | None = None
-    nominal_parameters: Literal["transformer", "non-embedding"] = "non-embedding"
+    nominal_parameters: Literal["transformer", "non-embedding", "12h2"] = "non-embedding"
 
 
 class Data(Block):
@@ -109,7 +110,7 @@ class Schedule(Block):
     """The learning rate over one stage; formulas in `megatron_growth.schedules`.
 
     Attributes:
-        style: `cosine`, `linear`, `wsd`, `wso`, `relora` (jagged cosine) or `constant`.
+        style: `cosine`, `linear`, `wsd`, `wso` (constant) or `relora` (jagged cosine).
         warmup_iterations: steps of linear warm-up from 0; wins over `warmup_fraction`.
         warmup_fraction: the same as a share of the stage's iterations.
         warmup_iterations_max: upper bound of a warm-up given as a fraction.
@@ -121,7 +122,7 @@ class Schedule(Block):
             planned when the stage began) or fits the stage (`stage`).
     """
 
-    style: Literal["cosine", "linear", "wsd", "wso", "relora", "constant"] = "cosine"
+    style: Literal["cosine", "linear", "wsd", "wso", "relora"] = "cosine"
     warmup_iterations: Annotated[int, Field(ge=0)] | None = None
     warmup_fraction: Ratio = 0.0
     warmup_iterations_max: Positive | None = None
@@ -146,12 +147,14 @@ class Budget(Block):
             number of steps) or `step` (the FLOPs of `vanilla_iterations` steps of the full model, growth after
             `fraction` of the steps that remain).
         tokens_per_parameter: T_i / X_i of the family rule; 40 is twice Chinchilla's.
+        fraction_of: whether `fraction` is one of steps or of FLOPs; the paper's sentence allows both.
     """
 
     rule: Literal["family", "iterations", "step"]
     tokens_per_parameter: Rate | None = None
     vanilla_iterations: Positive | None = None
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    fraction_of: Literal["steps", "flops"] = "steps"
 
     @model_validator(mode="after")
     def _needs(self) -> Budget:
@@ -285,7 +288,7 @@ class Checkpoint(Block):
 class Paper(Block):
     """What the paper prints, to be shown beside what its formulas give.  Nothing is computed from it."""
 
-    layer_tuple: tuple[int, ...] = ()
+    layers_added: tuple[int, ...] = ()
     iterations: Positive | None = None
     vanilla_flops: Rate | None = None
     peak_bytes: Rate | None = None
@@ -298,7 +301,6 @@ class Recipe(Block):
     """One run of a paper, complete.  Get one through `megatron_growth.recipes.load`.
 
     Attributes:
-        layer_parameters: STEP: P of the integer program; `12h2` counts 12 hidden^2 as the paper does.
         variants: the alternatives this recipe offers, by name: changes that `load(name, variant)` merges in.
         variant: the alternative that was merged in, or None.
     """

@@ -1,0 +1,133 @@
+"""Which parallel layouts a model allows: tensor, pipeline, virtual pipeline and data parallelism of dense models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from megatron_growth.shape import ModelShape
+
+_REPEAT = re.compile(r"\(([^()]*)\)\*(\d+)|([EtmL|])\*(\d+)")
+_TOKENS = re.compile(r"[EtmL|]*")
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def tensor_parallel_sizes(heads: int, query_groups: int, ffn: int) -> list[int]:
+    """Tensor-parallel sizes that split query heads, query groups and FFN units evenly."""
+    return [d for d in divisors(query_groups) if heads % d == 0 and ffn % d == 0]
+
+
+def pipeline_sizes(layers: int) -> list[int]:
+    """Pipeline sizes (times virtual stages) that split the layers evenly."""
+    return divisors(layers) if layers else [1]
+
+
+def pad_vocabulary(vocab: int, multiple: int, tp: int) -> int:
+    """Rows of the embedding: Megatron pads to a multiple of `multiple` x TP."""
+    step = multiple * tp
+    return -(-vocab // step) * step
+
+
+def parse_pipeline_layout(text: str) -> list[str]:
+    """The chunks of a Megatron --pipeline-model-parallel-layout, `Ettt|ttL` -> ["Ettt", "ttL"].
+
+    E embedding, t Transformer layer, m multi-token prediction, L loss; `(t|)*3` and `t*4` repeat; commas are ignored.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    expanded = text.replace(",", "").replace(" ", "")
+    while match := _REPEAT.search(expanded):
+        body, count = (match[1], match[2]) if match[1] is not None else (match[3], match[4])
+        expanded = expanded[: match.start()] + body * int(count) + expanded[match.end() :]
+    if not _TOKENS.fullmatch(expanded):
+        raise ValueError(f"cannot read the pipeline layout {text!r}; write stages as in 'Ettt|ttL'")
+    return expanded.split("|")
+
+
+def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None) -> tuple[int, ...]:
+    """(pp * vpp,) layers of each model chunk, in the order of the layers.
+
+    Raises:
+        ValueError: the layers do not split; the message says what would.
+    """
+    chunks = pp * vpp
+    if pipeline_layout is not None:
+        parts = parse_pipeline_layout(pipeline_layout)
+        counts = tuple(part.count("t") for part in parts)
+        if len(parts) != chunks:
+            raise ValueError(f"pipeline_layout has {len(parts)} stages, but PP {pp} x VPP {vpp} needs {chunks}")
+        if sum(counts) != layers:
+            raise ValueError(f"pipeline_layout places {sum(counts)} layers, but the model has {layers}")
+        if not (parts[0].startswith("E") and parts[-1].endswith("L")):
+            raise ValueError("pipeline_layout must begin with E (embedding) and end with L (loss)")
+        return counts
+    if layers % chunks:
+        what = f"PP {pp}" + (f" x VPP {vpp}" if vpp > 1 else "")
+        raise ValueError(
+            f"{layers} layers cannot be split evenly by {what}: possible are {_listed(pipeline_sizes(layers))}, "
+            f"or an uneven split through pipeline_layout, such as {uneven_layout(layers, chunks)!r}"
+        )
+    return (layers // chunks,) * chunks
+
+
+def uneven_layout(layers: int, chunks: int) -> str:
+    """A pipeline_layout that splits any number of layers; what does not divide goes to the middle chunks."""
+    base, rest = divmod(layers, chunks)
+    middle = [chunks // 2 + (i // 2 + 1) * (-1) ** i if i else chunks // 2 for i in range(chunks)]
+    order = [i for i in middle if 0 <= i < chunks] + [i for i in range(chunks) if i not in middle]
+    counts = [base + (order.index(i) < rest) for i in range(chunks)]
+    parts = [f"t*{n}" if n > 1 else "t" * n for n in counts]
+    return "|".join(["E" + parts[0], *parts[1:-1], parts[-1] + "L"]) if chunks > 1 else f"E{parts[0]}L"
+
+
+def problems(
+    shape: ModelShape,
+    *,
+    tp: int,
+    pp: int,
+    vpp: int,
+    dp: int,
+    pipeline_layout: str | None,
+    sequence_parallel: bool,
+    sequence_length: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+) -> Iterator[tuple[str, str]]:
+    """(key, message) for everything that does not fit."""
+    possible = tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)
+    if tp not in possible:
+        what = f"{shape.heads} heads" if shape.heads == shape.query_groups else f"{shape.query_groups} query groups"
+        if shape.query_groups % tp == 0:
+            what = f"ffn {shape.ffn}"
+        yield "tp", f"{what} cannot be split by TP {tp}; possible TP: {_listed(possible)}"
+    try:
+        layers_per_chunk(shape.layers, pp, vpp, pipeline_layout)
+    except ValueError as error:
+        yield "pipeline_layout" if pipeline_layout else "pp", str(error)
+    if vpp > 1 and pp == 1:
+        yield "vpp", "virtual pipeline stages need PP > 1"
+    if sequence_parallel and tp == 1:
+        yield "sequence_parallel", "sequence parallelism needs TP > 1"
+    if sequence_parallel and sequence_length % tp:
+        yield "sequence_parallel", f"{sequence_length} tokens of a sequence cannot be split by TP {tp}"
+    step = micro_batch_size * dp
+    if global_batch_size % step:
+        yield (
+            "dp",
+            f"the batch of {global_batch_size} sequences is not a multiple of micro-batch {micro_batch_size} x DP {dp}",
+        )
+    elif vpp > 1 and (global_batch_size // step) % pp:
+        yield (
+            "vpp",
+            f"interleaving needs a number of micro-batches that PP {pp} divides; a batch of {global_batch_size} "
+            f"sequences by micro-batch {micro_batch_size} x DP {dp} gives {global_batch_size // step}",
+        )
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,169 @@
+"""Memory of training per GPU: the papers' formulas, and an estimate of what Megatron allocates on each rank.
+
+Papers (STEP, eq. 1; Reuse, appendix B): 16 bytes per trainable weight (weight 2, gradient 2, master and moments 12), 2
+per frozen one.
+
+Megatron, bf16: weight 2; gradient in the DDP buffer 4 (fp32, Megatron's default with bf16); master 4 and moments 8,
+divided by DP with the distributed optimizer.  fp32: weight 4, gradient 4, moments 8, no master.  Frozen weights have
+neither gradient, master nor moments.
+
+Activations, with a fused attention (flash or SDPA), no dropout, per layer and sample of S tokens: four tensors of S H
+(the two residual states and the two norms' outputs; divided by TP only with sequence parallelism) and, divided by TP,
+S (2A + 2G) D (queries, keys, values and the attention's output) and S 3F (2F without gate).
+
+Shape legend: S sequence length, H hidden, F ffn, A query heads, G query groups, D head dim, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_growth.planner.inventory import Inventory, Parameter
+from megatron_growth.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank, by what they are for.
+
+    Attributes:
+        pipeline_rank: the pipeline rank counted.
+        micro_batches_in_flight: samples' activations held at once, in micro-batches.
+    """
+
+    pipeline_rank: int
+    weights_bytes: int
+    gradients_bytes: int
+    masters_bytes: int
+    moments_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    micro_batches_in_flight: float
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients, masters and moments."""
+        return self.weights_bytes + self.gradients_bytes + self.masters_bytes + self.moments_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything counted here; the CUDA context and NCCL's buffers (1 to 2 GiB) come on top."""
+        return self.state_bytes + self.activations_bytes + self.logits_bytes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What memory depends on besides the model.
+
+    Attributes:
+        layers_per_chunk: (pp * vpp,) layers of each model chunk; chunk c lies on pipeline rank c % pp.
+        micro_batches: micro-batches of one step and rank (gradient accumulation).
+    """
+
+    tp: int
+    pp: int
+    vpp: int
+    dp: int
+    layers_per_chunk: tuple[int, ...]
+    sequence_parallel: bool
+    distributed_optimizer: bool
+    recompute: str
+    precision: str
+    micro_batch_size: int
+    micro_batches: int
+    sequence_length: int
+
+
+def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:
+    """16 P_trainable + 2 P_frozen + 16 E (STEP, eq. 2; Reuse, appendix B)."""
+    return 16 * (trainable + adapters) + 2 * frozen
+
+
+def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
+    """The estimate for one pipeline rank (any tensor-parallel rank of it: they are alike)."""
+    weight = 2 if setting.precision == "bf16" else 4
+    trained, held = _weights_on(inventory, setting, pipeline_rank)
+    shards = setting.dp if setting.distributed_optimizer else 1
+    activations, in_flight = _activations(inventory.shape, setting, pipeline_rank, weight)
+    last = pipeline_rank == setting.pp - 1
+    return RankMemory(
+        pipeline_rank=pipeline_rank,
+        weights_bytes=weight * held,
+        gradients_bytes=4 * trained,
+        masters_bytes=-(-4 * trained // shards) if setting.precision == "bf16" else 0,
+        moments_bytes=-(-8 * trained // shards),
+        activations_bytes=activations,
+        logits_bytes=_logits(inventory.shape, setting, weight) if last else 0,
+        micro_batches_in_flight=in_flight,
+    )
+
+
+def peak_memory(inventory: Inventory, setting: Setting) -> RankMemory:
+    """The estimate for the pipeline rank that needs most."""
+    ranks = [rank_memory(inventory, setting, rank) for rank in range(setting.pp)]
+    return max(ranks, key=lambda rank: rank.total_bytes)
+
+
+def _weights_on(inventory: Inventory, setting: Setting, pipeline_rank: int) -> tuple[int, int]:
+    """(trained, held) weights of one rank, adapters included in both."""
+    owner = _pipeline_rank_of_layer(setting)
+    trained = held = 0
+    for p in inventory.parameters:
+        if pipeline_rank not in _places(p, owner, setting, inventory.shape):
+            continue
+        size = -(-p.size // setting.tp) if p.split != "none" else p.size
+        adapter = _adapter_on_rank(p, setting.tp)
+        trained += (size if p.trainable else 0) + adapter
+        held += size + adapter
+    return trained, held
+
+
+def _places(p: Parameter, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:
+    """Pipeline ranks that hold a parameter: a tied embedding lies on the first and the last."""
+    if p.kind == "embedding":
+        return {0, setting.pp - 1} if shape.tied_embeddings else {0}
+    return {owner[p.layer]} if p.layer < shape.layers else {setting.pp - 1}
+
+
+def _pipeline_rank_of_layer(setting: Setting) -> list[int]:
+    """(layers,) pipeline rank of each layer."""
+    return [c % setting.pp for c, count in enumerate(setting.layers_per_chunk) for _ in range(count)]
+
+
+def _adapter_on_rank(p: Parameter, tp: int) -> int:
+    """Adapter weights of one rank: the factor on the split side is split, the other one is whole."""
+    if not p.adapter:
+        return 0
+    inputs, outputs = p.ends
+    rank = p.adapter // (inputs + outputs)
+    return rank * (inputs + outputs // tp if p.split == "column" else inputs // tp + outputs)
+
+
+def _activations(shape: ModelShape, setting: Setting, pipeline_rank: int, width: int) -> tuple[int, float]:
+    """(bytes, micro-batches in flight) of the activations of one rank at its peak."""
+    tokens = setting.sequence_length * setting.micro_batch_size
+    whole = tokens * shape.hidden // (setting.tp if setting.sequence_parallel else 1)
+    split = tokens * (2 * (shape.heads + shape.query_groups) * shape.head_dim) // setting.tp
+    norms = 2
+    if shape.sublayers == "full":
+        norms, split = 4, split + tokens * shape.ffn * (3 if shape.gated else 2) // setting.tp
+    per_layer, working = width * (norms * whole + split), 0
+    if setting.recompute == "full":
+        per_layer, working = width * whole, per_layer
+    layers = [n for c, n in enumerate(setting.layers_per_chunk) if c % setting.pp == pipeline_rank]
+    in_flight = chunks_in_flight(setting, pipeline_rank) / setting.vpp
+    return int(in_flight * sum(layers) * per_layer) + working, in_flight
+
+
+def chunks_in_flight(setting: Setting, pipeline_rank: int) -> int:
+    """Model chunks whose activations a rank holds at once: 1F1B, interleaved when vpp > 1 (Narayanan et al. 2021)."""
+    behind = setting.pp - pipeline_rank - 1
+    if setting.vpp == 1:
+        return min(behind + 1, setting.micro_batches)
+    return min((setting.vpp - 1) * setting.pp + 2 * behind + 1, setting.vpp * setting.micro_batches)
+
+
+def _logits(shape: ModelShape, setting: Setting, width: int) -> int:
+    """Logits, their fp32 copy and the softmax kept for the backward pass, on the last pipeline rank."""
+    tokens = setting.sequence_length * setting.micro_batch_size
+    return tokens * shape.vocab // setting.tp * (width + (8 if width == 2 else 4))

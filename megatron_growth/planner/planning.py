@@ -1,0 +1,309 @@
+"""From a recipe to a `RunPlan`: sizes, layouts, budgets, schedules, data windows and memory, each with its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_growth import operators, schedules
+from megatron_growth.errors import ParallelLayoutError, RecipeError
+from megatron_growth.planner import budgets, flops, layouts
+from megatron_growth.planner.comparison import complete
+from megatron_growth.planner.inventory import Inventory, take_inventory, unmatched
+from megatron_growth.planner.memory import Setting, peak_memory
+from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout, Parameters, RunPlan, StagePlan
+from megatron_growth.planner.windows import assign
+from megatron_growth.recipes.schema import Baseline, Recipe, Stage
+from megatron_growth.recipes.source import KeyPath
+from megatron_growth.shape import ModelShape
+
+DEFAULT_GPUS = 8  # data parallelism that a recipe leaves open is planned for one node of eight GPUs
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A stage with everything that does not depend on its budget."""
+
+    stage: Stage
+    path: KeyPath
+    shape: ModelShape
+    layout: ParallelLayout
+    freeze: tuple[str, ...]
+    inventory: Inventory
+    nominal: float
+    counted: flops.Counted
+
+    sequence_length: int
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.stage.global_batch_size * self.sequence_length
+
+    def costs(self) -> budgets.Costs:
+        """What budgets need to know."""
+        s = self.stage
+        return budgets.Costs(s.name, self.counted.flops_per_token, self.batch_tokens, self.nominal, s.iterations)
+
+
+def plan_run(recipe: Recipe, gpus: int = DEFAULT_GPUS) -> RunPlan:
+    """Every derived number of a run.
+
+    Args:
+        recipe: from `recipes.load`.
+        gpus: GPUs that a stage without a data-parallel size of its own runs on.
+
+    Raises:
+        ParallelLayoutError: a layout does not fit its model.
+        RecipeError: a budget, a schedule, a freeze pattern or the data pool does not work out.
+    """
+    drafts = _drafts(recipe, gpus)
+    split = _split_budget(recipe, drafts)
+    stages = [_stage_plan(recipe, draft, budget) for draft, budget in zip(drafts, split, strict=True)]
+    baselines = _baselines(recipe, stages, gpus)
+    stages, baselines = assign(recipe, stages, baselines)
+    return complete(recipe, stages, baselines)
+
+
+def _drafts(recipe: Recipe, gpus: int) -> list[_Draft]:
+    """All stages' sizes and layouts; every layout problem of the recipe in one error."""
+    problems: list[str] = []
+    drafts: dict[str, _Draft] = {}
+    for index, stage in enumerate(recipe.stages):
+        source = drafts.get(stage.source or "")
+        drafts[stage.name] = _draft(recipe, stage, ("stages", index), source, gpus, problems)
+    _refuse(problems)
+    return list(drafts.values())
+
+
+def _draft(
+    recipe: Recipe, stage: Stage, path: KeyPath, source: _Draft | None, gpus: int, problems: list[str]
+) -> _Draft:
+    model, given = recipe.model, stage.layout
+    dp = given.dp or max(1, gpus // (given.tp * given.pp))
+    shape = ModelShape(
+        hidden=stage.hidden,
+        ffn=stage.ffn or round((model.ffn_multiple or 0) * stage.hidden),
+        layers=stage.layers,
+        heads=stage.heads,
+        query_groups=stage.query_groups or stage.heads,
+        head_dim=model.head_dim or 0,
+        vocab=layouts.pad_vocabulary(recipe.vocab, model.vocab_multiple, given.tp),
+        tied_embeddings=model.tied_embeddings,
+        gated=model.gated,
+        norm=model.norm,
+        bias=model.bias,
+        sublayers=stage.sublayers,
+    )
+    found = layouts.problems(
+        shape,
+        **given.model_dump(include={"tp", "pp", "vpp", "pipeline_layout", "sequence_parallel"}),
+        dp=dp,
+        sequence_length=model.sequence_length,
+        global_batch_size=stage.global_batch_size,
+        micro_batch_size=stage.micro_batch_size,
+    )
+    bad = [f"{recipe.where(*path, 'layout', key)}: stage {stage.name}: {message}" for key, message in found]
+    problems += bad
+    chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
+    distributed = recipe.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
+    chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
+    freeze, adapted = _frozen_layers(stage, source)
+    rank = stage.adapters.rank if stage.adapters else 0
+    inventory = take_inventory(shape, freeze, rank, adapted)
+    _check_freeze(recipe, stage, path, shape, freeze, inventory)
+    rule = model.nominal_parameters
+    nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
+    size = flops.counted(inventory, recipe.vocab, rule, nominal, rank)
+    return _Draft(stage, path, shape, ParallelLayout(**chosen), freeze, inventory, nominal, size, model.sequence_length)
+
+
+def _frozen_layers(stage: Stage, source: _Draft | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(freeze patterns, layers with adapters): STEP freezes the layers that were there before growth."""
+    adapters = stage.adapters
+    if adapters is None:
+        return stage.freeze, ()
+    if adapters.layers == "all" or source is None:
+        return stage.freeze, tuple(range(stage.layers))
+    operator = operators.get("depth", stage.growth.depth or "stack")
+    grown = operator.layers(source.shape.layers, stage.layers, operators.Seed(stage.growth.seed))
+    old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
+    pattern = "decoder.layers.{" + ",".join(map(str, old)) + "}.*"
+    return (*stage.freeze, pattern), old
+
+
+def _check_freeze(
+    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, freeze: Sequence[str], inventory: Inventory
+) -> None:
+    where = recipe.where(*path, "freeze")
+    for pattern, near in unmatched(shape, freeze):
+        raise RecipeError(
+            f"stage {stage.name}: the freeze pattern {pattern!r} matches no parameter", where=where, fix=near
+        )
+    if not inventory.trainable and not inventory.adapters:
+        raise RecipeError(f"stage {stage.name}: everything is frozen", where=where, fix="freeze less")
+
+
+def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.StageBudget]:
+    rule, costs = recipe.budget, [draft.costs() for draft in drafts]
+    if rule.rule == "family":
+        return budgets.family(costs, rule.tokens_per_parameter or 0)
+    if rule.rule == "iterations":
+        return budgets.by_iterations(costs)
+    last = drafts[-1]
+    vanilla = 6 * last.nominal * (rule.vanilla_iterations or 0) * last.batch_tokens
+    return budgets.step(costs, vanilla, rule.fraction, rule.fraction_of)
+
+
+def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iterations: int | None = None) -> StagePlan:
+    """A stage with its budget; `iterations` overrides the rounding of tokens to whole batches."""
+    stage, layout = draft.stage, draft.layout
+    steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
+    is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
+    schedule = _schedule(recipe, draft, steps, is_last)
+    exact = flops.exact_flops_per_token(draft.inventory, draft.sequence_length, recompute=layout.recompute == "full")
+    growth = None
+    if stage.source is not None:
+        growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
+    samples = steps * stage.global_batch_size
+    return StagePlan(
+        name=stage.name,
+        shape=draft.shape,
+        vocab=recipe.vocab,
+        parameters=_parameters(draft, recipe.vocab),
+        tokens=budget.tokens,
+        samples=samples,
+        iterations=steps,
+        flops=budget.flops,
+        flops_exact=exact * samples * draft.sequence_length,
+        lr=stage.lr,
+        min_lr=stage.lr * getattr(schedule, "min_lr_ratio", 1.0),
+        warmup_iterations=schedule.warmup_iterations,
+        global_batch_size=stage.global_batch_size,
+        micro_batch_size=stage.micro_batch_size,
+        sequence_length=draft.sequence_length,
+        layout=layout,
+        data_start=0,
+        data_pool=samples,
+        source=stage.source,
+        growth=growth,
+        freeze=draft.freeze,
+        rules=tuple((rule.pattern, str(rule.schedule)) for rule in stage.rules),
+        adapters=_adapters(draft),
+        schedule=schedules.to_dict(schedule),
+        optimizer=stage.optimizer.model_dump(),
+        memory=peak_memory(draft.inventory, setting_of(recipe.precision, draft)),
+        stop_iterations=stage.stop_iterations,
+        note=getattr(stage, "note", ""),
+        formulas=_formulas(draft, budget, steps),
+    )
+
+
+def _parameters(draft: _Draft, vocab: int) -> Parameters:
+    shape = draft.shape
+    padding = (shape.vocab - vocab) * shape.hidden
+    frozen = sum(
+        p.size - (padding if p.kind in ("embedding", "output") else 0)
+        for p in draft.inventory.parameters
+        if not p.trainable
+    )
+    total = shape.with_(vocab=vocab).parameters
+    return Parameters(draft.nominal, shape.transformer_parameters, total, total - frozen, draft.inventory.adapters)
+
+
+def _adapters(draft: _Draft) -> dict[str, Any] | None:
+    if draft.stage.adapters is None:
+        return None
+    adapted = sorted({p.layer for p in draft.inventory.parameters if p.adapter})
+    return draft.stage.adapters.model_dump() | {"layer_numbers": adapted}
+
+
+def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int) -> dict[str, str]:
+    rate, batch = draft.counted.flops_per_token, draft.batch_tokens
+    frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
+    return {
+        "flops": budget.formula,
+        "flops_per_token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}",
+        "tokens": f"{budget.flops:.4g} FLOPs / {rate:.4g} per token = {budget.tokens:,}",
+        "iterations": f"{budget.tokens:,} tokens / {batch:,} a batch = {budget.tokens / batch:,.2f}, rounded to {steps:,}",
+    }
+
+
+def setting_of(precision: str, draft: _Draft) -> Setting:
+    """What memory depends on, from a stage's layout."""
+    layout, stage = draft.layout, draft.stage
+    dp = layout.dp or 1
+    return Setting(
+        tp=layout.tp,
+        pp=layout.pp,
+        vpp=layout.vpp,
+        dp=dp,
+        layers_per_chunk=layout.layers_per_chunk,
+        sequence_parallel=layout.sequence_parallel,
+        distributed_optimizer=layout.distributed_optimizer,
+        recompute=layout.recompute,
+        precision=precision,
+        micro_batch_size=stage.micro_batch_size,
+        micro_batches=stage.global_batch_size // (stage.micro_batch_size * dp),
+        sequence_length=draft.sequence_length,
+    )
+
+
+def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> schedules.Schedule:
+    """The schedule of a stage; a `planned` span decays over the steps that were planned when the stage began."""
+    block = draft.stage.schedule
+    span = steps
+    if block.span == "planned" and not is_last:
+        span = round(steps / recipe.budget.fraction)
+    warmup = block.warmup_iterations
+    if warmup is None:
+        warmup = round(block.warmup_fraction * steps)
+        warmup = min(warmup, block.warmup_iterations_max or warmup)
+    known = schedules.parameters_of(block.style)
+    values: Mapping[str, Any] = block.model_dump(include=set(known), exclude_none=True)
+    try:
+        if warmup > steps:
+            schedules.make("wso", draft.stage.lr, steps, warmup)  # raises: the warm-up is longer than the stage
+        return schedules.make(block.style, draft.stage.lr, span, warmup, **values)
+    except RecipeError as error:
+        where = recipe.where(*draft.path, "schedule", "warmup_iterations" if "warm-up" in error.what else "style")
+        raise RecipeError(f"stage {draft.stage.name}: {error.what}", where=where, fix=error.fix) from None
+
+
+def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[StagePlan]:
+    """The largest model from scratch, with the FLOPs of all stages together."""
+    problems: list[str] = []
+    whole, steps = sum(stage.flops for stage in stages), sum(stage.iterations for stage in stages)
+    plans = []
+    for name, baseline in recipe.baselines.items():
+        path: KeyPath = ("baselines", name)
+        iterations = None
+        if baseline.match == "steps":
+            baseline, iterations = _step_matched(recipe, baseline, path, whole, steps, gpus), steps
+        draft = _draft(recipe, baseline, path, None, gpus, problems)
+        _refuse(problems)
+        costs = draft.costs()
+        if baseline.match == "iterations":
+            budget = budgets.by_iterations([costs])[0]
+        else:
+            tokens = round(whole / costs.flops_per_token)
+            budget = budgets.StageBudget(whole, tokens, f"all stages together: {whole:.4g} FLOPs")
+        plans.append(_stage_plan(recipe, draft, budget, iterations))
+    return plans
+
+
+def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int) -> Baseline:
+    """The baseline with the batch that spends `whole` FLOPs in as many steps as the stages take."""
+    draft = _draft(recipe, baseline, path, None, gpus, [])
+    dp = draft.layout.dp or 1
+    batch = max(1, round(whole / draft.counted.flops_per_token / steps / draft.sequence_length / dp)) * dp
+    micro = max(d for d in layouts.divisors(batch // dp) if d <= baseline.micro_batch_size)
+    return baseline.model_copy(update={"global_batch_size": batch, "micro_batch_size": micro})
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ParallelLayoutError(
+            "these layouts do not fit their models:\n" + "\n".join(f"  {problem}" for problem in problems)
+        )

@@ -1,0 +1,221 @@
+"""RunPlan: every derived number of a run, as frozen dataclasses that turn into JSON.
+
+Units are in the names; where a name has none: parameters in weights, tokens in tokens, flops in floating-point
+operations of the whole stage, learning rates per optimizer step, batch sizes in sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from megatron_growth.planner.integer_program import Program
+from megatron_growth.planner.memory import RankMemory
+from megatron_growth.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of one model.
+
+    Attributes:
+        nominal: the size that budgets count with.
+        transformer: layers and final norm.
+        total: everything, with the unpadded vocabulary.
+        trainable: of `total`, what trains in this stage (adapters not counted).
+        adapters: weights of the adapters.
+    """
+
+    nominal: float
+    transformer: int
+    total: int
+    trainable: int
+    adapters: int = 0
+
+    @property
+    def frozen(self) -> int:
+        """Weights that do not train."""
+        return self.total - self.trainable
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """Parallel sizes of a stage in Megatron's terms; `dp` is None when it is what the machine has.
+
+    Attributes:
+        layers_per_chunk: (pp * vpp,) Transformer layers of each model chunk, in the order of the layers.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    dp: int | None = None
+    sequence_parallel: bool = False
+    pipeline_layout: str | None = None
+    distributed_optimizer: bool = True
+    recompute: str = "none"
+    layers_per_chunk: tuple[int, ...] = ()
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tp * self.pp
+
+    def __str__(self) -> str:
+        parts = [f"TP{self.tp}", f"PP{self.pp}"]
+        if self.vpp > 1:
+            parts.append(f"VPP{self.vpp}")
+        if self.dp is not None:
+            parts.append(f"DP{self.dp}")
+        return " ".join(parts) + (" SP" if self.sequence_parallel else "")
+
+
+@dataclass(frozen=True)
+class GrowthSpec:
+    """How a stage grows from its source: operators as `megatron_growth.operators.get` reads them."""
+
+    width: str | dict[str, Any] | None
+    depth: str | dict[str, Any] | None
+    seed: int
+    optimizer_state: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage, or one baseline.
+
+    Attributes:
+        shape: sizes, with the vocabulary padded for the stage's layout.
+        vocab: tokens of the vocabulary, without padding.
+        tokens: the budget in tokens, before rounding to whole iterations.
+        samples: sequences that are trained on: iterations x global batch size.
+        iterations: optimizer steps, `tokens` rounded to whole batches.
+        flops: of the budget, by the paper's accounting.
+        flops_exact: of the iterations, by the exact accounting (frozen weights with something trainable below them
+            count 4, attention scores count).
+        data_start: first sample of the stage's window in the one global sample order.
+        data_pool: samples that the run may draw from; sample i is sample i mod data_pool of the order.
+        source: name of the stage it grows from, or None.
+        freeze: patterns of parameters that do not train.
+        rules: (pattern, schedule) pairs beyond freezing.
+        adapters: settings of the adapters, or None.
+        schedule: written form of a `megatron_growth.schedules` schedule.
+        optimizer: settings of the optimizer.
+        memory: estimate for the rank that needs most.
+        stop_iterations: where the paper stopped early.
+        formulas: how each derived number came about, by its name.
+    """
+
+    name: str
+    shape: ModelShape
+    vocab: int
+    parameters: Parameters
+    tokens: int
+    samples: int
+    iterations: int
+    flops: float
+    flops_exact: float
+    lr: float
+    min_lr: float
+    warmup_iterations: int
+    global_batch_size: int
+    micro_batch_size: int
+    sequence_length: int
+    layout: ParallelLayout
+    data_start: int
+    data_pool: int
+    source: str | None
+    growth: GrowthSpec | None
+    freeze: tuple[str, ...]
+    rules: tuple[tuple[str, str], ...]
+    adapters: dict[str, Any] | None
+    schedule: dict[str, Any]
+    optimizer: dict[str, Any]
+    memory: RankMemory
+    stop_iterations: int | None = None
+    note: str = ""
+    formulas: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def memory_bytes_per_gpu(self) -> int:
+        """Estimate for the rank that needs most."""
+        return self.memory.total_bytes
+
+    @property
+    def tokens_trained(self) -> int:
+        """Tokens after rounding to whole iterations."""
+        return self.samples * self.sequence_length
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; derived properties included."""
+        return asdict(self) | {
+            "memory_bytes_per_gpu": self.memory_bytes_per_gpu,
+            "tokens_trained": self.tokens_trained,
+        }
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A share that is saved: as printed in the paper, and by its formula and by the exact accounting.
+
+    Attributes:
+        paper: by the paper's accounting.
+        exact: by the exact accounting.
+        printed: the number that the paper prints, or None.
+    """
+
+    paper: float
+    exact: float
+    printed: float | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A whole run.
+
+    Attributes:
+        total_flops: of all stages together, by the paper's accounting.
+        scratch_flops: what training every size of the family from scratch would take; for the other papers, what the
+            standard pre-training of the last stage's model takes.
+        saving: 1 - total_flops / scratch_flops.
+        baselines: runs to compare with, from scratch.
+        notes: where numbers of the paper disagree with its own formulas, and what was rounded.
+    """
+
+    name: str
+    paper: str
+    summary: str
+    variant: str | None
+    variants: tuple[str, ...]
+    precision: str
+    stages: tuple[StagePlan, ...]
+    baselines: tuple[StagePlan, ...]
+    total_flops: float
+    scratch_flops: float
+    saving: float
+    notes: tuple[str, ...] = ()
+    integer_program: Program | None = None
+    compute_saving: Saving | None = None
+    memory_saving: Saving | None = None
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage or baseline of this name; KeyError when there is none."""
+        for stage in (*self.stages, *self.baselines):
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `plan --json` prints and `plan.json` holds."""
+        document = asdict(self)
+        for key in ("stages", "baselines"):
+            document[key] = [stage.to_json() for stage in getattr(self, key)]
+        for key in ("integer_program", "compute_saving", "memory_saving"):
+            if document[key] is None:
+                del document[key]
+        return document
+
+    def to_text(self) -> str:
+        """`to_json` as text; equal plans give equal text."""
+        return json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n"
