@@ -104,7 +104,10 @@ def train_valid_test_datasets_provider(train_val_test_num_samples, vp_stage=None
 
 if __name__ == "__main__":
     train_valid_test_datasets_provider.is_distributed = True
-    args = parse_and_validate_args(args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
+    args = parse_and_validate_args(
+        extra_args_provider=None,
+        args_defaults={"tokenizer_type": "GPT2BPETokenizer"},
+    )
     model_cfg = gpt_config_from_args(args)
     config = pretrain_cfg_container_from_args(args, model_cfg)
     pretrain(config, train_valid_test_datasets_provider, ModelType.encoder_or_decoder, forward_step)

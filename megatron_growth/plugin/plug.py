@@ -59,23 +59,26 @@ def _wanted(options: PluginOptions) -> bool:
 
 
 def _plug(model_cfg: Any, options: PluginOptions) -> None:
+    from megatron_growth.plugin import scheduler
+    from megatron_growth.plugin.datasets import around_build
     from megatron_growth.plugin.events import Events
+    from megatron_growth.plugin.groups import ParameterRules
     from megatron_growth.plugin.growing import grow_hook
+    from megatron_growth.plugin.layers import choose_layer_spec
+    from megatron_growth.plugin.loading import around_load
 
-    events = Events(options)
+    events, rules = Events(options), ParameterRules(options.rules)
     if options.layer_spec != "stock" or options.sublayers != "full":
-        from megatron_growth.plugin.layers import choose_layer_spec
-
         choose_layer_spec(model_cfg, options)
     if options.source:
         model_cfg.pre_wrap_hooks.append(grow_hook(options, events.record))
+    model_cfg.pre_wrap_hooks.append(rules.apply)
+    rebind.bind("get_optimizer_param_scheduler", lambda original: scheduler.around_build(original, options.rules))
+    rebind.bind("load_checkpoint", lambda original: around_load(original, rules))
     if options.rules:
-        from megatron_growth.plugin.groups import ParameterRules
-
-        ParameterRules(options.rules).plug_into(model_cfg)
+        rebind.bind("get_megatron_optimizer_config", rules.around_optimizer_config)
+        rebind.bind("_build_sharded_state_dict_metadata", rules.around_metadata)
     if options.windowed or options.evaluate_at_start:
-        from megatron_growth.plugin.datasets import around_build
-
         rebind.bind("build_train_valid_test_datasets", lambda original: around_build(original, options))
     if options.metrics or options.evaluate_at_start:
         rebind.bind("train", events.around_train)

@@ -1,9 +1,9 @@
 """The one list of what the plugin replaces inside `megatron.training`, and the way back.
 
 Megatron-Core 0.19 has hooks for a model before and after it is wrapped, for arguments and for layer specs; the plugin
-uses those where they exist.  For the rest it replaces functions of `megatron.training.training`, which that module
-looks up by name at every call.  A function is replaced only when a --growth-* flag needs it, each replacement calls
-the original, and `unbind_all()` puts every original back.
+uses those where they exist.  For the rest it replaces functions of `megatron.training.training` and one of
+`megatron.training.checkpointing`, which those modules look up by name at every call.  A function is replaced only when
+a --growth-* flag needs it, each replacement calls the original, and `unbind_all()` puts every original back.
 """
 
 from __future__ import annotations
@@ -57,6 +57,18 @@ TARGETS: dict[str, Target] = {
             "get_optimizer_param_scheduler",
             "follow the schedules of --growth-schedule, and let a changed learning rate load",
             "optimizer",
+        ),
+        Target(
+            "load_checkpoint",
+            "load optimizer state when learning rates or freezing have changed since it was saved",
+            "ddp_model optimizer opt_param_scheduler load_arg strict checkpointing_context skip_load_to_model_and_opt "
+            "tp_group pp_group dp_cp_group dp_group expt_dp_group rng_state_key_prefix",
+        ),
+        Target(
+            "_build_sharded_state_dict_metadata",
+            "save layers under a key each when only some are trained (--growth-freeze)",
+            "args dp_cp_group",
+            "megatron.training.checkpointing",
         ),
         Target(
             "build_train_valid_test_datasets",

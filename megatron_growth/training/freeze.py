@@ -12,6 +12,7 @@ output is then made to require a gradient, which nothing below it uses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ import torch.distributed as dist
 from megatron_growth.errors import RecipeError
 from megatron_growth.training.names import named_parameters, unwrapped
 from megatron_growth.training.patterns import Rule, decide, near_patterns
+
+_LAYER = re.compile(r"(?<=^decoder\.layers)\.\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Assignment:
         """Names of all trainable parameters, sorted."""
         matched = [name for match in self.matches if not match.rule.frozen for name in match.names]
         return tuple(sorted([*matched, *self.unmatched]))
+
+    @property
+    def splits_layers(self) -> bool:
+        """Whether some layer's parameter is frozen while the same parameter of another layer is trained."""
+        frozen, trainable = ({_LAYER.sub("", name) for name in names} for names in (self.frozen, self.trainable))
+        return bool(frozen & trainable)
 
     def table(self) -> str:
         """Rules and what each matched, as lines for a log."""
@@ -138,13 +147,19 @@ def freeze(chunks: Sequence[torch.nn.Module], assignment: Assignment) -> int:
 
 
 def _keep_recomputation_trainable(model: torch.nn.Module) -> None:
-    """Let gradients reach recomputed layers above an embedding that is frozen as a whole."""
+    """Let gradients reach recomputed parts above an embedding that is frozen as a whole."""
     embedding = getattr(model, "embedding", None)
-    config = getattr(model, "config", None)
-    if embedding is None or getattr(config, "recompute_granularity", None) != "full":
+    if embedding is None or not _recomputes_weights(getattr(model, "config", None)):
         return
     if not any(parameter.requires_grad for parameter in embedding.parameters()):
         embedding.register_forward_hook(_require_gradient)
+
+
+def _recomputes_weights(config: object) -> bool:
+    """Whether the recomputed parts of the model hold parameters."""
+    granularity = getattr(config, "recompute_granularity", None)
+    modules = set(getattr(config, "recompute_modules", None) or ())
+    return granularity == "full" or (granularity == "selective" and modules != {"core_attn"})
 
 
 def _require_gradient(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor | None:

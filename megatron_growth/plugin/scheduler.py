@@ -1,0 +1,120 @@
+"""Megatron's learning-rate scheduler with a schedule per parameter group, and with nothing left out of its state."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.training import get_args
+
+from megatron_growth import schedules
+from megatron_growth.errors import RunError, UnsupportedError
+from megatron_growth.schedules import Schedule
+from megatron_growth.training.patterns import Rule
+from megatron_growth.training.rates import RunSchedule, multiple, parse_schedule
+
+GROUP_KEY = "growth_schedule"
+_STATE_KEY = "growth"
+WHICH_SCHEDULE = (
+    "--override-opt_param-scheduler takes this run's, --use-checkpoint-opt_param-scheduler the checkpoint's"
+)
+
+
+class RuleScheduler(OptimizerParamScheduler):
+    """Megatron's scheduler, where a parameter group may name a schedule of its own.
+
+    A group with the key `growth_schedule` follows that schedule; every other group follows Megatron's style.  As in
+    Megatron, `num_steps` counts samples and the rate of the first update is that of step 0.
+
+    Args:
+        stock: the scheduler that Megatron built for this run.
+        rules: schedules by their written form.
+        samples_per_iteration: the global batch size, in which `num_steps` advances.
+    """
+
+    def __init__(self, stock: OptimizerParamScheduler, rules: dict[str, Schedule], samples_per_iteration: int) -> None:
+        # Megatron has worked the arguments into the stock scheduler; this one goes on from what came out.
+        self.__dict__.update(vars(stock))
+        self.rules = rules
+        self.samples_per_iteration = samples_per_iteration
+        self.step(0)
+
+    def get_lr(self, param_group: dict[str, Any]) -> float:
+        """The learning rate of a group at `num_steps`."""
+        schedule = self.rules.get(param_group.get(GROUP_KEY, ""))
+        if schedule is None:
+            return super().get_lr(param_group)
+        return schedule.lr(self.num_steps / self.samples_per_iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Megatron's state, the schedules, and the two values of WSD that Megatron leaves out."""
+        return {**super().state_dict(), _STATE_KEY: self._own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state; how a changed value is treated follows Megatron's two scheduler flags.
+
+        Raises:
+            RunError: a schedule has changed and neither flag says what to do.
+        """
+        saved = state_dict.get(_STATE_KEY)
+        if saved is not None and not self.override_opt_param_scheduler:
+            self._take(saved)
+        super().load_state_dict(state_dict)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "rules": {text: schedules.to_dict(schedule) for text, schedule in self.rules.items()},
+            "samples_per_iteration": self.samples_per_iteration,
+            "wsd_decay_steps": self.wsd_decay_steps,
+            "lr_wsd_decay_style": self.lr_wsd_decay_style,
+        }
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        """Take the saved values, or refuse when they differ from this run's."""
+        current = self._own_state()
+        if saved != current and not self.use_checkpoint_opt_param_scheduler:
+            changed = [key for key in current if saved.get(key) != current[key]]
+            raise RunError(
+                f"the learning-rate schedule of the checkpoint is not this run's: {', '.join(changed)} changed",
+                where="; ".join(f"{key}: {saved.get(key)} in the checkpoint, {current[key]} now" for key in changed),
+                fix=WHICH_SCHEDULE,
+            )
+        self.rules = {text: schedules.from_dict(document) for text, document in saved["rules"].items()}
+        self.samples_per_iteration = saved["samples_per_iteration"]
+        self.wsd_decay_steps, self.lr_wsd_decay_style = saved["wsd_decay_steps"], saved["lr_wsd_decay_style"]
+
+
+def around_build(original: Callable[..., Any], rules: Iterable[Rule]) -> Callable[..., Any]:
+    """Build a RuleScheduler in place of Megatron's."""
+    rules = tuple(rules)
+
+    def get_optimizer_param_scheduler(optimizer: Any) -> RuleScheduler:
+        stock = original(optimizer)
+        args = get_args()
+        run = run_schedule(args, stock)
+        named = {r.schedule: parse_schedule(r.schedule, run) for r in rules if is_named(r)}
+        if named and getattr(args, "rampup_batch_size", None):
+            raise UnsupportedError(
+                "a schedule of its own counts iterations of one size, but --rampup-batch-size changes it",
+                fix="leave out --rampup-batch-size, or use Megatron's --lr-decay-style",
+            )
+        return RuleScheduler(stock, named, args.global_batch_size)
+
+    return get_optimizer_param_scheduler
+
+
+def is_named(rule: Rule) -> bool:
+    """Whether a rule names a schedule, rather than freezing or scaling."""
+    return not rule.frozen and multiple(rule.schedule) is None
+
+
+def run_schedule(args: argparse.Namespace, stock: OptimizerParamScheduler) -> RunSchedule:
+    """What the run's own flags ask for, in iterations."""
+    return RunSchedule(
+        peak=args.lr,
+        iterations=round(stock.lr_decay_steps / args.global_batch_size),
+        warmup_iterations=round(stock.lr_warmup_steps / args.global_batch_size),
+        min_lr_ratio=(args.min_lr or 0.0) / args.lr,
+    )

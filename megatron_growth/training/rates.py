@@ -1,0 +1,88 @@
+"""The learning rate of a rule: a multiple of the run's, or a schedule of its own, from the written form.
+
+    0.1                                            a tenth of the run's learning rate at every step
+    wso                                            the run's peak and warm-up, held until the end
+    cosine:min_lr_ratio=0                          down to zero
+    relora:restart_iterations=500,restart_warmup_iterations=50
+    wsd:stable_fraction=0.75,peak=1e-3,warmup_iterations=100
+
+Names and parameters are those of `megatron_growth.schedules`; `peak`, `iterations`, `warmup_iterations` and
+`min_lr_ratio` are the run's own when a schedule does not give them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_growth import schedules
+from megatron_growth.errors import RecipeError
+from megatron_growth.schedules import Schedule
+
+_BASE = ("peak", "iterations", "warmup_iterations")
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """What the run itself asks for, from which a rule's schedule takes what it does not give.
+
+    Attributes:
+        peak: --lr.
+        iterations: --lr-decay-iters, or the iterations of the run.
+        warmup_iterations: --lr-warmup-iters.
+        min_lr_ratio: --min-lr over --lr.
+    """
+
+    peak: float
+    iterations: int
+    warmup_iterations: int
+    min_lr_ratio: float
+
+
+def multiple(text: str) -> float | None:
+    """The number of a rule that scales the run's learning rate; None when it is a schedule by name.
+
+    Raises:
+        RecipeError: the number is not above 0.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if not 0 < number < float("inf"):
+        raise RecipeError(
+            f"a learning rate {text} times the run's is no rate to train with",
+            fix="give a number above 0, or 'frozen' for parameters that do not train",
+        )
+    return number
+
+
+def parse_schedule(text: str, run: RunSchedule) -> Schedule:
+    """The schedule that a rule names.
+
+    Args:
+        text: NAME or NAME:parameter=value,...
+        run: of the run that the rule belongs to.
+
+    Raises:
+        RecipeError: an unknown name or parameter, or a value that cannot be.
+    """
+    name, _, rest = text.partition(":")
+    name = name.strip()
+    values: dict[str, float | int] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise RecipeError(f"cannot read {part!r} in the schedule {text!r}", fix="write NAME:parameter=value,...")
+        values[key] = _number(key, value, text)
+    base = {key: values.pop(key, getattr(run, key)) for key in _BASE}
+    if "min_lr_ratio" in schedules.parameters_of(name):
+        values.setdefault("min_lr_ratio", run.min_lr_ratio)
+    return schedules.make(name, float(base["peak"]), int(base["iterations"]), int(base["warmup_iterations"]), **values)
+
+
+def _number(key: str, value: str, text: str) -> float | int:
+    try:
+        return int(value) if key.endswith("iterations") else float(value)
+    except ValueError:
+        kind = "a whole number" if key.endswith("iterations") else "a number"
+        raise RecipeError(f"{key} is {value!r} in the schedule {text!r}; it must be {kind}") from None
