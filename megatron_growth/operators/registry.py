@@ -63,6 +63,15 @@ def names(kind: str) -> list[str]:
     return sorted(name for k, name in _registry if k == kind)
 
 
+def operator_class(kind: str, name: str) -> type[Operator]:
+    """The class of a registered operator; GrowthPlanError with the nearest names when there is none."""
+    _load_all()
+    cls = _registry.get((kind, name))
+    if cls is None:
+        raise GrowthPlanError(f"no {kind} operator is called {name!r}", fix=nearest(name, names(kind)))
+    return cls
+
+
 def get(kind: str, spec: str | Mapping[str, Any], /, **overrides: Any) -> Any:
     """An operator from its written form.
 
@@ -75,12 +84,9 @@ def get(kind: str, spec: str | Mapping[str, Any], /, **overrides: Any) -> Any:
     Raises:
         GrowthPlanError: the name or a parameter is unknown, or a value has the wrong type.
     """
-    _load_all()
     name, parameters = _parse(kind, spec)
     parameters |= overrides
-    cls = _registry.get((kind, name))
-    if cls is None:
-        raise GrowthPlanError(f"no {kind} operator is called {name!r}", fix=nearest(name, names(kind)))
+    cls = operator_class(kind, name)
     known = [f.name for f in fields(cls)]
     for key in parameters:
         if key not in known:

@@ -1,0 +1,90 @@
+"""The parameter table and its sides: every element labelled with its origin, then followed by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from megatron_growth.axes import INIT
+from megatron_growth.errors import UnsupportedError
+from megatron_growth.layout import ModelKey, lookup, parameters_of, parse_key, sides
+from megatron_growth.layout.parameters import dimensions
+from megatron_growth.operators import build_map, get
+from megatron_growth.shape import ModelShape
+
+QKV = "decoder.layers.self_attention.linear_qkv.weight"
+OLD = ModelShape(8, 6, 2, heads=4, query_groups=2, head_dim=3, vocab=10)
+NEW = ModelShape(12, 9, 2, heads=9, query_groups=3, head_dim=3, vocab=12)
+
+SHAPES = [
+    OLD,
+    ModelShape(8, 6, 0, 2, 10),
+    ModelShape(8, 6, 1, 2, 10, sublayers="attention"),
+    ModelShape(8, 6, 2, 2, 10, tied_embeddings=True, gated=False, norm="LayerNorm", bias=True),
+    ModelShape(8, 6, 3, 4, 10, query_groups=1, norm="LayerNorm", bias=True),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_table_counts_every_parameter_of_a_shape(shape):
+    total = 0
+    for parameter in parameters_of(shape):
+        total += (shape.layers if parameter.layered else 1) * int(np.prod(dimensions(parameter, shape)))
+    assert total == shape.parameters
+
+
+def labels(shape: ModelShape) -> list[tuple[str, int, int]]:
+    """(what, number, row) of every fused QKV row, written out in Megatron's order."""
+    rows = []
+    for group in range(shape.query_groups):
+        for slot in range(shape.heads_per_group):
+            rows += [("q", group * shape.heads_per_group + slot, d) for d in range(shape.head_dim)]
+        rows += [("k", group, d) for d in range(shape.head_dim)]
+        rows += [("v", group, d) for d in range(shape.head_dim)]
+    return rows
+
+
+@pytest.mark.parametrize("width", ["fpi", "aki", "lemon", "zero-pad", "random"])
+def test_fused_qkv_rows_follow_the_maps_of_heads_and_groups(width):
+    growth = build_map(OLD, NEW, get("width", width), get("depth", "stack"), seed=3)
+    units = growth.width.units[0]
+    rows, columns = sides(lookup(QKV), growth, 0)
+    old = labels(OLD)
+    for (what, number, d), source, above in zip(labels(NEW), rows.source, rows.from_next, strict=True):
+        unit = (units.heads if what == "q" else units.groups).write
+        assert above == unit.from_next[number]
+        if unit.source[number] < 0:
+            assert source == unit.source[number]
+        else:
+            assert old[source] == (what, unit.source[number], d)
+    np.testing.assert_array_equal(columns.source, growth.width.hidden.read.source)
+
+
+def test_both_halves_of_swiglu_follow_the_same_units():
+    growth = build_map(OLD, NEW, get("width", "aki"), get("depth", "stack"), seed=3)
+    rows, _ = sides(lookup("decoder.layers.mlp.linear_fc1.weight"), growth, 0)
+    gate, up = rows.source[: NEW.ffn], rows.source[NEW.ffn :]
+    np.testing.assert_array_equal(gate, growth.width.units[0].ffn.write.source)
+    np.testing.assert_array_equal(up, gate + OLD.ffn)
+
+
+def test_vocabulary_padding_may_grow_and_shrink():
+    embedding = lookup("embedding.word_embeddings.weight")
+    for new in (8, 10, 12):
+        growth = build_map(OLD, NEW.with_(vocab=new), get("width", "fpi"), get("depth", "stack"))
+        rows, _ = sides(embedding, growth, None)
+        assert rows.source.tolist() == [*range(min(new, 10)), *[INIT] * max(new - 10, 0)]
+
+
+def test_keys_are_taken_apart():
+    layer = "decoder.layers.12.mlp.linear_fc2.weight"
+    assert parse_key(layer) == ModelKey("decoder.layers.mlp.linear_fc2.weight", 12, None)
+    assert parse_key("chained_0.optimizer.state.exp_avg." + layer).moment == "exp_avg"
+    assert parse_key("optimizer.state.fp32_param.output_layer.weight") == ModelKey("output_layer.weight", None, "param")
+    assert parse_key(QKV) == ModelKey(QKV, None, None)
+
+
+def test_an_unknown_parameter_is_refused_by_name_with_the_nearest_known_one():
+    with pytest.raises(UnsupportedError, match="linear_fc3") as error:
+        lookup("decoder.layers.mlp.linear_fc3.weight")
+    assert "decoder.layers.mlp.linear_fc" in error.value.fix
