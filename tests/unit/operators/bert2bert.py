@@ -86,14 +86,17 @@ def fuse_qkv(query, key, value, groups, per_group, head_dim):
 def grow_layer(old, layer, source, target, hidden, maps, aki_units, aki_residual):
     """One grown layer as {name without prefix: tensor}; heads are multi-head (groups = heads)."""
     top = layer + 1 >= len(maps)
-    D = source.head_dim
+    dim = source.head_dim
 
     def get(index, name):
         return old[f"decoder.layers.{index}.{name}"]
 
+    def norm(name):
+        return get(layer, f"{name}.layer_norm_weight")[hidden]
+
     def qkv_in(index):
         fused = get(index, "self_attention.linear_qkv.weight")
-        return [expand_in(m, hidden) for m in split_qkv(fused, source.query_groups, source.heads_per_group, D)]
+        return [expand_in(m, hidden) for m in split_qkv(fused, source.query_groups, source.heads_per_group, dim)]
 
     def halves_in(index):
         return [expand_in(half.T, hidden) for half in np.split(get(index, "mlp.linear_fc1.weight"), 2)]
@@ -103,7 +106,7 @@ def grow_layer(old, layer, source, target, hidden, maps, aki_units, aki_residual
     grown = []
     for part in range(3):
         above = (up_qkv[part], maps[upper].heads) if upper else None
-        grown.append(units_out((own_qkv[part], maps[layer].heads), above, source.heads, D))
+        grown.append(units_out((own_qkv[part], maps[layer].heads), above, source.heads, dim))
     own_halves, up_halves = halves_in(layer), halves_in(upper) if upper else [None] * 2
     fc1 = []
     for half in range(2):
@@ -118,12 +121,12 @@ def grow_layer(old, layer, source, target, hidden, maps, aki_units, aki_residual
         return units_out(own, above, source.hidden).T
 
     return {
-        "self_attention.linear_qkv.layer_norm_weight": get(layer, "self_attention.linear_qkv.layer_norm_weight")[
-            hidden
-        ],
-        "self_attention.linear_qkv.weight": fuse_qkv(*grown, target.query_groups, target.heads_per_group, D),
-        "self_attention.linear_proj.weight": output("self_attention.linear_proj.weight", lambda m: blocks(m.heads, D)),
-        "mlp.linear_fc1.layer_norm_weight": get(layer, "mlp.linear_fc1.layer_norm_weight")[hidden],
+        "self_attention.linear_qkv.layer_norm_weight": norm("self_attention.linear_qkv"),
+        "self_attention.linear_qkv.weight": fuse_qkv(*grown, target.query_groups, target.heads_per_group, dim),
+        "self_attention.linear_proj.weight": output(
+            "self_attention.linear_proj.weight", lambda m: blocks(m.heads, dim)
+        ),
+        "mlp.linear_fc1.layer_norm_weight": norm("mlp.linear_fc1"),
         "mlp.linear_fc1.weight": np.concatenate(fc1),
         "mlp.linear_fc2.weight": output("mlp.linear_fc2.weight", lambda m: m.ffn),
     }

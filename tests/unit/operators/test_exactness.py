@@ -74,7 +74,8 @@ def shapes(draw, whole: bool):
         **family,
     )
     new_groups = groups * draw(numbers(1, 2)) if whole else groups + draw(numbers(0, 2))
-    per_new = per_group * draw(numbers(1, 2)) if whole else per_group + draw(numbers(0, 2))
+    fewest = -(-source.heads // new_groups)  # heads of a group may also spread over its copies
+    per_new = per_group * draw(numbers(1, 2)) if whole else fewest + draw(numbers(0, 2))
     target = source.with_(
         hidden=source.hidden * draw(numbers(1, 3)) if whole else source.hidden + draw(numbers(0, 12)),
         ffn=source.ffn * draw(numbers(1, 3)) if whole else source.ffn + draw(numbers(0, 12)),
@@ -100,7 +101,7 @@ def test_operators_that_claim_any_ratio_are_exact_at_any_ratio(pair, width, dept
     try:
         growth = build_map(*pair, get("width", width), get("depth", depth, positions=positions), seed)
     except GrowthPlanError:
-        assume(False)  # hypercloning refuses ratios that are not whole
+        assume(False)  # ratios that are not whole (hypercloning), heads that do not fit the copies of their group
     assert_exact(growth)
 
 
@@ -116,7 +117,7 @@ def test_there_are_claims_to_prove():
     assert claiming("depth", "always") == ["identity"]
 
 
-# --------------------------------------------------------------------------------------- approximate operators and jumps
+# ------------------------------------------------------------------------------------ approximate operators and jumps
 
 SOURCE = ModelShape(8, 12, 2, heads=4, query_groups=2, head_dim=2, vocab=13)
 DOUBLE = ModelShape(16, 24, 2, heads=8, query_groups=4, head_dim=2, vocab=13)
@@ -128,9 +129,8 @@ def test_the_loss_moves_at_growth_exactly_when_the_operator_is_not_exact():
     tokens = np.random.default_rng(0).integers(0, SOURCE.vocab, (4, 8))
 
     def jump(width, target, depth="identity"):
-        return abs(
-            reference.loss_jump(state, build_map(SOURCE, target, get("width", width), get("depth", depth)), tokens)
-        )
+        growth = build_map(SOURCE, target, get("width", width), get("depth", depth))
+        return abs(reference.loss_jump(state, growth, tokens))
 
     assert jump("lemon", THIRD) < 1e-9
     assert jump("fpi", DOUBLE) < 1e-9
@@ -140,7 +140,7 @@ def test_the_loss_moves_at_growth_exactly_when_the_operator_is_not_exact():
     assert jump("lemon", THIRD, depth="stack") > 1e-4
 
 
-# -------------------------------------------------------------------------------------------------------- planted faults
+# ------------------------------------------------------------------------------------------------- planted faults
 
 
 def doubled() -> GrowthMap:

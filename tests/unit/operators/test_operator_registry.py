@@ -80,7 +80,6 @@ def test_what_is_unknown_is_refused_with_what_is_known(kind, spec, words):
         ("fpi", {"hidden": 6}, ["hidden (6) is smaller"]),
         ("fpi", {"head_dim": 4}, ["head dimension", "keep the head dimension"]),
         ("fpi", {"norm": "LayerNorm"}, ["norm differs"]),
-        ("fpi", {"heads": 5, "query_groups": 5}, ["cannot grow to 5 in 5"]),
         ("fpi", {"sublayers": "attention"}, ["only one of the two models has FFNs", "reuse:middle=attn"]),
     ],
 )
@@ -89,6 +88,12 @@ def test_targets_out_of_reach_name_what_is_possible(width, target, words):
         build_map(SOURCE, SOURCE.with_(**target), get("width", width), get("depth", "stack"))
     for word in words:
         assert word in str(error.value)
+
+
+def test_heads_that_do_not_fit_the_copies_of_their_group_are_refused():
+    six = SOURCE.with_(heads=6)
+    with pytest.raises(GrowthPlanError, match="6 query heads in 2 query groups cannot grow to 6 in 3"):
+        build_map(six, six.with_(query_groups=3), get("width", "fpi"), get("depth", "stack"))
 
 
 def test_two_operators_may_not_share_a_name():
