@@ -113,6 +113,9 @@ def grow_layer(old, layer, source, target, hidden, maps, aki_units, aki_residual
         above = (up_halves[half], maps[upper].ffn) if upper else None
         fc1.append(units_out((own_halves[half], maps[layer].ffn), above, source.ffn).T)
 
+    def heads_of(g):
+        return blocks(g.heads, dim)
+
     def output(name, g_of):
         own = (expand_in(get(layer, name).T, g_of(maps[layer])), hidden)
         above = None
