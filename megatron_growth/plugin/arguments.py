@@ -12,7 +12,7 @@ from megatron_growth.training.patterns import Rule, parse_rules
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]
-Sublayers = Literal["full", "attention"]
+Sublayers = Literal["full", "attention", "none"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -77,7 +77,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=[],
         help="learning rate by parameter, the first match wins: a multiple of the run's ('embedding.*=0.1'), "
-        "'frozen', or a schedule of its own ('*=wsd:rho=0.75,alpha=0.1')",
+        "'frozen', or a schedule of its own ('*=wsd:stable_fraction=0.75,min_lr_ratio=0.1')",
     )
     group.add_argument(
         "--growth-data-start",
@@ -121,7 +121,8 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-sublayers",
         choices=get_args(Sublayers),
         default="full",
-        help="attention: layers have no feed-forward block (a One Attn stage-1 model) (default: %(default)s)",
+        help="attention: layers have no feed-forward block; none: there are no layers (with --num-layers 1): the "
+        "stage-1 models of the Reuse paper (default: %(default)s)",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,9 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
 
         source = Path(str(options.source))
         print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
-        begin = time.perf_counter()
-        fill(chunks, source, args, width=options.width, depth=options.depth, seed=options.seed)
-        seconds = round(time.perf_counter() - begin, 3)
-        print_rank_0(f"growth: grown in {seconds} s")
+        report = fill(chunks, source, width=options.width, depth=options.depth, seed=options.seed)
+        args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run
+        print_rank_0(f"growth: grown in {report.seconds:.1f} s; rank 0 read {report.bytes_read:,} bytes")
         record(
             {
                 "event": "grown",
@@ -69,7 +67,8 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
                 "width": options.width,
                 "depth": options.depth,
                 "seed": options.seed,
-                "seconds": seconds,
+                "bytes_read": report.bytes_read,
+                "seconds": round(report.seconds, 3),
             }
         )
         return chunks

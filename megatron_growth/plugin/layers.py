@@ -16,4 +16,6 @@ def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
     """
     from megatron_growth.backend.layer_spec import layer_spec
 
-    model_cfg.transformer_layer_spec = layer_spec(options.layer_spec, options.sublayers)
+    spec = layer_spec(options.layer_spec, options.sublayers)
+    if spec is not None:
+        model_cfg.transformer_layer_spec = spec
