@@ -1,0 +1,119 @@
+"""Turn text into the token dataset that training reads: Megatron's indexed dataset (.bin, .idx) and a manifest.
+
+The corpus is files or folders of text, JSONL (.gz, .zst) or Parquet, a Hugging Face dataset (hf:OWNER/NAME), or a
+built-in corpus that needs no download.  The result does not depend on the number of workers.  The command can be killed
+at any moment; the same words go on where it was, and do nothing when the dataset is complete.
+
+examples:
+  megatron-growth prepare --output data/demo
+  megatron-growth prepare --corpus my-texts/ more.jsonl.zst --tokenizer gpt2 --output data/mine --workers 32
+  megatron-growth prepare --corpus wiki.parquet --text-field body --tokenizer my-tokenizer/ --output data/wiki
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_growth.data.manifest import Manifest
+
+HELP = "turn text into the token dataset that training reads"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `prepare`."""
+    add = parser.add_argument
+    add(
+        "--corpus",
+        nargs="+",
+        default=["stdlib"],
+        metavar="WHAT",
+        help="files, folders, hf:OWNER/NAME[:SPLIT], or the built-in 'stdlib': Python's own documentation and sources, "
+        "about 9.5 MB (default)",
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to write; made in one step at the end")
+    add(
+        "--tokenizer",
+        default="sentencepiece:1024",
+        metavar="KIND",
+        help="gpt2; sentencepiece:VOCABULARY (trained on the corpus); a sentencepiece .model file; or a folder with a "
+        "Hugging Face tokenizer (default: sentencepiece:1024)",
+    )
+    add(
+        "--tokenizer-files",
+        default="",
+        metavar="DIR",
+        help="folder with GPT-2's vocab.bpe and encoder.json, so that --tokenizer gpt2 needs no network",
+    )
+    add("--text-field", default="text", metavar="NAME", help="JSONL field or Parquet column with the text (text)")
+    add(
+        "--document-per",
+        default="file",
+        metavar="UNIT",
+        help="what one document of a plain text file is: file, paragraph (between blank lines) or line (file)",
+    )
+    add(
+        "--valid-fraction",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="share of the documents set aside for validation, chosen by a hash of their text; 0 for none (0.01)",
+    )
+    add("--seed", type=int, default=1234, metavar="N", help="which documents are for validation (1234)")
+    add(
+        "--dtype",
+        default="auto",
+        metavar="TYPE",
+        help="of the stored ids: uint16, int32, or auto by vocabulary size (auto)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that tokenize (default: the cores of this process, %(default)s)",
+    )
+    add("--json", action="store_true", help="print a summary of the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the dataset and print what it holds."""
+    from megatron_growth.data.manifest import megatron_data_flags, megatron_tokenizer_flags
+    from megatron_growth.data.prepare import prepare
+    from megatron_growth.data.request import PrepareRequest
+    from megatron_growth.data.tokenizers import parse_spec
+    from megatron_growth.errors import DataError
+
+    if args.workers < 1:
+        raise DataError(f"--workers {args.workers} leaves nobody to work.", where="--workers", fix="Give 1 or more.")
+    request = PrepareRequest(
+        corpus=tuple(args.corpus),
+        tokenizer=parse_spec(args.tokenizer, args.tokenizer_files),
+        text_field=args.text_field,
+        document_per=args.document_per,
+        valid_fraction=args.valid_fraction,
+        seed=args.seed,
+        dtype=args.dtype,
+    )
+    manifest, written = prepare(request, args.output, args.workers)
+    flags = megatron_data_flags(args.output, manifest) + megatron_tokenizer_flags(manifest)
+    if args.json:
+        summary: dict[str, Any] = {"output": str(args.output), "written": written, **manifest.summary()}
+        print(json.dumps(summary | {"megatron_flags": flags}, indent=2))
+    else:
+        _print(args.output, manifest, written, flags)
+    return 0
+
+
+def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) -> None:
+    print(f"{output}: {'written' if written else 'complete already, nothing to do'}")
+    for name, split in manifest.splits.items():
+        print(f"  {name:<6} {split.documents:>12,} documents {split.tokens:>16,} tokens ({manifest.dtype})")
+    tokenizer = manifest.tokenizer
+    print(f"  {tokenizer.name}: {tokenizer.vocab_size} ids, end of document {tokenizer.eod}")
+    print(f"  {manifest.text_bytes:,} bytes of text, {manifest.empty_documents} empty documents left out")
+    print("  for Megatron: " + " ".join(flags))

@@ -1,0 +1,150 @@
+"""`manifest.json`: what a prepared dataset folder holds, and how Megatron is told about it.
+
+A folder holds `train.bin`, `train.idx`, `valid.bin`, `valid.idx` (Megatron's indexed dataset), `tokenizer/` when a
+tokenizer was trained, and this manifest, which names the SHA-256 of every input and output.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import DataError
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of an output file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split: number of documents, number of tokens with the end-of-document tokens, and its files by name."""
+
+    documents: int
+    tokens: int
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer of the dataset; `file` is its model inside the folder, or "" when it was given."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eod: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared dataset.
+
+    Attributes:
+        format: version of this document.
+        identity: what the dataset was made from; see `request.PrepareRequest.identity`.
+        tokenizer: the tokenizer.
+        dtype: of the stored ids.
+        splits: `train`, and `valid` unless the validation fraction is 0.
+        empty_documents: documents left out because they hold no text.
+        text_bytes: UTF-8 bytes of the documents kept.
+        versions: of the packages that decided the content.
+    """
+
+    format: int
+    identity: dict[str, Any]
+    tokenizer: TokenizerRecord
+    dtype: str
+    splits: dict[str, SplitRecord]
+    empty_documents: int
+    text_bytes: int
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as plain dictionaries."""
+        return asdict(self)
+
+    def summary(self) -> dict[str, Any]:
+        """The document without the list of inputs, whose number it gives instead."""
+        document = self.to_json()
+        inputs = document["identity"].pop("inputs")
+        return document | {"inputs": len(inputs)}
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared dataset; raises DataError when there is none or it is of another format."""
+    path = folder / FILE_NAME
+    fix = "Run `megatron-growth prepare` to write a dataset there."
+    if not path.is_file():
+        raise DataError("This folder holds no prepared dataset: it has no manifest.json.", where=str(folder), fix=fix)
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if document["format"] != FORMAT:
+            raise DataError(f"The manifest has format {document['format']}, not {FORMAT}.", where=str(path), fix=fix)
+        return _from_json(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "The manifest is damaged.", where=str(path), fix="Delete the folder and prepare again."
+        ) from error
+
+
+def _from_json(document: dict[str, Any]) -> Manifest:
+    splits = {
+        name: SplitRecord(
+            split["documents"], split["tokens"], {key: FileRecord(**value) for key, value in split["files"].items()}
+        )
+        for name, split in document["splits"].items()
+    }
+    return Manifest(**(document | {"splits": splits, "tokenizer": TokenizerRecord(**document["tokenizer"])}))
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise DataError when an output file is missing or has another size than the manifest says."""
+    for split in manifest.splits.values():
+        for name, record in split.files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else -1
+            if size != record.bytes:
+                found = "is missing" if size < 0 else f"has {size} bytes instead of {record.bytes}"
+                raise DataError(
+                    f"The dataset is damaged: {name} {found}.",
+                    where=str(path),
+                    fix="Delete the folder and prepare again.",
+                )
+
+
+def megatron_tokenizer_flags(manifest: Manifest) -> list[str]:
+    """Megatron's arguments for the tokenizer of a prepared dataset.
+
+    Training needs three numbers of a tokenizer and never its text: the vocabulary size, the end-of-document id and the
+    padding.  `NullTokenizer` gives Megatron exactly these and needs no file on any node.  In Megatron-Core 0.19 its
+    `vocab_size` is the number of ids itself (earlier releases added one for eod), and eod defaults to the last id, so
+    it is named here.  Megatron then pads the embedding to a multiple of
+    `--make-vocab-size-divisible-by` × tensor-parallel size.  Padding ids stay at -1, which no dataset holds.
+    """
+    tokenizer = manifest.tokenizer
+    return [
+        *("--tokenizer-type", "NullTokenizer"),
+        *("--vocab-size", str(tokenizer.vocab_size)),
+        *("--null-tokenizer-eod-id", str(tokenizer.eod)),
+    ]
+
+
+def megatron_data_flags(folder: Path, manifest: Manifest) -> list[str]:
+    """Megatron's arguments for the train and validation data of a prepared dataset in `folder`.
+
+    Both splits are separate prefixes, so `--split` is not used: validation is the same set in every stage.
+    """
+    flags: list[str] = []
+    for split in manifest.splits:
+        flags += [f"--{split}-data-path", str(folder / split)]
+    return flags

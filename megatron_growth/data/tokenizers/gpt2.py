@@ -1,0 +1,82 @@
+"""GPT-2's byte-level BPE (Radford et al. 2019) through tiktoken.
+
+Offline, `--tokenizer-files` names a folder with the original `vocab.bpe` and `encoder.json`; both are checked against
+the SHA-256 of the files that OpenAI published.  Without it tiktoken uses its cache (`TIKTOKEN_CACHE_DIR`) or
+downloads them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_growth.data.storage import sha256_of
+from megatron_growth.errors import DataError
+
+# The published files, as in tiktoken_ext/openai_public.py.
+FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+FINGERPRINT = hashlib.sha256(" ".join(FILES.values()).encode()).hexdigest()
+
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_END_OF_TEXT = "<|endoftext|>"
+_EOD = 50256
+_FIX = (
+    "Give --tokenizer-files FOLDER with GPT-2's vocab.bpe and encoder.json (published by OpenAI under gpt-2/encodings/"
+    "main, and carried by several packages), or set TIKTOKEN_CACHE_DIR to a filled tiktoken cache."
+)
+
+
+class GPT2Tokenizer:
+    """GPT-2's 50 257 ids; `<|endoftext|>` (50256) is the end of a document and is never read from text."""
+
+    name = "gpt2"
+    fingerprint = FINGERPRINT
+    vocab_size = 50257
+    eod = _EOD
+
+    def __init__(self, files: str = "") -> None:
+        """Load the ranks from the folder `files`, or through tiktoken's cache when it is empty.
+
+        Raises DataError when they are missing, altered, or cannot be downloaded.
+        """
+        self._encoding = _from_files(Path(files)) if files else _from_cache()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids [tokens] (uint32) of each text; special tokens written in the text are ordinary text."""
+        return [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+
+
+def _from_files(folder: Path):  # type: ignore[no-untyped-def]  # tiktoken.Encoding, imported below
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    for name, digest in FILES.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"GPT-2's {name} is not in the folder of tokenizer files.", where=str(path), fix=_FIX)
+        if sha256_of(path) != digest:
+            raise DataError(f"{name} is not the file that OpenAI published for GPT-2.", where=str(path), fix=_FIX)
+    ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    return tiktoken.Encoding(
+        "gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={_END_OF_TEXT: _EOD}, explicit_n_vocab=_EOD + 1
+    )
+
+
+def _from_cache():  # type: ignore[no-untyped-def]  # tiktoken.Encoding, imported below
+    import requests
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except (requests.RequestException, ValueError, OSError) as error:
+        raise DataError(
+            f"tiktoken could not obtain GPT-2's vocabulary ({type(error).__name__}).",
+            where="--tokenizer gpt2",
+            fix=_FIX,
+        ) from error

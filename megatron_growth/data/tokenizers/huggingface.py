@@ -1,0 +1,66 @@
+"""Any Hugging Face tokenizer folder, opened locally with `AutoTokenizer`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_growth.data.storage import sha256_of
+from megatron_growth.errors import DataError
+
+# What decides the ids; a model's weights may lie in the same folder and do not.
+_PATTERNS = ("token*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*", "*.bpe")
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer of a folder; its end-of-sequence token ends a document and `add_special_tokens` is off."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load from `folder` without network; raises DataError when it holds no tokenizer or no eos token."""
+        # The workers are the parallelism; threads of the Rust library under them would only compete.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # transformers raises many types for a folder it cannot read
+            raise DataError(
+                f"This folder holds no Hugging Face tokenizer: {str(error).splitlines()[0]}",
+                where=str(folder),
+                fix="Give a folder with tokenizer.json or the files that AutoTokenizer.save_pretrained writes.",
+            ) from error
+        if self._tokenizer.eos_token_id is None:
+            raise DataError(
+                "The tokenizer has no end-of-sequence token to separate documents with.",
+                where=str(folder),
+                fix='Set "eos_token" in its tokenizer_config.json.',
+            )
+        self.eod = int(self._tokenizer.eos_token_id)
+        self.vocab_size = len(self._tokenizer)
+        self.name = f"huggingface {folder.name}"
+        self.fingerprint = fingerprint(folder)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids [tokens] (int32) of each text."""
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the tokenizer files in `folder`."""
+    files = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
