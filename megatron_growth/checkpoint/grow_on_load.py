@@ -1,0 +1,214 @@
+"""Grow on load: fill a freshly built Megatron model from a smaller checkpoint, each rank its own shards.
+
+Every rank asks its model chunks for their `sharded_state_dict`, which says where each local tensor lies in the whole
+model, computes those regions straight into the parameters, and reads only the old values that they need.  Source and
+target layouts (TP, PP, virtual PP, uneven pipelines, DP) are independent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint.compute import Computer
+from megatron_growth.checkpoint.plan import Planner, Region
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError, GrowthError, GrowthPlanError, UnsupportedError
+from megatron_growth.layout import lookup, parse_key
+from megatron_growth.operators import DepthOperator, GrowthMap, WidthOperator, build_map, get
+from megatron_growth.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class GrowthReport:
+    """What `fill` did on this rank.
+
+    Attributes:
+        source, target: sizes.
+        tensors: local tensors filled.
+        bytes_filled: of them.
+        bytes_read: from the source, by this rank.
+        seconds: wall time on this rank.
+        provenance: what a grown checkpoint carries (`args.growth_provenance`).
+    """
+
+    source: ModelShape
+    target: ModelShape
+    tensors: int
+    bytes_filled: int
+    bytes_read: int
+    seconds: float
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `fill` was asked for; see there."""
+
+    width: str | WidthOperator
+    depth: str | DepthOperator
+    seed: int = 0
+    target_shape: ModelShape | None = None
+    source_shape: ModelShape | None = None
+    init_std: float | None = None
+    trust_checkpoint: bool = False
+
+
+def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request: Any) -> GrowthReport:
+    """Fill the parameters of this rank's model chunks with the grown source.
+
+    Args:
+        model_chunks: Megatron GPT models before they are wrapped (one, or one for each virtual pipeline stage).
+        source: a Megatron --save folder or an iter_* folder, in any parallel layout.
+        width, depth: operators, or their written form (`operators.get`).
+        seed: of every random choice; the same seed gives the same model in every layout.
+        target_shape: of the whole target; taken from the modules' configuration when None.
+        source_shape: of the source; taken from the checkpoint when None.
+        init_std: of new values that the model's own initialisation gives; the configuration's when None.
+        trust_checkpoint: unpickle the source's saved objects freely.
+
+    Returns:
+        What was done on this rank.
+
+    Raises:
+        GrowthError: on every rank, when any rank failed.
+    """
+    report, error = None, None
+    try:
+        report = _fill_local(model_chunks, Path(source), Request(**request))
+    except GrowthError as failure:
+        error = failure
+    agree(error, report.provenance["map"] if report else "")
+    assert report is not None
+    return report
+
+
+def agree(error: GrowthError | None, fingerprint: str) -> None:
+    """Raise on every rank what was raised on one, and refuse ranks that executed different maps."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if error:
+            raise error
+        return
+    gathered: list[Any] = [None] * dist.get_world_size()
+    mine = None if error is None else (type(error), error.what, error.where, error.fix)
+    dist.all_gather_object(gathered, (mine, fingerprint))
+    if error:
+        raise error
+    for rank, (failed, _) in enumerate(gathered):
+        if failed:
+            kind, what, where, fix = failed
+            raise kind(what, where=f"rank {rank}: {where}", fix=fix)
+    if len({print_ for _, print_ in gathered}) > 1:
+        raise CheckpointError(
+            "the ranks disagree about the growth map", fix="give every rank the same operators, seed and source"
+        )
+
+
+def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Request) -> GrowthReport:
+    begin = time.perf_counter()
+    config = model_chunks[0].config
+    source = Source(path)
+    common = metadata.common_state(source, trust=request.trust_checkpoint)
+    width, depth = request.width, request.depth
+    growth = build_map(
+        request.source_shape or metadata.shape_of(source, metadata.saved_arguments(common, source)),
+        request.target_shape or shape_of_modules(model_chunks),
+        get("width", width) if isinstance(width, str) else width,
+        get("depth", depth) if isinstance(depth, str) else depth,
+        request.seed,
+    )
+    if "args" in common:
+        check_norm_epsilon(config.layernorm_epsilon, metadata.grown_norm_epsilon(common["args"], growth), growth)
+    init_std = config.init_method_std if request.init_std is None else request.init_std
+    computer = Computer(source, Planner(growth), init_std)
+    tensors = size = 0
+    for key, sharded in local_tensors(model_chunks):
+        computer.fill(region_of(key, sharded), sharded.data)
+        tensors, size = tensors + 1, size + sharded.data.numel() * sharded.data.element_size()
+    origin = metadata.provenance(source, growth, common)
+    source.close()
+    seconds = time.perf_counter() - begin
+    return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin)
+
+
+def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
+    """Sizes of the whole target model from its configuration; the same on every rank."""
+    module, config = model_chunks[0], model_chunks[0].config
+    if getattr(config, "num_moe_experts", None) or getattr(config, "multi_latent_attention", False):
+        raise UnsupportedError(
+            "the target model is a mixture of experts or uses multi-latent attention", fix="growth supports dense GPT"
+        )
+    names = {parse_key(key).name for key, _ in local_tensors(model_chunks)}
+    layered = any(name.startswith("decoder.layers.") for name in names)
+    has_ffn = any(".mlp." in name for name in names)
+    return ModelShape(
+        hidden=config.hidden_size,
+        ffn=config.ffn_hidden_size,
+        layers=config.num_layers,
+        heads=config.num_attention_heads,
+        vocab=module.vocab_size,
+        query_groups=config.num_query_groups or config.num_attention_heads,
+        head_dim=config.kv_channels,
+        tied_embeddings=module.share_embeddings_and_output_weights,
+        gated=config.gated_linear_unit,
+        norm=config.normalization,
+        bias=config.add_bias_linear,
+        sublayers="attention" if layered and not has_ffn else "full",
+    )
+
+
+def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:
+    """Refuse a norm epsilon that would make an exact operator inexact.
+
+    Raises:
+        GrowthPlanError: names the flag to use; it has to stay with the run, so it is not set behind its back.
+    """
+    if growth.width.epsilon_scale != 1.0 and abs(given - needed) > 1e-4 * needed:
+        raise GrowthPlanError(
+            f"{growth.provenance['width']} pads the residual stream, so the target's norm epsilon must be {needed!r}; "
+            f"it is {given!r}",
+            fix=f"train the target with --norm-epsilon {needed!r}",
+        )
+
+
+def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Any]]:
+    """(checkpoint key, ShardedTensor) of every local tensor; the data are views of the parameters.
+
+    SwiGLU's fused projection yields its gate and up halves.
+    """
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+    for chunk in model_chunks:
+        for value in _leaves(chunk.sharded_state_dict()):
+            built = value.build() if isinstance(value, ShardedTensorFactory) else value
+            for sharded in _leaves(built):
+                if isinstance(sharded, ShardedTensor):
+                    yield sharded.key, sharded
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        yield tree
+        return
+    for value in tree:
+        yield from _leaves(value)
+
+
+def region_of(key: str, sharded: Any) -> Region:
+    """The rectangle of the whole parameter that a ShardedTensor holds."""
+    parsed = parse_key(key)
+    offsets, lengths = list(sharded.global_offset), list(sharded.local_shape)
+    layer = parsed.layer
+    if sharded.prepend_axis_num:
+        layer, offsets = offsets[0], offsets[sharded.prepend_axis_num :]
+    box = [(o, o + n) for o, n in zip(offsets, lengths, strict=True)]
+    return Region(lookup(parsed.name), layer, box[0], box[1] if len(box) > 1 else (0, 1), parsed.moment)

@@ -1,0 +1,180 @@
+"""What a Megatron checkpoint says about itself: sizes, arguments, iteration, where it was grown from.
+
+Objects of a checkpoint are pickles.  They are loaded with torch's weights-only unpickler, which builds plain data and
+the classes on Megatron's own list and calls nothing else; `trust=True` (--trust-checkpoint) lifts that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+from typing import Any
+
+import torch
+
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
+from megatron_growth.layout import lookup
+from megatron_growth.layout.parameters import ATTENTION, MLP
+from megatron_growth.operators import GrowthMap
+from megatron_growth.shape import ModelShape
+
+COMMON = "common_state/shard_0_1"
+PROVENANCE = "growth_provenance"  # attribute of the saved arguments
+LEGACY_COMMON = "common.pt"
+
+
+def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
+    """Unpickle one stored object from an allow-list, or freely when it is trusted.
+
+    Raises:
+        CheckpointError: it names a class that is not on the list, or is damaged.
+    """
+    import megatron.core  # noqa: F401  registers its classes with torch's weights-only unpickler
+
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
+    except Exception as error:
+        unsafe = "" if trust else ", ".join(_unsafe_globals(data))
+        if unsafe:
+            raise CheckpointError(
+                f"an object of the checkpoint names code that is not on the allow-list: {unsafe}",
+                where=where,
+                fix="if you made this checkpoint yourself, add --trust-checkpoint; loading it can run any code",
+            ) from None
+        raise CheckpointError(f"an object of the checkpoint is damaged: {error}", where=where) from None
+
+
+def _unsafe_globals(data: bytes) -> list[str]:
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+    except Exception:
+        return []  # not a pickle at all
+
+
+def common_state(source: Source, *, trust: bool = False) -> dict[str, Any]:
+    """Arguments, iteration, scheduler and optimizer groups: everything that is stored once."""
+    if source.objects(COMMON):
+        loaded = load_object(source.object_bytes(COMMON), where=f"{source.path}, key {COMMON}", trust=trust)
+        return dict(loaded[0] if isinstance(loaded, list) else loaded)
+    legacy = source.path / LEGACY_COMMON
+    if legacy.is_file():
+        return dict(load_object(legacy.read_bytes(), where=str(legacy), trust=trust))
+    return {}
+
+
+def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespace:
+    """Megatron's arguments of the run that saved the checkpoint."""
+    args = common.get("args")
+    if args is None:
+        raise CheckpointError(
+            "the checkpoint holds no Megatron arguments, so its head count cannot be known",
+            where=str(source.path),
+            fix="grow from a checkpoint that Megatron's training loop saved, or give the source's shape",
+        )
+    return args if isinstance(args, argparse.Namespace) else argparse.Namespace(**vars(args))
+
+
+def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
+    """Sizes of a checkpoint: from its tensors where they show them, from its arguments where they do not.
+
+    Raises:
+        CheckpointError: the tensors contradict the arguments.
+        UnsupportedError: the architecture is not a dense GPT with fused QKV.
+    """
+    _refuse_other_architectures(source, args)
+    tensors = source.tensors
+    embedding = tensors.get(("embedding.word_embeddings.weight", None))
+    if embedding is None:
+        raise UnsupportedError("the checkpoint has no word embedding", where=str(source.path))
+    vocab, hidden = embedding.shape
+    qkv, fc1 = tensors.get((ATTENTION + "linear_qkv.weight", None)), tensors.get((MLP + "linear_fc1.weight", None))
+    fc2 = tensors.get((MLP + "linear_fc2.weight", None))
+    heads = int(args.num_attention_heads)
+    groups = int(args.num_query_groups) if getattr(args, "group_query_attention", False) else heads
+    head_dim = int(getattr(args, "kv_channels", None) or hidden // heads)
+    ffn = fc2.shape[1] if fc2 else int(args.ffn_hidden_size)
+    try:
+        shape = ModelShape(
+            hidden=hidden,
+            ffn=ffn,
+            layers=qkv.layers if qkv else 0,
+            heads=heads,
+            vocab=vocab,
+            query_groups=groups,
+            head_dim=head_dim,
+            tied_embeddings=("output_layer.weight", None) not in tensors,
+            gated=fc1.shape[0] == 2 * ffn if fc1 else bool(getattr(args, "swiglu", True)),
+            norm=str(getattr(args, "normalization", "LayerNorm")),
+            bias=(ATTENTION + "linear_proj.bias", None) in tensors,
+            sublayers="attention" if qkv and not fc1 else "full",
+        )
+    except GrowthPlanError as error:
+        raise CheckpointError(f"the sizes of the checkpoint contradict each other: {error.what}") from None
+    if qkv and qkv.shape[0] != (heads + 2 * groups) * head_dim:
+        raise CheckpointError(
+            f"QKV has {qkv.shape[0]} rows, the saved arguments ask for {(heads + 2 * groups) * head_dim}",
+            where=str(source.path),
+        )
+    return shape
+
+
+def _refuse_other_architectures(source: Source, args: argparse.Namespace) -> None:
+    """Name what is not supported before anything is planned."""
+    for flag, name in (
+        ("num_experts", "mixture of experts"),
+        ("multi_latent_attention", "multi-latent attention"),
+        ("mtp_num_layers", "multi-token prediction"),
+    ):
+        if getattr(args, flag, None):
+            raise UnsupportedError(
+                f"the checkpoint is a model with {name}",
+                where=str(source.path),
+                fix="growth supports dense GPT models: fused QKV attention, SwiGLU or plain FFN, RMSNorm or LayerNorm",
+            )
+    for name, moment in source.tensors:
+        if moment is None and not name.startswith(("optimizer.", "chained_", "rng_state", "rerun_state")):
+            lookup(name)
+
+
+def grown_norm_epsilon(args: argparse.Namespace, growth: GrowthMap) -> float:
+    """The --norm-epsilon that the target needs for exact growth.
+
+    Megatron has one epsilon for all norms.  A zero-padded residual stream shrinks the mean square of every norm by the
+    same factor old / new, so one new epsilon = factor * old epsilon keeps all of them exact (LEMON, sec. 4.1).
+    """
+    old = float(getattr(args, "norm_epsilon", 1e-5))
+    scale = growth.width.epsilon_scale
+    return old if scale == 1.0 else old * scale
+
+
+def content_hash(source: Source) -> str:
+    """A hash of every stored weight: key, place, type and checksum of each chunk; reads no data."""
+    digest = hashlib.sha256()
+    for number, item in enumerate(source.items):
+        crc = source.stored_checksum(number)
+        digest.update(f"{item.key} {item.offsets} {item.sizes} {item.dtype} {crc}\n".encode())
+    return digest.hexdigest()
+
+
+def provenance(source: Source, growth: GrowthMap, common: dict[str, Any]) -> dict[str, Any]:
+    """Where a grown checkpoint comes from, as plain data that is saved with its arguments."""
+    import megatron.core
+
+    import megatron_growth
+
+    args = common.get("args")
+    return {
+        **growth.provenance,
+        "map": growth.fingerprint(),
+        "source": str(source.path),
+        "source_hash": content_hash(source),
+        "source_iteration": int(common.get("iteration", 0)),
+        "source_grown_from": getattr(args, PROVENANCE, None),
+        "versions": {
+            "megatron_growth": megatron_growth.__version__,
+            "megatron_core": megatron.core.__version__,
+            "torch": torch.__version__,
+        },
+    }

@@ -1,0 +1,265 @@
+"""Random access to the tensors of a DCP directory: no tensor is loaded whole, no rank layout is assumed.
+
+Stacked keys (layers on axis 0) and per-layer keys look the same from outside: `Source.tensors[name, moment]` has boxes
+for every layer.  Data is read with `preadv` into buffers of the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
+from megatron_growth.checkpoint import torch_private
+from megatron_growth.checkpoint.paths import METADATA, resolve
+from megatron_growth.checkpoint.plan import Box, Range, reads
+from megatron_growth.errors import CheckpointError
+from megatron_growth.layout import parse_key
+
+_CRC_BLOCK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stored tensor chunk: its key, its place in the global tensor, and where it lies on disk."""
+
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    info: torch_private.StorageInfo
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the chunk's data."""
+        return torch.Size(self.sizes).numel() * self.dtype.itemsize
+
+
+@dataclass
+class SourceTensor:
+    """One parameter (or optimizer tensor) of the checkpoint, whatever its keys and chunks.
+
+    Attributes:
+        dtype: of the stored values.
+        shape: full size of one layer, (rows,) or (rows, columns).
+        boxes: stored rectangles by layer; the layer is None for parameters outside the layers.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    boxes: dict[int | None, list[Box]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the full tensor; vectors have one."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that have this tensor."""
+        return len(self.boxes)
+
+
+class Source:
+    """A DCP directory, opened for reading.
+
+    Args:
+        path: a Megatron --save folder or an iter_* folder.
+
+    Raises:
+        CheckpointError: there is no readable checkpoint, or files it names are missing or too short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = resolve(Path(path))
+        self.metadata = torch_private.read_metadata(self.path)
+        self.items: list[Item] = []
+        self.tensors: dict[tuple[str, str | None], SourceTensor] = {}
+        self._files: dict[str, int] = {}
+        self._located: dict[int, torch_private.StoredTensor] = {}
+        self.bytes_read = 0
+        self._index()
+        self._check_sizes()
+
+    # ------------------------------------------------------------------------------------------------------- structure
+
+    def _index(self) -> None:
+        stored = self.metadata.storage_data
+        by_key = defaultdict(list)
+        for index, info in stored.items():
+            by_key[index.fqn].append((tuple(index.offset) if index.offset is not None else None, info))
+        for key, entry in self.metadata.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
+            if len(by_key[key]) != len(sizes):
+                raise CheckpointError(
+                    f"the metadata lists {len(sizes)} chunks of {key}, {len(by_key[key])} are stored",
+                    where=str(self.path / METADATA),
+                    fix="the checkpoint was not saved completely; use another iteration",
+                )
+            for offsets, info in sorted(by_key[key], key=lambda pair: pair[0] or ()):
+                self._add(Item(key, offsets or (0,), sizes[offsets or (0,)], entry.properties.dtype, info), entry.size)
+
+    def _add(self, item: Item, size: torch.Size) -> None:
+        """Register one stored chunk under its parameter."""
+        parsed = parse_key(item.key)
+        stacked = parsed.layer is None and parsed.name.startswith("decoder.layers.")
+        shape = tuple(size[1:] if stacked else size)
+        tensor = self.tensors.setdefault((parsed.name, parsed.moment), SourceTensor(item.dtype, shape))
+        number = len(self.items)
+        self.items.append(item)
+        offsets, sizes = (item.offsets[1:], item.sizes[1:]) if stacked else (item.offsets, item.sizes)
+        if not 1 <= len(shape) <= 2:  # optimizer buckets and the like: not a parameter
+            return
+        box = [(o, o + n) for o, n in zip(offsets, sizes, strict=True)]
+        rows, columns = box[0], (box[1] if len(box) > 1 else (0, 1))
+        area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+        first, count = (item.offsets[0], item.sizes[0]) if stacked else (parsed.layer, 1)
+        for n in range(count):
+            layer = None if first is None else first + n
+            tensor.boxes[layer].append(Box(rows, columns, number, n * area))
+
+    def _check_sizes(self) -> None:
+        """Every file that the metadata names is there and long enough."""
+        needed: dict[str, int] = {}
+        for info in self.metadata.storage_data.values():
+            needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
+        for name, size in sorted(needed.items()):
+            path = self.path / name
+            actual = path.stat().st_size if path.is_file() else -1
+            if actual < size:
+                keys = [
+                    index.fqn
+                    for index, info in self.metadata.storage_data.items()
+                    if info.relative_path == name and info.offset + info.length > actual
+                ]
+                raise CheckpointError(
+                    f"the file is {'missing' if actual < 0 else f'truncated: {actual} of {size} bytes'}",
+                    where=f"{path} (first key lost: {keys[0]}, {len(keys)} in all)",
+                    fix="restore the file, or grow from an earlier iteration",
+                )
+
+    @cached_property
+    def has_optimizer(self) -> bool:
+        """Whether moments of the parameters are stored by parameter."""
+        return any(moment == "exp_avg" for _, moment in self.tensors)
+
+    def objects(self, prefix: str) -> list[str]:
+        """Keys of stored objects (not tensors) that start with a prefix."""
+        found = self.metadata.state_dict_metadata.items()
+        return sorted(key for key, entry in found if isinstance(entry, BytesStorageMetadata) and key.startswith(prefix))
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    def _file(self, name: str) -> int:
+        if name not in self._files:
+            self._files[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[name]
+
+    def _pread(self, name: str, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._file(name), [buffer[done:]], offset + done)
+            if count <= 0:
+                raise CheckpointError(
+                    "the file ended too early", where=str(self.path / name), fix="it was truncated; restore it"
+                )
+            done += count
+        self.bytes_read += done
+
+    def _locate(self, number: int) -> torch_private.StoredTensor:
+        if number not in self._located:
+            item = self.items[number]
+            path = self.path / item.info.relative_path
+            try:
+                with path.open("rb") as stream:
+                    found = torch_private.locate_tensor(stream, item.info, item.sizes, item.dtype)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"a stored tensor is damaged: {error}",
+                    where=f"{path}, key {item.key}, offset {item.offsets}",
+                    fix="restore the file, or grow from an earlier iteration",
+                ) from None
+            self._located[number] = found
+        return self._located[number]
+
+    def read(self, tensor: SourceTensor, layer: int | None, rows: Range, columns: Range, out: Tensor) -> None:
+        """Read a rectangle of one parameter into a contiguous tensor.
+
+        Args:
+            tensor: of `tensors`.
+            layer: old layer, None outside the layers.
+            rows, columns: half-open ranges.
+            out: (rows, columns) of the tensor's dtype, contiguous.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold all of it, or a file is damaged.
+        """
+        found = reads(tensor.boxes.get(layer, []), rows, columns)
+        area = sum((r.rows[1] - r.rows[0]) * (r.columns[1] - r.columns[0]) for r in found)
+        if area != out.numel():
+            raise CheckpointError(f"the checkpoint lacks part of a tensor of layer {layer}", where=str(self.path))
+        for part in found:
+            self._read_part(tensor.dtype, part.box, part.rows, part.columns, out, rows[0], columns[0])
+
+    def _read_part(
+        self, dtype: torch.dtype, box: Box, rows: Range, columns: Range, out: Tensor, row0: int, column0: int
+    ) -> None:
+        width = box.columns[1] - box.columns[0]
+        start = self._locate(box.item).start + (box.skip + (rows[0] - box.rows[0]) * width) * dtype.itemsize
+        name = self.items[box.item].info.relative_path
+        target = out[rows[0] - row0 : rows[1] - row0]
+        if width == out.shape[1]:
+            self._pread(name, start, memoryview(target.view(torch.uint8).numpy()).cast("B"))
+            return
+        stored = torch.empty(rows[1] - rows[0], width, dtype=dtype)
+        self._pread(name, start, memoryview(stored.view(torch.uint8).numpy()).cast("B"))
+        target[:, columns[0] - column0 : columns[1] - column0].copy_(
+            stored[:, columns[0] - box.columns[0] : columns[1] - box.columns[0]]
+        )
+
+    def object_bytes(self, key: str) -> bytes:
+        """The stored bytes of one object."""
+        for index, info in self.metadata.storage_data.items():
+            if index.fqn == key:
+                data = bytearray(info.length)
+                self._pread(info.relative_path, info.offset, memoryview(data))
+                return bytes(data)
+        raise CheckpointError(f"the checkpoint has no object {key!r}", where=str(self.path))
+
+    def stored_checksum(self, number: int) -> int:
+        """The checksum that the writer stored beside one chunk."""
+        return self._locate(number).crc32
+
+    def check_item(self, number: int) -> None:
+        """Compare one stored chunk with the checksum that its writer stored beside it.
+
+        Raises:
+            CheckpointError: a bit differs; names the file and the key.
+        """
+        item, found = self.items[number], self._locate(number)
+        crc, buffer = 0, bytearray(min(_CRC_BLOCK, found.bytes))
+        for at in range(0, found.bytes, _CRC_BLOCK):
+            block = memoryview(buffer)[: min(_CRC_BLOCK, found.bytes - at)]
+            self._pread(item.info.relative_path, found.start + at, block)
+            crc = zlib.crc32(block, crc)
+        if found.crc32 and crc != found.crc32:
+            raise CheckpointError(
+                "a stored tensor is corrupt: its checksum differs",
+                where=f"{self.path / item.info.relative_path}, key {item.key}, offset {item.offsets}",
+                fix="restore the file, or grow from an earlier iteration",
+            )
+
+    def close(self) -> None:
+        """Close every file."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()

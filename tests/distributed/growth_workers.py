@@ -1,0 +1,177 @@
+"""What one rank does in the growth tests: build a tiny Megatron GPT, fill it with random weights, save it, grow it.
+
+Everything here goes through Megatron's own model classes and its own dist_checkpointing.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_growth.shape import ModelShape
+
+
+def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5):
+    """Model chunks of this rank in a parallel layout {tp, pp, vpp, pipeline_layout, first, last}."""
+    from megatron.core import parallel_state as mpu
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from megatron.core.transformer import TransformerConfig
+
+    tp, pp, vpp = layout.get("tp", 1), layout.get("pp", 1), layout.get("vpp")
+    mpu.destroy_model_parallel()
+    mpu.initialize_model_parallel(tp, pp, vpp)
+    model_parallel_cuda_manual_seed(1234)
+    config = TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        gated_linear_unit=shape.gated,
+        activation_func=torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
+        normalization=shape.norm,
+        layernorm_epsilon=epsilon,
+        add_bias_linear=shape.bias,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vpp,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        num_layers_in_first_pipeline_stage=layout.get("first"),
+        num_layers_in_last_pipeline_stage=layout.get("last"),
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        init_method_std=0.05,
+        use_cpu_initialization=True,
+        hetereogenous_dist_checkpoint=layout.get("per_layer", False),
+    )
+    spec = get_gpt_layer_local_spec(normalization=shape.norm)
+    chunks = []
+    for stage in range(vpp or 1):
+        where = {"vp_stage": stage if vpp else None}
+        chunks.append(
+            GPTModel(
+                config,
+                spec,
+                vocab_size=shape.vocab,
+                max_sequence_length=64,
+                pre_process=mpu.is_pipeline_first_stage(ignore_virtual=vpp is None, **where),
+                post_process=mpu.is_pipeline_last_stage(ignore_virtual=vpp is None, **where),
+                share_embeddings_and_output_weights=shape.tied_embeddings,
+                position_embedding_type="rope",
+                **where,
+            ).to(dtype)
+        )
+    return chunks
+
+
+def shards(chunks):
+    """(key, layer, box, local tensor) of every local parameter, by this file's own reading of Megatron's shards."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+    out = []
+
+    def walk(value):
+        if isinstance(value, ShardedTensorFactory):
+            walk(value.build())
+        elif isinstance(value, dict):
+            [walk(v) for v in value.values()]
+        elif isinstance(value, list):
+            [walk(v) for v in value]
+        elif isinstance(value, ShardedTensor):
+            key, offset = value.key, value.global_offset
+            layer = None
+            if value.prepend_axis_num:
+                layer, offset = offset[0], offset[1:]
+            elif key.startswith("decoder.layers."):
+                _, _, number, rest = key.split(".", 3)
+                layer, key = int(number), f"decoder.layers.{rest}"
+            box = tuple(slice(o, o + n) for o, n in zip(offset, value.local_shape, strict=True))
+            out.append((key, layer, box, value.data.detach()))
+
+    for chunk in chunks:
+        walk(chunk.sharded_state_dict())
+    return out
+
+
+def set_weights(chunks, full: dict):
+    """Copy from full tensors {(key, layer): tensor} into the local shards."""
+    with torch.no_grad():
+        for key, layer, box, data in shards(chunks):
+            data.copy_(full[key, layer][box])
+
+
+def save(shape: ModelShape, layout: dict, full: dict, path: str, dtype=torch.float32, epsilon=1e-5) -> None:
+    """Save full tensors as a Megatron checkpoint in a parallel layout."""
+    from megatron.core import dist_checkpointing
+
+    chunks = build(shape, layout, dtype=dtype, epsilon=epsilon)
+    set_weights(chunks, full)
+    state = {f"model{n}": chunk.sharded_state_dict() for n, chunk in enumerate(chunks)}
+    state |= {"args": arguments(shape, epsilon), "iteration": 7, "checkpoint_version": 3.0}
+    folder = Path(path)
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    dist_checkpointing.save(state, str(folder))
+
+
+def arguments(shape: ModelShape, epsilon: float) -> argparse.Namespace:
+    """The part of Megatron's arguments that growth reads."""
+    return argparse.Namespace(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        group_query_attention=shape.query_groups != shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        swiglu=shape.gated,
+        normalization=shape.norm,
+        norm_epsilon=epsilon,
+        untie_embeddings_and_output_weights=not shape.tied_embeddings,
+        padded_vocab_size=shape.vocab,
+        iteration=7,
+        consumed_train_samples=0,
+        growth_test=asdict(shape),
+    )
+
+
+def grow(shape: ModelShape, layout: dict, source: str, dtype=torch.float32, epsilon=1e-5, **request):
+    """Grow on load in a layout; the local shards as (key, layer, box, tensor), and the report's provenance."""
+    from megatron_growth.checkpoint.grow_on_load import fill
+
+    chunks = build(shape, layout, dtype=dtype, epsilon=epsilon)
+    with torch.no_grad():
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.fill_(float("nan"))
+    report = fill(chunks, source, **request)
+    boxes = [
+        (key, layer, tuple((s.start, s.stop) for s in box), data.float().numpy().copy())
+        for key, layer, box, data in shards(chunks)
+    ]
+    return boxes, report.provenance
+
+
+def load(shape: ModelShape, layout: dict, path: str, dtype=torch.float32):
+    """Load a checkpoint with Megatron's own loader; the local shards."""
+    from megatron.core import dist_checkpointing
+
+    chunks = build(shape, layout, dtype=dtype)
+    state = {f"model{n}": chunk.sharded_state_dict() for n, chunk in enumerate(chunks)}
+    loaded = dist_checkpointing.load(state, path)
+    for n, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{n}"])
+    return [
+        (key, layer, tuple((s.start, s.stop) for s in box), data.float().numpy().copy())
+        for key, layer, box, data in shards(chunks)
+    ]
