@@ -1,0 +1,1 @@
+"""What a trained model knows, measured on its weights: word similarity and neighbours of embedding and output rows."""

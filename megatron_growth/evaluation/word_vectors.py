@@ -1,0 +1,112 @@
+"""Word similarity of embedding and output rows (Reuse, section 5.2, Table 3).
+
+Spearman correlation between human similarity scores of word pairs and the cosine of the words' rows.  A word is the
+row of its token with a leading space where that is one token, of the bare word otherwise; a pair with a word that is
+not one token is dropped.
+
+Shape legend: V vocabulary rows, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from megatron_growth.errors import DataError
+
+Encode = Callable[[str], Sequence[int]]
+Pair = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Agreement of one matrix with one set of word pairs.
+
+    Attributes:
+        spearman: rank correlation of cosine and human score.
+        used: pairs that entered it.
+        dropped: pairs with a word that is not a single token.
+    """
+
+    spearman: float
+    used: int
+    dropped: int
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Word pairs with a score from a text file: `word word score`, apart by tabs, commas or spaces.
+
+    Comment lines (#) and a header line are skipped.  Reads SimLex-999, WordSim-353 and its similarity and relatedness
+    splits as they are distributed.
+
+    Raises:
+        DataError: the file is missing, or a line after the first has no score.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file of word pairs at {path}", fix="give the path of SimLex-999 or WordSim-353")
+    pairs: list[Pair] = []
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        parts = line.replace(",", "\t").split("\t") if "\t" in line or "," in line else line.split()
+        try:
+            first, second, score = parts[0], parts[1], _score(parts)
+        except (IndexError, ValueError):
+            if pairs:
+                raise DataError(
+                    "a line of the word pairs has no score", where=f"{path}:{number}", fix="write word, word, score"
+                ) from None
+            continue  # the header
+        pairs.append((first, second, score))
+    if not pairs:
+        raise DataError("the file holds no word pairs", where=str(path), fix="write word, word, score on each line")
+    return pairs
+
+
+def _score(parts: Sequence[str]) -> float:
+    """Third column; SimLex-999 as distributed has the part of speech there and the score in the fourth."""
+    return float(parts[3]) if len(parts) > 3 and parts[2] in ("A", "N", "V") else float(parts[2])
+
+
+def word_row(word: str, encode: Encode) -> int | None:
+    """Row of a word: its token with a leading space, the bare one otherwise; None when neither is one token."""
+    for text in (f" {word}", word):
+        tokens = encode(text)
+        if len(tokens) == 1:
+            return int(tokens[0])
+    return None
+
+
+def similarity(rows: NDArray[np.floating], pairs: Sequence[Pair], encode: Encode) -> Similarity:
+    """Spearman correlation of the cosines of a matrix's rows with human scores.
+
+    Args:
+        rows: (V, H) embedding or output weights.
+        pairs: word, word, score.
+        encode: text to token ids, without special tokens.
+
+    Raises:
+        DataError: fewer than three pairs are left, for which no correlation is defined.
+    """
+    known = []
+    for first, second, score in pairs:
+        a, b = word_row(first, encode), word_row(second, encode)
+        if a is not None and b is not None:
+            known.append((a, b, score))
+    if len(known) < 3:
+        raise DataError(
+            f"only {len(known)} of {len(pairs)} word pairs are single tokens of this vocabulary",
+            fix="use a larger vocabulary (GPT-2's has most of these words) or other word pairs",
+        )
+    left, right, scores = (np.array(column) for column in zip(*known, strict=True))
+    a, b = rows[left].astype(np.float64), rows[right].astype(np.float64)
+    norms = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), math.ulp(0.0))
+    cosines = np.einsum("ij,ij->i", a, b) / norms
+    return Similarity(float(spearmanr(cosines, scores).statistic), len(known), len(pairs) - len(known))
