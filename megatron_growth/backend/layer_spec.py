@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from megatron_growth.errors import UnsupportedError, UserError, nearest
 
 Kind = Literal["stock", "local", "auto"]
-Sublayers = Literal["full", "attention"]
+Sublayers = Literal["full", "attention", "none"]
 
 
 def layer_spec(
@@ -30,7 +30,8 @@ def layer_spec(
     Args:
         kind: "stock", what Megatron would choose; "local", see the module; "auto", stock where Transformer Engine is
             installed and local elsewhere.
-        sublayers: "attention" leaves out the feed-forward block and its norm.
+        sublayers: "attention" leaves out the feed-forward block and its norm; "none" leaves out the layers.  Megatron
+            refuses --num-layers 0, so a model without layers is configured with one, which is then not built.
         document_masks: attention of the local spec honours the masks of --reset-attention-mask.
 
     Returns:
@@ -54,8 +55,11 @@ def layer_spec(
 def _stock(config: Any, vp_stage: int | None = None, *, sublayers: Sublayers) -> Any:
     """Megatron's own choice for `config` (a GPTModelConfig), with the sub-layers that are wanted."""
     from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import LayerNormImpl
     from megatron.training.models.gpt import default_layer_spec
 
+    if sublayers == "none":
+        return _no_layers(config.transformer, LayerNormImpl)
     spec = default_layer_spec(config, vp_stage)
     if not isinstance(spec, ModuleSpec):
         raise UnsupportedError("layers without feed-forward blocks must all be alike", fix="use a dense model")
@@ -72,6 +76,8 @@ def _local(config: Any, vp_stage: int | None = None, *, sublayers: Sublayers, do
     transformer = config.transformer
     _refuse_unsupported(transformer)
     norm = norm_class(transformer)
+    if sublayers == "none":
+        return _no_layers(transformer, norm)
     spec = get_gpt_layer_local_spec(
         qk_layernorm=transformer.qk_layernorm,
         normalization=transformer.normalization,
@@ -87,6 +93,19 @@ def _local(config: Any, vp_stage: int | None = None, *, sublayers: Sublayers, do
     # A block, not a layer: with a layer Megatron would choose the final norm itself.
     layers = get_num_layers_to_build(transformer, vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
+
+
+def _no_layers(transformer: Any, norm: Any) -> Any:
+    """A Transformer block that is only its final norm."""
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+    if transformer.num_layers != 1 or transformer.pipeline_model_parallel_size != 1:
+        raise UserError(
+            f"a model without layers was configured with {transformer.num_layers} layers on "
+            f"{transformer.pipeline_model_parallel_size} pipeline stages",
+            fix="give --num-layers 1 and --pipeline-model-parallel-size 1; the layer is not built",
+        )
+    return TransformerBlockSubmodules(layer_specs=[], layer_norm=norm)
 
 
 def _fused(self_attention: Any, norm: type, document_masks: bool) -> Any:

@@ -1,0 +1,25 @@
+"""Processes that do not outlive the one that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process, and those it forks from now on, when its parent ends.
+
+    The parent is the thread that started the process: start processes that call this from a thread that stays.
+    Elsewhere than on Linux this does nothing.
+    """
+    if sys.platform == "linux":
+        request_death_signal()
+        os.register_at_fork(after_in_child=request_death_signal)
+
+
+def request_death_signal() -> None:
+    """Ask Linux to kill this process alone when its parent ends; the wish survives exec."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
