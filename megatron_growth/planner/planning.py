@@ -20,6 +20,8 @@ from megatron_growth.shape import ModelShape
 
 DEFAULT_GPUS = 8  # data parallelism that a recipe leaves open is planned for one node of eight GPUs
 
+LINEAR_LAYERS = "decoder.layers.*.linear_*.weight"
+
 
 @dataclass(frozen=True)
 class _Draft:
@@ -120,12 +122,13 @@ def _draft(
 
 
 def _frozen_layers(stage: Stage, source: _Draft | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(freeze patterns, layers with adapters): STEP freezes the layers that were there before growth."""
+    """(freeze patterns, layers with adapters): STEP freezes the layers that were there before growth, ReLoRA the linear
+    layers of all."""
     adapters = stage.adapters
     if adapters is None:
         return stage.freeze, ()
     if adapters.layers == "all" or source is None:
-        return stage.freeze, tuple(range(stage.layers))
+        return (*stage.freeze, LINEAR_LAYERS), tuple(range(stage.layers))
     operator = operators.get("depth", stage.growth.depth or "stack")
     grown = operator.layers(source.shape.layers, stage.layers, operators.Seed(stage.growth.seed))
     old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
@@ -221,12 +224,13 @@ def _adapters(draft: _Draft) -> dict[str, Any] | None:
 
 def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int) -> dict[str, str]:
     rate, batch = draft.counted.flops_per_token, draft.batch_tokens
+    exact_steps = budget.tokens / batch
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
     return {
         "flops": budget.formula,
         "flops_per_token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {rate:.4g} per token = {budget.tokens:,}",
-        "iterations": f"{budget.tokens:,} tokens / {batch:,} a batch = {budget.tokens / batch:,.2f}, rounded to {steps:,}",
+        "iterations": f"{budget.tokens:,} tokens / {batch:,} a batch = {exact_steps:,.2f}, rounded to {steps:,}",
     }
 
 
@@ -287,10 +291,17 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[S
         if baseline.match == "iterations":
             budget = budgets.by_iterations([costs])[0]
         else:
-            tokens = round(whole / costs.flops_per_token)
+            tokens = round(_tokens_for(whole, draft))
             budget = budgets.StageBudget(whole, tokens, f"all stages together: {whole:.4g} FLOPs")
         plans.append(_stage_plan(recipe, draft, budget, iterations))
     return plans
+
+
+def _tokens_for(whole: float, draft: _Draft) -> float:
+    """Tokens that `whole` FLOPs buy; ReLoRA may train all weights for its first steps."""
+    adapters = draft.stage.adapters
+    first = (adapters.start_iteration if adapters else 0) * draft.batch_tokens
+    return first + (whole - 6 * draft.nominal * first) / draft.counted.flops_per_token
 
 
 def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int) -> Baseline:

@@ -70,11 +70,7 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
     earlier: dict[str, Stage] = {}
     for index, stage in enumerate(recipe.stages):
         path: KeyPath = ("stages", index, "from")
-        if stage.source is not None and "/" in stage.source:
-            variant = stage.source.partition("/")[0]
-            if variant not in recipe.variants:
-                yield path, f"the recipe has no variant {variant!r}; {nearest(variant, recipe.variants)}"
-        elif stage.source is not None:
+        if stage.source is not None:
             if stage.source not in earlier:
                 yield path, f"no earlier stage is called {stage.source!r}; {nearest(stage.source, earlier)}"
             else:

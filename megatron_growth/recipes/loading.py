@@ -1,7 +1,8 @@
 """From a name or a file to a checked `Recipe`: read, merge the variant, inherit, validate, report all problems at once.
 
-A variant is merged over the recipe key by key.  `stages` of a variant is either a list, which replaces the recipe's,
-or a mapping from stage names to changes.
+A variant is merged over the recipe key by key, and so is a recipe over the one it `extends` (a shipped recipe's name,
+or a path from the file's folder).  A `null` takes a key away.  `stages` of the upper document is either a list, which
+replaces the lower one's, or a mapping from stage names to changes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from megatron_growth.recipes.checks import problems_of
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
 from megatron_growth.recipes.source import KeyPath, Source, dotted, parse_yaml, read_yaml
 
+Places = dict[KeyPath, tuple[str, int]]
+
 FOLDER = Path(__file__).parent
 INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
-OF_ITS_OWN = ("name", "from", "growth", "freeze", "rules", "adapters", "iterations", "stop_iterations")
+OF_ITS_OWN = ("name", "from", "growth", "freeze", "rules", "adapters", "stop_iterations")
 
 
 def names() -> list[str]:
@@ -65,11 +68,12 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
     """A checked recipe from a parsed document."""
     if not isinstance(document, dict):
         raise RecipeError("a recipe is a mapping of keys", where=source.file, fix="see the shipped recipes")
-    document, lines = deepcopy(document), dict(source.lines)
+    document, source = _extend(deepcopy(document), source)
+    places = dict(source.places)
     if variant is not None:
-        _merge_variant(document, lines, variant, source)
-    _inherit(document, lines)
-    source = Source(source.file, lines)
+        _merge_variant(document, places, variant, source)
+    _inherit(document, places)
+    source = Source(source.file, places)
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -80,69 +84,86 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
     return recipe
 
 
-def _merge_variant(document: dict[str, Any], lines: dict[KeyPath, int], variant: str, source: Source) -> None:
+def _extend(document: dict[str, Any], source: Source) -> tuple[dict[str, Any], Source]:
+    """The document over the one that it extends, with the places of both."""
+    if "extends" not in document:
+        return document, source
+    place, name = source.where(("extends",)), str(document.pop("extends"))
+    beside = Path(source.file).parent / name
+    try:
+        base, below = read_yaml(beside if beside.is_file() else path_of(name))
+    except RecipeError as error:
+        raise RecipeError(error.what, where=place, fix=error.fix) from None
+    base, below = _extend(base, below)
+    places = dict(below.places)
+    _merge(base, document, (), (), places, source.places)
+    return base, Source(source.file, places | {(): (source.file, 1)})
+
+
+def _merge_variant(document: dict[str, Any], places: Places, variant: str, source: Source) -> None:
     """Merge the changes of a variant into the document, with the lines they stand on."""
     variants = document.get("variants") or {}
     if variant not in variants:
         where = source.where(("variants",))
         raise RecipeError(f"the recipe has no variant {variant!r}", where=where, fix=nearest(variant, variants))
-    _merge(document, variants[variant] or {}, (), ("variants", variant), lines)
+    _merge(document, variants[variant] or {}, (), ("variants", variant), places, source.places)
     document["variant"] = variant
 
 
 def _merge(
-    base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]
+    base: dict[str, Any], over: Mapping[str, Any], at: KeyPath, origin: KeyPath, places: Places, of_over: Places
 ) -> None:
-    """Deep-merge `over` into `base`; `at` and `origin` are the paths of the two in the document."""
+    """Deep-merge `over` into `base`.
+
+    Args:
+        at: path of `base` in the document that results, whose places are `places`.
+        origin: path of `over` in the document that it comes from, whose places are `of_over`.
+    """
     for key, value in over.items():
-        path, came_from = (*at, key), (*origin, key)
-        old = base.get(key)
+        path, came_from, old = (*at, key), (*origin, key), base.get(key)
         if key == "stages" and isinstance(old, list) and isinstance(value, dict):
-            _merge_stages(old, value, path, came_from, lines)
+            _merge_stages(old, value, path, came_from, places, of_over)
         elif isinstance(old, dict) and isinstance(value, dict):
-            _merge(old, value, path, came_from, lines)
+            _merge(old, value, path, came_from, places, of_over)
         else:
+            for below in [p for p in places if p[: len(path)] == path]:
+                del places[below]
+            if value is None:
+                base.pop(key, None)
+                continue
             base[key] = deepcopy(value)
-            _move_lines(lines, came_from, path)
+            places |= {(*path, *p[len(came_from) :]): x for p, x in of_over.items() if p[: len(came_from)] == came_from}
 
 
 def _merge_stages(
-    stages: list[Any], changes: Mapping[str, Any], at: KeyPath, origin: KeyPath, lines: dict[KeyPath, int]
+    stages: list[Any], changes: Mapping[str, Any], at: KeyPath, origin: KeyPath, places: Places, of_changes: Places
 ) -> None:
     """Changes to stages by name."""
     index = {stage.get("name"): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
     for name, change in changes.items():
         if name not in index:
             raise RecipeError(
-                f"the variant changes a stage {name!r} that the recipe does not have",
-                where=dotted((*origin, name)),
+                f"there is no stage {name!r} to change",
+                where=Source("", of_changes).where((*origin, name)),
                 fix=nearest(str(name), [str(known) for known in index]),
             )
-        _merge(stages[index[name]], change or {}, (*at, index[name]), (*origin, name), lines)
+        _merge(stages[index[name]], change or {}, (*at, index[name]), (*origin, name), places, of_changes)
 
 
-def _move_lines(lines: dict[KeyPath, int], origin: KeyPath, to: KeyPath) -> None:
-    """Let the keys below `to` point to the lines of those below `origin`."""
-    moved = {(*to, *p[len(origin) :]): line for p, line in lines.items() if p[: len(origin)] == origin}
-    for path in [p for p in lines if p[: len(to)] == to]:
-        del lines[path]
-    lines.update(moved)
-
-
-def _inherit(document: dict[str, Any], lines: dict[KeyPath, int]) -> None:
+def _inherit(document: dict[str, Any], places: Places) -> None:
     """Complete stages with the recipe's blocks, and baselines with the last stage."""
     stages = document.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         return
     for index, stage in enumerate(stages):
-        _inherit_blocks(document, stage, ("stages", index), lines)
+        _inherit_blocks(document, stage, ("stages", index), places)
     baselines = document.get("baselines")
     if not (stages and isinstance(baselines, dict)):
         return
     for name, baseline in baselines.items():
         if isinstance(baseline, dict):
             last = {key: value for key, value in stages[-1].items() if key not in OF_ITS_OWN}
-            _inherit_blocks(last, baseline, ("baselines", name), lines, ("schedule", "optimizer"))
+            _inherit_blocks(last, baseline, ("baselines", name), places, ("schedule", "optimizer"))
             baselines[name] = {"name": name, **deepcopy(last), **baseline}
 
 
@@ -150,7 +171,7 @@ def _inherit_blocks(
     parent: Mapping[str, Any],
     child: dict[str, Any],
     at: KeyPath,
-    lines: dict[KeyPath, int],
+    places: Places,
     blocks: tuple[str, ...] = INHERITED,
 ) -> None:
     for block in blocks:
@@ -158,7 +179,7 @@ def _inherit_blocks(
         if isinstance(inherited, dict) and isinstance(own, dict):
             child[block] = deepcopy(_without_rivals(inherited, own)) | own
             for key in child[block].keys() - own.keys():
-                lines.setdefault((*at, block, key), lines.get((block, key), 0) or lines.get(at, 0))
+                places.setdefault((*at, block, key), places.get((block, key)) or places.get(at, ("", 0)))
 
 
 def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +219,7 @@ def _fields_at(root: type[BaseModel], path: KeyPath) -> list[str]:
 
 def _report(problems: list[tuple[KeyPath, str]], source: Source) -> RecipeError:
     """One error for all problems, each with its place."""
-    ordered = sorted(problems, key=lambda problem: source.line(problem[0]) or 0)
+    ordered = sorted(problems, key=lambda problem: source.place(problem[0]))
     listed = [f"{source.where(path)}: {message}" for path, message in dict.fromkeys(ordered)]
     count = "a problem" if len(listed) == 1 else f"{len(listed)} problems"
     return RecipeError(f"the recipe has {count}:\n" + "\n".join(f"  {line}" for line in listed), where=source.file)

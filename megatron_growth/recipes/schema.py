@@ -227,7 +227,7 @@ class Stage(Block):
     Attributes:
         nominal_parameters: the size that budgets count with; the family's rule when left out.
         ffn: inner width of the FFN; `model.ffn_multiple` x hidden when left out.
-        source: name of the stage to grow from (`from` in YAML; `VARIANT/STAGE` for a stage of another variant).
+        source: name of the stage to grow from (`from` in YAML).
         iterations: steps, for the `iterations` rule.
         stop_iterations: steps after which the paper stopped early (Reuse, table 2); for the saving that is printed.
         sublayers: `attention` leaves the FFN out (Reuse, One Attn).
@@ -285,16 +285,27 @@ class Checkpoint(Block):
     keep: Positive = 2
 
 
-class Paper(Block):
-    """What the paper prints, to be shown beside what its formulas give.  Nothing is computed from it."""
+class Printed(Block):
+    """What the paper prints, to be shown beside what its formulas give.  Nothing else is computed from it.
 
+    Attributes:
+        size: parameters of the final model.
+        tokens: of the whole run.
+        flops: of the whole run.
+        layers_added: STEP: layers that each stage adds.
+        peak_bytes: peak memory of the run; `vanilla_peak_bytes` of standard pre-training.
+        updates: optimizer steps, by baseline name, and of the stages together (`chain`).
+    """
+
+    size: Rate | None = None
+    tokens: Rate | None = None
+    flops: Rate | None = None
     layers_added: tuple[int, ...] = ()
-    iterations: Positive | None = None
-    vanilla_flops: Rate | None = None
     peak_bytes: Rate | None = None
+    vanilla_peak_bytes: Rate | None = None
+    updates: dict[str, Positive] = Field(default_factory=dict)
     compute_saving: Ratio | None = None
     memory_saving: Ratio | None = None
-    note: str = ""
 
 
 class Recipe(Block):
@@ -321,7 +332,7 @@ class Recipe(Block):
     variant: str | None = None
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
-    printed: Paper = Paper()
+    printed: Printed = Printed()
     seed: int = 1234
 
     _source: Source = PrivateAttr(default_factory=Source)

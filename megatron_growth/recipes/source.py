@@ -21,24 +21,24 @@ class Source:
     """Where the keys of a document stand.
 
     Attributes:
-        file: path of the file, or "" for a document made in memory.
-        lines: line (from 1) of each key path.
+        file: path of the file, or a word for a document made in memory.
+        places: (file, line from 1) of each key path; a recipe that extends another has keys of both files.
     """
 
     file: str = ""
-    lines: dict[KeyPath, int] = field(default_factory=dict)
+    places: dict[KeyPath, tuple[str, int]] = field(default_factory=dict)
 
-    def line(self, path: Sequence[Key]) -> int | None:
-        """Line of a key path, or of the nearest path above it that is written down."""
+    def place(self, path: Sequence[Key]) -> tuple[str, int]:
+        """File and line of a key path, or of the nearest path above it that is written down."""
         for length in range(len(path), -1, -1):
-            if (found := self.lines.get(tuple(path[:length]))) is not None:
+            if (found := self.places.get(tuple(path[:length]))) is not None:
                 return found
-        return None
+        return self.file, 0
 
     def where(self, path: Sequence[Key]) -> str:
         """`file:line (a.b[0].c)`."""
-        line = self.line(path)
-        place = f"{self.file}:{line}" if line else self.file
+        file, line = self.place(path)
+        place = f"{file}:{line}" if line else file
         return f"{place} ({dotted(path)})" if path else place
 
 
@@ -76,6 +76,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        places, repeated = _places(node, file)
         document = loader.construct_document(node) if node is not None else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -83,25 +84,29 @@ def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
         raise RecipeError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=place) from None
     finally:
         loader.dispose()
-    lines: dict[KeyPath, int] = {}
-    repeated: list[str] = []
-    if node is not None:
-        _walk(node, (), lines, repeated, file)
     if repeated:
         raise RecipeError("a key is given twice", where="; ".join(repeated), fix="keep one of them")
-    return document, Source(file, lines)
+    return document, Source(file, places)
 
 
-def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], repeated: list[str], file: str) -> None:
-    """Record the line of every key below `node`."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _walk(item, (*path, index), lines, repeated, file)
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            below = (*path, key.value)
-            if below in lines:
-                repeated.append(f"{file}:{key.start_mark.line + 1} ({dotted(below)})")
-            lines[below] = key.start_mark.line + 1
-            _walk(value, below, lines, repeated, file)
+def _places(root: yaml.Node | None, file: str) -> tuple[dict[KeyPath, tuple[str, int]], list[str]]:
+    """(places of all keys, places of keys that are given twice)."""
+    places: dict[KeyPath, tuple[str, int]] = {}
+    repeated: list[str] = []
+
+    def walk(node: yaml.Node, path: KeyPath) -> None:
+        places.setdefault(path, (file, node.start_mark.line + 1))
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                walk(item, (*path, index))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = (*path, key.value)
+                if below in places:
+                    repeated.append(f"{file}:{key.start_mark.line + 1} ({dotted(below)})")
+                places[below] = (file, key.start_mark.line + 1)
+                walk(value, below)
+
+    if root is not None:
+        walk(root, ())
+    return places, repeated
