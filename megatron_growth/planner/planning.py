@@ -11,7 +11,7 @@ from megatron_growth.errors import ParallelLayoutError, RecipeError
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, take_inventory, unmatched
-from megatron_growth.planner.memory import Setting, peak_memory
+from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
 from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout, Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
@@ -170,16 +170,17 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     if stage.source is not None:
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
     samples = steps * stage.global_batch_size
+    memory = peak_memory(draft.inventory, setting_of(recipe.precision, draft))
+    derived = {"flops_exact": exact * samples * draft.sequence_length, "samples": samples, "memory": memory}
     return StagePlan(
+        **derived,
         name=stage.name,
         shape=draft.shape,
         vocab=recipe.vocab,
         parameters=_parameters(draft, recipe.vocab),
         tokens=budget.tokens,
-        samples=samples,
         iterations=steps,
         flops=budget.flops,
-        flops_exact=exact * samples * draft.sequence_length,
         lr=stage.lr,
         min_lr=stage.lr * getattr(schedule, "min_lr_ratio", 1.0),
         warmup_iterations=schedule.warmup_iterations,
@@ -196,10 +197,9 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         adapters=_adapters(draft),
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),
-        memory=peak_memory(draft.inventory, setting_of(recipe.precision, draft)),
         stop_iterations=stage.stop_iterations,
         note=getattr(stage, "note", ""),
-        formulas=_formulas(draft, budget, steps),
+        formulas=_formulas(draft, budget, steps, derived),
     )
 
 
@@ -222,15 +222,23 @@ def _adapters(draft: _Draft) -> dict[str, Any] | None:
     return draft.stage.adapters.model_dump() | {"layer_numbers": adapted}
 
 
-def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int) -> dict[str, str]:
-    rate, batch = draft.counted.flops_per_token, draft.batch_tokens
-    exact_steps = budget.tokens / batch
+def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int, plan: Mapping[str, Any]) -> dict[str, str]:
+    """How the derived numbers came about, in numbers."""
+    rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
+    exact = plan["flops_exact"] / (plan["samples"] * draft.sequence_length)
+    memory: RankMemory = plan["memory"]
+    parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
+    sizes = [(name, getattr(memory, f"{name}_bytes") / 1e9) for name in parts]
     return {
-        "flops": budget.formula,
-        "flops_per_token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}",
+        "FLOPs": budget.formula,
+        "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {rate:.4g} per token = {budget.tokens:,}",
-        "iterations": f"{budget.tokens:,} tokens / {batch:,} a batch = {exact_steps:,.2f}, rounded to {steps:,}",
+        "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
+        f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
+        "GB per GPU": " + ".join(f"{name} {size:.3g}" for name, size in sizes if size)
+        + f" = {memory.total_bytes / 1e9:.3g}"
+        + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else ""),
     }
 
 

@@ -1,0 +1,125 @@
+"""A run plan as text for a terminal: tables that fit 100 columns, the formula of every derived number, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
+
+SUMS = {
+    "family": "training every size from scratch",
+    "reuse": "standard pre-training of the last stage's model",
+    "step": "standard pre-training of the last stage's model",
+}
+
+
+def render(plan: RunPlan) -> RenderableType:
+    """The whole plan."""
+    title = Text.assemble((plan.name, "bold"), f" {plan.variant}" if plan.variant else "", f"  {plan.summary}")
+    parts: list[RenderableType] = [title, Text(), _models(plan), Text(), _training(plan), Text(), *_totals(plan)]
+    if plan.integer_program is not None:
+        parts += [Text(), _integer_program(plan)]
+    parts += [Text(), *_formulas(plan)]
+    if plan.notes:
+        parts += [Text("\nNotes", style="bold"), *(Padding(Text(note), (0, 0, 0, 2)) for note in plan.notes)]
+    if plan.variants:
+        parts.append(Text(f"\nVariants: {', '.join(plan.variants)}", style="dim"))
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", header_style="dim", no_wrap=True)
+    return table
+
+
+def _models(plan: RunPlan) -> Table:
+    table = _table("Models", "stage", "hidden", "FFN", "layers", "heads", "transformer", "total", "frozen", "adapters")
+    for stage in (*plan.stages, *plan.baselines):
+        s, p = stage.shape, stage.parameters
+        heads = str(s.heads) if s.heads == s.query_groups else f"{s.heads}/{s.query_groups}"
+        ffn = f"{s.ffn}" if s.sublayers == "full" else "-"
+        sizes = (f"{s.hidden}", ffn, f"{s.layers}", heads, count(p.transformer), count(p.total))
+        table.add_row(stage.name, *sizes, count(p.frozen), count(p.adapters))
+    return table
+
+
+def _training(plan: RunPlan) -> Table:
+    columns = ("FLOPs", "exact", "tokens", "steps", "batch", "peak LR", "layout", "GB/GPU")
+    table = _table("Training", "stage", *columns)
+    for stage in (*plan.stages, *plan.baselines):
+        table.add_row(
+            stage.name,
+            f"{stage.flops:.3g}",
+            f"{stage.flops_exact:.3g}",
+            count(stage.tokens),
+            f"{stage.iterations:,}",
+            f"{stage.global_batch_size:,}",
+            f"{stage.lr:.3g}",
+            str(stage.layout),
+            gigabytes(stage.memory_bytes_per_gpu),
+        )
+    return table
+
+
+def _totals(plan: RunPlan) -> Iterator[RenderableType]:
+    if plan.paper in SUMS:
+        yield Text(
+            f"All stages {plan.total_flops:.4g} FLOPs; {SUMS[plan.paper]} {plan.scratch_flops:.4g}: "
+            f"{plan.saving:.1%} saved."
+        )
+    for what, saving in (("Compute", plan.compute_saving), ("Memory", plan.memory_saving)):
+        if saving is not None:
+            yield Text(_saving(what, saving, plan.stages[-1]))
+
+
+def _saving(what: str, saving: Saving, last: StagePlan) -> str:
+    stop = ""
+    if what == "Compute":
+        stop = f", stopping {last.name} at {last.stop_iterations or last.iterations:,} of {last.iterations:,} steps"
+    printed = f"; the paper prints {saving.printed:.2%}" if saving.printed else ""
+    return f"{what} saved{stop}: {saving.paper:.2%} by the paper's formula, {saving.exact:.2%} exact{printed}."
+
+
+def _integer_program(plan: RunPlan) -> Table:
+    program = plan.integer_program
+    assert program is not None
+    title = f"Layers that each stage adds; standard pre-training takes {program.vanilla_bytes / 1e9:.2f} GB"
+    table = _table(title, "integer program", "layers added", "peak GB", "GB of each stage")
+    rows = [("solver", program.solver, program.solver_stage_bytes), ("paper", program.paper, program.paper_stage_bytes)]
+    for who, added, stage_bytes in rows:
+        if added:
+            each = ", ".join(f"{b / 1e9:.2f}" for b in stage_bytes)
+            table.add_row(who, ", ".join(map(str, added)), f"{max(stage_bytes) / 1e9:.2f}", each)
+    return table
+
+
+def _formulas(plan: RunPlan) -> Iterator[RenderableType]:
+    """How each derived number came about."""
+    yield Text("Formulas", style="bold")
+    for stage in (*plan.stages, *plan.baselines):
+        yield Text(f"  {stage.name}")
+        for name, formula in stage.formulas.items():
+            yield Padding(Text.assemble((f"{name.replace('_', ' ')}: ", "dim"), formula), (0, 0, 0, 4))
+
+
+def count(number: float) -> str:
+    """A count in three digits: 1.30 B, 125 k, 0 as a dash."""
+    if not number:
+        return "-"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * 0.9995:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
+
+
+def gigabytes(number: float) -> str:
+    """Bytes in GB of 1e9, three digits."""
+    return f"{number / 1e9:.3g}"
