@@ -12,14 +12,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes.checks import problems_of
-from megatron_growth.recipes.schema import Baseline, Recipe, Stage
-from megatron_growth.recipes.source import KeyPath, Source, dotted, parse_yaml, read_yaml
-
-Places = dict[KeyPath, tuple[str, int]]
+from megatron_growth.recipes.reporting import report, validate
+from megatron_growth.recipes.schema import Recipe
+from megatron_growth.recipes.source import KeyPath, Places, Source, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent
 INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
@@ -74,13 +71,10 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
         _merge_variant(document, places, variant, source)
     _inherit(document, places)
     source = Source(source.file, places)
-    try:
-        recipe = Recipe.model_validate(document)
-    except ValidationError as error:
-        raise _report([_problem(dict(e), Recipe) for e in error.errors()], source) from None
+    recipe = validate(Recipe, document, source, "recipe")
     recipe._source = source
     if problems := problems_of(recipe):
-        raise _report(problems, source)
+        raise report(problems, source, "recipe")
     return recipe
 
 
@@ -187,39 +181,3 @@ def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     rivals = {"warmup_fraction": "warmup_iterations", "warmup_iterations": "warmup_fraction"}
     gone = {rivals[key] for key in own if key in rivals}
     return {key: value for key, value in inherited.items() if key not in gone}
-
-
-def _problem(error: dict[str, Any], root: type[BaseModel]) -> tuple[KeyPath, str]:
-    """Path and message of one error of pydantic, in our words."""
-    path: KeyPath = tuple(error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(root, path[:-1])
-        return path, f"unknown key {path[-1]!r}; {nearest(str(path[-1]), known)}"
-    if error["type"] == "missing":
-        return path, f"{dotted(path)} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return path, message if isinstance(error["input"], dict | list) else f"{message} (got {error['input']!r})"
-
-
-def _fields_at(root: type[BaseModel], path: KeyPath) -> list[str]:
-    """The keys that a recipe knows at a path."""
-    model: Any = root
-    for key in path:
-        if key == "stages":
-            model = Stage
-        elif key == "baselines":
-            model = Baseline
-        elif isinstance(model, type) and issubclass(model, BaseModel) and key in model.model_fields:
-            annotation = model.model_fields[str(key)].annotation
-            options = [annotation, *getattr(annotation, "__args__", ())]
-            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _report(problems: list[tuple[KeyPath, str]], source: Source) -> RecipeError:
-    """One error for all problems, each with its place."""
-    ordered = sorted(problems, key=lambda problem: source.place(problem[0]))
-    listed = [f"{source.where(path)}: {message}" for path, message in dict.fromkeys(ordered)]
-    count = "a problem" if len(listed) == 1 else f"{len(listed)} problems"
-    return RecipeError(f"the recipe has {count}:\n" + "\n".join(f"  {line}" for line in listed), where=source.file)

@@ -14,6 +14,7 @@ from megatron_growth.errors import RecipeError
 
 Key = str | int
 KeyPath = tuple[Key, ...]
+Places = dict[KeyPath, tuple[str, int]]  # file, and line from 1
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Source:
     """
 
     file: str = ""
-    places: dict[KeyPath, tuple[str, int]] = field(default_factory=dict)
+    places: Places = field(default_factory=dict)
 
     def place(self, path: Sequence[Key]) -> tuple[str, int]:
         """File and line of a key path, or of the nearest path above it that is written down."""
@@ -89,9 +90,9 @@ def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
     return document, Source(file, places)
 
 
-def _places(root: yaml.Node | None, file: str) -> tuple[dict[KeyPath, tuple[str, int]], list[str]]:
+def _places(root: yaml.Node | None, file: str) -> tuple[Places, list[str]]:
     """(places of all keys, places of keys that are given twice)."""
-    places: dict[KeyPath, tuple[str, int]] = {}
+    places: Places = {}
     repeated: list[str] = []
 
     def walk(node: yaml.Node, path: KeyPath) -> None:

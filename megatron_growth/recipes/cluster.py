@@ -1,0 +1,154 @@
+"""Cluster profiles: the machines that a run gets, as YAML.  `load_cluster("h100-8x")`.
+
+A profile says what the planner needs (nodes, GPUs, memory, speed) and what a job needs (Slurm, environment, paths).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PrivateAttr
+
+from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes.reporting import validate
+from megatron_growth.recipes.schema import Block, Name, Positive, Rate
+from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
+
+# Beside the package in a checkout.
+FOLDER = Path(__file__).parents[2] / "launch" / "clusters"
+
+
+class Gpu(Block):
+    """One GPU, with the speed that training really reaches on it.
+
+    Attributes:
+        memory_gib: memory that the driver reports, in GiB.
+        reserved_gib: of it, what CUDA, NCCL and fragmentation take.
+        peak_tflops: dense bf16 peak in TFLOP/s.
+        mfu: model FLOPs utilisation measured with Megatron at TP 1, PP 1, as a share of the peak.
+    """
+
+    name: str
+    memory_gib: Rate
+    reserved_gib: Annotated[float, Field(ge=0)] = 4.0
+    peak_tflops: Rate
+    mfu: Annotated[float, Field(gt=0, le=1)]
+
+
+class Network(Block):
+    """Bandwidth per GPU and direction in GB/s: inside a node (NVLink), between nodes (InfiniBand or Ethernet)."""
+
+    inside_node: Rate = 450.0
+    between_nodes: Rate = 50.0
+
+
+class Slurm(Block):
+    """What sbatch is told; what is left out is the cluster's default.
+
+    Attributes:
+        time_limit: as sbatch takes it, `24:00:00` or `2-00:00:00`.
+        signal_seconds: seconds before the limit at which the job checkpoints and requeues itself.
+        extra: further sbatch options, `--name=value` each.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclude: str | None = None
+    time_limit: str = "24:00:00"
+    signal_seconds: Positive = 300
+    gpu_type: str | None = None
+    cpus_per_gpu: Positive | None = None
+    extra: tuple[str, ...] = ()
+
+
+class Container(Block):
+    """An image for pyxis/enroot, and what is mounted into it (`/host/path:/path/inside`)."""
+
+    image: str
+    mounts: tuple[str, ...] = ()
+
+
+class Environment(Block):
+    """What a job sets up before training: modules, a virtual environment or a container, variables."""
+
+    modules: tuple[str, ...] = ()
+    venv: str | None = None
+    container: Container | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+
+
+class Paths(Block):
+    """Where runs and data live; on a cluster, on a file system that all nodes share."""
+
+    runs: str = "runs"
+    data: str | None = None
+    scratch: str | None = None
+
+
+class ClusterProfile(Block):
+    """One cluster, or one machine.
+
+    Attributes:
+        nodes: nodes that one stage may use.
+        slurm: None for a machine without Slurm.
+        launcher: `torchrun` (one task a node starts the ranks) or `srun` (one task a rank).
+        max_restarts: restarts in a row without a new checkpoint before a stage gives up.
+        hang_minutes: minutes without a finished iteration that count as a hang.
+    """
+
+    name: Name
+    nodes: Positive
+    gpus_per_node: Positive
+    gpu: Gpu
+    network: Network = Network()
+    slurm: Slurm | None = None
+    environment: Environment = Environment()
+    paths: Paths = Paths()
+    launcher: Literal["torchrun", "srun"] = "torchrun"
+    max_restarts: Positive = 3
+    hang_minutes: Positive = 30
+
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that one stage may use."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def usable_bytes(self) -> float:
+        """GPU memory that training may fill, in bytes."""
+        return (self.gpu.memory_gib - self.gpu.reserved_gib) * 2**30
+
+
+def cluster_names() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def load_cluster(name_or_path: str | Path) -> ClusterProfile:
+    """The profile of a shipped name or a YAML file.
+
+    Raises:
+        RecipeError: there is no such profile, or it is not valid; all problems with file and line.
+    """
+    text = str(name_or_path)
+    file = Path(text) if Path(text).is_file() else FOLDER / f"{text}.yaml"
+    if not file.is_file():
+        raise RecipeError(f"no cluster profile is called {text!r}", fix=nearest(text, cluster_names()) + " or a path")
+    return _build(*read_yaml(file))
+
+
+def loads_cluster(text: str, file: str = "cluster profile") -> ClusterProfile:
+    """As `load_cluster`, from the text of a profile."""
+    return _build(*parse_yaml(text, file))
+
+
+def _build(document: object, source: Source) -> ClusterProfile:
+    profile = validate(ClusterProfile, document, source, "cluster profile")
+    profile._source = source
+    return profile
