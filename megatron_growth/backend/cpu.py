@@ -24,13 +24,14 @@ from typing import Any
 from megatron_growth.backend.replacements import Replacement, apply
 from megatron_growth.errors import UserError
 
-# Flags without which Megatron asks for Transformer Engine, Apex or NCCL, with their values.
+# Flags without which Megatron asks for Transformer Engine, Apex, NCCL or a CUDA kernel, with their values.
 REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
     "--transformer-impl": ("local",),
     "--distributed-backend": ("gloo",),
     "--no-rope-fusion": (),
     "--no-persist-layer-norm": (),
     "--no-gradient-accumulation-fusion": (),
+    "--no-masked-softmax-fusion": (),
 }
 
 # What torchrun would set for one process; port 0 is any free port.

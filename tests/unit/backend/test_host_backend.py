@@ -32,7 +32,7 @@ def test_importing_the_backend_replaces_nothing():
 def test_flags_are_added_only_where_missing():
     assert cpu.cpu_flags(["--transformer-impl", "local", "--no-rope-fusion"]) == [
         *("--distributed-backend", "gloo"),
-        *("--no-persist-layer-norm", "--no-gradient-accumulation-fusion"),
+        *("--no-persist-layer-norm", "--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion"),
     ]
     assert cpu.cpu_flags(["--distributed-backend=gloo"])[:2] == ["--transformer-impl", "local"]
 
