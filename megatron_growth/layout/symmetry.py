@@ -1,0 +1,112 @@
+"""How many residual dimensions, heads and FFN units of a model are still copies of another: pure numpy.
+
+Two copies with equal values get equal gradients and stay copies, so a model grown by duplication can train for ever
+with less width than it has.  A residual dimension is what the embedding and all output projections write into it, a
+head its query, key and value rows, an FFN unit its input rows; two are copies when the cosine between them is at least
+`THRESHOLD`.  Embedding columns alone would not do: the layers may write different values into equal columns.
+
+Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary; n of the compared vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_growth.layout.names import parse_key
+from megatron_growth.layout.parameters import ATTENTION, MLP, PARAMETERS
+from megatron_growth.shape import ModelShape
+
+Array = NDArray[np.floating[Any]]
+
+THRESHOLD = 0.999
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Counts of copies; the first of several equal ones is not counted.
+
+    Attributes:
+        residual: residual dimensions, of H.
+        heads: query heads over all layers, of L x A.
+        units: FFN units over all layers, of L x F.
+        effective_rank: exp of the entropy of the normalised singular values of what is written into the residual
+            stream (Roy and Vetterli, 2007); at most H.
+    """
+
+    residual: int
+    heads: int
+    units: int
+    effective_rank: float
+
+
+def count_copies(state: Mapping[str, Array], shape: ModelShape) -> Copies:
+    """Count the copies in a model.
+
+    Args:
+        state: whole weights under Megatron's keys, stacked or per layer; other keys are left out.
+        shape: of the model.
+    """
+    writes: list[Array] = []
+    heads = units = 0
+    for name, value in _tensors(state):
+        parameter = PARAMETERS[name]
+        if name == "embedding.word_embeddings.weight":
+            writes.append(value.T)
+        elif parameter.is_output_projection and parameter.columns:
+            writes.append(value)
+        elif name == ATTENTION + "linear_qkv.weight":
+            heads += copies_among(_heads(value, shape))
+        elif name == MLP + "linear_fc1.weight":
+            parts = np.split(value, 2 if shape.gated else 1)
+            units += copies_among(np.concatenate(parts, axis=1))
+    # (H, all that is written): its Gram matrix is small whatever the vocabulary and depth.
+    gram = np.zeros((shape.hidden, shape.hidden))
+    for write in writes:
+        gram += write.astype(np.float64) @ write.T.astype(np.float64)
+    return Copies(_copies_of_gram(gram), heads, units, _effective_rank(gram))
+
+
+def _tensors(state: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """(name in the table, matrix) of every weight, stacked layers one by one."""
+    for key, value in state.items():
+        parsed = parse_key(key)
+        if parsed.moment is None and parsed.name in PARAMETERS:
+            stacked = PARAMETERS[parsed.name].layered and parsed.layer is None
+            yield from ((parsed.name, layer) for layer in (value if stacked else [value]))
+
+
+def _heads(qkv: Array, shape: ModelShape) -> Array:
+    """One vector for each query head: its query rows and its group's key and value rows; (A, 3 D H)."""
+    grouped = qkv.reshape(shape.query_groups, shape.heads_per_group + 2, -1)
+    key_value = np.repeat(grouped[:, -2:].reshape(shape.query_groups, 1, -1), shape.heads_per_group, axis=1)
+    return np.concatenate([grouped[:, :-2], key_value], axis=2).reshape(shape.heads, -1)
+
+
+def copies_among(vectors: Array) -> int:
+    """How many of n vectors (n, size) are copies of an earlier one; zero vectors are none."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(length > 0, length, 1)
+    count = 0
+    for start in range(0, len(unit), BLOCK):
+        cosine = unit[start : start + BLOCK] @ unit[: start + BLOCK].T
+        count += int((np.tril(cosine, k=start - 1) >= THRESHOLD).any(axis=1).sum())
+    return count
+
+
+def _copies_of_gram(gram: Array) -> int:
+    length = np.sqrt(np.diagonal(gram))
+    scale = np.where(length > 0, length, 1)
+    return int((np.tril(gram / np.outer(scale, scale), k=-1) >= THRESHOLD).any(axis=1).sum())
+
+
+def _effective_rank(gram: Array) -> float:
+    """exp(-sum p log p) over singular values p, normalised to sum to one."""
+    singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
+    p = singular[singular > 0] / singular.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
