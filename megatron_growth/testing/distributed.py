@@ -7,13 +7,11 @@ second instead of the seconds of the imports.  They die with the server, and the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import tempfile
 import time
@@ -23,6 +21,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from megatron_growth.backend.processes import die_with_parent
 
 PRELOADED = ("megatron_growth.testing.preload",)
 LOG_TAIL = 25  # lines
@@ -189,7 +189,7 @@ def _tail(log: Path) -> str:
 
 def _main(send: Connection, job: _Job) -> None:
     """One process: output to its log, then the function, then the result or the traceback back to the caller."""
-    _die_with_parent()
+    die_with_parent()
     with job.log.open("wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -224,18 +224,3 @@ def _call(job: _Job) -> Any:
     if dist.is_initialized():
         dist.barrier()
     return result
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process, and those it forks, when its parent ends.
-
-    The fork server ends when the caller does, so even a caller that is killed leaves no rank behind.
-    """
-    if sys.platform == "linux":
-        _request_death_signal()
-        os.register_at_fork(after_in_child=_request_death_signal)
-
-
-def _request_death_signal() -> None:
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

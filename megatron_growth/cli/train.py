@@ -1,0 +1,69 @@
+"""Train the stages of a recipe on this machine, each grown from the last one's checkpoint into its own layout.
+
+The command can be killed at any moment; the same words go on where the run was.  What Megatron prints goes to
+RUN/stages/STAGE/log.txt, every figure to metrics.jsonl and TensorBoard beside it.
+
+examples:
+  megatron-growth train nano-progressive
+  megatron-growth train nano-progressive --baseline scratch --run runs/first
+  megatron-growth train my-recipe.yaml --corpus texts/ --stage 1B
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_growth.recipes import Recipe
+
+HELP = "train the stages of a recipe, each grown from the last"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train`."""
+    parser.add_argument("recipe", help="a shipped recipe's name, or a YAML file")
+    parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
+    parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
+    parser.add_argument("--stage", metavar="NAME", help="only this stage, or this baseline")
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also train this baseline of the recipe, after the stages; may be given again (default: none)",
+    )
+    parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
+    parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    from megatron_growth.run.screen import Screen
+    from megatron_growth.run.train import Request, train
+
+    recipe = load_recipe(args.recipe, args.variant, args.corpus)
+    baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
+    request = Request(stage=args.stage, baselines=baselines, wandb_project=args.wandb, workers=args.workers)
+    folder = train(recipe, args.folder or default_folder(recipe), request, Screen())
+    print(f"{folder.path}: complete")
+    print(f"  megatron-growth report {folder.path}")
+    return 0
+
+
+def load_recipe(name: str, variant: str | None, corpus: str | None) -> Recipe:
+    """The recipe, with another corpus in place of its own when one is given."""
+    from megatron_growth import recipes
+
+    recipe = recipes.load(name, variant)
+    if corpus is None:
+        return recipe
+    text = str(Path(corpus).absolute()) if Path(corpus).exists() else corpus
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"corpus": text})})
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/RECIPE, or runs/RECIPE-VARIANT."""
+    return Path("runs") / "-".join(filter(None, (recipe.name, recipe.variant)))

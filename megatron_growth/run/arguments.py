@@ -1,0 +1,262 @@
+"""From a planned stage to the words of Megatron's command line.  A pure function: no files, no Megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import UnsupportedError
+from megatron_growth.planner import StagePlan
+from megatron_growth.recipes import Recipe
+from megatron_growth.run.directory import StageDirectory
+
+Options = dict[str, Any]
+_MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launch of a stage adds to its plan.
+
+    Attributes:
+        directory: the stage's folder.
+        source: checkpoint folder to grow from, or None.
+        data_flags: Megatron's flags of the dataset and its tokenizer.
+        data_cache: folder for Megatron's sample indices.
+        validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
+        wandb_project: Weights & Biases project, or "" for none.
+        wandb_name: name of the run there.
+        train: False to evaluate the finished stage only; nothing is saved then.
+    """
+
+    directory: StageDirectory
+    source: Path | None
+    data_flags: Sequence[str]
+    data_cache: Path
+    validation_samples: int
+    wandb_project: str = ""
+    wandb_name: str = ""
+    train: bool = True
+
+
+def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list[str]:
+    """The command line of a stage.
+
+    Args:
+        recipe: of the run.
+        stage: of the recipe's plan.
+        launch: folders and flags.
+
+    Returns:
+        Words without those that only a host without GPU needs; True in an option stands for a bare flag.
+
+    Raises:
+        UnsupportedError: the stage asks for adapters or for an optimizer that is not AdamW.
+    """
+    _check(stage)
+    options: Options = {
+        **_model(recipe, stage),
+        **_layout(stage),
+        **_batches(recipe, stage, launch),
+        **_optimizer(stage),
+        **_schedule(stage),
+        **_files(recipe, stage, launch),
+        **_growth(stage, launch),
+    }
+    return [*_words(options), *launch.data_flags]
+
+
+def world_size(stage: StagePlan) -> int:
+    """Number of processes that the stage's layout takes."""
+    return stage.layout.model_parallel_size * (stage.layout.dp or 1)
+
+
+def _check(stage: StagePlan) -> None:
+    if stage.adapters:
+        raise UnsupportedError(
+            f"stage {stage.name} trains with adapters, which this release does not run",
+            fix="plan it, or choose a recipe without adapters",
+        )
+    if stage.optimizer["name"] != "adamw":
+        raise UnsupportedError(
+            f"stage {stage.name} uses the optimizer {stage.optimizer['name']}, which this release does not run",
+            fix="plan it, or choose a recipe with adamw",
+        )
+
+
+def _model(recipe: Recipe, stage: StagePlan) -> Options:
+    shape, model = stage.shape, recipe.model
+    options: Options = {
+        "num-layers": shape.layers,
+        "hidden-size": shape.hidden,
+        "ffn-hidden-size": shape.ffn,
+        "num-attention-heads": shape.heads,
+        "kv-channels": shape.head_dim,
+        "seq-length": stage.sequence_length,
+        "max-position-embeddings": stage.sequence_length,
+        "normalization": shape.norm,
+        "norm-epsilon": model.norm_epsilon,
+        "position-embedding-type": model.position,
+        "make-vocab-size-divisible-by": model.vocab_multiple,
+        "init-method-std": model.init_std,
+        "no-scaled-init": not model.scaled_init,
+        "swiglu": shape.gated,
+        "disable-bias-linear": not shape.bias,
+        "add-qkv-bias": shape.bias,
+        "untie-embeddings-and-output-weights": not shape.tied_embeddings,
+        "hidden-dropout": 0,
+        "attention-dropout": 0,
+        "bf16": recipe.precision == "bf16",
+        "growth-layer-spec": "auto",
+        "growth-sublayers": shape.sublayers,
+    }
+    if shape.query_groups != shape.heads:
+        options |= {"group-query-attention": True, "num-query-groups": shape.query_groups}
+    if model.position == "rope":
+        options["rotary-base"] = model.rope_base
+    if model.rope_scaling:
+        options |= {"use-rope-scaling": True, "rope-scaling-factor": model.rope_scaling.factor}
+    return options
+
+
+def _layout(stage: StagePlan) -> Options:
+    layout = stage.layout
+    options: Options = {
+        "tensor-model-parallel-size": layout.tp,
+        "pipeline-model-parallel-size": layout.pp,
+        "sequence-parallel": layout.sequence_parallel and layout.tp > 1,
+    }
+    if layout.pipeline_layout:
+        options["pipeline-model-parallel-layout"] = layout.pipeline_layout
+    elif layout.vpp > 1:
+        options["num-virtual-stages-per-pipeline-rank"] = layout.vpp
+    if layout.recompute != "none":
+        options["recompute-granularity"] = layout.recompute
+        if layout.recompute == "full":
+            options |= {"recompute-method": "uniform", "recompute-num-layers": 1}
+    if layout.distributed_optimizer and (layout.dp or 1) > 1:
+        # Fully reshardable: the only form that loads into another layout, and the only one that loads in fp32.
+        options |= {"use-distributed-optimizer": True, "dist-ckpt-optim-fully-reshardable": True}
+    return options
+
+
+def _batches(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
+    """Batch sizes, duration and evaluation; the plan's iterations stay the same in every launch of a stage."""
+    return {
+        "micro-batch-size": stage.micro_batch_size,
+        "global-batch-size": stage.global_batch_size,
+        "train-iters": stage.iterations,
+        "eval-interval": recipe.evaluation.interval,
+        "eval-iters": max(1, launch.validation_samples // stage.global_batch_size),
+        "growth-evaluate-at-start": True,
+        "seed": recipe.seed,
+    }
+
+
+def _optimizer(stage: StagePlan) -> Options:
+    optimizer = stage.optimizer
+    return {
+        "optimizer": "adam",
+        "adam-beta1": optimizer["beta1"],
+        "adam-beta2": optimizer["beta2"],
+        "adam-eps": optimizer["eps"],
+        "weight-decay": optimizer["weight_decay"],
+        "clip-grad": optimizer["clip"],
+        "lr": stage.lr,
+    }
+
+
+def _schedule(stage: StagePlan) -> Options:
+    """Megatron's own schedules where it has them, the plugin's otherwise."""
+    schedule, style = stage.schedule, stage.schedule["name"]
+    iterations, warmup = schedule["iterations"], stage.warmup_iterations
+    options: Options = {"lr-decay-iters": iterations, "lr-warmup-iters": warmup, "min-lr": stage.min_lr}
+    if style in ("cosine", "linear"):
+        return options | {"lr-decay-style": style}
+    if style in ("constant", "wso"):
+        return options | {"lr-decay-style": "constant"}
+    if style == "wsd":
+        stable = warmup + schedule["stable_fraction"] * (iterations - warmup)
+        decay = {"lr-wsd-decay-style": "linear", "lr-wsd-decay-iters": iterations - round(stable)}
+        return options | {"lr-decay-style": "WSD", **decay}
+    # A schedule that Megatron does not have goes through the plugin, for all parameters that no other rule takes.
+    return options | {"lr-decay-style": "constant"}
+
+
+def _rules(stage: StagePlan) -> list[str]:
+    """PATTERN=SCHEDULE for --growth-schedule, the first match wins."""
+    rules = [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
+    if stage.schedule["name"] not in (*_MEGATRON_STYLES, "wso"):
+        common = {"peak", "iterations", "warmup_iterations"}
+        rules.append(f"*={written({k: v for k, v in stage.schedule.items() if k not in common})}")
+    return rules
+
+
+def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
+    folder = launch.directory
+    options: Options = {
+        "load": folder.checkpoints,
+        "ckpt-format": "torch_dist",
+        "tensorboard-dir": folder.tensorboard,
+        "log-interval": 1,
+        "growth-metrics": folder.metrics,
+        "data-cache-path": launch.data_cache,
+        "dataloader-type": "single",
+        "num-workers": 0,
+        # SIGTERM: finish the iteration, save, end.
+        "exit-signal-handler": True,
+    }
+    if launch.train:
+        options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
+    if launch.wandb_project:
+        options |= {
+            "wandb-project": launch.wandb_project,
+            "wandb-exp-name": launch.wandb_name or stage.name,
+            "wandb-save-dir": folder.path / "wandb",
+        }
+    return options
+
+
+def _growth(stage: StagePlan, launch: Launch) -> Options:
+    options: Options = {"growth-data-start": stage.data_start, "growth-data-pool": stage.data_pool}
+    if stage.data_start + stage.samples > stage.data_pool:
+        options["growth-data-repeat"] = True
+    if launch.source is not None and stage.growth is not None:
+        growth = stage.growth
+        options |= {
+            "growth-from": launch.source,
+            "growth-seed": growth.seed,
+            "growth-optimizer-state": growth.optimizer_state,
+        }
+        for axis, operator in (("width", growth.width), ("depth", growth.depth)):
+            if operator is not None:
+                options[f"growth-{axis}"] = written(operator)
+    if stage.freeze:
+        options["growth-freeze"] = ",".join(stage.freeze)
+    if rules := _rules(stage):
+        options["growth-schedule"] = rules
+    return options
+
+
+def written(operator: str | dict[str, Any]) -> str:
+    """An operator as --growth-width takes it: `aki`, or `aki:residual=next-layer`."""
+    if isinstance(operator, str):
+        return operator
+    parameters = ",".join(f"{key}={value}" for key, value in operator.items() if key != "name")
+    return f"{operator['name']}:{parameters}" if parameters else str(operator["name"])
+
+
+def _words(options: Options) -> list[str]:
+    """`--name value` for every option; True is a bare flag, False is left out, a list is several values."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is False:
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append(str(value))
+    return words

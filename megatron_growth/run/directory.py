@@ -1,0 +1,238 @@
+"""The run directory: where everything of a run lies, and the rule that it belongs to one recipe for ever.
+
+RUN/recipe.yaml                   the recipe as it was resolved: variant merged in, defaults filled in
+RUN/plan.json                     every derived number
+RUN/state.json                    what has been done (see `state.py`)
+RUN/lock                          held by the command that works on the run (see `lock.py`)
+RUN/data/                         the indexed dataset and its manifest
+RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
+RUN/report/
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from megatron_growth.data.storage import atomic_path, storage_errors, write_json
+from megatron_growth.errors import RunError
+
+if TYPE_CHECKING:
+    from megatron_growth.planner import RunPlan
+    from megatron_growth.recipes import Recipe
+
+# What training depends on; a plan that differs in nothing else may go on with a newer release.
+_BINDING = (
+    *("name", "shape", "samples", "iterations", "lr", "min_lr", "warmup_iterations", "global_batch_size"),
+    *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "adapters", "schedule"),
+    "optimizer",
+)
+_SHOWN_LINES = 30
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """The folder of one stage or baseline."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Megatron's --save and --load."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the training processes print."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: see `megatron_growth.plugin.metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def done(self) -> Path:
+        """Marker: present when the stage's last checkpoint has been verified."""
+        return self.path / "done"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage is finished."""
+        return self.done.is_file()
+
+    def mark_done(self, iteration: int, checkpoint: Path) -> None:
+        """Write the marker."""
+        write_json(self.done, {"iteration": iteration, "checkpoint": str(checkpoint.relative_to(self.path))})
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run; nothing is created here.  Get one through `create` or `existing`."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; a folder without one is not a run directory."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Every derived number."""
+        return self.path / "plan.json"
+
+    @property
+    def state(self) -> Path:
+        """What has been done."""
+        return self.path / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that works on the run."""
+        return self.path / "lock"
+
+    @property
+    def data(self) -> Path:
+        """The indexed dataset."""
+        return self.path / "data"
+
+    @property
+    def report(self) -> Path:
+        """Pictures and page of `megatron-growth report`."""
+        return self.path / "report"
+
+    def stage(self, name: str) -> StageDirectory:
+        """The folder of a stage or a baseline."""
+        return StageDirectory(self.path / "stages" / name)
+
+    @cached_property
+    def plan_document(self) -> dict[str, Any]:
+        """plan.json, read once.
+
+        Raises:
+            RunError: it is missing or not JSON.
+        """
+        try:
+            document: dict[str, Any] = json.loads(self.plan.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError("the run has no plan", where=str(self.plan), fix="give the train command again") from None
+        except json.JSONDecodeError as error:
+            where = f"{self.plan}:{error.lineno}"
+            raise RunError("the run's plan is not JSON", where=where, fix="restore the file from a copy") from None
+        return document
+
+
+def existing(path: Path) -> RunDirectory:
+    """The run in this folder.
+
+    Raises:
+        RunError: the folder does not exist, or is not a run directory.
+    """
+    run = RunDirectory(path)
+    if not run.recipe.is_file():
+        what = "is not a run directory: it has no recipe.yaml" if path.is_dir() else "does not exist"
+        runs = sorted(str(found.parent) for found in Path("runs").glob("*/recipe.yaml"))
+        known = f"runs here: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
+        raise RunError(f"{path} {what}", where=str(path.absolute()), fix=known)
+    return run
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder that is in use for something else.
+
+    Raises:
+        RunError: `path` is a file, or a folder with foreign content.
+    """
+    run = RunDirectory(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file", where=str(path), fix="name another folder with --run")
+    if not path.is_dir() or run.recipe.exists():
+        return
+    own = {run.plan.name, run.lock.name}
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in own and not p.name.endswith(".tmp"))
+    if foreign:
+        raise RunError(
+            f"{path} is not empty and not a run directory: it holds {', '.join(foreign[:3])}",
+            where=str(path),
+            fix="name another folder with --run",
+        )
+
+
+def create(path: Path, recipe: Recipe, plan: RunPlan) -> RunDirectory:
+    """Open the run directory of this recipe, or make it; the lock must be held.
+
+    Raises:
+        RunError: the folder belongs to another recipe (the difference is shown), or to something else.
+        StorageError: the file system refused.
+    """
+    check_free(path)
+    run = RunDirectory(path)
+    text = recipe_text(recipe)
+    if run.recipe.exists():
+        _check_same_recipe(run, text)
+        _check_same_plan(run, json.loads(plan.to_text()))
+        return run
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        # recipe.yaml last: with it the folder is a run.
+        for file, content in ((run.plan, plan.to_text()), (run.recipe, text)):
+            with atomic_path(file) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    return run
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML, resolved, without the variants that were not chosen; equal recipes give equal text."""
+    document = recipe.model_dump(mode="json", by_alias=True, exclude={"variants"})
+    return str(yaml.safe_dump(document, sort_keys=False, width=120))
+
+
+def _check_same_recipe(run: RunDirectory, text: str) -> None:
+    found = run.recipe.read_text(encoding="utf-8")
+    if found != text:
+        raise _differs(run, "another recipe", found, text)
+
+
+def _check_same_plan(run: RunDirectory, document: dict[str, Any]) -> None:
+    """A newer release may plan the same recipe differently; then training must not go on as if nothing happened."""
+    found, wanted = _binding_text(run.plan_document), _binding_text(document)
+    if found != wanted:
+        raise _differs(run, "another plan of this recipe (made by another release)", found, wanted)
+
+
+def _binding_text(document: dict[str, Any]) -> str:
+    """What training depends on, one value a line."""
+    lines = [f"precision: {document['precision']}"]
+    for stage in (*document["stages"], *document["baselines"]):
+        lines += [f"{stage['name']}.{key}: {json.dumps(stage.get(key), sort_keys=True)}" for key in _BINDING]
+    return "\n".join(lines) + "\n"
+
+
+def _differs(run: RunDirectory, whose: str, found: str, wanted: str) -> RunError:
+    diff = difflib.unified_diff(
+        found.splitlines(), wanted.splitlines(), f"{run.path} holds", "this command asks for", lineterm="", n=1
+    )
+    lines = list(diff)
+    shown = [*lines[:_SHOWN_LINES], *(["..."] if len(lines) > _SHOWN_LINES else [])]
+    return RunError(
+        f"{run.path} belongs to {whose}:\n" + "\n".join(f"    {line}" for line in shown),
+        where=str(run.recipe),
+        fix="name another folder with --run, or give the recipe as it was",
+    )

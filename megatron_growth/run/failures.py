@@ -1,0 +1,159 @@
+"""The error of a rank, carried to the command that started it.
+
+When one rank fails, the others fail after it with errors about lost connections, and torchrun ends them.  Each rank
+writes what it met, with the time, into the folder that FAILURES_VARIABLE names; the first one is the cause.  An error
+of this package arrives as what it was: type, what, where and fix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_growth import errors
+from megatron_growth.errors import GrowthError, StageFailed, StorageError
+
+FAILURES_VARIABLE = "MEGATRON_GROWTH_FAILURES"
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too large")
+_ERROR_LINE = re.compile(r"(\[\w+\]:)?\s*([\w.]*(Error|Exception)\b|ERROR)")
+_TORCHRUN_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one rank met.
+
+    Attributes:
+        rank: global rank.
+        time: seconds since the epoch.
+        kind: class of the exception.
+        what: its message, or the `what` of a GrowthError.
+        where: of a GrowthError.
+        fix: of a GrowthError.
+        trace: the whole traceback.
+    """
+
+    rank: int
+    time: float
+    kind: str
+    what: str
+    where: str = ""
+    fix: str = ""
+    trace: str = ""
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Write down the exception that ends the block, if one does, and let it pass."""
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            _record(error)
+        raise
+
+
+def _record(error: BaseException) -> None:
+    folder = os.environ.get(FAILURES_VARIABLE)
+    if not folder:
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    what = f"exit code {error.code}" if isinstance(error, SystemExit) else str(error)
+    document = {"rank": rank, "time": time.time(), "kind": type(error).__name__, "what": what}
+    if isinstance(error, GrowthError):
+        document |= {"what": error.what, "where": error.where, "fix": error.fix}
+    document["trace"] = traceback.format_exc()
+    try:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"rank-{rank}.json").write_text(json.dumps(document), encoding="utf-8")
+    except OSError as refused:  # a full disk is one of the errors to report: the log still has the traceback
+        print(f"megatron_growth: the failure could not be written down: {refused}", flush=True)
+
+
+def clear(folder: Path) -> None:
+    """Forget the failures of earlier launches."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def first(folder: Path) -> Failure | None:
+    """The earliest failure, with an error of this package before any other; None when no rank wrote one."""
+    found = []
+    for path in sorted(folder.glob("rank-*.json")):
+        try:
+            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError):  # cut off by a full disk or a kill
+            continue
+    return min(found, key=lambda f: (_error_class(f.kind) is None, f.kind == "SystemExit", f.time), default=None)
+
+
+def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> GrowthError:
+    """One clear error for a stage whose processes ended without finishing it.
+
+    Args:
+        stage: its name.
+        failure: from `first`.
+        log: what the processes printed.
+        exit_code: of torchrun.
+    """
+    tail = _tail(log)
+    if failure and (known := _error_class(failure.kind)):
+        return known(f"stage {stage}: {failure.what}", where=failure.where or str(log), fix=failure.fix)
+    printed = failure.trace if failure else tail
+    if _NO_SPACE.search(printed) or _NO_SPACE.search(tail):
+        return StorageError(
+            f"stage {stage}: no space left while training wrote to the disk",
+            where=str(log.parent),
+            fix="free space; the same command goes on from the last whole checkpoint",
+        )
+    if failure:
+        lines = failure.what.strip().splitlines() or [""]
+        reason = f"rank {failure.rank}: {failure.kind}: {lines[0]}"
+        if failure.kind == "SystemExit":
+            reason = f"rank {failure.rank} gave up ({failure.what}): {_last_words(tail)}"
+    else:
+        reason = _without_record(tail, exit_code)
+    fix = "read the log; the same command goes on from the last whole checkpoint"
+    return StageFailed(f"stage {stage} failed: {reason}", where=str(log), fix=fix)
+
+
+def _without_record(tail: str, exit_code: int) -> str:
+    """The reason when no rank could write one: it was killed, or never came to run Python."""
+    codes = [int(code) for code in _TORCHRUN_EXIT.findall(tail)]
+    code = next((code for code in codes if code < 0), codes[0] if codes else exit_code)
+    if code == -9:
+        return "a process was killed (signal 9); often the machine ran out of memory"
+    if code < 0:
+        return f"a process ended by signal {-code}"
+    return f"exit code {code}: {_last_words(tail)}"
+
+
+def _last_words(tail: str) -> str:
+    """The last line that reads like an error, or the last line."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    wrong = [
+        line for line in lines if re.match(r"(\[\w+\]:)?\s*([\w.]*(Error|Exception)\b|ERROR|AssertionError)", line)
+    ]
+    return (wrong or lines or ["it printed nothing"])[-1]
+
+
+def _error_class(kind: str) -> type[GrowthError] | None:
+    found = getattr(errors, kind, None)
+    return found if isinstance(found, type) and issubclass(found, GrowthError) else None
+
+
+def _tail(log: Path, size: int = 65536) -> str:
+    """The end of a log."""
+    if not log.is_file():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - size))
+        return file.read().decode("utf-8", errors="replace")

@@ -1,0 +1,154 @@
+"""One stage as one torchrun: started, watched, stopped gently or at once, and never left behind.
+
+torchrun asks Linux to be killed when this process ends, each rank when torchrun ends, and what a rank forks when that
+rank ends.  Should any of them stay nevertheless, it carries the token of the run's lock (`lock.py`), and the next
+command on the run directory ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from megatron_growth.backend.processes import request_death_signal
+from megatron_growth.data.storage import storage_errors
+from megatron_growth.run import failures
+from megatron_growth.run.lock import TOKEN_VARIABLE, end_processes
+
+ENTRY = "megatron_growth.run.pretrain"
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 120.0  # for the running iteration and its checkpoint after a gentle stop
+
+
+def torchrun_command(processes: int, arguments: Sequence[str]) -> list[str]:
+    """The words that train a stage on this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "-m", ENTRY, *arguments]
+
+
+def environment(token: str, failures_folder: Path, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a stage's processes."""
+    variables = dict(inherited)
+    # One thread a process where nobody says otherwise: several ranks share the cores.
+    variables.setdefault("OMP_NUM_THREADS", "1")
+    variables |= {TOKEN_VARIABLE: token, failures.FAILURES_VARIABLE: str(failures_folder), "PYTHONUNBUFFERED": "1"}
+    return variables
+
+
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM while a stage runs; the second one raises KeyboardInterrupt.
+
+    Args:
+        on_first: called from the main loop, not from the handler.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take the signals inside the block, and put the former handlers back."""
+        former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def run_processes(
+    command: Sequence[str],
+    *,
+    log: Path,
+    token: str,
+    failures_folder: Path,
+    watch: Callable[[], None],
+    on_stop: Callable[[], None],
+) -> int:
+    """Run `command` until it ends.  Call it from the main thread.
+
+    Args:
+        command: from `torchrun_command`.
+        log: what the processes print is appended here.
+        token: of the run's lock.
+        failures_folder: where ranks leave their failures; emptied first.
+        watch: called several times a second.
+        on_stop: called once when the user asks to stop; the ranks then finish their iteration and save.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        KeyboardInterrupt: the user asked to stop; no process is left.
+        StorageError: the log cannot be written.
+    """
+    failures.clear(failures_folder)
+    interrupts = Interrupts()
+    with storage_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = open(log, "ab")  # noqa: SIM115  (closed by the with below)
+    with output, interrupts.caught():
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(token, failures_folder),
+            start_new_session=True,
+            preexec_fn=request_death_signal,
+        )
+        try:
+            code = _wait(process, interrupts, watch, on_stop)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            end_processes(token)
+    if interrupts.count:
+        raise KeyboardInterrupt
+    return code
+
+
+def _wait(
+    process: subprocess.Popen[bytes], interrupts: Interrupts, watch: Callable[[], None], on_stop: Callable[[], None]
+) -> int:
+    deadline = float("inf")
+    while process.poll() is None:
+        if interrupts.count and deadline == float("inf"):
+            deadline = time.monotonic() + _GRACE_SECONDS
+            on_stop()
+            _ask_ranks_to_stop(process.pid)
+        if time.monotonic() > deadline:
+            return -signal.SIGKILL
+        watch()
+        time.sleep(_POLL_SECONDS)
+    watch()
+    return process.returncode
+
+
+def _ask_ranks_to_stop(torchrun: int) -> None:
+    """SIGTERM to the ranks, not to torchrun, which would kill them before they have saved."""
+    import psutil
+
+    try:
+        ranks = psutil.Process(torchrun).children()
+    except psutil.NoSuchProcess:
+        return
+    for rank in ranks:
+        try:
+            if "RANK" in rank.environ():
+                rank.terminate()
+        except psutil.Error:
+            continue

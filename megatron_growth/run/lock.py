@@ -1,0 +1,121 @@
+"""One command at a time on a run directory, and no process of a dead one left.
+
+The lock is the kernel's (flock), so it goes with the process that holds it, however that ends.  Every process that a
+command starts carries the command's token in its environment; who takes the lock after a crash ends what still carries
+the former token.  A process is never identified by its number alone, which the system gives out again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from megatron_growth.data.storage import storage_errors
+from megatron_growth.errors import GrowthError, RunError
+
+TOKEN_VARIABLE = "MEGATRON_GROWTH_OWNER"
+_WAIT_SECONDS = 10.0
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[str]:
+    """Hold the lock file `path`; its folder is made.
+
+    Yields:
+        A new token, for the environment variable TOKEN_VARIABLE of every process that is started under the lock.
+
+    Raises:
+        RunError: another command holds it.
+        GrowthError: processes of a command that was killed do not end.
+        StorageError: the file system refused.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below; the lock goes with it)
+    try:
+        _take(file, path)
+        former = _read(file).get("token")
+        if former:
+            end_processes(str(former))
+        token = secrets.token_hex(16)
+        _write(file, {"token": token, "pid": os.getpid(), "host": socket.gethostname()})
+        yield token
+    finally:
+        file.close()
+
+
+def end_processes(token: str) -> int:
+    """Kill every process that carries `token` and wait until they have gone; returns their number.
+
+    Raises:
+        GrowthError: one of them does not end.
+    """
+    import psutil
+
+    found = [process for process in psutil.process_iter() if _carries(process, token)]
+    for process in found:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(found, timeout=_WAIT_SECONDS)
+    if alive:
+        raise GrowthError(
+            "processes of an earlier command do not end",
+            where=", ".join(f"process {process.pid}" for process in alive),
+            fix="end them by hand, then give the command again",
+        )
+    return len(found)
+
+
+def _carries(process: object, token: str) -> bool:
+    """Whether a process was started with `token` in its environment; False where that cannot be read."""
+    import psutil
+
+    try:
+        return process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token  # type: ignore[attr-defined]
+    except (psutil.Error, OSError):
+        return False
+
+
+def _take(file: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _read(file)
+        raise RunError(
+            f"another command works on {path.parent}: process {owner.get('pid', '?')} on {owner.get('host', '?')}",
+            where=str(path),
+            fix="wait for it, or end it; the same command then goes on where it was",
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"the file system of {path.parent} has no file locks ({error.strerror})",
+            where=str(path),
+            fix="put the run on a file system that has them (Lustre: mount with -o flock)",
+        ) from error
+
+
+def _read(file: IO[str]) -> dict[str, object]:
+    """The owner's note; empty when a crash cut it off (the kernel's lock, not the note, decides)."""
+    file.seek(0)
+    try:
+        note = json.loads(file.read() or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _write(file: IO[str], note: dict[str, object]) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(note) + "\n")
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,105 @@
+"""What a run shows while it trains: one live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import IO, Any, Self
+
+from megatron_growth.run.metrics import Progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def number(value: float) -> str:
+    """Three figures and a unit: 1.28M."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes, seconds: 1:02:03; days in front where there are some."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
+    return f"{days}d {clock}" if days else clock
+
+
+def figures(progress: Progress, iterations: int) -> str:
+    """Iteration, tokens, loss, speed and time left, as one line."""
+    speed = progress.tokens_per_second
+    parts = [
+        f"iteration {progress.iteration}/{iterations}",
+        f"{number(progress.tokens)} tokens",
+        f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -",
+        f"{number(speed)} tokens/s" if speed else "- tokens/s",
+        f"ETA {duration(progress.seconds_left(iterations))}",
+    ]
+    return "  ".join(parts)
+
+
+class Screen:
+    """Messages and the progress of one stage after the other; a context manager for each stage.
+
+    Args:
+        stream: where to write; a live line is drawn only if it is a terminal.
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = _live(self._stream) if self._stream.isatty() else None
+        self._task: Any = None
+        self._title, self._iterations, self._last = "", 0, 0.0
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def stage(self, title: str, iterations: int) -> Self:
+        """Begin a stage: `with screen.stage("stage 2/4 nano-157k", 100): ... screen.show(...)`."""
+        self._title, self._iterations, self._last = title, iterations, time.monotonic()
+        return self
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._task = self._live.add_task(self._title, total=self._iterations, figures="starting")
+            self._live.start()
+        else:
+            self.message(f"{self._title}  starting")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live.remove_task(self._task)
+
+    def show(self, what: str, progress: Progress) -> None:
+        """The state of the stage now; `what` stands in front until training has begun."""
+        text = what or figures(progress, self._iterations)
+        if self._live is not None:
+            self._live.update(self._task, completed=progress.iteration, figures=text)
+        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self.message(f"{self._title}  {text}")
+
+
+def _live(stream: IO[str]) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[figures]}"),
+        console=Console(file=stream),
+        transient=True,
+    )

@@ -1,0 +1,80 @@
+"""state.json: how far each stage of a run has come.  Written atomically, never the only witness.
+
+What decides is on disk beside it: a stage is done when its `done` marker is there, and it goes on from the checkpoint
+that is there.  The state adds what people ask: which stage is at work, how long it took, how often it was started.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from megatron_growth.data.storage import storage_errors, write_json
+from megatron_growth.errors import RunError
+from megatron_growth.run.directory import RunDirectory
+
+Status = Literal["pending", "growing", "training", "done"]
+
+
+@dataclass
+class StageState:
+    """One stage.
+
+    Attributes:
+        status: `growing` lasts from the first start until the first iteration of a stage that has a source.
+        iteration: last finished iteration that was seen.
+        launches: how often its processes were started.
+        wall_seconds: time for which its processes ran, start-up included, over all launches.
+    """
+
+    status: Status = "pending"
+    iteration: int = 0
+    launches: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclass
+class RunState:
+    """All stages that were started, by name."""
+
+    stages: dict[str, StageState] = field(default_factory=dict)
+
+    def stage(self, name: str) -> StageState:
+        """The state of a stage; made when it is asked for first."""
+        return self.stages.setdefault(name, StageState())
+
+
+def load(run: RunDirectory) -> RunState:
+    """The state of a run, corrected by the `done` markers.
+
+    Raises:
+        RunError: the file is not what `save` writes.
+    """
+    state = RunState()
+    if run.state.exists():
+        try:
+            document = json.loads(run.state.read_text(encoding="utf-8"))
+            state.stages = {name: StageState(**values) for name, values in document["stages"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"the run's state cannot be read ({error})",
+                where=str(run.state),
+                fix="remove the file; the checkpoints and the done markers hold what counts",
+            ) from error
+    for name, stage in state.stages.items():
+        if run.stage(name).is_done:
+            stage.status = "done"
+        elif stage.status == "done":
+            stage.status = "pending"
+    return state
+
+
+def save(run: RunDirectory, state: RunState) -> None:
+    """Write the state.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with storage_errors(run.state):
+        write_json(run.state, {"stages": {name: asdict(stage) for name, stage in state.stages.items()}})
