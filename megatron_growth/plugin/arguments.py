@@ -57,8 +57,8 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-optimizer-state",
         choices=get_args(OptimizerState),
         default="reset",
-        help="what becomes of the source's optimizer state: start anew, grow it with the weights, or keep it for old "
-        "entries and start new ones anew (default: %(default)s)",
+        help="what becomes of the source's optimizer state: reset starts anew; grow (with the weights) and asymmetric "
+        "(old entries keep theirs) need a checkpoint from `megatron-growth grow` (default: %(default)s)",
     )
 
 
@@ -202,6 +202,11 @@ class PluginOptions:
     def _check_growth(self, args: argparse.Namespace) -> None:
         if self.source is None:
             return
+        if self.optimizer_state != "reset":
+            raise UnsupportedError(
+                f"growing on load starts the optimizer anew; it cannot {self.optimizer_state} its state",
+                fix="write the grown checkpoint, optimizer included, with `megatron-growth grow`, and --load that",
+            )
         if not self.source.is_dir():
             raise UserError("--growth-from names no folder", where=str(self.source), fix="name a Megatron checkpoint")
         if args.pretrained_checkpoint is not None:
@@ -219,10 +224,10 @@ class PluginOptions:
         if (self.data_start is None) != (self.data_pool is None):
             raise UserError("--growth-data-start and --growth-data-pool belong together", fix="give both, or neither")
         if self.data_start is not None and self.data_pool is not None:
-            if self.data_pool < 1 or not 0 <= self.data_start <= self.data_pool:
+            if self.data_pool < 1 or not 0 <= self.data_start < self.data_pool:
                 raise UserError(
                     f"a window from sample {self.data_start} does not lie in a pool of {self.data_pool}",
-                    fix="0 <= --growth-data-start <= --growth-data-pool",
+                    fix="0 <= --growth-data-start < --growth-data-pool",
                 )
             if args.dataloader_type not in (None, "single"):
                 raise UserError(

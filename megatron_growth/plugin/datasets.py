@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron.training import get_args, training
 
+from megatron_growth.data.windows import window_train_dataset
 from megatron_growth.plugin.arguments import PluginOptions
 
 
@@ -25,10 +26,8 @@ def around_build(original: Callable[..., Any], options: PluginOptions) -> Callab
         train, valid, test = train_valid_test_num_samples or training.get_train_valid_test_num_samples()
         if options.evaluate_at_start and valid is not None:
             valid += args.eval_iters * args.eval_global_batch_size
-        if not options.windowed:
+        if options.data_start is None or options.data_pool is None:
             return original(build_train_valid_test_datasets_provider, (train, valid, test))
-        from megatron_growth.data.windows import window_train_dataset
-
         datasets = original(build_train_valid_test_datasets_provider, (options.data_pool, valid, test))
         window = window_train_dataset(
             datasets[0], start=options.data_start, samples=train, pool=options.data_pool, repeat=options.data_repeat

@@ -7,7 +7,7 @@ in place.  A wrapper takes the arguments that it does not use as they come.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +25,13 @@ class Events:
 
     Args:
         options: of the run.
-
-    Attributes:
-        after_setup: called with (model chunks, optimizer, scheduler) once they exist and the checkpoint is loaded.
-        after_iteration: called with (model chunks, optimizer, scheduler, iteration) after the optimizer's step, the
-            log and the evaluation, before the checkpoint.
+        after_setup, after_iteration: the user's functions, see `plug_into`.
     """
 
-    def __init__(self, options: PluginOptions) -> None:
-        self.after_setup: list[Function] = []
-        self.after_iteration: list[Function] = []
+    def __init__(
+        self, options: PluginOptions, after_setup: Sequence[Function] = (), after_iteration: Sequence[Function] = ()
+    ) -> None:
+        self.after_setup, self.after_iteration = tuple(after_setup), tuple(after_iteration)
         self._options = options
         self._metrics = MetricsFile(options.metrics) if options.metrics else None
         self._is_open = False

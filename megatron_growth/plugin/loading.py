@@ -70,8 +70,8 @@ def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable
 
 def _frozen_at_save(common: dict[str, Any], rules: ParameterRules) -> set[str]:
     """Names that were frozen when a checkpoint was saved, by the arguments that it holds."""
-    saved = common.get("args")
-    freeze, schedule = getattr(saved, "growth_freeze", None) or [], getattr(saved, "growth_schedule", None) or []
+    saved = common["args"]
+    freeze, schedule = getattr(saved, "growth_freeze", []), getattr(saved, "growth_schedule", [])
     saved_rules: tuple[Rule, ...] = parse_rules(freeze, schedule)
     deciding = ((name, decide(saved_rules, name)) for name in rules.names)
     return {name for name, rule in deciding if rule is not None and rule.frozen}
@@ -198,9 +198,7 @@ def load_state_by_name(
     parts = list(leaves(optimizer))
     for part in parts:
         part.init_state_fn(part.optimizer, part.config)
-    masters = "param" if metadata.get("distrib_optim_sharding_type") else "fp32_param"
-    has_masters = masters == "param" or any("fp32_from_fp16_params" in state for state in _saved_optimizers(common))
-    for moment in (*_MOMENTS, *([masters] if has_masters else [])):
+    for moment in (*_MOMENTS, *_masters(common, metadata)):
         tensors = _read(sharded, moment, folder)
         for part in parts:
             _store(part, moment, tensors)
@@ -215,6 +213,13 @@ def load_state_by_name(
         f"growth: freezing has changed since {folder}: kept the optimizer state of what was trainable, step {step}; "
         "newly trainable parameters start with zero moments"
     )
+
+
+def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
+    """The key under which a checkpoint has the optimizer's fp32 weights, if it has any beside the model's."""
+    if metadata.get("distrib_optim_sharding_type"):
+        return ["param"]
+    return ["fp32_param"] if common["args"].bf16 or common["args"].fp16 else []
 
 
 def _sharded_parameters(model: Chunks, metadata: dict[str, Any], keep: set[int]) -> dict[int, ShardedBase]:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.plugin import rebind
 from megatron_growth.plugin.arguments import PluginOptions
 
+if TYPE_CHECKING:
+    from megatron_growth.plugin.events import Events
 
-def plug_into(model_cfg: Any, args: argparse.Namespace) -> Any:
+
+def plug_into(
+    model_cfg: Any,
+    args: argparse.Namespace,
+    *,
+    after_setup: Sequence[Callable[..., None]] = (),
+    after_iteration: Sequence[Callable[..., None]] = (),
+) -> Any:
     """Add the behaviour that the --growth-* arguments ask for; without any of them, add nothing.
 
     Args:
         model_cfg: what `gpt_config_from_args(args)` returned.
         args: what `parse_and_validate_args` returned.
+        after_setup: functions of yours, called with (model chunks, optimizer, scheduler) when all three exist and the
+            run's checkpoint, if there is one, is loaded.
+        after_iteration: functions of yours, called with (model chunks, optimizer, scheduler, iteration) after the
+            optimizer's step, the log and the evaluation, and before the checkpoint.
 
     Returns:
         The same `model_cfg`.
@@ -26,7 +40,7 @@ def plug_into(model_cfg: Any, args: argparse.Namespace) -> Any:
     """
     options = PluginOptions.from_args(args)
     unplug()
-    if not _wanted(options):
+    if not (_wanted(options) or after_setup or after_iteration):
         return model_cfg
     rebind.check_version()
     if not hasattr(model_cfg, "pre_wrap_hooks") or not hasattr(model_cfg, "transformer_layer_spec"):
@@ -34,7 +48,10 @@ def plug_into(model_cfg: Any, args: argparse.Namespace) -> Any:
             f"{type(model_cfg).__name__} is not a GPT model configuration of Megatron",
             fix="call plug_into(gpt_config_from_args(args), args)",
         )
-    _plug(model_cfg, options)
+    from megatron_growth.plugin.events import Events
+
+    events = Events(options, after_setup, after_iteration)
+    _plug(model_cfg, options, events)
     return model_cfg
 
 
@@ -58,16 +75,15 @@ def _wanted(options: PluginOptions) -> bool:
     )
 
 
-def _plug(model_cfg: Any, options: PluginOptions) -> None:
+def _plug(model_cfg: Any, options: PluginOptions, events: Events) -> None:
     from megatron_growth.plugin import scheduler
     from megatron_growth.plugin.datasets import around_build
-    from megatron_growth.plugin.events import Events
     from megatron_growth.plugin.groups import ParameterRules
     from megatron_growth.plugin.growing import grow_hook
     from megatron_growth.plugin.layers import choose_layer_spec
     from megatron_growth.plugin.loading import around_load
 
-    events, rules = Events(options), ParameterRules(options.rules)
+    rules = ParameterRules(options.rules)
     if options.layer_spec != "stock" or options.sublayers != "full":
         choose_layer_spec(model_cfg, options)
     if options.source:
@@ -87,3 +103,7 @@ def _plug(model_cfg: Any, options: PluginOptions) -> None:
         rebind.bind("evaluate", events.around_evaluate)
         rebind.bind("evaluate_and_print_results", events.around_evaluate_and_print)
         rebind.bind("save_checkpoint_and_time", events.around_save)
+    if events.after_setup:
+        rebind.bind("setup_model_and_optimizer", events.around_setup)
+    if events.after_iteration:
+        rebind.bind("post_training_step_callbacks", events.around_callbacks)

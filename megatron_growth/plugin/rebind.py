@@ -152,16 +152,20 @@ def bind(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
     Raises:
         UnsupportedError: the function has gone, or its signature is not the known one.
     """
-    target = TARGETS[name]
-    module = importlib.import_module(target.module)
-    original = getattr(module, name, None)
-    if not callable(original):
+    target, found = TARGETS[name], original(name)
+    if not callable(found):
         raise _unknown(target, "is not there")
-    found = " ".join(inspect.signature(original).parameters)
-    if found != target.parameters:
-        raise _unknown(target, f"has the parameters ({found}), not ({target.parameters})")
-    setattr(module, name, functools.wraps(original)(wrap(original)))
-    _bound.append(_Binding(module, name, original))
+    parameters = " ".join(inspect.signature(found).parameters)
+    if parameters != target.parameters:
+        raise _unknown(target, f"has the parameters ({parameters}), not ({target.parameters})")
+    module = importlib.import_module(target.module)
+    setattr(module, name, functools.wraps(found)(wrap(found)))
+    _bound.append(_Binding(module, name, found))
+
+
+def original(name: str) -> Any:
+    """What stands in Megatron under a name of the table now; None when nothing does."""
+    return getattr(importlib.import_module(TARGETS[name].module), name, None)
 
 
 def bound() -> tuple[str, ...]:

@@ -1,0 +1,73 @@
+"""Which parameters a list of rules takes, and the errors of lists that cannot be meant."""
+
+import pytest
+import torch
+
+from megatron_growth.errors import RecipeError
+from megatron_growth.training.freeze import all_names, assign, freeze
+from megatron_growth.training.names import global_name
+from megatron_growth.training.patterns import parse_rules
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.layer_number = number
+        self.mlp = torch.nn.Linear(2, 2, bias=False)
+
+
+class Chunk(torch.nn.Module):
+    """One pipeline stage with the names of a GPTModel; `first` is its first layer's number in the whole model."""
+
+    def __init__(self, first=0, layers=2, embedding=True, output=True, tied=False):
+        super().__init__()
+        if embedding:
+            self.embedding = torch.nn.ModuleDict({"word_embeddings": torch.nn.Embedding(4, 2)})
+        self.decoder = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(Layer(first + i + 1) for i in range(layers))})
+        if output:
+            self.output_layer = torch.nn.Linear(2, 4, bias=False)
+        self.share_embeddings_and_output_weights = tied
+
+
+def test_names_carry_the_number_of_the_layer_in_the_whole_model():
+    assert all_names([Chunk(first=6, embedding=False)]) == (
+        "decoder.layers.6.mlp.weight",
+        "decoder.layers.7.mlp.weight",
+        "output_layer.weight",
+    )
+
+
+def test_the_tied_copy_on_the_last_stage_goes_by_the_embeddings_name():
+    assert global_name(Chunk(tied=True), "module.module.output_layer.weight") == "embedding.word_embeddings.weight"
+
+
+def test_frozen_parameters_and_only_they_lose_their_gradient():
+    chunk = Chunk()
+    assignment = assign(parse_rules("embedding.*,decoder.layers.0.*"), all_names([chunk]))
+    assert freeze([chunk], assignment) == 8 + 4
+    trainable = [name for name, p in chunk.named_parameters() if p.requires_grad]
+    assert trainable == ["decoder.layers.1.mlp.weight", "output_layer.weight"]
+    assert assignment.splits_layers
+    assert not assign(parse_rules("decoder.layers.*"), all_names([chunk])).splits_layers
+
+
+def test_the_table_names_every_match():
+    table = assign(parse_rules("decoder.layers.0.*", ["*=0.5"]), all_names([Chunk()])).table()
+    assert "decoder.layers.0.* = frozen: 1 parameters" in table
+    assert "* = 0.5: 3 parameters" in table
+    assert "      output_layer.weight" in table
+
+
+def test_a_pattern_that_matches_nothing_names_what_is_near():
+    with pytest.raises(RecipeError, match=r"'embeding\.\*' matches no parameter") as failure:
+        assign(parse_rules("embeding.*"), all_names([Chunk()]))
+    assert "embedding.*" in failure.value.fix
+
+
+def test_a_rule_behind_another_that_takes_everything_is_no_error():
+    assert assign(parse_rules((), ["*=0.5", "output_layer.*=0.1"]), all_names([Chunk()])).matches[1].names == ()
+
+
+def test_everything_frozen_is_refused():
+    with pytest.raises(RecipeError, match="every parameter of the model is frozen"):
+        assign(parse_rules("*"), all_names([Chunk()]))
