@@ -1,16 +1,19 @@
 """Print what a recipe will train and what it costs: parameters, FLOPs, tokens, memory, layouts, hours.
 
-Nothing is written and no GPU is needed.  `plan` without a recipe lists the shipped ones.
+Nothing is trained and no GPU is needed.  `plan` without a recipe lists the shipped ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from megatron_growth.planner import RunPlan
+    from megatron_growth.planner.cluster import ClusterPlan
+    from megatron_growth.recipes import ClusterProfile, Recipe
 
 HELP = "what will be trained, and what it costs"
 
@@ -19,38 +22,119 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `plan`."""
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a YAML file")
     parser.add_argument("--variant", help="one of the recipe's variants")
+    parser.add_argument("--cluster", metavar="PROFILE", help="layouts, hours and checkpoints on this cluster")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes to use instead of the profile's")
+    parser.add_argument(
+        "--fit-gb", type=float, metavar="GB", help="STEP: the fewest stages whose model state fits this much memory"
+    )
+    parser.add_argument("--plot-lr", metavar="FILE", help="draw the learning rate of all stages in one picture")
+    parser.add_argument("--plot-memory", metavar="FILE", help="draw the memory of all stages in one picture")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    from rich.console import Console
-
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
 
-    console = Console(soft_wrap=False, highlight=False)
     if args.recipe is None:
-        _list(console)
+        _list(args.json)
         return 0
-    plan = plan_run(recipes.load(args.recipe, args.variant))
+    recipe = recipes.load(args.recipe, args.variant)
+    plan = plan_run(recipe)
+    on_cluster = _on_cluster(recipe, plan, args)
+    fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
+    written = _draw(plan, args)
     if args.json:
-        sys.stdout.write(plan.to_text())
+        extra = {"cluster": on_cluster and on_cluster.to_json(), "fit": fit}
+        document = plan.to_json() | {key: value for key, value in extra.items() if value is not None}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        from megatron_growth.planner.table import render
-
-        console.print(render(plan))
+        _print(plan, on_cluster, fit, written)
     return 0
 
 
-def _list(console: Console) -> None:
+def _profile(args: argparse.Namespace) -> ClusterProfile:
+    from megatron_growth.errors import RecipeError
+    from megatron_growth.recipes import load_cluster
+
+    profile = load_cluster(args.cluster)
+    if args.nodes is None:
+        return profile
+    if args.nodes < 1:
+        raise RecipeError(f"--nodes {args.nodes}: a stage needs at least one node")
+    return profile.model_copy(update={"nodes": args.nodes})
+
+
+def _on_cluster(recipe: Recipe, plan: RunPlan, args: argparse.Namespace) -> ClusterPlan | None:
+    from megatron_growth.errors import RecipeError
+    from megatron_growth.planner.cluster import plan_cluster
+
+    if args.cluster is None:
+        if args.nodes is not None:
+            raise RecipeError("--nodes needs --cluster", fix="name a cluster profile, such as h100-8x")
+        return None
+    return plan_cluster(recipe, plan, _profile(args))
+
+
+def _fit(recipe: Recipe, gigabytes: float) -> dict[str, Any]:
+    """The inverse question of STEP: the fewest stages that fit."""
+    from megatron_growth.planner import flops
+    from megatron_growth.planner.integer_program import smallest_stages, stage_bytes
+
+    last = recipe.stages[-1]
+    rank = last.adapters.rank if last.adapters else 128
+    layer, adapter = flops.step_layer_parameters(last.hidden), flops.step_adapter_parameters(last.hidden, rank)
+    stages, added = smallest_stages(last.layers, layer, adapter, gigabytes * 1e9)
+    peak = max(stage_bytes(added, layer, adapter))
+    return {"memory_bytes": gigabytes * 1e9, "stages": stages, "layers_added": added, "peak_bytes": peak}
+
+
+def _draw(plan: RunPlan, args: argparse.Namespace) -> list[str]:
+    """Draw the pictures that were asked for; returns their files."""
+    from megatron_growth.planner import picture
+
+    asked = [(args.plot_lr, "learning_rates"), (args.plot_memory, "memory")]
+    for file, name in asked:
+        if file is not None:
+            getattr(picture, name)(plan, file)
+    return [file for file, _ in asked if file is not None]
+
+
+def _print(plan: RunPlan, on_cluster: ClusterPlan | None, fit: dict[str, Any] | None, written: list[str]) -> None:
+    from rich.console import Console
+
+    from megatron_growth.planner.cluster_table import render_cluster
+    from megatron_growth.planner.table import render
+
+    console = Console(highlight=False)
+    console.print(render(plan))
+    if on_cluster is not None:
+        console.print()
+        console.print(render_cluster(on_cluster))
+    if fit is not None:
+        added = ", ".join(map(str, fit["layers_added"]))
+        console.print(
+            f"\n{fit['memory_bytes'] / 1e9:g} GB of model state: {fit['stages']} stages that add {added} layers; "
+            f"peak {fit['peak_bytes'] / 1e9:.2f} GB"
+        )
+    for file in written:
+        console.print(f"wrote {file}")
+
+
+def _list(as_json: bool) -> None:
     """The shipped recipes with a sentence each."""
+    from rich.console import Console
     from rich.table import Table
 
     from megatron_growth import recipes
 
+    shipped = {name: recipes.load(name).summary for name in recipes.names()}
+    if as_json:
+        sys.stdout.write(json.dumps(shipped, indent=2) + "\n")
+        return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    for name in recipes.names():
-        table.add_row(name, recipes.load(name).summary)
-    console.print(table)
+    for row in shipped.items():
+        table.add_row(*row)
+    Console(highlight=False).print(table)

@@ -58,6 +58,7 @@ class Setting:
     Attributes:
         layers_per_chunk: (pp * vpp,) layers of each model chunk; chunk c lies on pipeline rank c % pp.
         micro_batches: micro-batches of one step and rank (gradient accumulation).
+        galore_rank: rank of GaLore's projection of the moments of linear layers; 0 is AdamW.
     """
 
     tp: int
@@ -72,6 +73,7 @@ class Setting:
     micro_batch_size: int
     micro_batches: int
     sequence_length: int
+    galore_rank: int = 0
 
 
 def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:
@@ -82,16 +84,18 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
     """The estimate for one pipeline rank (any tensor-parallel rank of it: they are alike)."""
     weight = 2 if setting.precision == "bf16" else 4
-    trained, held = _weights_on(inventory, setting, pipeline_rank)
+    here = _on_rank(inventory, setting, pipeline_rank)
+    trained = sum(weights.trained for weights in here)
+    moments = sum(weights.moments for weights in here)
     shards = setting.dp if setting.distributed_optimizer else 1
     activations, in_flight = _activations(inventory.shape, setting, pipeline_rank, weight)
     last = pipeline_rank == setting.pp - 1
     return RankMemory(
         pipeline_rank=pipeline_rank,
-        weights_bytes=weight * held,
+        weights_bytes=weight * sum(weights.held for weights in here),
         gradients_bytes=4 * trained,
         masters_bytes=-(-4 * trained // shards) if setting.precision == "bf16" else 0,
-        moments_bytes=-(-8 * trained // shards),
+        moments_bytes=-(-4 * moments // shards),
         activations_bytes=activations,
         logits_bytes=_logits(inventory.shape, setting, weight) if last else 0,
         micro_batches_in_flight=in_flight,
@@ -104,18 +108,38 @@ def peak_memory(inventory: Inventory, setting: Setting) -> RankMemory:
     return max(ranks, key=lambda rank: rank.total_bytes)
 
 
-def _weights_on(inventory: Inventory, setting: Setting, pipeline_rank: int) -> tuple[int, int]:
-    """(trained, held) weights of one rank, adapters included in both."""
+@dataclass(frozen=True)
+class _OnRank:
+    """Numbers of one parameter, and its adapter, on one rank: held, trained, and fp32 numbers of optimizer state."""
+
+    held: int
+    trained: int
+    moments: int
+
+
+def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list[_OnRank]:
+    """Every parameter that one rank holds."""
     owner = _pipeline_rank_of_layer(setting)
-    trained = held = 0
+    found = []
     for p in inventory.parameters:
         if pipeline_rank not in _places(p, owner, setting, inventory.shape):
             continue
         size = -(-p.size // setting.tp) if p.split != "none" else p.size
         adapter = _adapter_on_rank(p, setting.tp)
-        trained += (size if p.trainable else 0) + adapter
-        held += size + adapter
-    return trained, held
+        trained = (size if p.trainable else 0) + adapter
+        moments = 2 * trained
+        if setting.galore_rank and p.kind == "linear" and p.trainable:
+            moments = _galore_state(p, setting)
+        found.append(_OnRank(size + adapter, trained, moments))
+    return found
+
+
+def _galore_state(p: Parameter, setting: Setting) -> int:
+    """GaLore: two moments of rank x the longer side, and the projector of rank x the shorter side."""
+    inputs, outputs = p.ends
+    sides = (inputs, outputs // setting.tp) if p.split == "column" else (inputs // setting.tp, outputs)
+    rank = min(setting.galore_rank, *sides)
+    return rank * (2 * max(sides) + min(sides))
 
 
 def _places(p: Parameter, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:

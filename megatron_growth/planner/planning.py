@@ -109,7 +109,7 @@ def _draft(
     bad = [f"{recipe.where(*path, 'layout', key)}: stage {stage.name}: {message}" for key, message in found]
     problems += bad
     chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
-    distributed = recipe.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
+    distributed = stage.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
     chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
     freeze, adapted = _frozen_layers(stage, source)
     rank = stage.adapters.rank if stage.adapters else 0
@@ -171,16 +171,18 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
     samples = steps * stage.global_batch_size
     memory = peak_memory(draft.inventory, setting_of(recipe.precision, draft))
-    derived = {"flops_exact": exact * samples * draft.sequence_length, "samples": samples, "memory": memory}
+    flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
-        **derived,
         name=stage.name,
         shape=draft.shape,
         vocab=recipe.vocab,
         parameters=_parameters(draft, recipe.vocab),
         tokens=budget.tokens,
+        samples=samples,
         iterations=steps,
         flops=budget.flops,
+        flops_exact=flops_exact,
+        memory=memory,
         lr=stage.lr,
         min_lr=stage.lr * getattr(schedule, "min_lr_ratio", 1.0),
         warmup_iterations=schedule.warmup_iterations,
@@ -199,7 +201,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         optimizer=stage.optimizer.model_dump(),
         stop_iterations=stage.stop_iterations,
         note=getattr(stage, "note", ""),
-        formulas=_formulas(draft, budget, steps, derived),
+        formulas=_formulas(draft, budget, steps, exact, memory),
     )
 
 
@@ -222,12 +224,12 @@ def _adapters(draft: _Draft) -> dict[str, Any] | None:
     return draft.stage.adapters.model_dump() | {"layer_numbers": adapted}
 
 
-def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int, plan: Mapping[str, Any]) -> dict[str, str]:
+def _formulas(
+    draft: _Draft, budget: budgets.StageBudget, steps: int, exact: float, memory: RankMemory
+) -> dict[str, str]:
     """How the derived numbers came about, in numbers."""
     rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
-    exact = plan["flops_exact"] / (plan["samples"] * draft.sequence_length)
-    memory: RankMemory = plan["memory"]
     parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
     sizes = [(name, getattr(memory, f"{name}_bytes") / 1e9) for name in parts]
     return {
@@ -259,6 +261,7 @@ def setting_of(precision: str, draft: _Draft) -> Setting:
         micro_batch_size=stage.micro_batch_size,
         micro_batches=stage.global_batch_size // (stage.micro_batch_size * dp),
         sequence_length=draft.sequence_length,
+        galore_rank=stage.optimizer.galore_rank if stage.optimizer.name == "galore" else 0,
     )
 
 

@@ -32,7 +32,7 @@ def render(plan: RunPlan) -> RenderableType:
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
@@ -41,7 +41,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _models(plan: RunPlan) -> Table:
-    table = _table("Models", "stage", "hidden", "FFN", "layers", "heads", "transformer", "total", "frozen", "adapters")
+    table = plain_table(
+        "Models", "stage", "hidden", "FFN", "layers", "heads", "transformer", "total", "frozen", "adapters"
+    )
     for stage in (*plan.stages, *plan.baselines):
         s, p = stage.shape, stage.parameters
         heads = str(s.heads) if s.heads == s.query_groups else f"{s.heads}/{s.query_groups}"
@@ -53,7 +55,7 @@ def _models(plan: RunPlan) -> Table:
 
 def _training(plan: RunPlan) -> Table:
     columns = ("FLOPs", "exact", "tokens", "steps", "batch", "peak LR", "layout", "GB/GPU")
-    table = _table("Training", "stage", *columns)
+    table = plain_table("Training", "stage", *columns)
     for stage in (*plan.stages, *plan.baselines):
         table.add_row(
             stage.name,
@@ -92,7 +94,7 @@ def _integer_program(plan: RunPlan) -> Table:
     program = plan.integer_program
     assert program is not None
     title = f"Layers that each stage adds; standard pre-training takes {program.vanilla_bytes / 1e9:.2f} GB"
-    table = _table(title, "integer program", "layers added", "peak GB", "GB of each stage")
+    table = plain_table(title, "integer program", "layers added", "peak GB", "GB of each stage")
     rows = [("solver", program.solver, program.solver_stage_bytes), ("paper", program.paper, program.paper_stage_bytes)]
     for who, added, stage_bytes in rows:
         if added:

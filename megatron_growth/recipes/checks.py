@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.recipes.reporting import Problem
 from megatron_growth.recipes.schema import Recipe, Stage, vocabulary_of
 from megatron_growth.recipes.source import KeyPath
-
-Problem = tuple[KeyPath, str]
 
 
 def problems_of(recipe: Recipe) -> list[Problem]:
@@ -35,6 +34,8 @@ def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _names(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.stages:
+        yield ("stages",), "a recipe needs at least one stage"
     seen: set[str] = set()
     for index, stage in enumerate(recipe.stages):
         if stage.name in seen:

@@ -96,6 +96,7 @@ class ClusterProfile(Block):
         nodes: nodes that one stage may use.
         slurm: None for a machine without Slurm.
         launcher: `torchrun` (one task a node starts the ranks) or `srun` (one task a rank).
+        ranks_per_node: training processes a node; its GPUs when left out.
         max_restarts: restarts in a row without a new checkpoint before a stage gives up.
         hang_minutes: minutes without a finished iteration that count as a hang.
     """
@@ -109,8 +110,9 @@ class ClusterProfile(Block):
     environment: Environment = Environment()
     paths: Paths = Paths()
     launcher: Literal["torchrun", "srun"] = "torchrun"
-    max_restarts: Positive = 3
-    hang_minutes: Positive = 30
+    ranks_per_node: Positive | None = None
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    hang_minutes: Rate = 30
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -118,6 +120,15 @@ class ClusterProfile(Block):
     def gpus(self) -> int:
         """GPUs that one stage may use."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def ranks_of_a_node(self) -> int:
+        """Training processes that a full node runs."""
+        return self.ranks_per_node or self.gpus_per_node
+
+    def where(self, *path: str | int) -> str:
+        """`file:line (key)` of a key of the profile, for error messages."""
+        return self._source.where(path)
 
     @property
     def usable_bytes(self) -> float:

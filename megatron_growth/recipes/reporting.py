@@ -29,9 +29,11 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: Source, what: st
 
 
 def report(problems: Sequence[Problem], source: Source, what: str) -> RecipeError:
-    """One error for all problems, in the order of the lines they stand on."""
-    ordered = sorted(problems, key=lambda problem: source.place(problem[0]))
-    listed = [f"{source.where(path)}: {message}" for path, message in dict.fromkeys(ordered)]
+    """One error for all problems, in the order of the lines they stand on; what one line inherits to many, once."""
+    once: dict[tuple[tuple[str, int], str], Problem] = {}
+    for path, message in problems:
+        once.setdefault((source.place(path), message), (path, message))
+    listed = [f"{source.where(path)}: {message}" for _, (path, message) in sorted(once.items())]
     count = "a problem" if len(listed) == 1 else f"{len(listed)} problems"
     return RecipeError(f"the {what} has {count}:\n" + "\n".join(f"  {line}" for line in listed))
 

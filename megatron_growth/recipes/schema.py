@@ -326,7 +326,7 @@ class Recipe(Block):
     schedule: Schedule = Schedule()
     budget: Budget
     growth: Growth = Growth()
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...]
     baselines: dict[Name, Baseline] = Field(default_factory=dict)
     variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     variant: str | None = None

@@ -1,0 +1,326 @@
+"""Which layout each stage should take on a cluster, and what it costs there: memory, step time, hours, checkpoints.
+
+Every valid layout is enumerated and estimated.  Of those that fit and whose estimates lie within TOLERANCE of the
+fastest, the simplest is recommended: no recomputation, least model parallelism, largest micro-batch.  The time of a
+step is the sum of
+
+    compute     FLOPs (exact accounting) / (GPUs x peak x MFU), stretched by the pipeline's bubble (P - 1) / (v M)
+    TP          4 all-reduces a layer and micro-batch of S b H activations, ring: 2 (t - 1) / t of their bytes
+    DP          gradients reduced and weights gathered once a step, ring: (d - 1) / d of their bytes; the part that the
+                backward pass of the last and the forward pass of the first micro-batch do not hide
+
+with P pipeline ranks, v virtual stages, M micro-batches, t TP, d DP.  (Narayanan et al. 2021, sections 2.2 and 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from megatron_growth.errors import ParallelLayoutError
+from megatron_growth.planner import flops, layouts
+from megatron_growth.planner.inventory import Inventory, take_inventory
+from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
+from megatron_growth.planner.run_plan import ParallelLayout, RunPlan, StagePlan
+from megatron_growth.recipes.cluster import ClusterProfile
+from megatron_growth.recipes.schema import Layout, Recipe
+
+MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
+RECOMPUTE = ("none", "full")
+TOLERANCE = 0.05  # estimates this close are taken as equal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layout of one stage on the cluster.
+
+    Attributes:
+        gradient_accumulation: micro-batches of one step and rank.
+        model_flops_utilisation: of the peak, by the exact accounting without recomputation.
+    """
+
+    layout: ParallelLayout
+    micro_batch_size: int
+    gradient_accumulation: int
+    memory: RankMemory
+    fits: bool
+    step_seconds: float
+    tokens_per_second: float
+    wall_hours: float
+    gpu_hours: float
+    model_flops_utilisation: float
+
+    def __str__(self) -> str:
+        recompute = " full recompute" if self.layout.recompute == "full" else ""
+        return f"{self.layout} micro-batch {self.micro_batch_size}{recompute}"
+
+
+@dataclass(frozen=True)
+class StageOnCluster:
+    """What one stage takes on the cluster.
+
+    Attributes:
+        tensor_parallel_sizes: that the model allows; `pipeline_sizes` those that split its layers evenly.
+        recommended: the fastest choice that fits.
+        alternatives: the next ones, at most three.
+        planned: the recipe's own layout there, None when it does not fit the GPUs.
+        reason: why it is recommended, in a sentence.
+        checkpoint_bytes: with optimizer state; `weights_bytes` without.
+    """
+
+    name: str
+    nodes: int
+    gpus: int
+    tensor_parallel_sizes: tuple[int, ...]
+    pipeline_sizes: tuple[int, ...]
+    recommended: Choice
+    alternatives: tuple[Choice, ...]
+    planned: Choice | None
+    reason: str
+    checkpoint_bytes: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """A run on a cluster.
+
+    Attributes:
+        storage_bytes: checkpoints that are on disk at the end: the last `keep` of each stage.
+    """
+
+    cluster: str
+    gpu: str
+    stages: tuple[StageOnCluster, ...]
+    wall_hours: float
+    gpu_hours: float
+    storage_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, with `memory_bytes_per_gpu` for every choice."""
+        document = asdict(self)
+        for stage in document["stages"]:
+            for choice in (stage["recommended"], stage["planned"], *stage["alternatives"]):
+                if choice is not None:
+                    choice["memory_bytes_per_gpu"] = RankMemory(**choice["memory"]).total_bytes
+        return document
+
+
+def plan_cluster(recipe: Recipe, plan: RunPlan, profile: ClusterProfile) -> ClusterPlan:
+    """The recommended layout of every stage.
+
+    Raises:
+        ParallelLayoutError: a stage fits the cluster in no layout.
+    """
+    stages = tuple(_stage(recipe, stage, profile) for stage in plan.stages)
+    return ClusterPlan(
+        cluster=profile.name,
+        gpu=profile.gpu.name,
+        stages=stages,
+        wall_hours=sum(stage.recommended.wall_hours for stage in stages),
+        gpu_hours=sum(stage.recommended.gpu_hours for stage in stages),
+        storage_bytes=sum(stage.checkpoint_bytes for stage in stages) * recipe.checkpoint.keep,
+    )
+
+
+def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOnCluster:
+    choices = [
+        choice for candidate in _candidates(stage, profile) for choice in [_choice(recipe, stage, profile, *candidate)]
+    ]
+    fitting = sorted((c for c in choices if c.fits), key=lambda c: c.step_seconds)
+    if not fitting:
+        raise _nothing_fits(stage, profile, choices)
+    best = min((c for c in fitting if c.step_seconds <= fitting[0].step_seconds * (1 + TOLERANCE)), key=_simplicity)
+    shape = stage.shape
+    adapters, p = stage.parameters.adapters, stage.parameters
+    width = 2 if recipe.precision == "bf16" else 4
+    state = (12 if width == 2 else 8) * (p.trainable + adapters)
+    planned = None
+    if profile.gpus % stage.layout.model_parallel_size == 0:
+        dp = profile.gpus // stage.layout.model_parallel_size
+        if stage.global_batch_size % (stage.micro_batch_size * dp) == 0:
+            planned = _choice(recipe, stage, profile, replace(stage.layout, dp=dp), stage.micro_batch_size)
+    return StageOnCluster(
+        name=stage.name,
+        nodes=profile.nodes,
+        gpus=profile.gpus,
+        tensor_parallel_sizes=tuple(layouts.tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)),
+        pipeline_sizes=tuple(layouts.pipeline_sizes(shape.layers)),
+        recommended=best,
+        alternatives=tuple(_distinct(fitting, best)),
+        planned=planned,
+        reason=_reason(best, choices, stage, profile),
+        checkpoint_bytes=width * (p.total + adapters) + state,
+        weights_bytes=width * (p.total + adapters),
+    )
+
+
+def _simplicity(choice: Choice) -> tuple[bool, int, int, int]:
+    """Simplest first: no recomputation, least model parallelism, an even pipeline, the largest micro-batch."""
+    layout = choice.layout
+    uneven = layout.pipeline_layout is not None
+    return layout.recompute == "full", layout.model_parallel_size, uneven, -choice.micro_batch_size
+
+
+def _distinct(choices: list[Choice], best: Choice, count: int = 3) -> list[Choice]:
+    """The fastest choice of each of the next (TP, PP, recompute)."""
+    seen, found = {_kind(best)}, []
+    for choice in choices:
+        if _kind(choice) not in seen:
+            seen.add(_kind(choice))
+            found.append(choice)
+    return found[:count]
+
+
+def _kind(choice: Choice) -> tuple[int, int, str]:
+    return choice.layout.tp, choice.layout.pp, choice.layout.recompute
+
+
+def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[ParallelLayout, int]]:
+    """Every valid (layout, micro-batch size): TP inside a node, PP even or nearly so, all GPUs used."""
+    shape = stage.shape
+    sizes = layouts.tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)
+    for tp in (t for t in sizes if profile.gpus_per_node % t == 0):
+        for pp in layouts.divisors(profile.gpus // tp):
+            if pp > max(1, shape.layers):
+                continue
+            even = shape.layers % pp == 0
+            uneven = None if even else layouts.uneven_layout(shape.layers, pp)
+            layout = ParallelLayout(
+                tp=tp,
+                pp=pp,
+                dp=profile.gpus // (tp * pp),
+                sequence_parallel=tp > 1 and stage.sequence_length % tp == 0,
+                pipeline_layout=uneven,
+                distributed_optimizer=stage.layout.distributed_optimizer,
+                layers_per_chunk=layouts.layers_per_chunk(shape.layers, pp, 1, uneven),
+            )
+            for micro in MICRO_BATCH_SIZES:
+                if stage.global_batch_size % (micro * (layout.dp or 1)) == 0:
+                    yield from ((replace(layout, recompute=recompute), micro) for recompute in RECOMPUTE)
+
+
+def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: ParallelLayout, micro: int) -> Choice:
+    """Memory and time of one layout."""
+    dp = layout.dp or 1
+    accumulation = stage.global_batch_size // (micro * dp)
+    inventory = _inventory(recipe, stage, layout.tp)
+    setting = Setting(
+        tp=layout.tp,
+        pp=layout.pp,
+        vpp=layout.vpp,
+        dp=dp,
+        layers_per_chunk=layout.layers_per_chunk,
+        sequence_parallel=layout.sequence_parallel,
+        distributed_optimizer=layout.distributed_optimizer,
+        recompute=layout.recompute,
+        precision=recipe.precision,
+        micro_batch_size=micro,
+        micro_batches=accumulation,
+        sequence_length=stage.sequence_length,
+        galore_rank=stage.optimizer["galore_rank"] if stage.optimizer["name"] == "galore" else 0,
+    )
+    memory = peak_memory(inventory, setting)
+    seconds = _step_seconds(inventory, setting, memory, profile)
+    tokens = stage.global_batch_size * stage.sequence_length
+    hours = seconds * stage.iterations / 3600
+    useful = flops.exact_flops_per_token(inventory, stage.sequence_length) * tokens
+    return Choice(
+        layout=layout,
+        micro_batch_size=micro,
+        gradient_accumulation=accumulation,
+        memory=memory,
+        fits=memory.total_bytes <= profile.usable_bytes,
+        step_seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        wall_hours=hours,
+        gpu_hours=hours * profile.gpus,
+        model_flops_utilisation=useful / seconds / (profile.gpus * profile.gpu.peak_tflops * 1e12),
+    )
+
+
+def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
+    """The stage's parameters, the vocabulary padded for a tensor-parallel size."""
+    shape = stage.shape.with_(vocab=layouts.pad_vocabulary(stage.vocab, recipe.model.vocab_multiple, tp))
+    adapters = stage.adapters or {"rank": 0, "layer_numbers": ()}
+    return take_inventory(shape, stage.freeze, adapters["rank"], adapters["layer_numbers"])
+
+
+def _step_seconds(inventory: Inventory, setting: Setting, memory: RankMemory, profile: ClusterProfile) -> float:
+    """Seconds of one optimizer step."""
+    tokens = setting.sequence_length * setting.micro_batch_size
+    per_token = flops.exact_flops_per_token(inventory, setting.sequence_length, recompute=setting.recompute == "full")
+    work = per_token * tokens * setting.micro_batches * setting.dp
+    compute = work / (profile.gpus * profile.gpu.peak_tflops * 1e12 * profile.gpu.mfu)
+    compute *= _imbalance(setting) + (setting.pp - 1) / (setting.vpp * setting.micro_batches)
+    width = 2 if setting.precision == "bf16" else 4
+    inside, between = profile.network.inside_node * 1e9, profile.network.between_nodes * 1e9
+    passes = 4 + (2 if setting.recompute == "full" else 0)
+    reduced = passes * width * tokens * inventory.shape.hidden * max(setting.layers_per_chunk) * setting.vpp
+    tensor = setting.micro_batches * reduced * 2 * (setting.tp - 1) / setting.tp / inside
+    spread = setting.tp * setting.pp * setting.dp > profile.gpus_per_node
+    ring = (setting.dp - 1) / setting.dp / (between if spread else inside)
+    micro_batch = compute / setting.micro_batches
+    gather = max(0.0, memory.weights_bytes * ring - micro_batch / 3)
+    reduce = max(0.0, memory.gradients_bytes * ring - micro_batch * 2 / 3)
+    return compute + tensor + gather + reduce
+
+
+def _imbalance(setting: Setting) -> float:
+    """How much longer the pipeline rank with most layers computes than the average one."""
+    layers = [
+        sum(n for c, n in enumerate(setting.layers_per_chunk) if c % setting.pp == rank) for rank in range(setting.pp)
+    ]
+    return max(layers) * setting.pp / sum(layers) if sum(layers) else 1.0
+
+
+def _reason(best: Choice, choices: list[Choice], stage: StagePlan, profile: ClusterProfile) -> str:
+    """Why a choice is recommended: it fits, and what is wrong with the simpler ones."""
+    used, room = best.memory.total_bytes / 2**30, profile.usable_bytes / 2**30
+    fastest = min((c for c in choices if c.fits), key=lambda c: c.step_seconds)
+    speed = "the fastest" if fastest is best else f"the simplest within {TOLERANCE:.0%} of the fastest ({fastest})"
+    reason = f"{speed} of {len(choices)} layouts, and fits: {used:.0f} of {room:.0f} GiB"
+    simpler = [c for c in choices if c.layout.model_parallel_size < best.layout.model_parallel_size]
+    plain = [c for c in simpler if c.layout.recompute == "none"]
+    if plain and not any(c.fits for c in plain):
+        least = min(plain, key=lambda c: c.memory.total_bytes)
+        reason += f"; {least} would need {least.memory.total_bytes / 2**30:.0f} GiB"
+    outside = [
+        t
+        for t in layouts.tensor_parallel_sizes(stage.shape.heads, stage.shape.query_groups, stage.shape.ffn)
+        if profile.gpus_per_node % t
+    ]
+    if outside:
+        reason += f"; TP {', '.join(map(str, outside))} would split nodes of {profile.gpus_per_node} GPUs unevenly"
+    return reason
+
+
+def _nothing_fits(stage: StagePlan, profile: ClusterProfile, choices: list[Choice]) -> ParallelLayoutError:
+    where = f"stage {stage.name} on {profile.name}"
+    if not choices:
+        return ParallelLayoutError(
+            f"no layout divides the batch of {stage.global_batch_size} sequences over {profile.gpus} GPUs",
+            where=where,
+            fix="change global_batch_size or the number of nodes",
+        )
+    least = min(choices, key=lambda c: c.memory.total_bytes)
+    return ParallelLayoutError(
+        f"no layout fits {profile.usable_bytes / 2**30:.0f} GiB per GPU; the smallest, {least}, needs "
+        f"{least.memory.total_bytes / 2**30:.0f} GiB",
+        where=where,
+        fix="give more nodes, or GPUs with more memory",
+    )
+
+
+def with_recommended(recipe: Recipe, plan: ClusterPlan) -> Recipe:
+    """The recipe with every stage in the layout and micro-batch recommended for it on the cluster."""
+    chosen = {stage.name: stage.recommended for stage in plan.stages}
+    stages = []
+    for stage in recipe.stages:
+        choice = chosen[stage.name]
+        layout = Layout.model_validate(asdict(choice.layout), extra="ignore")
+        stages.append(stage.model_copy(update={"layout": layout, "micro_batch_size": choice.micro_batch_size}))
+    changed = recipe.model_copy(update={"stages": tuple(stages)})
+    changed._source = recipe._source
+    return changed

@@ -1,0 +1,61 @@
+"""A cluster plan as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from megatron_growth.planner.cluster import Choice, ClusterPlan, StageOnCluster
+from megatron_growth.planner.table import gigabytes, plain_table
+
+COLUMNS = ("layout", "mb", "acc", "GiB", "s/step", "MFU", "hours", "GPU hours")
+
+
+def render_cluster(plan: ClusterPlan) -> RenderableType:
+    """Recommended layouts with their reasons, and sums."""
+    first = plan.stages[0]
+    title = f"On {plan.cluster}: {first.nodes} x {first.gpus // first.nodes} {plan.gpu}"
+    table = plain_table(title, "stage", *COLUMNS)
+    for stage in plan.stages:
+        table.add_row(stage.name, *_cells(stage.recommended))
+        for choice in stage.alternatives:
+            table.add_row("  or", *_cells(choice), style="dim")
+    total = (
+        f"All stages {plan.wall_hours:,.0f} hours, {plan.gpu_hours:,.0f} GPU hours; "
+        f"checkpoints on disk at the end {plan.storage_bytes / 1e12:.3g} TB."
+    )
+    return Group(table, Text(), Text(total), Text(), *_reasons(plan))
+
+
+def _cells(choice: Choice) -> tuple[str, ...]:
+    layout = str(choice.layout) + (" recompute" if choice.layout.recompute == "full" else "")
+    return (
+        layout,
+        str(choice.micro_batch_size),
+        str(choice.gradient_accumulation),
+        f"{choice.memory.total_bytes / 2**30:.1f}",
+        f"{choice.step_seconds:.3g}",
+        f"{choice.model_flops_utilisation:.1%}",
+        f"{choice.wall_hours:,.1f}",
+        f"{choice.gpu_hours:,.0f}",
+    )
+
+
+def _reasons(plan: ClusterPlan) -> Iterator[RenderableType]:
+    for stage in plan.stages:
+        yield Text(f"  {stage.name}: {_allowed(stage)}")
+        yield Padding(Text(f"{stage.recommended}: {stage.reason}."), (0, 0, 0, 4))
+        split = stage.recommended.layout.pipeline_layout
+        if split:
+            yield Padding(Text(f"pipeline_layout: {split}"), (0, 0, 0, 4))
+
+
+def _allowed(stage: StageOnCluster) -> str:
+    tensor, pipeline = (", ".join(map(str, sizes)) for sizes in (stage.tensor_parallel_sizes, stage.pipeline_sizes))
+    return (
+        f"TP {tensor}; PP {pipeline} or uneven; a checkpoint {gigabytes(stage.checkpoint_bytes)} GB, weights alone "
+        f"{gigabytes(stage.weights_bytes)} GB"
+    )

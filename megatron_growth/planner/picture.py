@@ -1,0 +1,150 @@
+"""Pictures of a plan: the learning rate over all stages, and memory over stages (STEP, figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_growth import schedules
+from megatron_growth.errors import StorageError
+from megatron_growth.planner.integer_program import Program
+from megatron_growth.planner.run_plan import RunPlan, StagePlan
+
+POINTS = 2000  # of one stage's curve; restarts and corners are drawn exactly whatever this is
+# Colour-blind safe (Okabe and Ito), one per stage.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+PARTS = (
+    ("weights", "weights_bytes", "#0072B2"),
+    ("gradients", "gradients_bytes", "#E69F00"),
+    ("masters", "masters_bytes", "#009E73"),
+    ("moments", "moments_bytes", "#56B4E9"),
+    ("activations", "activations_bytes", "#CC79A7"),
+    ("logits", "logits_bytes", "#D55E00"),
+)
+
+
+def learning_rates(plan: RunPlan, file: str | Path) -> None:
+    """Draw the learning rate of all stages, one after the other, and of the baselines, over the optimizer step.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, axes = _figure()
+    start = 0
+    for stage, colour in zip(plan.stages, _colours(plan.stages), strict=True):
+        steps, rates = curve(stage)
+        axes.plot([start + step for step in steps], rates, color=colour, label=_label(stage))
+        if start:
+            axes.axvline(start, color="0.8", linewidth=0.8, zorder=0)
+        start += stage.iterations
+    top = 1.1 * max(stage.lr for stage in plan.stages)
+    for baseline, style in zip(plan.baselines, ("--", ":", "-.", (0, (1, 3))), strict=False):
+        label = _label(baseline)
+        if baseline.lr > 2 * top:
+            axes.plot([], [], " ", label=f"{label} (not drawn)")
+            continue
+        top = max(top, 1.1 * baseline.lr)
+        axes.plot(*curve(baseline), color="0.45", linestyle=style, linewidth=1, label=label)
+    axes.set(xlabel="optimizer step", ylabel="learning rate", xlim=(0, None), ylim=(0, top))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.set_title(_title(plan, "learning rate"), loc="left")
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def curve(stage: StagePlan) -> tuple[list[int], list[float]]:
+    """(steps, learning rates) of one stage: evenly spaced steps, and every corner of its schedule."""
+    schedule = schedules.from_dict(stage.schedule)
+    last = stage.iterations
+    steps = {0, last, *(round(i * last / POINTS) for i in range(POINTS))}
+    corners = [schedule.warmup_iterations]
+    if isinstance(schedule, schedules.JaggedCosine):
+        restarts = range(schedule.restart_iterations, last, schedule.restart_iterations)
+        corners += [r + shift for r in restarts for shift in (-1, 0, schedule.restart_warmup_iterations)]
+    steps.update(min(corner, last) for corner in corners)
+    ordered = sorted(steps)
+    return ordered, [schedule.lr(step) for step in ordered]
+
+
+def memory(plan: RunPlan, file: str | Path) -> None:
+    """Draw the memory per GPU of every stage and baseline; for STEP, figure 2 of the paper beside it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    program = plan.integer_program
+    figure, *panels = _figure(2 if program else 1)
+    if program is not None:
+        added = program.paper or program.solver
+        _bars(panels[0], *_formula_bars(program, added))
+        panels[0].set_title(f"{plan.name}: model state of the layers, STEP eq. 2, layers added {added}", loc="left")
+    stages = (*plan.stages, *plan.baselines)
+    parts = {label: ([getattr(stage.memory, key) for stage in stages], colour) for label, key, colour in PARTS}
+    _bars(panels[-1], [f"{stage.name}\n{stage.layout}" for stage in stages], parts)
+    panels[-1].set_title(_title(plan, "estimate per GPU, the pipeline rank that needs most"), loc="left")
+    _save(figure, file)
+
+
+def _formula_bars(program: Program, added: Sequence[int]) -> tuple[list[str], dict[str, tuple[list[float], str]]]:
+    """Bars of STEP's eq. 2: new layers 16 n P, old layers 2 N P, adapters 16 N E; and 16 L P without stages."""
+    old = [sum(added[:i]) for i in range(len(added))]
+    size, adapter = program.layer_parameters, program.adapter_parameters
+    names = [
+        "no stages",
+        *(f"stage {i + 1}\n{n} + {k} layers" for i, (n, k) in enumerate(zip(old, added, strict=True))),
+    ]
+    return names, {
+        "trained layers": ([program.vanilla_bytes, *(16.0 * n * size for n in added)], PARTS[0][2]),
+        "frozen layers": ([0, *(2.0 * n * size for n in old)], PARTS[3][2]),
+        "adapters": ([0, *(16.0 * n * adapter for n in old)], PARTS[1][2]),
+    }
+
+
+def _bars(axes: Any, names: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]]) -> None:
+    """Stacked bars with their totals; sizes in bytes."""
+    base = [0.0] * len(names)
+    for label, (sizes, colour) in parts.items():
+        if any(sizes):
+            axes.bar(range(len(names)), [size / 1e9 for size in sizes], 0.62, base, color=colour, label=label)
+            base = [b + size / 1e9 for b, size in zip(base, sizes, strict=True)]
+    for x, total in enumerate(base):
+        axes.annotate(f"{total:.3g}", (x, total), ha="center", va="bottom", fontsize=9)
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set(ylabel="GB (1e9 bytes)", ylim=(0, max(base) * 1.25))
+    axes.legend(frameon=False, ncols=3, loc="upper left", fontsize=9)
+
+
+def _figure(rows: int = 1) -> tuple[Any, ...]:
+    """(figure, axes of each row), without pyplot: no global state, no display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.8 if rows == 1 else 3.8 * rows), layout="constrained")
+    panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+    return figure, *panels
+
+
+def _save(figure: Any, file: str | Path) -> None:
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"cannot write the picture: {error}", where=str(file), fix="give a .png, .svg or .pdf"
+        ) from None
+
+
+def _label(stage: StagePlan) -> str:
+    return f"{stage.name}: {stage.schedule['name']}, peak {stage.lr:.3g}"
+
+
+def _title(plan: RunPlan, what: str) -> str:
+    return f"{plan.name}{f' {plan.variant}' if plan.variant else ''}: {what}"
+
+
+def _colours(stages: Sequence[StagePlan]) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(stages))]
