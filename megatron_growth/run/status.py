@@ -1,0 +1,117 @@
+"""How far a run is, from its directory alone: works while training runs, after a crash, and on a copy."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_growth.run import checkpoints, metrics, state
+from megatron_growth.run.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage or baseline.
+
+    Attributes:
+        status: pending, growing, training or done.
+        iteration: last finished one, of `iterations`.
+        tokens: trained on, of `tokens_planned`.
+        loss: of the last iteration, nats per token.
+        validation_loss: the last one.
+        tokens_per_second: over the last iterations.
+        seconds_left: until the stage's end, at the speed of its last iterations; None when it is not training.
+        checkpoint: iteration that a restart goes on from; None before the first one.
+        wall_seconds: time that its processes ran, over all launches.
+        launches: how often they were started.
+    """
+
+    name: str
+    baseline: bool
+    status: state.Status
+    iteration: int
+    iterations: int
+    tokens: int
+    tokens_planned: int
+    loss: float | None
+    validation_loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    checkpoint: int | None
+    wall_seconds: float
+    launches: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run.
+
+    Attributes:
+        active: a command is working on it now.
+        stages: in order, then the baselines that were started.
+    """
+
+    name: str
+    path: str
+    active: bool
+    stages: tuple[StageStatus, ...]
+
+    @property
+    def complete(self) -> bool:
+        """All stages and started baselines are done."""
+        return all(stage.status == "done" for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `status --json` prints."""
+        return asdict(self) | {"complete": self.complete}
+
+
+def status_of(run: RunDirectory) -> RunStatus:
+    """The status of a run now.
+
+    Raises:
+        RunError: the plan or the state cannot be read.
+    """
+    plan, current = run.plan_document, state.load(run)
+    stages = [_stage(run, planned, current, baseline=False) for planned in plan["stages"]]
+    started = [planned for planned in plan["baselines"] if run.stage(planned["name"]).path.exists()]
+    baselines = [_stage(run, planned, current, baseline=True) for planned in started]
+    return RunStatus(plan["name"], str(run.path), is_active(run), (*stages, *baselines))
+
+
+def is_active(run: RunDirectory) -> bool:
+    """Whether a command on this machine holds the run's lock."""
+    if not run.lock.exists():
+        return False
+    with open(run.lock, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _stage(run: RunDirectory, planned: dict[str, Any], current: state.RunState, *, baseline: bool) -> StageStatus:
+    folder = run.stage(planned["name"])
+    progress = metrics.read(folder.metrics)
+    known = current.stages.get(planned["name"], state.StageState())
+    status: state.Status = "done" if folder.is_done else known.status
+    if status == "pending" and progress.iteration:
+        status = "training"
+    return StageStatus(
+        name=planned["name"],
+        baseline=baseline,
+        status=status,
+        iteration=progress.iteration,
+        iterations=planned["iterations"],
+        tokens=progress.tokens,
+        tokens_planned=planned["tokens_trained"],
+        loss=progress.loss,
+        validation_loss=progress.validation,
+        tokens_per_second=progress.tokens_per_second,
+        seconds_left=progress.seconds_left(planned["iterations"]) if status == "training" else None,
+        checkpoint=checkpoints.tracked(folder.checkpoints),
+        wall_seconds=known.wall_seconds,
+        launches=known.launches,
+    )
