@@ -126,6 +126,7 @@ def _refuse_other_architectures(source: Source, args: argparse.Namespace) -> Non
         ("num_experts", "mixture of experts"),
         ("multi_latent_attention", "multi-latent attention"),
         ("mtp_num_layers", "multi-token prediction"),
+        ("layernorm_zero_centered_gamma", "zero-centred norm weights (--apply-layernorm-1p)"),
     ):
         if getattr(args, flag, None):
             raise UnsupportedError(
@@ -144,7 +145,7 @@ def grown_norm_epsilon(args: argparse.Namespace, growth: GrowthMap) -> float:
     Megatron has one epsilon for all norms.  A zero-padded residual stream shrinks the mean square of every norm by the
     same factor old / new, so one new epsilon = factor * old epsilon keeps all of them exact (LEMON, sec. 4.1).
     """
-    old = float(getattr(args, "norm_epsilon", 1e-5))
+    old = float(getattr(args, "layernorm_epsilon", 1e-5))
     scale = growth.width.epsilon_scale
     return old if scale == 1.0 else old * scale
 
@@ -174,7 +175,7 @@ def provenance(source: Source, growth: GrowthMap, common: dict[str, Any]) -> dic
         "source_grown_from": getattr(args, PROVENANCE, None),
         "versions": {
             "megatron_growth": megatron_growth.__version__,
-            "megatron_core": megatron.core.__version__,
+            "megatron_core": megatron.core.__version__.split("+")[0],
             "torch": torch.__version__,
         },
     }

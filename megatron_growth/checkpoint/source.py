@@ -49,11 +49,15 @@ class SourceTensor:
     Attributes:
         dtype: of the stored values.
         shape: full size of one layer, (rows,) or (rows, columns).
+        prefix: what stands before the parameter's name in its keys (`optimizer.state.exp_avg.`), "" for weights.
+        per_layer: every layer has a key of its own.
         boxes: stored rectangles by layer; the layer is None for parameters outside the layers.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    prefix: str = ""
+    per_layer: bool = False
     boxes: dict[int | None, list[Box]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -113,7 +117,9 @@ class Source:
         parsed = parse_key(item.key)
         stacked = parsed.layer is None and parsed.name.startswith("decoder.layers.")
         shape = tuple(size[1:] if stacked else size)
-        tensor = self.tensors.setdefault((parsed.name, parsed.moment), SourceTensor(item.dtype, shape))
+        prefix = item.key[: item.key.index("decoder.layers." if parsed.layer is not None else parsed.name)]
+        new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None)
+        tensor = self.tensors.setdefault((parsed.name, parsed.moment), new)
         number = len(self.items)
         self.items.append(item)
         offsets, sizes = (item.offsets[1:], item.sizes[1:]) if stacked else (item.offsets, item.sizes)

@@ -1,8 +1,8 @@
 """Every private name of torch.distributed.checkpoint that this package touches, in one place.
 
 torch keeps its checkpoint file format stable but not these names; `tests/unit/checkpoint/test_torch_private.py` checks
-them against the pinned torch.  Used: `_StorageInfo` (where an item lies in its file) and `UntypedStorage._checkpoint_offset` (where a
-tensor's bytes begin inside its zip archive).
+them against the pinned torch.  Used: `_StorageInfo` (where an item lies in its file) and
+`UntypedStorage._checkpoint_offset` (where a tensor's bytes begin inside its zip archive).
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Optimizer state of a grown model: it follows its parameter through the same map.
+
+    reset        no optimizer state is written; training starts with fresh moments
+    grow         exp_avg with the map's coefficients, exp_avg_sq with their squares, fp32 masters exactly as weights
+    asymmetric   as grow for what carries the old model on; zero for new indices and new layers
+
+A coefficient c on a weight scales its gradient's share, so first moments take c and second moments c^2.  New values
+of the model's own initialisation have moments of zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from megatron_growth.axes import INIT, ZERO, Side
+from megatron_growth.checkpoint.plan import COPY
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
+
+Policy = Literal["reset", "grow", "asymmetric"]
+POLICIES: tuple[str, ...] = get_args(Policy)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def check_policy(policy: str) -> Policy:
+    """The policy of that name; GrowthPlanError when there is none."""
+    if policy not in POLICIES:
+        raise GrowthPlanError(f"no optimizer-state policy is called {policy!r}", fix=nearest(policy, POLICIES))
+    return policy  # type: ignore[return-value]
+
+
+def check_source(source: Source, common: dict[str, Any]) -> None:
+    """Refuse a source whose optimizer state cannot be followed by parameter.
+
+    Raises:
+        CheckpointError: says which flag to save with.
+    """
+    if source.has_optimizer:
+        return
+    kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
+    if kind:
+        raise CheckpointError(
+            f"the optimizer state is stored as flat buckets ({kind}), which do not show their parameters",
+            where=str(source.path),
+            fix="save it with --dist-ckpt-optim-fully-reshardable, or grow with --optimizer-state reset",
+        )
+    raise CheckpointError(
+        "the checkpoint holds no optimizer state", where=str(source.path), fix="grow with --optimizer-state reset"
+    )
+
+
+class MomentRule:
+    """Turns the sides of a weight into those of its optimizer tensors; the `transform` of `plan.Planner`.
+
+    Args:
+        policy: "grow" or "asymmetric".
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __call__(self, pair: tuple[Side, Side], moment: str) -> tuple[Side, Side]:
+        """Row and column side of one optimizer tensor; masters ("param") are weights."""
+        if moment not in MOMENTS:
+            return pair
+        return self._side(pair[0], moment), self._side(pair[1], moment)
+
+    def _side(self, side: Side, moment: str) -> Side:
+        source = np.where(side.source == INIT, ZERO, side.source)
+        if self.policy == "asymmetric":
+            source = np.where(carried_on(side), source, ZERO)
+        power = 2 if moment == "exp_avg_sq" else 1
+        return replace(side, source=source, coefficient=side.coefficient**power, noise=np.zeros_like(side.noise))
+
+
+def carried_on(side: Side) -> np.ndarray:
+    """Which new indices are the first copy of their old index and come from their own layer."""
+    kept = np.zeros(len(side), dtype=np.bool_)
+    own = np.flatnonzero((side.source >= COPY) & ~side.from_next)
+    kept[own[np.unique(side.source[own], return_index=True)[1]]] = True
+    return kept
+
+
+def rewrite_rates(common: dict[str, Any], lr: float | None, min_lr: float | None) -> dict[str, Any]:
+    """A copy of the common state whose parameter groups and scheduler have other learning rates.
+
+    Megatron finds the saved group of a current one by its settings, `max_lr` and `min_lr` among them, so a run with
+    another --lr finds none unless the saved groups say so too.  Groups with a rate of their own keep its ratio.
+    """
+    changed = copy.copy(common)
+    for name, new in (("max_lr", lr), ("min_lr", min_lr)):
+        scheduler = changed.get("opt_param_scheduler")
+        if new is None or not scheduler:
+            continue
+        old = scheduler[name]
+        changed["optimizer"] = _with_rate(changed.get("optimizer"), name, old, new)
+        changed["opt_param_scheduler"] = {**changed["opt_param_scheduler"], name: new}
+    return changed
+
+
+def _with_rate(tree: Any, name: str, old: float, new: float) -> Any:
+    """The optimizer's part of the common state with every group's rate rewritten."""
+    if isinstance(tree, list):
+        return [_with_rate(value, name, old, new) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    out = {key: _with_rate(value, name, old, new) for key, value in tree.items()}
+    if "wd_mult" in out and out.get(name) is not None:  # a parameter group
+        out[name] = new if out[name] == old or not old else out[name] * (new / old)
+    return out

@@ -1,0 +1,138 @@
+"""What an offline growth writes: items of at most 64 MB, grouped into parts, one file each.  Pure: opens nothing.
+
+A part is the unit of resuming: all items of one target layer (or of one parameter outside the layers) of one kind,
+weights or one optimizer tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megatron_growth.checkpoint.plan import Region
+from megatron_growth.checkpoint.source import Source, SourceTensor
+from megatron_growth.layout import Parameter, lookup
+from megatron_growth.layout.parameters import dimensions
+from megatron_growth.operators import GrowthMap
+
+ITEM_BYTES = 64 << 20
+PART_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class TargetItem:
+    """One stored chunk of the target.
+
+    Attributes:
+        key: of the checkpoint.
+        region: what to compute.
+        offsets, sizes, shape: the chunk and the whole tensor in the checkpoint's dimensions.
+        dtype: of the stored values.
+    """
+
+    key: str
+    region: Region
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its data."""
+        return torch.Size(self.sizes).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items that share a file."""
+
+    name: str
+    items: tuple[TargetItem, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of data in it."""
+        return sum(item.bytes for item in self.items)
+
+
+def target_parts(growth: GrowthMap, source: Source, *, optimizer: bool) -> list[Part]:
+    """Everything that the target checkpoint stores as tensors, in the order of the forward pass."""
+    groups: dict[str, list[TargetItem]] = {}
+    for (name, moment), tensor in target_tensors(growth, source, optimizer=optimizer):
+        parameter = lookup(name)
+        layers: list[int | None] = list(range(growth.target.layers)) if parameter.layered else [None]
+        for layer in layers:
+            kind = moment or "weights"
+            group = f"{kind}-{name.removeprefix('decoder.')}" if layer is None else f"{kind}-layer-{layer}"
+            groups.setdefault(group, []).extend(_items(parameter, moment, tensor, layer, growth))
+    return [part for name, items in groups.items() for part in _split(name, items)]
+
+
+def target_tensors(
+    growth: GrowthMap, source: Source, *, optimizer: bool
+) -> Iterator[tuple[tuple[str, str | None], SourceTensor]]:
+    """The source tensors that the target has too, with the description of how they are stored.
+
+    A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding.
+    """
+    from megatron_growth.layout import parameters_of
+
+    known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
+    embedding = source.tensors["embedding.word_embeddings.weight", None]
+    moments = [None, *sorted({m for _, m in known if m})]
+    names = [p.name for p in parameters_of(growth.target)]
+    names += [name for name, moment in known if moment is None and name not in names and _in_target(name, growth)]
+    for moment in moments:
+        for name in names:
+            like = source.tensors["embedding.word_embeddings.weight", moment] if moment else embedding
+            default = SourceTensor(like.dtype, (), like.prefix, _per_layer(source))
+            yield (name, moment), known.get((name, moment), default)
+
+
+def _in_target(name: str, growth: GrowthMap) -> bool:
+    """Parameters that `parameters_of` does not list: QKV bias alone, query and key norms."""
+    parameter = lookup(name)
+    return not parameter.layered or (parameter.sublayer == "attention" and growth.target.layers > 0)
+
+
+def _per_layer(source: Source) -> bool:
+    return any(tensor.per_layer for tensor in source.tensors.values())
+
+
+def _items(
+    parameter: Parameter, moment: str | None, tensor: SourceTensor, layer: int | None, growth: GrowthMap
+) -> Iterator[TargetItem]:
+    body = dimensions(parameter, growth.target)
+    key = tensor.prefix + parameter.name
+    lead: tuple[int, ...] = ()
+    count: tuple[int, ...] = ()
+    if layer is not None and tensor.per_layer:
+        key = tensor.prefix + parameter.name.replace("layers.", f"layers.{layer}.", 1)
+    elif layer is not None:
+        lead, count = (layer,), (growth.target.layers,)
+    columns = body[1] if len(body) > 1 else 1
+    step = -(-body[0] // max(1, -(-body[0] * columns * tensor.dtype.itemsize // ITEM_BYTES)))
+    for row in range(0, body[0], step):
+        stop = min(row + step, body[0])
+        region = Region(parameter, layer, (row, stop), (0, columns), moment)
+        zeros = (0,) * (len(body) - 1)
+        ones = (1,) * len(lead)
+        yield TargetItem(
+            key, region, (*lead, row, *zeros), (*ones, stop - row, *body[1:]), (*count, *body), tensor.dtype
+        )
+
+
+def _split(name: str, items: list[TargetItem]) -> Iterator[Part]:
+    """Parts of at most PART_BYTES."""
+    batch: list[TargetItem] = []
+    number = 0
+    for item in items:
+        if batch and sum(i.bytes for i in batch) + item.bytes > PART_BYTES:
+            yield Part(f"{name}-{number}", tuple(batch))
+            batch, number = [], number + 1
+        batch.append(item)
+    if batch:
+        yield Part(f"{name}-{number}", tuple(batch))

@@ -1,0 +1,107 @@
+"""The objects of a grown checkpoint: arguments, iteration, optimizer groups, and the extra state of each layer."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import re
+from typing import Any
+
+import torch
+
+from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, grown_norm_epsilon
+from megatron_growth.checkpoint.optimizer_state import rewrite_rates
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.operators import GrowthMap
+
+_EXTRA = re.compile(r"^(decoder\.layers\.)(?:(\d+)\.)?(.+\._extra_state)/shard_(\d+)_(\d+)$")
+# What a run counts; a grown model that starts afresh has seen nothing.
+_COUNTERS = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples", "iteration")
+
+
+def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dict[str, Any]) -> argparse.Namespace:
+    """Megatron's saved arguments with the target's sizes."""
+    out, target = copy.copy(args), growth.target
+    sizes = {
+        "num_layers": target.layers,
+        "encoder_num_layers": target.layers,
+        "hidden_size": target.hidden,
+        "ffn_hidden_size": target.ffn,
+        "num_attention_heads": target.heads,
+        "num_query_groups": target.query_groups,
+        "kv_channels": target.head_dim,
+        "padded_vocab_size": target.vocab,
+        "layernorm_epsilon": grown_norm_epsilon(args, growth),
+    }
+    for name, value in sizes.items():
+        if hasattr(out, name) or name == "layernorm_epsilon":
+            setattr(out, name, value)
+    out.group_query_attention = target.query_groups != target.heads
+    setattr(out, PROVENANCE, provenance)
+    return out
+
+
+def grown_common(
+    common: dict[str, Any],
+    growth: GrowthMap,
+    provenance: dict[str, Any],
+    *,
+    keep_progress: bool,
+    rates: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """The common state of the target.
+
+    Args:
+        keep_progress: iteration, scheduler and optimizer groups stay as they are (optimizer state is grown);
+            otherwise the target starts at iteration 0 with nothing consumed.
+        rates: (--lr, --min-lr) of the run that will load it, where they differ from the source's.
+    """
+    out = dict(common)
+    out["args"] = grown_arguments(common["args"], growth, provenance)
+    if keep_progress:
+        return rewrite_rates(out, *rates)
+    for name in _COUNTERS:
+        if hasattr(out["args"], name):
+            setattr(out["args"], name, 0)
+    for name in ("optimizer", "opt_param_scheduler", "rerun_state_machine"):
+        out.pop(name, None)
+    return {**out, "iteration": 0, "num_floating_point_operations_so_far": 0.0}
+
+
+def grown_objects(
+    source: Source, growth: GrowthMap, common: dict[str, Any], *, keep_progress: bool
+) -> dict[str, bytes]:
+    """Every stored object of the target: {key: bytes}.
+
+    Extra state (Transformer Engine's; empty elsewhere) follows the first source layer of each new layer.  Random
+    states are kept with the progress: Megatron uses them when the layout is the source's, and ignores them otherwise.
+    """
+    buffer = io.BytesIO()
+    torch.save([common], buffer)
+    objects = {COMMON: buffer.getvalue(), **_extra_states(source, growth)}
+    if keep_progress:
+        objects |= {key: source.object_bytes(key) for key in source.objects("rng_state/")}
+        objects |= {key: source.object_bytes(key) for key in source.objects("rerun_state_machine_state/")}
+    return objects
+
+
+def _extra_states(source: Source, growth: GrowthMap) -> dict[str, bytes]:
+    found: dict[str, dict[int, bytes]] = {}
+    out: dict[str, bytes] = {}
+    for key in source.objects(""):
+        if match := _EXTRA.match(key):
+            layer = int(match.group(2) if match.group(2) is not None else match.group(4))
+            name = match.group(1) + "{layer}" + match.group(3) if match.group(2) else key.rsplit("/", 1)[0]
+            found.setdefault(name, {})[layer] = source.object_bytes(key)
+        elif "_extra_state" in key:
+            out[key] = source.object_bytes(key)
+    layers = growth.target.layers
+    for name, by_layer in found.items():
+        for layer, take in enumerate(growth.layers.takes):
+            data = by_layer[take.sources[0][0] if take.sources else min(by_layer)]
+            if "{layer}" in name:
+                out[name.format(layer=f"{layer}.") + "/shard_0_1"] = data
+            else:
+                out[f"{name}/shard_{layer}_{layers}"] = data
+    return out

@@ -1,0 +1,202 @@
+"""Write a DCP checkpoint part by part, so that a killed growth goes on where it was and leaves no half target.
+
+Each part is one `.distcp` file: written as `.tmp`, flushed to disk, renamed, then recorded in a `.done` file beside it.
+The metadata is assembled from the records when all parts are there.  Memory holds one item.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import pickle
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_growth.checkpoint.target import Part, TargetItem
+from megatron_growth.checkpoint.torch_private import StorageInfo
+from megatron_growth.errors import StorageError
+
+BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+DONE, TEMPORARY = ".done", ".tmp"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one written item lies."""
+
+    key: str
+    offsets: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+class ItemBuffer:
+    """One reused piece of memory that tensors of exactly the wanted size are laid over.
+
+    `torch.save` writes the whole storage of a tensor, so the storage must not be larger than the item.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    def tensor(self, item: TargetItem) -> Tensor:
+        """An uninitialised tensor of the item's shape; valid until the next call."""
+        if len(self._memory) < item.bytes:
+            self._memory = mmap.mmap(-1, item.bytes)
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        count = item.bytes // item.dtype.itemsize
+        return torch.frombuffer(self._memory, dtype=item.dtype, count=count).view(item.sizes)
+
+
+class PartWriter:
+    """Writes parts of one checkpoint directory.
+
+    Args:
+        directory: the unfinished checkpoint.
+        compute: fills a tensor with an item's values.
+    """
+
+    def __init__(self, directory: Path, compute: Callable[[TargetItem, Tensor], None]) -> None:
+        self.directory, self.compute = directory, compute
+        self._buffer = ItemBuffer()
+        self._background = ThreadPoolExecutor(1)
+        self._unsynced: list[Future[None]] = []
+
+    def write(self, number: int, part: Part) -> None:
+        """Compute and write one part; returns before it is on disk, `close` waits for that."""
+        name = part_file(number)
+        path = self.directory / (name + TEMPORARY)
+        records = []
+        stream = path.open("wb")
+        try:
+            for item in part.items:
+                values, start = self._buffer.tensor(item), stream.tell()
+                self.compute(item, values)
+                torch.save(values, stream)
+                records.append(Record(item.key, item.offsets, name, start, stream.tell() - start))
+        except OSError as error:
+            stream.close()
+            raise storage_error(error, path) from error
+        self._unsynced.append(self._background.submit(self._finish, stream, number, records))
+        while len(self._unsynced) > 1:
+            self._unsynced.pop(0).result()
+
+    def _finish(self, stream: io.BufferedWriter, number: int, records: list[Record]) -> None:
+        path = Path(stream.name)
+        try:
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+            path.rename(path.with_suffix(""))
+            write_atomically(done_file(self.directory, number), json.dumps([asdict(r) for r in records]).encode())
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def close(self) -> None:
+        """Wait until every part is on disk."""
+        for future in self._unsynced:
+            future.result()
+        self._background.shutdown()
+
+
+def part_file(number: int) -> str:
+    """Name of a part's file, as torch names the files of its ranks."""
+    return f"__{number}_0.distcp"
+
+
+def done_file(directory: Path, number: int) -> Path:
+    """The record of a finished part."""
+    return directory / f".part-{number}{DONE}"
+
+
+def finished(directory: Path, number: int) -> list[Record] | None:
+    """The records of a part that an earlier run finished, None when it did not."""
+    done = done_file(directory, number)
+    if not done.exists() or not (directory / part_file(number)).exists():
+        return None
+    return [
+        Record(r["key"], tuple(r["offsets"]), r["file"], r["start"], r["length"]) for r in json.loads(done.read_text())
+    ]
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """What the file system refused, as an error of ours."""
+    return StorageError(
+        f"the target could not be written: {error.strerror or error}",
+        where=str(path),
+        fix="free some space, or write elsewhere; the same command goes on where it stopped",
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either absent or complete."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_objects(directory: Path, number: int, objects: Mapping[str, bytes]) -> list[Record]:
+    """Write all stored objects into one file."""
+    records, start, name = [], 0, part_file(number)
+    for key, data in objects.items():
+        records.append(Record(key, (), name, start, len(data)))
+        start += len(data)
+    write_atomically(directory / name, b"".join(objects.values()))
+    return records
+
+
+def write_metadata(
+    directory: Path, parts: Iterable[Part], tensors: Iterable[Record], objects: Iterable[Record]
+) -> None:
+    """Write `.metadata` and `metadata.json`: from here on the directory is a checkpoint."""
+    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    for part in parts:
+        for item in part.items:
+            if item.key not in entries:
+                entries[item.key] = TensorStorageMetadata(
+                    TensorProperties(dtype=item.dtype), torch.Size(item.shape), []
+                )
+            chunk = ChunkStorageMetadata(torch.Size(item.offsets), torch.Size(item.sizes))
+            entries[item.key].chunks.append(chunk)
+    storage = {MetadataIndex(r.key, torch.Size(r.offsets)): StorageInfo(r.file, r.start, r.length) for r in tensors}
+    for r in objects:
+        entries[r.key] = BytesStorageMetadata()
+        storage[MetadataIndex(r.key)] = StorageInfo(r.file, r.start, r.length)
+    metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(save_id=_identity(storage)))
+    write_atomically(directory / "metadata.json", json.dumps(BACKEND).encode())
+    write_atomically(directory / ".metadata", pickle.dumps(metadata))
+
+
+def _identity(storage: Mapping[MetadataIndex, StorageInfo]) -> str:
+    """A name of the save that depends on its contents only."""
+    return f"growth-{zlib.crc32(repr(sorted((k.fqn, str(k.offset)) for k in storage)).encode()):08x}"
