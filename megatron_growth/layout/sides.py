@@ -28,9 +28,10 @@ def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[S
     rows = _side(*parameter.rows, growth, layer)
     columns = _side(*parameter.columns, growth, layer) if parameter.columns else None
     if parameter.name.startswith("decoder.final_layernorm.") and growth.source.tied_embeddings:
-        # A tied output layer keeps the embedding's columns, so the shares of copies go into the norm before it.
-        read = growth.width.hidden.read.coefficient
-        rows = replace(rows, coefficient=rows.coefficient * np.where(rows.source >= 0, read, 1.0))
+        # A tied output layer keeps the embedding's columns (write), so what is missing to `read` goes into the norm.
+        hidden = growth.width.hidden
+        share = hidden.read.coefficient / hidden.write.coefficient
+        rows = replace(rows, coefficient=rows.coefficient * np.where(rows.source >= 0, share, 1.0))
     return rows, columns
 
 

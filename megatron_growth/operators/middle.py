@@ -14,7 +14,7 @@ from megatron_growth.operators.registry import register
 @register
 @dataclass(frozen=True)
 class Middle(DepthOperator):
-    """The n = L' - L middle layers are repeated as a block: bottom and top layers, most special, occur once."""
+    """The n = L' - L middle layers are repeated as a block; the bottom and top layers occur once."""
 
     name: ClassVar[str] = "middle"
     paper: ClassVar[str] = "SOLAR (Kim et al., 2024), sec. 2; MIDAS (Saunshi et al., 2024)"
