@@ -176,6 +176,6 @@ def provenance(source: Source, growth: GrowthMap, common: dict[str, Any]) -> dic
         "versions": {
             "megatron_growth": megatron_growth.__version__,
             "megatron_core": megatron.core.__version__.split("+")[0],
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         },
     }
