@@ -279,10 +279,17 @@ class Evaluation(Block):
 
 
 class Checkpoint(Block):
-    """Checkpoints during training: every `interval` steps; the last `keep` and each stage's end stay."""
+    """Checkpoints during training: every `interval` steps; the last `keep` and each stage's end stay.
+
+    Attributes:
+        keep_every: those whose step is a multiple of it stay, too.
+        async_save: write them while training goes on (Megatron's --async-save).
+    """
 
     interval: Positive = 1000
     keep: Positive = 2
+    keep_every: Positive | None = None
+    async_save: bool = False
 
 
 class Printed(Block):

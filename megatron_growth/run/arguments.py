@@ -210,6 +210,7 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
     }
     if launch.train:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
+        options["async-save"] = recipe.checkpoint.async_save
     if launch.wandb_project:
         options |= {
             "wandb-project": launch.wandb_project,
