@@ -108,7 +108,9 @@ def _parse(kind: str, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any
         return str(parameters.pop("name", "per-axis")), parameters
     name, _, rest = spec.partition(":")
     if "=" in name:
-        name, rest = ("per-axis" if kind == "width" else ""), spec
+        if kind != "width":
+            raise GrowthPlanError(f"{spec!r} names no {kind} operator", fix="write NAME:parameter=value")
+        name, rest = "per-axis", spec
     parameters = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from megatron_growth.axes import LayerMap
 from megatron_growth.errors import GrowthPlanError
-from megatron_growth.operators import Seed, get
+from megatron_growth.operators import Seed, build_map, get
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import reference
 
 
 def layers(spec: str, old: int, new: int) -> LayerMap:
@@ -82,6 +85,23 @@ def test_reuse_takes_sublayers_of_layer_one_and_no_final_norm():
         assert not grown.final_norm
     assert order(layers("reuse:middle=none", 0, 3)) == [None] * 3
     assert order(layers("reuse:middle=none", 24, 24)) == [None] * 24  # Base Reuse
+
+
+@pytest.mark.parametrize("width", ["aki:residual=next-layer", "fpi", "lemon"])
+def test_means_are_taken_over_layers_that_were_grown_in_width_first(width):
+    small = ModelShape(6, 5, 3, heads=3, head_dim=2, vocab=7)
+    wide = small.with_(hidden=9, ffn=8, heads=4, query_groups=4)
+    old = reference.random_state(small)
+
+    def grown(depth: str, layers: int) -> reference.State:
+        target = wide.with_(layers=layers)
+        growth = build_map(small, target, get("width", width), get("depth", depth), seed=5)
+        return reference.grow(old, growth, {k: v * 0 for k, v in reference.random_state(target).items()})
+
+    same_depth, deeper = grown("stack", 3), grown("interpolate", 5)
+    for key in (key for key in deeper if ".layers.1." in key):
+        lower, upper = (same_depth[key.replace(".1.", f".{layer}.")] for layer in (0, 1))
+        np.testing.assert_allclose(deeper[key], (lower + upper) / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

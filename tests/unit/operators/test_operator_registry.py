@@ -62,6 +62,7 @@ def test_parameters_are_typed_and_written_in_three_ways():
         ("width", "residual=zero,units=next-layer", ["zero-pad"]),
         ("width", "aki:residual", ["parameter=value"]),
         ("depth", "stak", ["did you mean stack"]),
+        ("depth", "positions=even", ["names no depth operator", "NAME:parameter=value"]),
         ("depth", "interpolate:positions=1+x", ["positions"]),
     ],
 )

@@ -1,0 +1,327 @@
+"""Which width operator to take: one nano checkpoint grown by each, trained through Megatron with the same budget.
+
+    python benchmarks/operators.py --work DIR [--seeds 0 1 2] [--lrs 10e-3 5e-3] [--jobs 1] [--table FILE] [--plot FILE]
+
+A source (hidden 48, 7 layers, 6 heads) is trained from scratch for the compute of the first three stages of
+`nano-progressive`.  Each operator grows it to hidden 64, 8 layers, 8 heads, which trains for the rest of the last
+stage's budget; depth is `stack`, one new layer.  Beside them stand models from scratch: `scratch/whole` has the whole
+budget, `scratch/matched` cuts it into as many steps as source and grown model take together.
+
+Every run is one process and is kept in DIR: the same command goes on where it was.  Seeds change the data order, the
+operator's draws and the model's init; the source is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
+SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
+SOURCE_LR = 10e-3
+OPERATORS = (
+    "fpi",
+    "aki",
+    "exact-aki",
+    "zero-pad",
+    "random",
+    "lemon",
+    "aki:residual=next-layer",
+    "residual=duplicate,units=next-layer,noise=0.5",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model; `parameters` counts matrices of layers and output layer, as the nano family is named."""
+
+    hidden: int
+    layers: int
+    heads: int
+
+    @property
+    def ffn(self) -> int:
+        """FFN units."""
+        return self.hidden * 7 // 2
+
+    @property
+    def parameters(self) -> int:
+        """Matrix weights of the layers and the output layer."""
+        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.ffn) + 1024 * self.hidden
+
+    def flags(self) -> list[str]:
+        """Megatron's arguments."""
+        named = {
+            "num-layers": self.layers,
+            "hidden-size": self.hidden,
+            "num-attention-heads": self.heads,
+            "ffn-hidden-size": self.ffn,
+        }
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+
+SMALL, LARGE = Size(48, 7, 6), Size(64, 8, 8)
+TOKENS_PER_PARAMETER = 2
+
+
+def steps(flops: float, size: Size, batch: int = BATCH) -> int:
+    """Steps of `batch` sequences that cost `flops` = 6 x parameters x tokens."""
+    return round(flops / (6 * size.parameters * SEQUENCE * batch))
+
+
+SOURCE_FLOPS = 6 * SMALL.parameters * TOKENS_PER_PARAMETER * SMALL.parameters
+TOTAL_FLOPS = 6 * LARGE.parameters * TOKENS_PER_PARAMETER * LARGE.parameters
+SOURCE_STEPS = steps(SOURCE_FLOPS, SMALL)
+GROWN_STEPS = steps(TOTAL_FLOPS - SOURCE_FLOPS, LARGE)
+SCRATCH_STEPS = steps(TOTAL_FLOPS, LARGE)
+CHAIN_STEPS = SOURCE_STEPS + GROWN_STEPS
+MATCHED_BATCH = round(BATCH * SCRATCH_STEPS / CHAIN_STEPS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        name: its folder.
+        width: the operator, "" for a model from scratch.
+    """
+
+    name: str
+    size: Size
+    iterations: int
+    lr: float
+    seed: int
+    width: str = ""
+    batch: int = BATCH
+
+    def command(self, work: Path, data: Sequence[str]) -> list[str]:
+        """The command line of this run."""
+        folder = work / self.name
+        options = {
+            "micro-batch-size": self.batch,
+            "global-batch-size": self.batch,
+            "seq-length": SEQUENCE,
+            "max-position-embeddings": SEQUENCE,
+            "position-embedding-type": "rope",
+            "normalization": "RMSNorm",
+            "init-method-std": 0.06,
+            "hidden-dropout": 0,
+            "attention-dropout": 0,
+            "train-iters": self.iterations,
+            "lr": self.lr,
+            "min-lr": self.lr / 10,
+            "lr-decay-style": "cosine",
+            "lr-warmup-iters": min(50, self.iterations // 10),
+            "adam-beta2": 0.95,
+            "weight-decay": 0.1,
+            "clip-grad": 1.0,
+            "seed": 1234 + self.seed,
+            "eval-iters": EVALUATIONS * BATCH // self.batch,
+            "eval-interval": 100000,
+            "log-interval": 50,
+            "num-workers": 0,
+            "save": folder / "checkpoint",
+            "save-interval": 100000,
+            "ckpt-format": "torch_dist",
+            "data-cache-path": work / "cache",
+            "growth-metrics": folder / "metrics.jsonl",
+        }
+        if self.width:
+            options |= {"growth-from": work / "source" / "checkpoint", "growth-width": self.width}
+            options |= {"growth-depth": "stack", "growth-seed": self.seed, "norm-epsilon": epsilon(self)}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights", "--no-save-optim"]
+        return [
+            *(sys.executable, "-m", "megatron_growth.backend.cpu", str(SCRIPT)),
+            *(*self.size.flags(), *words, *switches, *data),
+            *("--growth-layer-spec", "local", "--growth-evaluate-at-start"),
+        ]
+
+
+def epsilon(run: Run) -> float:
+    """Norm epsilon of a grown run: the source's, rescaled where the operator pads."""
+    from megatron_growth.operators import build_map, get
+
+    small, large = (shape(size) for size in (SMALL, run.size))
+    return 1e-5 * build_map(small, large, get("width", run.width), get("depth", "stack")).width.epsilon_scale
+
+
+def shape(size: Size):
+    from megatron_growth.shape import ModelShape
+
+    return ModelShape(size.hidden, size.ffn, size.layers, size.heads, 1024, head_dim=8)
+
+
+def planned(seeds: Iterable[int], lrs: Iterable[float]) -> list[Run]:
+    """All runs after the source, in the order in which they are worth having."""
+    runs = []
+    for seed in seeds:
+        runs.append(Run(f"same/seed-{seed}", SMALL, 1, 1e-9, seed, "fpi"))
+        for lr in lrs:
+            tail = f"lr-{lr:g}/seed-{seed}"
+            runs += [Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width) for width in OPERATORS]
+            runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
+            runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
+    return runs
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def prepare(work: Path) -> list[str]:
+    """The corpus as Megatron's indexed dataset; its flags."""
+    from megatron_growth.data.manifest import megatron_data_flags, megatron_tokenizer_flags
+    from megatron_growth.data.prepare import prepare
+    from megatron_growth.data.request import PrepareRequest
+    from megatron_growth.data.tokenizers import TokenizerSpec
+
+    request = PrepareRequest(("stdlib",), TokenizerSpec("sentencepiece", train_vocab_size=1024), valid_fraction=0.02)
+    manifest, _ = prepare(request, work / "data")
+    return [*megatron_tokenizer_flags(manifest), *megatron_data_flags(work / "data", manifest)]
+
+
+def execute(run: Run, work: Path, data: Sequence[str]) -> None:
+    """Run to the end unless that was done before; a run that was cut off starts anew."""
+    folder = work / run.name
+    if (folder / "done").exists():
+        return
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    folder.mkdir(parents=True)
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(run.command(work, data), check=True, stdout=log, stderr=log, env=environment, timeout=1800)
+    (folder / "done").touch()
+
+
+def losses(folder: Path) -> dict[str, float]:
+    """Validation losses of a run by moment: "start" and "final"."""
+    from megatron_growth.plugin.metrics import read
+
+    return {r["when"]: r["loss"] for r in read(folder / "metrics.jsonl") if r.get("event") == "validation"}
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; lists hold one value for each seed, None where a run is missing."""
+
+    name: str
+    lr: float
+    jump: list[float]
+    final: list[float]
+    copies: tuple[int, int, int] | None = None
+    rank: float = float("nan")
+
+
+def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]:
+    """What the finished runs show."""
+    rows = []
+    for run_kind in [*(f"grown/{width}" for width in OPERATORS), "scratch/whole", "scratch/matched"]:
+        for lr in lrs:
+            folders = {seed: work / run_kind / f"lr-{lr:g}" / f"seed-{seed}" for seed in seeds}
+            folders = {seed: folder for seed, folder in folders.items() if (folder / "done").exists()}
+            if not folders:
+                continue
+            found = {seed: losses(folder) for seed, folder in folders.items()}
+            grown = run_kind.startswith("grown/")
+            jump = [v["start"] - losses(work / f"same/seed-{s}")["start"] for s, v in found.items()] if grown else []
+            copies, rank = symmetry(next(iter(folders.values())) / "checkpoint") if grown else (None, float("nan"))
+            name = run_kind.removeprefix("grown/")
+            rows.append(Row(name, lr, jump, [v["final"] for v in found.values()], copies, rank))
+    return rows
+
+
+def symmetry(checkpoint: Path) -> tuple[tuple[int, int, int], float]:
+    """(residual dimensions, heads, FFN units) that are copies of another, and the residual stream's effective rank."""
+    from megatron.core import dist_checkpointing
+
+    from megatron_growth.layout.symmetry import count_copies
+
+    (folder,) = checkpoint.glob("iter_*")
+    tensors = dist_checkpointing.load_plain_tensors(str(folder))
+    counts = count_copies({key: value.float().numpy() for key, value in tensors.items()}, shape(LARGE))
+    return (counts.residual, counts.heads, counts.units), counts.effective_rank
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table of the documentation, best final loss first."""
+    lines = [
+        "| operator | learning rate | jump at growth | final loss, mean | per seed | copies left: residual / heads / "
+        "FFN units | effective rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: statistics.mean(r.final)):
+        jump = f"{statistics.mean(row.jump):+.3f}" if row.jump else "–"
+        copies = " / ".join(map(str, row.copies)) if row.copies else "–"
+        rank = f"{row.rank:.1f}" if row.copies else "–"
+        per_seed = " / ".join(f"{value:.3f}" for value in row.final)
+        mean = statistics.mean(row.final)
+        lines.append(f"| `{row.name}` | {row.lr:g} | {jump} | {mean:.3f} | {per_seed} | {copies} | {rank} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Final loss of every operator, one dot for each seed, scratch beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = sorted({row.name for row in rows}, key=lambda n: min(statistics.mean(r.final) for r in rows if r.name == n))
+    lrs = sorted({row.lr for row in rows}, reverse=True)
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.4), layout="constrained")
+    for index, lr in enumerate(lrs):
+        offset, color = 0.22 * (index - (len(lrs) - 1) / 2), f"C{index}"
+        for row in (row for row in rows if row.lr == lr):
+            y = names.index(row.name) + offset
+            axes.plot(row.final, [y] * len(row.final), "o", color=color, ms=4, alpha=0.6)
+            axes.plot(statistics.mean(row.final), y, "|", color=color, ms=12, mew=2)
+        axes.plot([], [], "o", color=color, label=f"learning rate {lr:g}")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("validation loss at the end (nats per token); a dot is a seed, a bar the mean")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[10e-3, 5e-3])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one core each")
+    parser.add_argument("--collect", action="store_true", help="only collect what is finished")
+    parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
+    parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
+    args = parser.parse_args()
+    if not args.collect:
+        data = prepare(args.work)
+        execute(Run("source", SMALL, SOURCE_STEPS, SOURCE_LR, 0), args.work, data)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            pending = {pool.submit(execute, run, args.work, data): run for run in planned(args.seeds, args.lrs)}
+            for done in as_completed(pending):
+                done.result()
+                print(pending[done].name, json.dumps(losses(args.work / pending[done].name)), flush=True)
+    rows = collect(args.work, args.seeds, args.lrs)
+    print(markdown(rows))
+    if args.table:
+        args.table.write_text(markdown(rows), encoding="utf-8")
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()
