@@ -1,0 +1,26 @@
+"""docs/operators.md says what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_growth.operators import catalogue
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["width", "depth"])
+def test_the_tables_are_those_of_the_registry(kind):
+    assert catalogue.table(kind) in PAGE, "print them: python -m megatron_growth.operators.catalogue"
+
+
+def test_the_operator_that_is_shown_is_the_one_of_the_example():
+    example = ROOT / "examples" / "02-own-operator"
+    shown = (example / "mirror_growth.py").read_text(encoding="utf-8")
+    assert f"```python\n{shown}```" in PAGE
+    assert len(shown.splitlines()) <= 40
+    entry_point = PAGE.split("```toml\n")[1].split("```")[0]
+    assert entry_point in (example / "pyproject.toml").read_text(encoding="utf-8")
