@@ -11,9 +11,11 @@ PACKAGE = Path(megatron_growth.__file__).parent
 
 # From the ground up; rooms in one tuple are neighbours and do not know each other, but where NEIGHBOURS says so.
 LEVELS = (
-    ("errors", "shape", "__init__"),
+    ("errors", "__init__"),
+    ("shape",),
     ("axes", "schedules"),
-    ("operators", "layout"),
+    ("operators",),
+    ("layout",),
     ("checkpoint", "training", "backend", "planner", "recipes", "data"),
     ("testing",),
     ("plugin",),
