@@ -58,10 +58,9 @@ write_configuration() {
   chmod 755 "$BASE"
   for ((i = 0; i < GPUS; i++)); do ln -sfn /dev/null "$BASE/dev/nvidia$i"; done
   echo "Name=gpu Type=h100 File=$BASE/dev/nvidia[0-$((GPUS - 1))]" >"$BASE/etc/gres.conf"
-  { # what each node sees as /etc/hosts, so that the names that Slurm prints resolve
-    echo "127.0.0.1 localhost"
-    for ((i = 1; i <= NODES; i++)); do echo "127.0.0.$((10 + i)) node$i"; done
-  } >"$BASE/etc/hosts"
+  # What each node sees as /etc/hosts, so that the names that Slurm prints resolve.  All are 127.0.0.1, because that is
+  # the address that a step's daemon answers srun at, and srun listens where its own host name points to.
+  echo "127.0.0.1 localhost $(printf 'node%d ' $(seq "$NODES"))" >"$BASE/etc/hosts"
   # cred_expire and the timeouts are short so that a requeue takes 6 s and a dead node is noticed after 6 s.
   cat >"$SLURM_CONF" <<CONF
 ClusterName=growthtest
@@ -107,7 +106,7 @@ OverTimeLimit=0
 JobRequeue=1
 PropagateResourceLimits=NONE
 GresTypes=gpu
-NodeName=node[1-$NODES] NodeHostname=localhost NodeAddr=127.0.0.[11-$((10 + NODES))] Port=[$((port + 1))-$((port + NODES))] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEMORY_MB Gres=gpu:h100:$GPUS State=UNKNOWN
+NodeName=node[1-$NODES] NodeHostname=localhost Port=[$((port + 1))-$((port + NODES))] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEMORY_MB Gres=gpu:h100:$GPUS State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 }

@@ -1,0 +1,115 @@
+"""Is a training run still worth its GPUs?  Judged from the figures it writes: not a number, blown up, or no progress.
+
+A single spike is normal and passes.  A run has blown up when the median loss of its last `window` iterations exceeds
+`spike_factor` times the lowest such median that the stage has seen.
+
+Units: losses in nats per token, times in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as ill.
+
+    Attributes:
+        hang_seconds: time without a finished iteration.
+        spike_factor: median loss of the last window against the best one.
+        window: iterations of a median.
+    """
+
+    hang_seconds: float = 1800.0
+    spike_factor: float = 1.5
+    window: int = 20
+
+
+class LossHistory:
+    """Judges losses as they come."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.best = math.inf
+        self._last: deque[float] = deque(maxlen=limits.window)
+
+    def add(self, iteration: int, loss: float | None) -> str | None:
+        """Take one iteration's loss (None: not a number); returns what is wrong, or None."""
+        if loss is None or not math.isfinite(loss):
+            return f"the loss of iteration {iteration} is not a number"
+        self._last.append(loss)
+        if len(self._last) < self.limits.window:
+            return None
+        now = median(self._last)
+        if now > self.limits.spike_factor * self.best:
+            return (
+                f"the loss has blown up: its median over {self.limits.window} iterations is {now:.3f} at iteration "
+                f"{iteration}, and was {self.best:.3f}"
+            )
+        self.best = min(self.best, now)
+        return None
+
+
+class MetricsTail:
+    """Reads what is new in a metrics file, and begins anew when the file was cut back after a restart."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file_id, self._offset = (0, 0), 0
+
+    def records(self) -> tuple[list[dict[str, object]], bool]:
+        """The records since the last call, and whether the file began anew."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return [], False
+        anew = (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset
+        if anew:
+            self._file_id, self._offset = (status.st_dev, status.st_ino), 0
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        self._offset += len(data)
+        return [json.loads(line) for line in data.splitlines()], anew
+
+
+class Doctor:
+    """Follows one stage's metrics file.
+
+    Args:
+        path: the file, which need not exist yet.
+        limits: what counts as ill.
+        now: the current time in seconds, on any clock that the calls of `examine` share.
+    """
+
+    def __init__(self, path: Path, limits: Limits, now: float) -> None:
+        self._tail, self._limits = MetricsTail(path), limits
+        self._history, self._last_progress = LossHistory(limits), now
+
+    def examine(self, now: float) -> str | None:
+        """What is wrong with the run at this time, or None."""
+        records, anew = self._tail.records()
+        if anew:
+            self._history = LossHistory(self._limits)
+        if records:
+            self._last_progress = now
+        for record in records:
+            if "event" in record:
+                continue
+            problem = self._history.add(int(str(record["iteration"])), _number(record["loss"]))
+            if problem:
+                return problem
+        if now - self._last_progress > self._limits.hang_seconds:
+            return f"no iteration has finished for {(now - self._last_progress) / 60:.0f} minutes: it hangs"
+        return None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

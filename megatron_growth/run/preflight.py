@@ -1,0 +1,263 @@
+"""Checks before training: every node of a job sees the same code, recipe, data and file system, and has its GPUs.
+
+Each node runs `python -m megatron_growth.run.preflight RUN STAGE`.  A node writes what it sees to a file in the run
+directory, which by itself shows that the directory is shared; the first node reads all of them and compares.  The
+variables are those that launch/stage.sbatch sets: GROWTH_HOSTS, GROWTH_RANKS_PER_NODE, GROWTH_GPUS_PER_NODE.
+
+Units: memory in bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import megatron_growth
+from megatron_growth.data.storage import write_json
+from megatron_growth.errors import GrowthError, RunError, nearest
+from megatron_growth.run import slurm_record
+from megatron_growth.run.directory import RunDirectory, existing
+
+# Of a large file only the ends are hashed: a node that sees another file, or an unfinished copy, shows all the same.
+_HASHED_BYTES = 1 << 16
+_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node sees.
+
+    Attributes:
+        host: its name.
+        code: hash of this package's files.
+        versions: Python, torch and megatron-core.
+        recipe: hash of recipe.yaml and plan.json.
+        data: hash of the names, sizes and ends of the data files.
+        gpus: GPUs that Slurm gave to the job on this node.
+        gpu_memory: of its smallest GPU; None where no driver tells.
+    """
+
+    host: str
+    code: str
+    versions: str
+    recipe: str
+    data: str
+    gpus: int
+    gpu_memory: int | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the plan and the job need of every node.
+
+    Attributes:
+        hosts: names of all nodes, the first host first.
+        gpus: GPUs a node, None when the job has none to check.
+        gpu_memory: bytes of the rank that needs most.
+    """
+
+    hosts: tuple[str, ...]
+    gpus: int | None
+    gpu_memory: int
+
+
+def disagreements(facts: Sequence[NodeFacts], expected: Expected) -> list[str]:
+    """What is wrong, one sentence each, with the node's name; an empty list when training can start.
+
+    Args:
+        facts: of the nodes that reported, in any order.
+        expected: what they are compared with, and the order of the nodes.
+    """
+    by_host = {f.host: f for f in facts}
+    problems = [
+        f"{host} did not report: it does not share the file system of the run, or cannot run Python"
+        for host in expected.hosts
+        if host not in by_host
+    ]
+    present = [by_host[h] for h in expected.hosts if h in by_host]
+    for fact in present:
+        problems += _differences(fact, present[0]) + _hardware(fact, expected)
+    return problems
+
+
+def _differences(fact: NodeFacts, first: NodeFacts) -> list[str]:
+    names = {"code": "another megatron_growth", "versions": "other versions", "recipe": "another recipe or plan"}
+    names["data"] = "other data files"
+    return [
+        f"{fact.host} sees {what} than {first.host}: {getattr(fact, key)} against {getattr(first, key)}"
+        for key, what in names.items()
+        if getattr(fact, key) != getattr(first, key)
+    ]
+
+
+def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
+    problems = []
+    if expected.gpus is not None and fact.gpus != expected.gpus:
+        problems.append(f"{fact.host} has {fact.gpus} GPUs for this job, and {expected.gpus} are planned")
+    if fact.gpu_memory is not None and fact.gpu_memory < expected.gpu_memory:
+        problems.append(
+            f"{fact.host} has {fact.gpu_memory / 2**30:.0f} GiB a GPU, and the plan needs "
+            f"{expected.gpu_memory / 2**30:.0f} GiB"
+        )
+    return problems
+
+
+def check_world(stage: Mapping[str, Any], ranks: int, open_dp: bool) -> None:
+    """Refuse a number of ranks that is not the layout's.
+
+    Args:
+        stage: its entry in plan.json.
+        ranks: of the job.
+        open_dp: the recipe leaves the data-parallel size to the machine.
+
+    Raises:
+        RunError: with the layout and the number of ranks that it needs.
+    """
+    layout = stage["layout"]
+    model = layout["tp"] * layout["pp"]
+    dp = max(ranks // model, 1) if open_dp else layout["dp"]
+    batch = dp * stage["micro_batch_size"]
+    where = f"stage {stage['name']}: TP{layout['tp']} PP{layout['pp']} DP{dp}"
+    if ranks != model * dp:
+        what = f"the job has {ranks} ranks, and the layout of this stage needs {model * dp}"
+        raise RunError(what, where=where, fix="change the nodes of the job, or the layout in the recipe")
+    if stage["global_batch_size"] % batch:
+        what = f"the global batch of {stage['global_batch_size']} does not split over {dp} x {batch // dp} sequences"
+        raise RunError(what, where=where, fix="take another number of nodes, or another micro_batch_size")
+
+
+def planned_stage(run: RunDirectory, name: str) -> tuple[dict[str, Any], bool]:
+    """A stage's entry in plan.json, and whether its recipe leaves the data-parallel size open.
+
+    Raises:
+        RunError: the run has no stage of that name.
+    """
+    plan = run.plan_document
+    planned = {stage["name"]: stage for stage in (*plan["stages"], *plan["baselines"])}
+    if name not in planned:
+        raise RunError(f"the run has no stage {name!r}", where=str(run.plan), fix=nearest(name, planned))
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    written = {stage["name"]: stage for stage in recipe["stages"]} | recipe["baselines"]
+    return planned[name], written[name]["layout"]["dp"] is None
+
+
+def facts_of_this_node(run: RunDirectory) -> NodeFacts:
+    """Look at this node."""
+    package = Path(megatron_growth.__file__).parent
+    return NodeFacts(
+        host=os.environ.get("SLURMD_NODENAME") or platform.node(),
+        code=_hash_files(package, sorted(package.rglob("*.py"))),
+        versions=", ".join(f"{n} {_version(n)}" for n in ("python", "torch", "megatron-core")),
+        recipe=_hash_files(run.path, [run.recipe, run.plan]),
+        data=_hash_files(run.data, sorted(f for f in run.data.rglob("*") if f.is_file())),
+        gpus=int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),
+        gpu_memory=_smallest_gpu(),
+    )
+
+
+def _version(package: str) -> str:
+    return platform.python_version() if package == "python" else metadata.version(package)
+
+
+def _hash_files(base: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(base)}\0{size}\0".encode())
+        with open(file, "rb") as content:
+            digest.update(content.read(_HASHED_BYTES))
+            content.seek(max(size - _HASHED_BYTES, 0))
+            digest.update(content.read(_HASHED_BYTES))
+    return digest.hexdigest()[:12]
+
+
+def _smallest_gpu() -> int | None:
+    """Memory of the smallest GPU here; None without NVIDIA's driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    sizes = [int(line) for line in answer.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 if sizes else None
+
+
+def _collect(folder: Path, hosts: Sequence[str]) -> list[NodeFacts]:
+    """Wait until every node has reported, or the time is up."""
+    deadline = time.monotonic() + float(os.environ.get("GROWTH_PREFLIGHT_SECONDS", _WAIT_SECONDS))
+    while time.monotonic() < deadline and not all((folder / f"{h}.json").exists() for h in hosts):
+        time.sleep(0.2)
+    return [NodeFacts(**json.loads(f.read_text(encoding="utf-8"))) for f in sorted(folder.glob("*.json"))]
+
+
+def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: int, gpus: int | None) -> None:
+    """Report for this node and, on the first host, compare all nodes.
+
+    Args:
+        run: the run directory.
+        name: of the stage.
+        hosts: of the job, the first host first.
+        ranks_per_node: training processes a node.
+        gpus: GPUs a node, None when there is no number to check.
+
+    Raises:
+        RunError: the nodes disagree, or do not fit the plan.
+    """
+    planned, open_dp = planned_stage(run, name)
+    stage = run.stage(name)
+    folder = stage.path / "preflight" / f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    facts = facts_of_this_node(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{facts.host}.json", asdict(facts))
+    if facts.host != hosts[0]:
+        return
+    check_world(planned, len(hosts) * ranks_per_node, open_dp)
+    found = _collect(folder, hosts)
+    shutil.rmtree(folder.parent)
+    problems = disagreements(found, Expected(hosts, gpus, planned["memory_bytes_per_gpu"]))
+    if problems:
+        slurm_record.fail(stage, "before training: " + "; ".join(problems))
+        raise RunError(
+            "the nodes of this job cannot train together:\n  " + "\n  ".join(problems),
+            where=f"stage {name} on {' '.join(hosts)}",
+            fix="repair the node, or exclude it with sbatch's --exclude, and submit again",
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the checks of this node; 0 when it may train."""
+    parser = argparse.ArgumentParser(prog="preflight", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("stage")
+    args = parser.parse_args(argv)
+    gpus = os.environ.get("GROWTH_GPUS_PER_NODE")
+    try:
+        check(
+            existing(args.run),
+            args.stage,
+            tuple(os.environ["GROWTH_HOSTS"].split()),
+            int(os.environ["GROWTH_RANKS_PER_NODE"]),
+            int(gpus) if gpus else None,
+        )
+    except GrowthError as error:
+        print(f"preflight: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A thin client of Slurm's own commands: sbatch, squeue, scancel, scontrol.
+
+Every command is started with a list of words, never through a shell, so that a path with spaces, quotes or a semicolon
+is only ever a path.  What Slurm refuses is shown in Slurm's own words beside ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_growth.errors import GrowthError, UserError
+
+_TIMEOUT_SECONDS = 120
+_FIELDS = "%A|%T|%j|%N|%S|%r"
+
+
+class SlurmMissing(UserError):
+    """This machine has no Slurm commands."""
+
+
+class SlurmRefused(UserError):
+    """Slurm refused a request."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is waiting, running, or about to be either again.
+
+    Attributes:
+        id: Slurm's number.
+        state: in Slurm's words, such as PENDING or RUNNING.
+        name: as it was submitted.
+        nodes: Slurm's compact list, empty while it waits.
+        start: when it started, or is expected to; N/A when Slurm does not know.
+        reason: why it waits.
+    """
+
+    id: str
+    state: str
+    name: str
+    nodes: str
+    start: str
+    reason: str
+
+
+def available() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
+def submit(words: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Submit a batch job and return its id.
+
+    Args:
+        words: options, the script, and the script's arguments.
+        environment: variables that the job sees beyond those of this process.
+
+    Raises:
+        SlurmMissing: there is no Slurm here.
+        SlurmRefused: with Slurm's message.
+    """
+    return _run(["sbatch", "--parsable", *words], environment).strip().split(";")[0]
+
+
+def active(names: Iterable[str]) -> dict[str, Job]:
+    """This user's unfinished jobs of these names, by name."""
+    command = ["squeue", "--me", "--noheader", f"--format={_FIELDS}", f"--name={','.join(names)}"]
+    jobs = (Job(*line.split("|", 5)) for line in _run(command).splitlines())
+    return {job.name: job for job in jobs}
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs; one that has ended already is none of our business."""
+    if ids:
+        _run(["scancel", "--quiet", *ids])
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    if shutil.which(command[0]) is None:
+        raise SlurmMissing(
+            f"there is no Slurm on this machine: {command[0]} was not found",
+            fix="log in to a host of the cluster that has it; without Slurm, `megatron-growth train` runs the stages here",
+        )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+            env={**os.environ, **(environment or {})},
+        )
+    except subprocess.TimeoutExpired:
+        raise GrowthError(
+            f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s",
+            fix="try again when the controller answers (scontrol ping); jobs that were accepted are found again",
+        ) from None
+    if done.returncode != 0:
+        raise SlurmRefused(
+            f"Slurm refused: {done.stderr.strip() or 'no message'}",
+            where=command[0],
+            fix="change the cluster profile; `sinfo` and `sacctmgr show associations` list what this cluster offers",
+        )
+    return done.stdout

@@ -1,0 +1,181 @@
+"""The parts of launch/stage.sbatch that are more than a few lines of shell.
+
+    python -m megatron_growth.run.slurm_job begin RUN STAGE     record a start, or give up; prints a free port
+    python -m megatron_growth.run.slurm_job watch RUN STAGE     ends when training is ill; removes old checkpoints
+    python -m megatron_growth.run.slurm_job end RUN STAGE ...   is the stage done, to be requeued, or over?
+
+`begin` and `watch` end with 0 or with a failure (1); `end` ends with 0 (the stage is done), 75 (requeue) or 1 (give
+up).  Messages go to standard error, which is the job's own output file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_growth.errors import GrowthError, RunError, StageFailed, UserError, nearest
+from megatron_growth.run import checkpoints, failures, slurm_record
+from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
+from megatron_growth.run.health import Doctor, Limits
+from megatron_growth.run.retention import Keep, prune
+from megatron_growth.run.slurm_record import Start
+
+REQUEUE = 75
+_LOOK_EVERY_SECONDS = 10.0
+# Megatron's own checks of loss and gradients; a requeue would meet the same number again.
+_NOT_A_NUMBER = ("found NaN in", "found Inf in")
+
+
+def planned_iterations(run: RunDirectory, stage: str) -> int:
+    """Iterations of a stage.
+
+    Raises:
+        RunError: the run has no stage of that name.
+    """
+    document = run.plan_document
+    planned = {s["name"]: s["iterations"] for s in (*document["stages"], *document["baselines"])}
+    if stage not in planned:
+        raise RunError(f"the run has no stage {stage!r}", where=str(run.plan), fix=nearest(stage, planned))
+    return int(planned[stage])
+
+
+def begin(run: RunDirectory, name: str) -> int:
+    """Put the stage's checkpoints right, record this start, and return a TCP port that is free on this node.
+
+    Raises:
+        StageFailed: the job was restarted too often in a row without a new checkpoint.
+        CheckpointError: a checkpoint had been finished, but no whole one is left.
+    """
+    planned_iterations(run, name)
+    stage, limit = run.stage(name), int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
+    reached, notes = checkpoints.repair(stage.checkpoints)
+    for note in notes:
+        _say(note)
+    failures.clear(_failures(stage))
+    start = Start(
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        hosts=tuple(os.environ.get("GROWTH_HOSTS", "").split()),
+        time=time.time(),
+        iteration=reached,
+    )
+    useless = useless_restarts(slurm_record.read(stage).starts, start)
+    slurm_record.add_start(stage, start)
+    if useless > limit:
+        raise _give_up(stage, f"gave up after {limit} restarts in a row without a new checkpoint, at {reached}")
+    return _free_port()
+
+
+def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
+    """How many starts of the same job, back from now, found the checkpoint that this one finds."""
+    count = 0
+    for start in reversed(earlier):
+        if start.job != now.job or start.iteration != now.iteration:
+            break
+        count += 1
+    return count
+
+
+def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> None:
+    """Look after a stage until it is ill, or this process gets USR1 because training has ended.
+
+    Raises:
+        StageFailed: with what is wrong.
+    """
+    ended = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: ended.set())
+    stage, keep = run.stage(name), Keep.of_run(run)
+    doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
+    while not over:
+        over = ended.wait(look_every)
+        problem = doctor.examine(time.monotonic())
+        if problem:
+            raise _give_up(stage, problem)
+        newest = checkpoints.tracked(stage.checkpoints)
+        if newest != pruned:
+            prune(stage.checkpoints, keep)
+            pruned = newest
+
+
+def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool, unhealthy: bool) -> int:
+    """Judge how training ended: 0 when the stage is done, REQUEUE when it shall go on.
+
+    Raises:
+        StageFailed: the stage must not go on.
+    """
+    stage, planned = run.stage(name), planned_iterations(run, name)
+    if unhealthy:
+        raise StageFailed(f"training was stopped: {slurm_record.read(stage).failure}", where=str(stage.log))
+    reached = checkpoints.tracked(stage.checkpoints) or 0
+    if exit_code == 0 and reached >= planned:
+        stage.mark_done(planned, checkpoints.verify(stage.checkpoints, planned))
+        return 0
+    _say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {planned}")
+    if exit_code != 0 and not asked_to_stop:
+        failure = failures.first(_failures(stage))
+        error = failures.as_error(name, failure, stage.log, exit_code)
+        if isinstance(error, UserError) or any(text in error.what for text in _NOT_A_NUMBER):
+            raise _give_up(stage, error.what, error.fix)
+        _say(error.what)
+    return REQUEUE
+
+
+def _failures(stage: StageDirectory) -> Path:
+    """Where ranks leave their failures; stage.sbatch tells them."""
+    return stage.path / "failures"
+
+
+def _give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:
+    slurm_record.fail(stage, reason)
+    default = "read the end of the log; when the cause is gone, submit again: training goes on from the last checkpoint"
+    return StageFailed(reason, where=f"{stage.log} (stage {stage.name})", fix=fix or default)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
+
+
+def _say(message: str) -> None:
+    print(f"{time.strftime('%F %T')} {message}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="slurm_job", description=__doc__.splitlines()[0])
+    parser.add_argument("verb", choices=("begin", "watch", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("stage")
+    parser.add_argument("--exit-code", type=int, default=0)
+    parser.add_argument("--asked-to-stop", choices=("yes", "no"), default="no")
+    parser.add_argument("--unhealthy", choices=("yes", "no"), default="no")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; see the module's docstring."""
+    args = _parser().parse_args(argv)
+    try:
+        run = existing(args.run)
+        if args.verb == "begin":
+            print(begin(run, args.stage))
+            return 0
+        if args.verb == "watch":
+            hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
+            watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
+            return 0
+        return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes", args.unhealthy == "yes")
+    except GrowthError as error:
+        _say(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What a stage's Slurm jobs write down beside its checkpoints: every start, and why the last one gave up.
+
+RUN/stages/STAGE/slurm.json is replaced atomically by the one job of the stage that runs; `status` and the job's next
+start read it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from megatron_growth.data.storage import write_json
+from megatron_growth.run.directory import StageDirectory
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a stage's job.
+
+    Attributes:
+        job: Slurm's job id.
+        restart: how often Slurm had requeued the job.
+        hosts: names of the nodes, the first host first.
+        time: seconds since the epoch.
+        iteration: of the checkpoint that training goes on from; 0 when there is none.
+    """
+
+    job: str
+    restart: int
+    hosts: tuple[str, ...]
+    time: float
+    iteration: int
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """All starts of a stage, oldest first, and the reason why its last job gave up, if it did."""
+
+    starts: tuple[Start, ...] = ()
+    failure: str | None = None
+
+    @property
+    def restarts(self) -> int:
+        """Starts beyond the first."""
+        return max(len(self.starts) - 1, 0)
+
+
+def read(stage: StageDirectory) -> JobRecord:
+    """The record of a stage; an empty one before its first job."""
+    if not _file(stage).exists():
+        return JobRecord()
+    document = json.loads(_file(stage).read_text(encoding="utf-8"))
+    return JobRecord(tuple(Start(**{**s, "hosts": tuple(s["hosts"])}) for s in document["starts"]), document["failure"])
+
+
+def add_start(stage: StageDirectory, start: Start) -> None:
+    """Write down a start; the failure of an earlier job is over with it."""
+    write_json(_file(stage), asdict(JobRecord((*read(stage).starts, start))))
+
+
+def fail(stage: StageDirectory, reason: str) -> None:
+    """Write down why the stage must not go on."""
+    write_json(_file(stage), asdict(replace(read(stage), failure=reason)))
+
+
+def _file(stage: StageDirectory) -> Path:
+    return stage.path / "slurm.json"

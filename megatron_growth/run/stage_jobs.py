@@ -1,0 +1,196 @@
+"""From a planned stage and a cluster profile to the words of sbatch.  Pure functions: nothing is started or written.
+
+launch/stage.sbatch says what the variables mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import RecipeError, RunError
+from megatron_growth.recipes import ClusterProfile
+from megatron_growth.run.directory import RunDirectory
+
+_NAME_LENGTH = 24
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One sbatch call, without its dependency.
+
+    Attributes:
+        stage: name of the stage.
+        name: of the job; the same for the same stage of the same run directory, and for no other.
+        nodes: how many it takes.
+        options: of sbatch.
+        script: the batch script.
+        arguments: of the script.
+        environment: variables that the job sees beyond the submitter's.
+    """
+
+    stage: str
+    name: str
+    nodes: int
+    options: tuple[str, ...]
+    script: Path
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+    def words(self, after: Sequence[str] = ()) -> list[str]:
+        """The words after `sbatch`.
+
+        Args:
+            after: ids of jobs that must have ended well before.
+        """
+        # singleton: should two jobs of a stage ever exist, Slurm itself does not let them run at the same time.
+        dependency = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+        return [*self.options, f"--dependency={dependency}", str(self.script), *self.arguments]
+
+    def command(self, after: Sequence[str] = ()) -> str:
+        """The same as a line that a shell takes."""
+        variables = [f"{name}={value}" for name, value in sorted(self.environment.items())]
+        return shlex.join(["env", *variables, "sbatch", *self.words(after)])
+
+
+def script_path() -> Path:
+    """launch/stage.sbatch: beside the package in a checkout, else where the installation put it.
+
+    Raises:
+        RunError: neither is there.
+    """
+    places = (
+        Path(__file__).parents[2] / "launch" / "stage.sbatch",
+        Path(sys.prefix) / "share" / "megatron_growth" / "launch" / "stage.sbatch",
+    )
+    for place in places:
+        if place.is_file():
+            return place
+    raise RunError("launch/stage.sbatch is missing", where=str(places[0]), fix="install megatron_growth again")
+
+
+def stage_jobs(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
+    """The jobs of a run's stages, in the order of the chain.
+
+    Raises:
+        RecipeError: the profile lacks what a stage needs; all stages' problems at once.
+        RunError: the path of the run cannot be given to Slurm.
+    """
+    path = run.path.absolute()
+    if re.search(r"[\\\x00-\x1f]", str(path)):
+        raise RunError(
+            "Slurm cannot write a job's output below a path with a backslash or a control character",
+            where=repr(str(path)),
+            fix="name another folder with --run",
+        )
+    if profile.slurm is None:
+        raise RecipeError(
+            f"the cluster profile {profile.name} has no `slurm` section",
+            where=profile.where("name"),
+            fix="run the stages here with `megatron-growth train`, or add the section (launch/clusters/h100-8x.yaml)",
+        )
+    problems, jobs = [], []
+    for stage in run.plan_document["stages"]:
+        try:
+            nodes, ranks = nodes_of(stage, profile)
+        except ValueError as error:
+            problems.append(f"stage {stage['name']}: {error}")
+            continue
+        jobs.append(_job(run, stage["name"], profile, nodes, ranks))
+    if problems:
+        raise RecipeError(
+            f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
+            where=profile.where("nodes"),
+            fix="raise `nodes` in the profile, or change the stage's layout in the recipe",
+        )
+    return jobs
+
+
+def nodes_of(stage: dict[str, Any], profile: ClusterProfile) -> tuple[int, int]:
+    """(nodes, ranks a node) of a stage of plan.json.
+
+    Raises:
+        ValueError: its layout does not fit the nodes of the profile.
+    """
+    layout, most = stage["layout"], profile.ranks_of_a_node
+    ranks = layout["tp"] * layout["pp"] * layout["dp"]
+    per_node = min(ranks, most)
+    nodes = -(-ranks // per_node)
+    words = f"TP{layout['tp']} PP{layout['pp']} DP{layout['dp']} is {ranks} ranks"
+    if ranks % per_node:
+        raise ValueError(f"{words}, which do not fill nodes of {most}")
+    if per_node % layout["tp"]:
+        raise ValueError(f"{words}: TP{layout['tp']} would cross nodes of {per_node} ranks")
+    if nodes > profile.nodes:
+        raise ValueError(f"{words} on {nodes} nodes, and the profile has {profile.nodes}")
+    return nodes, per_node
+
+
+def job_name(run: RunDirectory, stage: str) -> str:
+    """Name of a stage's job: readable, free of special characters, and unique by a hash of the run's real path."""
+    path = str(run.path.resolve())
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", run.path.resolve().name)[:_NAME_LENGTH]
+    digest = hashlib.sha256(f"{path}\0{stage}".encode()).hexdigest()[:10]
+    return f"growth-{readable}-{stage}-{digest}"
+
+
+def _job(run: RunDirectory, stage: str, profile: ClusterProfile, nodes: int, ranks: int) -> StageJob:
+    path = run.path.absolute()
+    return StageJob(
+        stage=stage,
+        name=job_name(run, stage),
+        nodes=nodes,
+        options=_options(path / "stages" / stage, job_name(run, stage), profile, nodes),
+        script=script_path(),
+        arguments=(str(path), stage),
+        environment=_environment(profile, ranks),
+    )
+
+
+def _options(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tuple[str, ...]:
+    slurm = profile.slurm
+    assert slurm is not None  # stage_jobs() has looked
+    gpus = f"{slurm.gpu_type}:{profile.gpus_per_node}" if slurm.gpu_type else str(profile.gpus_per_node)
+    output = str(folder / "job.txt").replace("%", "%%")  # % begins one of Slurm's own patterns
+    options = [
+        f"--job-name={name}",
+        f"--comment=megatron-growth stage {folder.name}",
+        f"--output={output}",
+        f"--nodes={nodes}",
+        f"--gpus-per-node={gpus}",
+        f"--time={slurm.time_limit}",
+        f"--signal=B:USR1@{slurm.signal_seconds}",
+        "--kill-on-invalid-dep=yes",
+    ]
+    if slurm.cpus_per_gpu:
+        options.append(f"--mincpus={slurm.cpus_per_gpu * profile.gpus_per_node}")
+    for key in ("partition", "account", "qos", "constraint", "reservation", "exclude"):
+        if value := getattr(slurm, key):
+            options.append(f"--{key}={value}")
+    return (*options, *slurm.extra)
+
+
+def _environment(profile: ClusterProfile, ranks: int) -> dict[str, str]:
+    own = profile.environment
+    variables = dict(own.variables) | {
+        "GROWTH_LAUNCHER": profile.launcher,
+        "GROWTH_RANKS_PER_NODE": str(ranks),
+        "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
+        "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
+        "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
+    }
+    if own.modules:
+        variables["GROWTH_MODULES"] = " ".join(own.modules)
+    if own.venv:
+        variables["GROWTH_VENV"] = own.venv
+    if own.container:
+        variables["GROWTH_CONTAINER_IMAGE"] = own.container.image
+        if own.container.mounts:
+            variables["GROWTH_CONTAINER_MOUNTS"] = ",".join(own.container.mounts)
+    return variables

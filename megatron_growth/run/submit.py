@@ -1,0 +1,108 @@
+"""A run's stages as a chain of Slurm jobs: submitted once, found again, cancelled whole.
+
+Each stage is one job with a name of its own, so a submission that was killed half-way, or is given twice, finds the
+jobs that are there (squeue) and adds what is missing.  RUN/slurm.json remembers the ids for people and for `status`.
+A job starts when the one before it has ended well; when that fails or is cancelled, Slurm removes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from megatron_growth.data.storage import write_json
+from megatron_growth.errors import GrowthError
+from megatron_growth.run import slurm
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.lock import exclusive
+from megatron_growth.run.stage_jobs import StageJob, job_name
+
+FILE_NAME = "slurm.json"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of one stage in a submission.
+
+    Attributes:
+        stage: its name.
+        job: Slurm's id; None when the stage is done.
+        nodes: how many nodes the job takes.
+        after: id of the job that must end well first.
+        action: `submitted` now, `kept` because its job was there already, or `done` before.
+    """
+
+    stage: str
+    job: str | None
+    nodes: int
+    after: str | None
+    action: Literal["submitted", "kept", "done"]
+
+
+def submit_chain(run: RunDirectory, jobs: Sequence[StageJob]) -> list[Submitted]:
+    """Submit the stages that are neither done nor submitted, each after the stage that it grows from.
+
+    Args:
+        run: the run directory.
+        jobs: of all its stages, in the order of the chain.
+
+    Raises:
+        SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled again.
+        SlurmMissing: there is no Slurm here.
+        RunError: another command works on the run.
+    """
+    with exclusive(run.lock):
+        active = slurm.active(job.name for job in jobs)
+        submitted: list[Submitted] = []
+        try:
+            for job in jobs:
+                submitted.append(_submit_one(run, job, active, submitted))
+                _remember(run, submitted)
+        except GrowthError:
+            slurm.cancel([s.job for s in reversed(submitted) if s.job and s.action == "submitted"])
+            raise
+    return submitted
+
+
+def _submit_one(
+    run: RunDirectory, job: StageJob, active: dict[str, slurm.Job], earlier: Sequence[Submitted]
+) -> Submitted:
+    if run.stage(job.stage).is_done:
+        return Submitted(job.stage, None, job.nodes, None, "done")
+    after = earlier[-1].job if earlier else None
+    if job.name in active:
+        return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
+    run.stage(job.stage).path.mkdir(parents=True, exist_ok=True)
+    number = slurm.submit(job.words([after] if after else []), job.environment)
+    return Submitted(job.stage, number, job.nodes, after, "submitted")
+
+
+def _remember(run: RunDirectory, submitted: Sequence[Submitted]) -> None:
+    known = remembered(run)
+    known |= {s.stage: s.job for s in submitted if s.job}
+    write_json(run.path / FILE_NAME, {"jobs": known})
+
+
+def remembered(run: RunDirectory) -> dict[str, str]:
+    """Ids of the last job of each stage, by stage."""
+    file = run.path / FILE_NAME
+    if not file.exists():
+        return {}
+    jobs: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["jobs"]
+    return jobs
+
+
+def cancel_chain(run: RunDirectory) -> list[str]:
+    """Cancel all jobs of a run, the last of the chain first so that none starts in between; returns their ids."""
+    names = [job_name(run, stage["name"]) for stage in run.plan_document["stages"]]
+    active = slurm.active(names)
+    ids = [active[name].id for name in reversed(names) if name in active]
+    slurm.cancel(ids)
+    return ids
+
+
+def to_json(submitted: Sequence[Submitted]) -> list[dict[str, object]]:
+    """Plain types."""
+    return [asdict(s) for s in submitted]

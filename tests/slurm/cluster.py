@@ -1,0 +1,94 @@
+"""A real Slurm cluster for tests: ci/slurm-cluster.sh in the background, two virtual nodes of eight fake GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "ci" / "slurm-cluster.sh"
+TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "unshare", "setpriv")
+
+
+def why_not() -> str | None:
+    """Why there can be no cluster on this machine, or None."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
+    if missing:
+        return f"Slurm is not installed ({', '.join(missing)} missing); ci/install-slurm.sh installs it"
+    if os.geteuid() != 0:
+        return "virtual nodes need root: each has a host name of its own"
+    return None
+
+
+class Cluster:
+    """Starts the cluster; `close` stops it, and the kernel does when this process ends in any other way.
+
+    Args:
+        base: a new folder for everything.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.configuration = base / "etc" / "slurm.conf"
+        self._process = subprocess.Popen(
+            [SCRIPT, base, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self._expect("ready")
+
+    def stop_node(self, node: str) -> None:
+        """A power cut: the node's daemon and everything on it are gone at once."""
+        self._command(f"stop {node}")
+
+    def start_node(self, node: str) -> None:
+        """Switch the node on again."""
+        self._command(f"start {node}")
+
+    def close(self) -> None:
+        """Stop everything."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _command(self, words: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(words + "\n")
+        self._expect(words)
+
+    def _expect(self, answer: str) -> None:
+        assert self._process.stdout
+        line = self._process.stdout.readline().strip()
+        if line != answer:
+            raise RuntimeError(f"the cluster said {line!r} and not {answer!r}; its logs are in {self.base / 'log'}")
+
+
+def slurm(*words: str) -> str:
+    """Run a Slurm command and return what it prints."""
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def job(number: str) -> dict[str, str]:
+    """What the controller knows of a job."""
+    return dict(pair.split("=", 1) for pair in slurm("scontrol", "-o", "show", "job", number).split() if "=" in pair)
+
+
+def unfinished() -> list[str]:
+    """Ids of the jobs that wait or run."""
+    return slurm("squeue", "--noheader", "--format=%A").split()
+
+
+def wait_until(true: object, seconds: float = 90) -> None:
+    """Wait until the function `true` says so."""
+    assert callable(true)
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds} s; queue: {slurm('squeue')}")
+        time.sleep(0.2)
+
+
+def wait_for_end(seconds: float = 120) -> None:
+    """Wait until no job is left."""
+    wait_until(lambda: not unfinished(), seconds)

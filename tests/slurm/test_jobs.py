@@ -1,0 +1,151 @@
+"""Chains of jobs on a real Slurm, with stand-ins for training: what starts, what ends, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, job, slurm, unfinished, wait_for_end, wait_until
+
+from megatron_growth.errors import UserError
+from megatron_growth.recipes import ClusterProfile
+from megatron_growth.run import checkpoints, slurm_record
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.stage_jobs import stage_jobs
+from megatron_growth.run.submit import cancel_chain, submit_chain
+
+pytestmark = pytest.mark.slurm
+StandIns = Callable[..., RunDirectory]
+
+
+def submit(run: RunDirectory, profile: ClusterProfile) -> list[str]:
+    """Ids of the jobs of the stages that are not done."""
+    return [s.job for s in submit_chain(run, stage_jobs(run, profile)) if s.job]
+
+
+def said(run: RunDirectory, stage: str) -> str:
+    """What the stage's job printed."""
+    file = run.stage(stage).path / "job.txt"
+    return file.read_text() if file.exists() else ""
+
+
+def reached(run: RunDirectory, stage: str) -> int:
+    """Iteration of the newest checkpoint."""
+    return checkpoints.tracked(run.stage(stage).checkpoints) or 0
+
+
+def test_chain_runs_in_order_and_submitting_again_starts_nothing(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
+) -> None:
+    run = stand_ins("a run; with 'odd' $(touch owned) \"name\" 100%")
+    first = submit(run, profile)
+    assert submit(run, profile) == first
+    assert len(unfinished()) == 3
+    wait_for_end()
+    assert [job(number)["JobState"] for number in first] == ["COMPLETED"] * 3, said(run, "A")
+    assert all(run.stage(name).is_done for name in "ABC")
+    assert submit(run, profile) == []
+    starts, ends = ([job(number)[key] for number in first] for key in ("StartTime", "EndTime"))
+    assert ends[0] <= starts[1]
+    assert ends[1] <= starts[2]
+    assert not list(run.path.rglob("owned"))
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, launcher: str) -> None:
+    run = stand_ins(tp=2)
+    four = profile.model_copy(update={"launcher": launcher, "ranks_per_node": 2})
+    chain = stage_jobs(run, four)
+    assert [j.nodes for j in chain] == [2, 2, 2]
+    submit_chain(run, chain[:1])
+    wait_for_end()
+    log = run.stage("A").log.read_text()
+    for rank, node in enumerate(("node1", "node1", "node2", "node2")):
+        assert f"rank {rank} of 4 on {node}, local rank {rank % 2}, master node1:" in log
+
+
+def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
+    """By hand, as an administrator or a preemption would: TERM to the steps, then the requeue."""
+    run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
+    (number,) = [s.job for s in submit_chain(run, stage_jobs(run, profile)[:1])]
+    wait_until(lambda: reached(run, "A") >= 5)
+    slurm("scontrol", "requeue", str(number))
+    wait_for_end()
+    assert run.stage("A").is_done, said(run, "A")
+    record = slurm_record.read(run.stage("A"))
+    assert [start.restart for start in record.starts] == [0, 1]
+    assert record.starts[1].iteration >= 5
+    assert record.failure is None
+
+
+def test_power_cut_of_a_node(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
+    run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
+    submit_chain(run, stage_jobs(run, profile)[:1])
+    wait_until(lambda: reached(run, "A") >= 5)
+    queue.stop_node("node2")
+    try:
+        wait_until(lambda: "node2" in slurm("sinfo", "--noheader", "--states=down", "--format=%N"))
+    finally:
+        queue.start_node("node2")
+    wait_for_end()
+    assert run.stage("A").is_done, said(run, "A")
+    assert slurm_record.read(run.stage("A")).restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("trick", "reason"),
+    [
+        ({"crash_at": 15}, "gave up after 1 restarts in a row without a new checkpoint, at iteration 10"),
+        ({"nan_at": 15}, "the loss of iteration 15 is not a number"),
+        ({"hang_at": 15}, "no iteration has finished for"),
+    ],
+)
+def test_failing_stage_ends_the_chain_with_a_reason(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, trick: dict[str, int], reason: str
+) -> None:
+    run = stand_ins(A=trick | {"seconds": 0.1})
+    numbers = submit(run, profile.model_copy(update={"hang_minutes": 0.12 if "hang_at" in trick else 30}))
+    wait_for_end()
+    assert [job(number)["JobState"] for number in numbers] == ["FAILED", "CANCELLED", "CANCELLED"], said(run, "A")
+    failure = slurm_record.read(run.stage("A")).failure
+    assert failure is not None
+    assert failure.startswith(reason)
+    assert reason in said(run, "A")
+    assert not run.stage("B").log.exists()
+
+
+def test_cancelled_chain_leaves_nothing(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
+    run = stand_ins(A={"seconds": 0.5})
+    numbers = submit(run, profile)
+    wait_until(lambda: reached(run, "A") >= 10)
+    assert cancel_chain(run) == numbers[::-1]
+    wait_for_end()
+    assert [job(number)["JobState"] for number in numbers] == ["CANCELLED"] * 3
+    assert cancel_chain(run) == []
+
+
+def test_cancelling_one_job_takes_its_followers_along(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
+) -> None:
+    run = stand_ins(A={"seconds": 0.5})
+    numbers = submit(run, profile)
+    slurm("scancel", numbers[0])
+    wait_for_end()
+    assert {job(number)["JobState"] for number in numbers} == {"CANCELLED"}
+
+
+def test_refusals_are_in_slurms_own_words_and_leave_no_job(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
+) -> None:
+    run = stand_ins()
+    assert profile.slurm
+    unknown = profile.model_copy(update={"slurm": profile.slurm.model_copy(update={"partition": "$(reboot)"})})
+    with pytest.raises(UserError, match="(?i)invalid partition"):
+        submit(run, unknown)
+    jobs = stage_jobs(run, profile)
+    too_many = [*jobs[:2], stage_jobs(run, unknown)[2]]
+    with pytest.raises(UserError, match="(?i)invalid partition"):
+        submit_chain(run, too_many)
+    assert not unfinished()
