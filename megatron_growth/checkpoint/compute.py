@@ -17,7 +17,17 @@ from torch import Tensor
 
 from megatron_growth.axes import INIT, MEAN, ZERO
 from megatron_growth.checkpoint import init_values
-from megatron_growth.checkpoint.plan import COPY, CopyRecord, Planner, Range, Region, Run, column_window, row_spans
+from megatron_growth.checkpoint.plan import (
+    COPY,
+    GAP_ROWS,
+    CopyRecord,
+    Planner,
+    Range,
+    Region,
+    Run,
+    column_window,
+    row_spans,
+)
 from megatron_growth.checkpoint.source import Source, SourceTensor
 from megatron_growth.errors import CheckpointError
 
@@ -184,7 +194,7 @@ class Computer:
         """Rows in any order: read the ranges that hold them, pick them from memory; halved until they fit."""
         tensor, source = self._tensor(region), record.rows.source[at : at + len(y)]
         width = (window[1] - window[0]) * tensor.dtype.itemsize
-        spans = row_spans(source, gap=64)
+        spans = row_spans(source, GAP_ROWS)
         if len(y) > 1 and sum(b - a for a, b in spans) * width > self.gather_bytes:
             half = len(y) // 2
             self._fill_gathered(region, record, window, y[:half], at)

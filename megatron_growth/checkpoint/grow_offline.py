@@ -162,7 +162,9 @@ def grow(
     if target.exists():
         raise RunError("the target exists already", where=str(target), fix="remove it, or name another folder")
     partial = target.with_name(target.name + ".partial")
-    provenance = metadata.provenance(job.source, job.growth, job.common)
+    provenance = metadata.provenance(
+        job.source, job.growth, job.common, init_std=job.init_std, optimizer_state=job.policy
+    )
     keep = job.policy != "reset"
     iteration = int(job.common.get("iteration", 0)) if keep else None
     folder = partial / ("release" if iteration is None else f"iter_{iteration:07d}")

@@ -132,7 +132,7 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
     for key, sharded in local_tensors(model_chunks):
         computer.fill(region_of(key, sharded), sharded.data)
         tensors, size = tensors + 1, size + sharded.data.numel() * sharded.data.element_size()
-    origin = metadata.provenance(source, growth, common)
+    origin = metadata.provenance(source, growth, common, init_std=init_std)
     source.close()
     seconds = time.perf_counter() - begin
     return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import warnings
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from megatron_growth import __version__
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup
@@ -31,8 +35,7 @@ def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
     Raises:
         CheckpointError: it names a class that is not on the list, or is damaged.
     """
-    import megatron.core  # noqa: F401  registers its classes with torch's weights-only unpickler
-
+    _allow_megatron_classes()
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
     except Exception as error:
@@ -44,6 +47,14 @@ def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
                 fix="if you made this checkpoint yourself, add --trust-checkpoint; loading it can run any code",
             ) from None
         raise CheckpointError(f"an object of the checkpoint is damaged: {error}", where=where) from None
+
+
+@cache
+def _allow_megatron_classes() -> None:
+    """Importing Megatron registers its classes with torch's weights-only unpickler; it warns of absent extensions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import megatron.core  # noqa: F401
 
 
 def _unsafe_globals(data: bytes) -> list[str]:
@@ -159,23 +170,23 @@ def content_hash(source: Source) -> str:
     return digest.hexdigest()
 
 
-def provenance(source: Source, growth: GrowthMap, common: dict[str, Any]) -> dict[str, Any]:
+def provenance(
+    source: Source, growth: GrowthMap, common: dict[str, Any], *, init_std: float, optimizer_state: str = "reset"
+) -> dict[str, Any]:
     """Where a grown checkpoint comes from, as plain data that is saved with its arguments."""
-    import megatron.core
-
-    import megatron_growth
-
     args = common.get("args")
     return {
         **growth.provenance,
+        "init_std": init_std,
+        "optimizer_state": optimizer_state,
         "map": growth.fingerprint(),
-        "source": str(source.path),
+        "source": str(source.path.resolve()),
         "source_hash": content_hash(source),
         "source_iteration": int(common.get("iteration", 0)),
         "source_grown_from": getattr(args, PROVENANCE, None),
         "versions": {
-            "megatron_growth": megatron_growth.__version__,
-            "megatron_core": megatron.core.__version__.split("+")[0],
+            "megatron_growth": __version__,
+            "megatron_core": version("megatron-core"),
             "torch": str(torch.__version__),
         },
     }

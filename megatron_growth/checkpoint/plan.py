@@ -27,6 +27,8 @@ ONE_COLUMN = Side.of(np.zeros(1, dtype=np.int64))
 
 # Runs shorter than these are gathered together instead of copied as slices of their own.
 SHORTEST_ROW_RUN, SHORTEST_COLUMN_RUN = 16, 256
+# Wanted rows with at most so many unwanted ones between them are read in one go.
+GAP_ROWS = 64
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from megatron_growth.checkpoint.plan import Region
 from megatron_growth.checkpoint.source import Source, SourceTensor
-from megatron_growth.layout import Parameter, lookup
+from megatron_growth.layout import Parameter, lookup, parameters_of
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import GrowthMap
 
@@ -78,8 +78,6 @@ def target_tensors(
 
     A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding.
     """
-    from megatron_growth.layout import parameters_of
-
     known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
     embedding = source.tensors["embedding.word_embeddings.weight", None]
     moments = [None, *sorted({m for _, m in known if m})]

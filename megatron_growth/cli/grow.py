@@ -1,0 +1,180 @@
+"""Grow a checkpoint offline: write a larger model's checkpoint, which stock Megatron loads with --load.
+
+  megatron-growth grow --from runs/1B/checkpoints --to 2B --num-layers 22 --hidden-size 2560 \\
+      --ffn-hidden-size 8960 --num-attention-heads 20 --width aki --depth stack --seed 0
+  megatron-growth grow --from runs/1B/checkpoints --to 2B --recipe progressive-8b --stage 2B
+  megatron-growth grow ... --dry-run          what would be read and written; touches nothing
+
+The source may have any parallel layout, and so may the run that loads the target.  A killed growth goes on when the
+same command is given again.  Sizes that are not given stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from megatron_growth.checkpoint.grow_offline import Job
+    from megatron_growth.checkpoint.summary import Row
+    from megatron_growth.shape import ModelShape
+
+HELP = "grow a checkpoint into a larger model's, offline"
+SIZES = {
+    "num_layers": "layers",
+    "hidden_size": "hidden",
+    "ffn_hidden_size": "ffn",
+    "num_attention_heads": "heads",
+    "num_query_groups": "query_groups",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `grow`."""
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the small checkpoint")
+    parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
+    for name in SIZES:
+        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="of the target")
+    parser.add_argument("--recipe", help="take sizes and operators from a recipe's stage")
+    parser.add_argument("--stage", help="stage of the recipe to grow into")
+    parser.add_argument("--width", metavar="NAME", help="width operator (default: aki, or the recipe's)")
+    parser.add_argument("--depth", metavar="NAME", help="depth operator (default: stack, or the recipe's)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of every random choice (default: 0, or the recipe's)")
+    parser.add_argument("--optimizer-state", metavar="POLICY", help="reset (default), grow or asymmetric")
+    parser.add_argument("--lr", type=float, help="--lr of the run that will load grown optimizer state, when changed")
+    parser.add_argument("--min-lr", type=float, help="--min-lr of that run, when changed")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="unpickle the source's objects freely; this can run any code"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, then print or execute."""
+    import torch
+
+    from megatron_growth.checkpoint import grow_offline
+    from megatron_growth.cli.progress import Progress
+    from megatron_growth.operators import get
+
+    torch.set_num_threads(1)
+    wanted = _wanted(args)
+    job = grow_offline.plan(
+        args.source,
+        lambda source: _target_shape(source, args, wanted),
+        get("width", wanted["width"]),
+        get("depth", wanted["depth"]),
+        seed=wanted["seed"],
+        policy=wanted["optimizer_state"],
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    if args.dry_run:
+        _print_plan(job, args.json)
+        return 0
+    processes = args.processes or min(4, os.cpu_count() or 1)
+    with Progress({"check": "checking the source", "write": "growing"}, quiet=args.json) as progress:
+        report = grow_offline.grow(
+            job, args.target, processes=processes, rates=(args.lr, args.min_lr), progress=progress
+        )
+    if args.json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        resumed = f", {report.parts_resumed} parts were there already" if report.parts_resumed else ""
+        print(f"grown: {report.path} ({report.bytes_written / 1e9:.2f} GB, {report.seconds:.1f} s{resumed})")
+        print(f"load it with: --load {report.path}" + _epsilon_hint(job))
+    return 0
+
+
+def _epsilon_hint(job: Job) -> str:
+    from megatron_growth.checkpoint.metadata import grown_norm_epsilon
+
+    if job.growth.width.epsilon_scale == 1.0:
+        return ""
+    return f" --norm-epsilon {grown_norm_epsilon(job.common['args'], job.growth)!r}"
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """Operators, seed and policy: from the command line, else from the recipe's stage, else the defaults."""
+    given = {name: getattr(args, name) for name in ("width", "depth", "seed", "optimizer_state")}
+    wanted: dict[str, Any] = {"width": "aki", "depth": "stack", "seed": 0, "optimizer_state": "reset"}
+    if bool(args.recipe) != bool(args.stage):
+        raise RecipeError("--recipe and --stage belong together", fix="give both, or the target's sizes")
+    if args.recipe:
+        stage = _stage(args.recipe, args.stage)
+        if stage.growth is None:
+            raise GrowthPlanError(f"stage {stage.name!r} is not grown from another", where=args.recipe)
+        wanted["shape"] = stage.shape
+        wanted |= {name: value for name, value in asdict(stage.growth).items() if value is not None}
+    return wanted | {name: value for name, value in given.items() if value is not None}
+
+
+def _stage(recipe: str, name: str) -> Any:
+    from megatron_growth import recipes
+    from megatron_growth.planner import plan_run
+
+    stages = {stage.name: stage for stage in plan_run(recipes.load(recipe)).stages}
+    if name not in stages:
+        raise RecipeError(f"recipe {recipe!r} has no stage {name!r}", fix=nearest(name, stages))
+    return stages[name]
+
+
+def _target_shape(source: ModelShape, args: argparse.Namespace, wanted: dict[str, Any]) -> ModelShape:
+    """The target's sizes; vocabulary and architecture stay the source's."""
+    base: ModelShape = wanted.get("shape", source)
+    given = {field: getattr(args, name) for name, field in SIZES.items() if getattr(args, name) is not None}
+    if "heads" in given and "query_groups" not in given and source.query_groups == source.heads:
+        given["query_groups"] = given["heads"]
+    sizes = {field: getattr(base, field) for field in SIZES.values()} | given
+    return source.with_(**sizes, head_dim=base.head_dim, sublayers=base.sublayers)
+
+
+def _print_plan(job: Job, as_json: bool) -> None:
+    from megatron_growth.checkpoint.optimizer_state import MomentRule
+    from megatron_growth.checkpoint.plan import Planner
+    from megatron_growth.checkpoint.summary import summarise
+
+    rule = None if job.policy == "reset" else MomentRule(job.policy)
+    rows = summarise(job.parts, Planner(job.growth, rule), job.source)
+    read, written = sum(r.bytes_read for r in rows), sum(r.bytes_written for r in rows)
+    if as_json:
+        document = {
+            "source": asdict(job.growth.source),
+            "target": asdict(job.growth.target),
+            "growth": job.growth.provenance,
+            "parameters": [asdict(row) for row in rows],
+            "bytes_read": read,
+            "bytes_written": written,
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        _print_table(rows, read, written, job)
+
+
+def _print_table(rows: list[Row], read: int, written: int, job: Job) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("parameter", "axes", "old", "new", "MB read", "MB written", title="what would be grown")
+    for column in table.columns[4:]:
+        column.justify = "right"
+    for row in rows:
+        name = row.parameter + ("" if row.moment == "weight" else f" ({row.moment})")
+        sizes = [" x ".join(map(str, shape)) or "-" for shape in (row.old, row.new)]
+        table.add_row(
+            name, " x ".join(row.axes), *sizes, f"{row.bytes_read / 1e6:,.1f}", f"{row.bytes_written / 1e6:,.1f}"
+        )
+    table.add_section()
+    table.add_row(f"{len(rows)} in all", "", "", "", f"{read / 1e6:,.1f}", f"{written / 1e6:,.1f}")
+    words = job.growth.provenance
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print(f"width {words['width']}, depth {words['depth']}, seed {words['seed']}, optimizer state {job.policy}")

@@ -1,0 +1,103 @@
+"""Print a checkpoint: sizes, iteration, types, bytes, hash, where it was grown from, and how much of it is copies.
+
+  megatron-growth inspect runs/2B/checkpoints
+  megatron-growth inspect runs/2B/checkpoints/iter_0001000 --json
+
+Duplicated residual dimensions, heads and FFN units whose gradients are equal stay copies for ever; what is counted is
+what the layers write, so this can be looked at after growth and again after training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+HELP = "print a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `inspect`."""
+    parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--no-copies", action="store_true", help="read no weights; do not look for copies")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="unpickle its objects freely; this can run any code"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the checkpoint says and shows."""
+    document = describe(args.checkpoint, copies=not args.no_copies, trust=args.trust_checkpoint)
+    if args.json:
+        print(json.dumps(document, indent=2, default=str))
+    else:
+        _print(document)
+    return 0
+
+
+def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
+    """The checkpoint as plain data."""
+    from megatron_growth.checkpoint import metadata
+    from megatron_growth.checkpoint.copies import copies_in
+    from megatron_growth.checkpoint.source import Source
+
+    source = Source(path)
+    common = metadata.common_state(source, trust=trust)
+    arguments = metadata.saved_arguments(common, source)
+    shape = metadata.shape_of(source, arguments)
+    tensors = [
+        {
+            "name": name,
+            "kind": moment or "weight",
+            "shape": [tensor.layers, *tensor.shape] if name.startswith("decoder.layers.") else list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "chunks": sum(len(boxes) for boxes in tensor.boxes.values()),
+        }
+        for (name, moment), tensor in source.tensors.items()
+    ]
+    layout = {key: getattr(arguments, f"{key}_model_parallel_size", None) for key in ("tensor", "pipeline")}
+    return {
+        "path": str(source.path),
+        "iteration": common.get("iteration"),
+        "shape": asdict(shape),
+        "parameters": shape.parameters,
+        "bytes": sum(item.bytes for item in source.items),
+        "optimizer_state": source.has_optimizer,
+        "saved_in_layout": layout,
+        "hash": metadata.content_hash(source),
+        "grown_from": getattr(arguments, metadata.PROVENANCE, None),
+        "copies": asdict(copies_in(source, shape)) if copies else None,
+        "tensors": tensors,
+    }
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    shape = document["shape"]
+    sizes = ", ".join(f"{key} {shape[key]}" for key in ("hidden", "ffn", "layers", "heads", "query_groups", "vocab"))
+    console.print(f"{document['path']}: iteration {document['iteration']}, {document['parameters']:,} parameters")
+    console.print(f"  {sizes}; {shape['norm']}, {'tied' if shape['tied_embeddings'] else 'untied'} embeddings")
+    console.print(f"  {document['bytes'] / 1e9:.3f} GB, hash {document['hash'][:16]}")
+    if origin := document["grown_from"]:
+        console.print(
+            f"  grown from {origin['source']} (iteration {origin['source_iteration']}) by {origin['width']} and "
+            f"{origin['depth']}, seed {origin['seed']}"
+        )
+    if found := document["copies"]:
+        copies = found["copies"]
+        console.print(
+            f"  copies: {copies['residual']} of {found['residual_of']} residual dimensions, {copies['heads']} of "
+            f"{found['heads_of']} heads, {copies['units']} of {found['units_of']} FFN units"
+            f" ({len(found['layers'])} layers looked at); effective rank {copies['effective_rank']:.1f}"
+        )
+    table = Table("tensor", "kind", "shape", "type", "chunks")
+    for row in document["tensors"]:
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["name"], row["kind"], shape, row["dtype"], str(row["chunks"]))
+    console.print(table)

@@ -1,0 +1,67 @@
+"""Check a grown checkpoint against its source: checksums of every chunk, origin, and slices recomputed bit by bit.
+
+megatron-growth verify 2B --source runs/1B/checkpoints
+megatron-growth verify 2B --source runs/1B/checkpoints --all       every element instead of random slices
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+HELP = "check a grown checkpoint against its source"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `verify`."""
+    parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint")
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the one it was grown from")
+    parser.add_argument("--samples", type=int, default=4, metavar="N", help="random slices of each tensor")
+    parser.add_argument("--all", action="store_true", help="recompute every element")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of slices")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="unpickle their objects freely; this can run any code"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify, and say what was checked."""
+    import torch
+
+    from megatron_growth.checkpoint import metadata
+    from megatron_growth.checkpoint.copies import copies_in
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.checkpoint.verify import verify
+    from megatron_growth.cli.progress import Progress
+
+    torch.set_num_threads(1)
+    with Progress({"check": "checking the target"}, quiet=args.json) as progress:
+        result = verify(
+            args.target,
+            args.source,
+            samples=args.samples,
+            everything=args.all,
+            seed=args.seed,
+            trust_checkpoint=args.trust_checkpoint,
+            progress=progress,
+        )
+    target = Source(args.target)
+    arguments = metadata.saved_arguments(metadata.common_state(target, trust=args.trust_checkpoint), target)
+    found = copies_in(target, metadata.shape_of(target, arguments))
+    if args.json:
+        print(json.dumps({"verified": True, **asdict(result), "copies": asdict(found)}, indent=2, default=str))
+        return 0
+    elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
+    print(
+        f"verified: {result.chunks} chunks ({result.bytes_checked / 1e9:.3f} GB) match their checksums; "
+        f"{len(result.slices)} slices ({elements} rows) equal their recomputed values bit for bit"
+    )
+    counts = found.copies
+    print(
+        f"copies: {counts.residual} of {found.residual_of} residual dimensions, {counts.heads} of {found.heads_of} "
+        f"heads, {counts.units} of {found.units_of} FFN units; effective rank {counts.effective_rank:.1f}"
+    )
+    return 0
