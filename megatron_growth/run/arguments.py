@@ -210,6 +210,8 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
     }
     if launch.train:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
+    else:
+        options["skip-train"] = True
         options["async-save"] = recipe.checkpoint.async_save
     if launch.wandb_project:
         options |= {

@@ -1,0 +1,235 @@
+"""`train` end to end with real Megatron processes: it finishes, goes on after kills, and refuses bad input clearly."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import micro_run
+import pytest
+import yaml
+from kill_torture import torture
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return micro_run.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus) -> Path:
+    """A run that nothing has disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = micro_run.call("train", *micro_run.train_words(corpus, run))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{run}: complete")
+    assert "iteration_" not in done.stderr  # Megatron's chatter stays in the log
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_every_stage_is_trained_once(finished):
+    for stage, iterations in micro_run.STAGES.items():
+        found = micro_run.losses(finished, stage)
+        assert sorted(found) == list(range(1, iterations + 1))
+        assert found[iterations] < found[1]
+        assert json.loads((finished / "stages" / stage / "done").read_text())["iteration"] == iterations
+        assert list((finished / "stages" / stage / "tensorboard").glob("events*"))
+    grown = [r for r in micro_run.records(finished, "large") if r.get("event") == "grown"]
+    assert len(grown) == 1
+    assert Path(grown[0]["source"]) == finished / "stages" / "small" / "checkpoints"
+
+
+def test_growth_starts_near_the_loss_it_left(finished):
+    """A model that starts from random weights has a loss of ln(vocabulary) at best; a grown one is far below."""
+    first = next(r["loss"] for r in micro_run.records(finished, "large") if r.get("event") == "validation")
+    left = [r["loss"] for r in micro_run.records(finished, "small") if r.get("event") == "validation"][-1]
+    fresh = next(r["loss"] for r in micro_run.records(finished, "small") if r.get("event") == "validation")
+    assert abs(first - left) < 0.5 * (fresh - left)
+
+
+def test_evaluations_of_a_stage_use_the_same_samples(finished):
+    """The last interval evaluation and the final one are of the same weights only when no iteration lies between."""
+    by_iteration: dict[int, set[float]] = {}
+    for record in micro_run.records(finished, "small"):
+        if record.get("event") == "validation":
+            by_iteration.setdefault(record["iteration"], set()).add(record["loss"])
+    assert sorted(by_iteration) == [0, 6, 12, 14]
+
+
+def test_old_checkpoints_are_removed(finished):
+    kept = sorted(path.name for path in (finished / "stages" / "large" / "checkpoints").glob("iter_*"))
+    assert kept == ["iter_0000012", "iter_0000014"]
+
+
+def test_the_same_words_again_do_nothing(finished, corpus):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != "lock"}
+    again = micro_run.call("train", *micro_run.train_words(corpus, finished))
+    assert again.returncode == 0
+    assert again.stderr.count("done already") == 2
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_status_shows_every_stage(finished):
+    document = json.loads(micro_run.call("status", finished, "--json").stdout)
+    assert document["complete"]
+    assert not document["active"]
+    large = document["stages"][1]
+    assert (large["name"], large["status"], large["iteration"], large["checkpoint"]) == ("large", "done", 14, 14)
+    assert large["tokens"] == large["tokens_planned"] == 14 * 4 * 32
+    assert large["loss"] == micro_run.losses(finished, "large")[14]
+
+
+def test_kills_at_random_moments_change_nothing(finished, corpus, tmp_path):
+    """The long version is `python tests/megatron/kill_torture.py`."""
+    counted = torture(corpus, tmp_path, finished, kills=5, rng=random.Random(1))
+    assert counted.total() == 5
+
+
+@pytest.mark.fault
+def test_an_iteration_that_is_lost_or_repeated_is_found(copied, finished):
+    metrics = copied / "stages" / "large" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if '"iteration": 7,' not in line))
+    assert micro_run.differences(copied, finished) != []
+    metrics.write_text("".join([*lines, next(line for line in lines if '"loss"' in line and '"event"' not in line)]))
+    with pytest.raises(AssertionError, match="stands there twice"):
+        micro_run.differences(copied, finished)
+
+
+def test_a_stage_that_was_evaluated_too_little_is_only_evaluated(copied, corpus, finished):
+    """Killed between the last checkpoint and the last evaluation: the good checkpoint is not written again."""
+    stage = copied / "stages" / "large"
+    (stage / "done").unlink()
+    lines = (stage / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (stage / "metrics.jsonl").write_text("".join(line for line in lines if '"final"' not in line))
+    before = (stage / "checkpoints" / "iter_0000014" / ".metadata").stat().st_mtime_ns
+    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    assert again.returncode == 0, again.stderr
+    assert (stage / "checkpoints" / "iter_0000014" / ".metadata").stat().st_mtime_ns == before
+    assert micro_run.differences(copied, finished) == []
+    assert micro_run.records(copied, "large")[-1]["loss"] == micro_run.records(finished, "large")[-1]["loss"]
+
+
+def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(copied, corpus, finished):
+    stage = copied / "stages" / "large"
+    (stage / "done").unlink()
+    piece = max((stage / "checkpoints" / "iter_0000014").glob("*.distcp"), key=lambda path: path.stat().st_size)
+    with open(piece, "r+b") as file:
+        file.truncate(1000)
+    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    assert again.returncode == 0, again.stderr
+    assert "checkpoint of iteration 14 is not whole" in again.stderr
+    assert "going on from iteration 12" in again.stderr
+    assert micro_run.differences(copied, finished) == []
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(copied, corpus, finished):
+    stage = copied / "stages" / "large"
+    shutil.rmtree(stage)
+    process = subprocess.Popen(
+        micro_run.command("train", *micro_run.train_words(corpus, copied)),
+        env=micro_run.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while '"iteration": 1,' not in _text(stage / "metrics.jsonl"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=120)
+    assert "Traceback" not in printed
+    if process.returncode:  # the stage may have been quicker than the signal
+        assert process.returncode == 130
+        assert "the same command goes on where it was" in printed
+    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    assert again.returncode == 0, again.stderr
+    assert micro_run.differences(copied, finished) == []
+
+
+def test_two_commands_do_not_work_on_one_run(copied, corpus):
+    import fcntl
+
+    with open(copied / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = micro_run.call("train", *micro_run.train_words(corpus, copied))
+        assert json.loads(micro_run.call("status", copied, "--json").stdout)["active"]
+    assert refused.returncode == 2
+    assert "another command works on" in refused.stderr
+
+
+def test_a_run_of_another_recipe_is_refused_with_the_difference(copied, corpus, tmp_path):
+    document = yaml.safe_load(micro_run.RECIPE.read_text())
+    document["stages"][1]["lr"] = 5e-3
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(document))
+    refused = micro_run.call("train", *micro_run.train_words(corpus, copied, other))
+    assert refused.returncode == 2
+    assert "-  lr: 0.008" in refused.stderr
+    assert "+  lr: 0.005" in refused.stderr
+    assert "name another folder with --run" in refused.stderr
+
+
+def test_a_damaged_source_is_refused_before_any_process_starts(copied, corpus):
+    shutil.rmtree(copied / "stages" / "large")
+    (copied / "stages" / "small" / "checkpoints" / "iter_0000014" / ".metadata").unlink()
+    refused = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    assert refused.returncode == 2
+    assert "stage large cannot grow from small" in refused.stderr
+    assert ".metadata is missing" in refused.stderr
+    assert not (copied / "stages" / "large").exists()
+
+
+def test_a_stage_without_its_source_is_refused(corpus, tmp_path, finished):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.yaml", "plan.json"):
+        shutil.copy(finished / name, run)
+    shutil.copytree(finished / "data", run / "data")
+    refused = micro_run.call("train", *micro_run.train_words(corpus, run), "--stage", "large")
+    assert refused.returncode == 2
+    assert "grows from small, which is not finished" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["stages"][1].update(heads=3, hidden=24), "TP"),
+        (lambda d: d["stages"][1].update(hidden=8, heads=1, layout={}), "small"),
+        (lambda d: d["stages"][0].update(iterations=900_000), "too short for the budget"),
+        (lambda d: d["stages"][1].update(surprise=1), "surprise"),
+    ],
+    ids=["layout", "shrinks", "dataset", "unknown key"],
+)
+def test_bad_recipes_end_with_one_message(corpus, tmp_path, finished, change, message):
+    document = yaml.safe_load(micro_run.RECIPE.read_text())
+    change(document)
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text(yaml.safe_dump(document))
+    refused = micro_run.call("train", *micro_run.train_words(corpus, tmp_path / "run", recipe))
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_unknown_recipe_lists_the_nearest_names(tmp_path):
+    refused = micro_run.call("train", "nano-progresive", "--run", tmp_path / "run")
+    assert refused.returncode == 2
+    assert "nano-progressive" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
