@@ -29,6 +29,7 @@ class EncodeOptions:
     """What a shard's tokens depend on besides its pieces; see `request.PrepareRequest`."""
 
     tokenizer: TokenizerSpec
+    fingerprint: str
     dtype: str
     text_field: str
     document_per: str
@@ -53,7 +54,15 @@ class Shard:
     text_bytes: int
 
 
-_open_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+@functools.lru_cache(maxsize=1)
+def _open_tokenizer(spec: TokenizerSpec, fingerprint: str) -> Tokenizer:
+    """This process's tokenizer, opened once; the fingerprint tells a changed file at the same path."""
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.fingerprint != fingerprint:
+        raise DataError(
+            "The tokenizer's files changed during the work.", where=spec.path, fix="Give the same command again."
+        )
+    return tokenizer
 
 
 def clean_documents(pieces: Sequence[Piece], text_field: str, document_per: str) -> Iterator[tuple[str, bytes]]:
@@ -70,7 +79,7 @@ def clean_documents(pieces: Sequence[Piece], text_field: str, document_per: str)
 
 def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
     """Tokenize the documents of `pieces`; raises DataError for unreadable input."""
-    tokenizer = _open_tokenizer(options.tokenizer)
+    tokenizer = _open_tokenizer(options.tokenizer, options.fingerprint)
     split = ValidationSplit(options.valid_fraction, options.seed)
     writers = {name: _SplitWriter(tokenizer, np.dtype(options.dtype)) for name in SPLITS}
     empty = text_bytes = 0

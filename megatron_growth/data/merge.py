@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +32,8 @@ def merge_shards(
 
     Calls `advance` with the bytes of each shard when it is merged.
     """
-    # Imported here: Megatron takes seconds, and no other step needs it.
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builders = {name: IndexedDatasetBuilder(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
+    new = _builder_class()
+    builders = {name: new(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
     documents, tokens = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
     empty = text_bytes = 0
     for path in shards:
@@ -51,6 +51,18 @@ def merge_shards(
         files = {file: _record(folder / file) for file in (f"{name}.bin", f"{name}.idx")}
         records[name] = SplitRecord(documents[name], tokens[name], files)
     return Merged(records, empty, text_bytes)
+
+
+def _builder_class() -> type:
+    """Megatron's builder, imported here because it takes seconds and no other step needs it.
+
+    The import warns about optional GPU packages, which tokenization does not use.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+    return IndexedDatasetBuilder
 
 
 def _append(builder: Any, shard: Shard, split: str) -> None:

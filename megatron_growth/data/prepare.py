@@ -89,6 +89,9 @@ def _lock(partial: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+        # Nothing begun, nothing left behind.
+        if partial.is_dir() and not any(partial.iterdir()):
+            partial.rmdir()
 
 
 def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:
@@ -132,7 +135,15 @@ def _build(
     spec = _trained(request, groups, partial)
     tokenizer = load_tokenizer(spec)
     dtype = _dtype(request.dtype, tokenizer)
-    options = EncodeOptions(spec, dtype, request.text_field, request.document_per, request.valid_fraction, request.seed)
+    options = EncodeOptions(
+        tokenizer=spec,
+        fingerprint=tokenizer.fingerprint,
+        dtype=dtype,
+        text_field=request.text_field,
+        document_per=request.document_per,
+        valid_fraction=request.valid_fraction,
+        seed=request.seed,
+    )
     paths = _encode(groups, options, partial / "shards", workers)
     result = partial / "result"
     splits = SPLITS if request.valid_fraction else SPLITS[:1]

@@ -7,11 +7,14 @@ downloads them once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from megatron_growth.data.storage import sha256_of
 from megatron_growth.errors import DataError
@@ -52,25 +55,31 @@ class GPT2Tokenizer:
         return [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
 
-def _from_files(folder: Path):  # type: ignore[no-untyped-def]  # tiktoken.Encoding, imported below
-    import tiktoken
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
+def _from_files(folder: Path) -> tiktoken.Encoding:
     for name, digest in FILES.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"GPT-2's {name} is not in the folder of tokenizer files.", where=str(path), fix=_FIX)
         if sha256_of(path) != digest:
             raise DataError(f"{name} is not the file that OpenAI published for GPT-2.", where=str(path), fix=_FIX)
+    return _encoding(folder)
+
+
+@functools.cache
+def _encoding(folder: Path) -> tiktoken.Encoding:
+    """The encoding of files whose content has been checked, so that one reading serves the process."""
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
     return tiktoken.Encoding(
-        "gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={_END_OF_TEXT: _EOD}, explicit_n_vocab=_EOD + 1
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={_END_OF_TEXT: _EOD},
+        explicit_n_vocab=_EOD + 1,
     )
 
 
-def _from_cache():  # type: ignore[no-untyped-def]  # tiktoken.Encoding, imported below
+def _from_cache() -> tiktoken.Encoding:
     import requests
-    import tiktoken
 
     try:
         return tiktoken.get_encoding("gpt2")

@@ -50,6 +50,7 @@ class HuggingFaceTokenizer:
         encoded = self._tokenizer(
             list(texts),
             add_special_tokens=False,
+            split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
