@@ -42,7 +42,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=module.run)
+        command.set_defaults(execute=module.run)
     return parser
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(words)
     try:
-        return int(args.run(args) or 0)
+        return int(args.execute(args) or 0)
     except GrowthError as error:
         if args.debug:
             traceback.print_exc()
