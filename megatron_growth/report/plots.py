@@ -57,7 +57,7 @@ def growth_steps(run: RunRecord) -> Figure | None:
     grown = [s for s in run.stages if s.source and s.validation_at_start and run.before_growth(s)]
     if not grown:
         return None
-    figure, ax = plt.subplots(figsize=(9.5, 0.7 * len(grown) + 1.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.5, 0.55 * len(grown) + 1.4), layout="constrained")
     for y, stage in enumerate(reversed(grown)):
         before, after, end = run.before_growth(stage), stage.validation_at_start, stage.final_validation
         colour = COLOURS[run.stages.index(stage) % len(COLOURS)]
@@ -71,7 +71,7 @@ def growth_steps(run: RunRecord) -> Figure | None:
     ax.set_xlabel("validation loss (nats per token)")
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    ax.legend(unique.values(), unique.keys(), ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.32))
+    ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 
