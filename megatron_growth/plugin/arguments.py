@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.training.patterns import Rule, parse_rules
+from megatron_growth.training.rates import RunSchedule, multiple, parse_schedule
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]
@@ -183,6 +185,9 @@ class PluginOptions:
     def _check(self, args: argparse.Namespace) -> None:
         self._check_growth(args)
         self._check_data(args)
+        for rule in self.rules:  # what the run gives to a schedule is known when its optimizer is built
+            if not rule.frozen and multiple(rule.schedule) is None:
+                parse_schedule(rule.schedule, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
         if self.evaluate_at_start and not args.eval_iters:
             raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
         unsupported = {

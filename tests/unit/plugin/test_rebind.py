@@ -8,15 +8,6 @@ from megatron_growth.errors import UnsupportedError
 from megatron_growth.plugin import rebind
 
 
-@pytest.fixture(scope="module", autouse=True)
-def megatron_on_the_host():
-    from megatron_growth.backend import cpu
-
-    cpu.install()
-    yield
-    cpu.uninstall()
-
-
 @pytest.fixture
 def training():
     from megatron.training import training

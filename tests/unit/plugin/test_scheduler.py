@@ -1,0 +1,126 @@
+"""Schedules in Megatron's scheduler: equal to Megatron's own styles where it has them, and exact after a resume."""
+
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_growth import schedules
+from megatron_growth.errors import RunError
+
+BATCH, STEPS, WARMUP, PEAK, LAST = 8, 40, 5, 3e-3, 3e-4
+SCHEDULES = {
+    "wso": schedules.Constant(PEAK, STEPS, WARMUP),
+    "cosine": schedules.Cosine(PEAK, STEPS, WARMUP, 0.1),
+    "linear": schedules.Linear(PEAK, STEPS, WARMUP, 0.1),
+    "wsd": schedules.WSD(PEAK, STEPS, WARMUP, 0.1, stable_fraction=0.8),
+    "relora": schedules.JaggedCosine(PEAK, STEPS, WARMUP, 0.1, restart_iterations=10, restart_warmup_iterations=3),
+}
+STYLES = {"wso": "constant", "cosine": "cosine", "linear": "linear", "wsd": "WSD"}
+
+
+def stock(style="constant", **changes):
+    """Megatron's scheduler over two groups, one of which names a schedule."""
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    groups = [{"lr": 0.0}, {"lr": 0.0, "growth_schedule": "own"}]
+    settings = {
+        "init_lr": 0.0,
+        "max_lr": PEAK,
+        "min_lr": LAST,
+        "lr_warmup_steps": WARMUP * BATCH,
+        "lr_decay_steps": STEPS * BATCH,
+        "lr_decay_style": style,
+        "start_wd": 0.1,
+        "end_wd": 0.1,
+        "wd_incr_steps": STEPS * BATCH,
+        "wd_incr_style": "constant",
+        "use_checkpoint_opt_param_scheduler": False,
+        "wsd_decay_steps": round(0.2 * (STEPS - WARMUP)) * BATCH,
+        "lr_wsd_decay_style": "linear",
+    }
+    return OptimizerParamScheduler(types.SimpleNamespace(param_groups=groups), **{**settings, **changes})
+
+
+def ours(name, style="constant", **changes):
+    from megatron_growth.plugin.scheduler import RuleScheduler
+
+    return RuleScheduler(stock(style, **changes), {"own": SCHEDULES[name]}, BATCH)
+
+
+def rates(scheduler):
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_megatrons_style_gives_the_papers_numbers_at_every_step(name):
+    scheduler = ours(name, STYLES[name])
+    for _ in range(STEPS + 3):
+        megatrons, formula = rates(scheduler)
+        assert formula == pytest.approx(megatrons, rel=1e-12, abs=1e-18)
+        scheduler.step(BATCH)
+
+
+def test_a_group_without_a_schedule_keeps_the_runs():
+    scheduler = ours("relora", "linear")
+    seen = []
+    for _ in range(STEPS):
+        scheduler.step(BATCH)
+        seen.append(rates(scheduler))
+    assert seen[-1][0] == pytest.approx(LAST)
+    assert [own for _, own in seen] == [SCHEDULES["relora"].lr(t) for t in range(1, STEPS + 1)]
+
+
+@given(name=st.sampled_from(sorted(SCHEDULES)), at=st.integers(0, STEPS))
+def test_a_resume_at_any_step_goes_on_exactly(name, at):
+    straight, first, second = ours(name), ours(name), ours(name)
+    first.step(at * BATCH)
+    second.load_state_dict(first.state_dict())
+    straight.step(at * BATCH)
+    for _ in range(3):
+        assert rates(second) == rates(straight)
+        straight.step(BATCH)
+        second.step(BATCH)
+
+
+def test_a_changed_schedule_needs_a_flag():
+    saved = ours("cosine").state_dict()
+    with pytest.raises(RunError, match="rules changed") as failure:
+        ours("wsd").load_state_dict(saved)
+    assert "--override-opt_param-scheduler" in failure.value.fix
+    override = ours("wsd", override_opt_param_scheduler=True)
+    override.load_state_dict(saved)
+    assert override.rules["own"] == SCHEDULES["wsd"]
+    checkpoint = ours("wsd", use_checkpoint_opt_param_scheduler=True)
+    checkpoint.load_state_dict(saved)
+    assert checkpoint.rules["own"] == SCHEDULES["cosine"]
+
+
+def test_the_values_of_wsd_that_megatron_forgets_are_kept():
+    saved = ours("cosine", "WSD").state_dict()
+    with pytest.raises(RunError, match="wsd_decay_steps changed"):
+        ours("cosine", "WSD", wsd_decay_steps=8).load_state_dict(saved)
+
+
+def test_a_checkpoint_of_a_run_without_the_plugin_loads():
+    scheduler = ours("cosine")
+    plain = stock()
+    plain.step(7 * BATCH)
+    scheduler.load_state_dict(plain.state_dict())
+    assert rates(scheduler)[1] == SCHEDULES["cosine"].lr(7)
+
+
+@pytest.mark.fault
+def test_counting_iterations_from_one_is_caught(monkeypatch):
+    from megatron_growth.plugin.scheduler import RuleScheduler
+
+    right = RuleScheduler.get_lr
+
+    def wrong(self, group):
+        early = "growth_schedule" in group
+        return SCHEDULES["cosine"].lr(self.num_steps / BATCH + 1) if early else right(self, group)
+
+    monkeypatch.setattr(RuleScheduler, "get_lr", wrong)
+    with pytest.raises(AssertionError):
+        test_megatrons_style_gives_the_papers_numbers_at_every_step("cosine")
