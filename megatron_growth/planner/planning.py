@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_growth import operators, schedules
-from megatron_growth.errors import ParallelLayoutError, RecipeError
+from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, take_inventory, unmatched
@@ -37,6 +37,7 @@ class _Draft:
     counted: flops.Counted
 
     sequence_length: int
+    norm_epsilon: float
 
     @property
     def batch_tokens(self) -> int:
@@ -118,7 +119,24 @@ def _draft(
     rule = model.nominal_parameters
     nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
     size = flops.counted(inventory, recipe.vocab, rule, nominal, rank)
-    return _Draft(stage, path, shape, ParallelLayout(**chosen), freeze, inventory, nominal, size, model.sequence_length)
+    epsilon = _norm_epsilon(recipe, stage, path, shape, source)
+    layout = ParallelLayout(**chosen)
+    return _Draft(stage, path, shape, layout, freeze, inventory, nominal, size, model.sequence_length, epsilon)
+
+
+def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None) -> float:
+    """The norm epsilon: an operator that pads the residual stream rescales that of the stage it grows from."""
+    if source is None:
+        return recipe.model.norm_epsilon
+    spec = stage.growth
+    width = operators.get("width", spec.width or "aki")
+    depth = operators.get("depth", spec.depth or "stack")
+    try:
+        growth = operators.build_map(source.shape, shape, width, depth, spec.seed)
+    except GrowthPlanError as error:
+        where = recipe.where(*path, "growth")
+        raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
+    return source.norm_epsilon * growth.width.epsilon_scale
 
 
 def _frozen_layers(stage: Stage, source: _Draft | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -189,6 +207,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,
+        norm_epsilon=draft.norm_epsilon,
         layout=layout,
         data_start=0,
         data_pool=samples,

@@ -122,6 +122,7 @@ class StagePlan:
     global_batch_size: int
     micro_batch_size: int
     sequence_length: int
+    norm_epsilon: float
     layout: ParallelLayout
     data_start: int
     data_pool: int

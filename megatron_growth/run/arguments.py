@@ -97,7 +97,7 @@ def _model(recipe: Recipe, stage: StagePlan) -> Options:
         "seq-length": stage.sequence_length,
         "max-position-embeddings": stage.sequence_length,
         "normalization": shape.norm,
-        "norm-epsilon": model.norm_epsilon,
+        "norm-epsilon": stage.norm_epsilon,
         "position-embedding-type": model.position,
         "make-vocab-size-divisible-by": model.vocab_multiple,
         "init-method-std": model.init_std,
