@@ -156,7 +156,9 @@ def _build(
             raise _empty_split(name, request, sum(split.documents for split in merged.splits.values()))
     model = str(_MODEL) if request.tokenizer.train_vocab_size else ""
     if model:
-        shutil.copytree(partial / _MODEL.parent, result / _MODEL.parent)
+        (result / _MODEL.parent).mkdir()
+        shutil.copyfile(partial / _MODEL, result / _MODEL)
+        fsync_path(result / _MODEL)
     record = TokenizerRecord(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod, model)
     manifest = Manifest(FORMAT, identity, record, dtype, merged.splits, merged.empty, merged.text_bytes, _versions())
     write_json(result / FILE_NAME, manifest.to_json())

@@ -102,6 +102,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(corpus, request_for, t
 
 
 def test_every_format_gives_the_same_documents(request_for, gpt2_files, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     zstandard = pytest.importorskip("zstandard")
     plain = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS, field="body").read_bytes()
@@ -109,7 +110,7 @@ def test_every_format_gives_the_same_documents(request_for, gpt2_files, tmp_path
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(plain[:half]) + gzip.compress(plain[half:]))
     compressor = zstandard.ZstdCompressor()
     (tmp_path / "a.jsonl.zst").write_bytes(compressor.compress(plain[:half]) + compressor.compress(plain[half:]))
-    table = parquet.pa.table({"body": DOCUMENTS, "id": list(range(len(DOCUMENTS)))})
+    table = pyarrow.table({"body": DOCUMENTS, "id": list(range(len(DOCUMENTS)))})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=50)
     (tmp_path / "folder").mkdir()
     for number, text in enumerate(DOCUMENTS):
