@@ -244,13 +244,12 @@ def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]
 
 def symmetry(checkpoint: Path) -> tuple[tuple[int, int, int], float]:
     """(residual dimensions, heads, FFN units) that are copies of another, and the residual stream's effective rank."""
-    from megatron.core import dist_checkpointing
+    from megatron_growth.checkpoint.copies import copies_in
+    from megatron_growth.checkpoint.source import Source
 
-    from megatron_growth.layout.symmetry import count_copies
-
-    (folder,) = checkpoint.glob("iter_*")
-    tensors = dist_checkpointing.load_plain_tensors(str(folder))
-    counts = count_copies({key: value.float().numpy() for key, value in tensors.items()}, shape(LARGE))
+    source = Source(checkpoint)
+    counts = copies_in(source, shape(LARGE)).copies
+    source.close()
     return (counts.residual, counts.heads, counts.units), counts.effective_rank
 
 

@@ -25,7 +25,6 @@ Array = NDArray[np.floating[Any]]
 
 THRESHOLD = 0.999
 BLOCK = 1024
-SKETCH = 512
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,7 @@ def _heads(qkv: Array, shape: ModelShape) -> Array:
 
 
 def copies_among(vectors: Array) -> int:
-    """How many of n vectors (n, size) are copies of an earlier one; zero vectors are none.
-
-    Many long vectors are compared in a random projection to SKETCH dimensions (Johnson and Lindenstrauss, 1984): equal
-    ones stay equal, and others do not come as near as THRESHOLD.
-    """
-    if len(vectors) > BLOCK and vectors.shape[1] > SKETCH:
-        vectors = vectors @ np.random.default_rng(0).standard_normal((vectors.shape[1], SKETCH), dtype=np.float32)
+    """How many of n vectors (n, size) are copies of an earlier one; zero vectors are none."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(length > 0, length, 1)
     count = 0
