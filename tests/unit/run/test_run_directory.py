@@ -1,0 +1,101 @@
+"""A run directory belongs to one recipe, and its state is what the disk says."""
+
+import json
+
+import pytest
+import yaml
+
+from megatron_growth import recipes
+from megatron_growth.errors import RunError
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory, state
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return recipes.load("nano-progressive")
+
+
+@pytest.fixture(scope="module")
+def plan(recipe):
+    return plan_run(recipe, gpus=1)
+
+
+def test_create_and_open_again(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    assert directory.create(tmp_path / "run", recipe, plan) == run == directory.existing(tmp_path / "run")
+    assert [stage["name"] for stage in run.plan_document["stages"]] == [stage.name for stage in plan.stages]
+    assert yaml.safe_load(run.recipe.read_text())["stages"][1]["from"] == "nano-92k"
+
+
+def test_creation_that_was_cut_off_is_taken_up(tmp_path, recipe, plan):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "plan.json").write_text("{")
+    (folder / ".recipe.yaml.123.tmp").write_text("nam")
+    (folder / "lock").touch()
+    assert directory.create(folder, recipe, plan).plan_document["name"] == recipe.name
+
+
+def test_another_recipe_is_refused_with_the_difference(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    before = run.recipe.read_bytes()
+    other = recipe.model_copy(update={"seed": 7})
+    with pytest.raises(RunError) as refused:
+        directory.create(tmp_path / "run", other, plan)
+    assert "-seed: 1234" in str(refused.value)
+    assert "+seed: 7" in str(refused.value)
+    assert run.recipe.read_bytes() == before
+
+
+def test_another_plan_of_the_same_recipe_is_refused(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    document = json.loads(run.plan.read_text())
+    document["stages"][0]["iterations"] += 1
+    document["stages"][0]["formulas"] = {}  # of no consequence
+    run.plan.write_text(json.dumps(document))
+    with pytest.raises(RunError, match="made by another release") as refused:
+        directory.create(tmp_path / "run", recipe, plan)
+    assert "nano-92k.iterations: 91" in str(refused.value)
+    assert "formulas" not in str(refused.value)
+
+
+def test_folders_that_are_in_use_are_left_alone(tmp_path, recipe, plan):
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(RunError, match=r"holds thesis\.tex"):
+        directory.create(tmp_path, recipe, plan)
+    with pytest.raises(RunError, match="is a file"):
+        directory.create(tmp_path / "thesis.tex", recipe, plan)
+    with pytest.raises(RunError, match=r"no recipe\.yaml"):
+        directory.existing(tmp_path)
+
+
+def test_state_survives_a_round_trip_and_yields_to_the_markers(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    current = state.load(run)
+    current.stage("nano-92k").status = "training"
+    current.stage("nano-92k").iteration = 7
+    current.stage("nano-157k").status = "done"  # its marker was removed by hand
+    state.save(run, current)
+    stage = run.stage("nano-92k")
+    (stage.checkpoints / "iter_0000090").mkdir(parents=True)
+    stage.mark_done(90, stage.checkpoints / "iter_0000090")
+    loaded = state.load(run)
+    assert loaded.stages["nano-92k"].status == "done"
+    assert loaded.stages["nano-92k"].iteration == 7
+    assert loaded.stages["nano-157k"].status == "pending"
+    assert json.loads(stage.done.read_text()) == {"checkpoint": "checkpoints/iter_0000090", "iteration": 90}
+
+
+def test_a_state_that_cannot_be_read_says_what_to_do(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    run.state.write_text('{"stages": {"a": {"color": 1}}}')
+    with pytest.raises(RunError, match="remove the file"):
+        raise_with_fix(run)
+
+
+def raise_with_fix(run):
+    try:
+        state.load(run)
+    except RunError as error:
+        raise RunError(str(error)) from error
