@@ -223,7 +223,7 @@ class Source:
         start = self._locate(box.item).start + (box.skip + (rows[0] - box.rows[0]) * width) * dtype.itemsize
         name = self.items[box.item].info.relative_path
         target = out[rows[0] - row0 : rows[1] - row0]
-        if width == out.shape[1]:
+        if columns == box.columns and width == out.shape[1]:
             self._pread(name, start, memoryview(target.view(torch.uint8).numpy()).cast("B"))
             return
         stored = torch.empty(rows[1] - rows[0], width, dtype=dtype)
