@@ -35,7 +35,7 @@ def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5)
         gated_linear_unit=shape.gated,
         activation_func=torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
         normalization=shape.norm,
-        layerlayernorm_epsilon=epsilon,
+        layernorm_epsilon=epsilon,
         add_bias_linear=shape.bias,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
@@ -175,3 +175,30 @@ def load(shape: ModelShape, layout: dict, path: str, dtype=torch.float32):
         (key, layer, tuple((s.start, s.stop) for s in box), data.float().numpy().copy())
         for key, layer, box, data in shards(chunks)
     ]
+
+
+def forward(model, tokens):
+    """Logits of one whole model; (sequences, length, vocabulary)."""
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1]).tril() < 0.5
+    with torch.no_grad():
+        return model.eval()(tokens, positions, mask).float().numpy()
+
+
+def random_weights(shape: ModelShape, generator):
+    """Full tensors {(key, layer): tensor} of a model that looks trained: norms around one, biases not zero."""
+    from megatron_growth.layout.parameters import dimensions, parameters_of
+
+    out = {}
+    for p in parameters_of(shape):
+        for layer in range(shape.layers) if p.layered else [None]:
+            values = torch.randn(dimensions(p, shape), generator=generator) * 0.3
+            out[p.name, layer] = values + (1.0 if p.init == "one" else 0.0)
+    return out
+
+
+def epsilon_scale(source: ModelShape, target: ModelShape, width: str, depth: str) -> float:
+    """What the operator multiplies the norm epsilon with."""
+    from megatron_growth.operators import build_map, get
+
+    return build_map(source, target, get("width", width), get("depth", depth), 1).width.epsilon_scale

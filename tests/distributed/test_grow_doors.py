@@ -1,0 +1,128 @@
+"""Both doors give the same model, stock Megatron loads the offline one, and exact growth keeps the logits."""
+
+import growth_workers as workers
+import numpy as np
+import plain_growth
+import pytest
+import torch
+from test_grow_layouts import SEED, SOURCE, TARGET, TARGETS, assert_same, expected, source_model, world
+
+from megatron_growth.checkpoint import grow_offline
+from megatron_growth.operators import get
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import run_distributed
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    full = {key: torch.from_numpy(value) for key, value in plain_growth.fuse(source_model()).items()}
+    path = str(tmp_path_factory.mktemp("doors") / "source")
+    run_distributed(workers.save, 4, SOURCE, {"tp": 2, "pp": 2}, full, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def grown(source):
+    """The offline door's target, written by two processes."""
+    target = source + "-grown"
+    shape = {name: getattr(TARGET, name) for name in ("hidden", "ffn", "layers", "heads", "query_groups")}
+    job = grow_offline.plan(
+        grow_offline.Path(source), lambda s: s.with_(**shape), get("width", "aki"), get("depth", "stack"), seed=SEED
+    )
+    grow_offline.grow(job, grow_offline.Path(target), processes=2)
+    return target + "/release"
+
+
+@pytest.mark.parametrize("target", ["tp1", "tp2", "tp2pp2", "vpp", "uneven"])
+def test_megatron_loads_the_offline_target_in_every_layout(grown, target):
+    layout = TARGETS[target]
+    assert_same(run_distributed(workers.load, world(layout), TARGET, layout, grown), expected("aki"))
+
+
+def logits(shape, layout, full, tokens):
+    """On one rank: the logits of a model with the given weights."""
+    chunks = workers.build(shape, layout)
+    workers.set_weights(chunks, full)
+    return workers.forward(chunks[0], tokens)
+
+
+def grown_logits(shape, layout, source, tokens, epsilon, **request):
+    """On one rank: the logits of a model grown on load."""
+    from megatron_growth.checkpoint.grow_on_load import fill
+
+    chunks = workers.build(shape, layout, epsilon=epsilon)
+    fill(chunks, source, **request)
+    return workers.forward(chunks[0], tokens)
+
+
+EXACT = {
+    "fpi": ("fpi", "identity", {"hidden": 32, "ffn": 40, "heads": 8, "query_groups": 4, "layers": 5}),
+    "fpi-wide-groups": ("fpi", "identity", {"hidden": 32, "ffn": 40, "heads": 8, "query_groups": 2, "layers": 4}),
+    "zero-pad": ("zero-pad", "identity", {"hidden": 24, "ffn": 33, "heads": 6, "query_groups": 2, "layers": 6}),
+    "lemon": ("lemon", "identity", {"hidden": 40, "ffn": 50, "heads": 6, "query_groups": 2, "layers": 4}),
+}
+FAMILIES = {
+    "llama-gqa": ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2),
+    "tied": ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2, tied_embeddings=True),
+    "layernorm-bias": ModelShape(
+        hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2, norm="LayerNorm", bias=True, gated=False
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_operators_keep_the_logits(family, tmp_path):
+    """Through Megatron's own forward pass, source and target in different layouts; fp32, relative 1e-5."""
+    shape = FAMILIES[family]
+    generator = torch.Generator().manual_seed(3)
+    full = workers.random_weights(shape, generator)
+    tokens = torch.randint(0, shape.vocab, (2, 12), generator=generator)
+    path = str(tmp_path / "source")
+    run_distributed(workers.save, 2, shape, {"tp": 2}, full, path)
+    (want,) = run_distributed(logits, 1, shape, {}, full, tokens)
+    for name, (width, depth, sizes) in EXACT.items():
+        target = shape.with_(**sizes, head_dim=4)
+        epsilon = 1e-5 * workers.epsilon_scale(shape, target, width, depth)
+        request = {"width": width, "depth": depth, "seed": 1}
+        (got,) = run_distributed(grown_logits, 1, target, {}, path, tokens, epsilon, **request)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max(), err_msg=f"{family} {name}")
+
+
+def test_another_norm_epsilon_is_refused(source):
+    """On every rank, with the flag to use, when the operator needs another epsilon."""
+    target = TARGET.with_(layers=4)
+    request = {"width": "zero-pad", "depth": "stack"}
+    messages = run_distributed(refused, 2, target, {"tp": 2}, source, **request)
+    assert all("--norm-epsilon 6.66" in message for message in messages)
+
+
+def refused(shape, layout, source, **request):
+    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.errors import GrowthPlanError
+
+    try:
+        fill(workers.build(shape, layout), source, **request)
+    except GrowthPlanError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_an_error_of_one_rank_reaches_all(source):
+    messages = run_distributed(one_rank_fails, 2, TARGET, {"tp": 2}, source)
+    assert all("the file ended too early" in message for message in messages)
+
+
+def one_rank_fails(shape, layout, source):
+    import torch.distributed as dist
+
+    from megatron_growth.checkpoint import source as module
+    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.errors import CheckpointError
+
+    if dist.get_rank() == 1:
+        module.os.preadv = lambda *_: 0
+    try:
+        fill(workers.build(shape, layout), source, width="aki", depth="stack")
+    except CheckpointError as error:
+        return str(error)
+    return "accepted"
