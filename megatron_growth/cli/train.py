@@ -24,7 +24,7 @@ HELP = "train the stages of a recipe, each grown from the last"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train`."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a YAML file")
-    parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
+    parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants (default: all of them)")
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
     parser.add_argument("--stage", metavar="NAME", help="only this stage, or this baseline")
     parser.add_argument(
@@ -43,13 +43,22 @@ def run(args: argparse.Namespace) -> int:
     """Train."""
     from megatron_growth.run.screen import Screen
     from megatron_growth.run.train import Request, train
+    from megatron_growth.run.variants import train_variants
 
     recipe = load_recipe(args.recipe, args.variant, args.corpus)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
     request = Request(stage=args.stage, baselines=baselines, wandb_project=args.wandb, workers=args.workers)
-    folder = train(recipe, args.folder or default_folder(recipe), request, Screen())
-    print(f"{folder.path}: complete")
-    print(f"  megatron-growth report {folder.path}")
+    folder = args.folder or default_folder(recipe)
+    if recipe.variants and not args.variant:
+
+        def load(name: str) -> Recipe:
+            return load_recipe(args.recipe, name, args.corpus)
+
+        train_variants(load, tuple(recipe.variants), folder, request, Screen())
+    else:
+        train(recipe, folder, request, Screen())
+    print(f"{folder}: complete")
+    print(f"  megatron-growth report {folder}")
     return 0
 
 

@@ -14,6 +14,7 @@ from megatron_growth.data.manifest import (
     megatron_data_flags,
     megatron_tokenizer_flags,
 )
+from megatron_growth.data.storage import atomic_path, storage_errors
 from megatron_growth.errors import DataError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
@@ -47,6 +48,24 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
         seed=recipe.data.seed,
     )
     return prepare(request, run.data, workers or len(os.sched_getaffinity(0)))[0]
+
+
+def share(source: RunDirectory, target: RunDirectory) -> None:
+    """Give a run the dataset of another one by hard links, unless it has one already.
+
+    Raises:
+        StorageError: the file system refused, or has no hard links.
+    """
+    if (target.data / FILE_NAME).is_file() or not (source.data / FILE_NAME).is_file():
+        return
+    with storage_errors(target.path):
+        # The manifest last: with it the dataset is complete.
+        files = sorted((p for p in source.data.rglob("*") if p.is_file()), key=lambda p: p.name == FILE_NAME)
+        for file in files:
+            linked = target.data / file.relative_to(source.data)
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(linked) as temporary:
+                os.link(file, temporary)
 
 
 def flags(run: RunDirectory, manifest: Manifest) -> list[str]:

@@ -35,12 +35,14 @@ class Request:
         baselines: baselines to train after the stages.
         wandb_project: Weights & Biases project, or "".
         workers: processes that tokenize; None for one a core.
+        dataset_of: a run on the same text, whose dataset is shared instead of made again.
     """
 
     stage: str | None = None
     baselines: tuple[str, ...] = ()
     wandb_project: str = ""
     workers: int | None = None
+    dataset_of: RunDirectory | None = None
 
 
 def local_devices() -> int:
@@ -73,6 +75,8 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
     directory.check_free(path)
     with exclusive(directory.RunDirectory(path).lock) as token:
         run = directory.create(path, recipe, plan)
+        if request.dataset_of:
+            dataset.share(request.dataset_of, run)
         manifest = dataset.prepared(run, recipe, request.workers)
         dataset.check(recipe, plan, manifest)
         job = _Job(
