@@ -22,7 +22,7 @@ from megatron_growth.errors import ParallelLayoutError
 from megatron_growth.planner import flops, layouts
 from megatron_growth.planner.inventory import Inventory, take_inventory
 from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
-from megatron_growth.planner.run_plan import ParallelLayout, RunPlan, StagePlan
+from megatron_growth.planner.run_plan import ParallelLayout, RunPlan, StagePlan, checkpoint_bytes
 from megatron_growth.recipes.cluster import ClusterProfile
 from megatron_growth.recipes.schema import Layout, Recipe
 
@@ -132,10 +132,7 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
     if not fitting:
         raise _nothing_fits(stage, profile, choices)
     best = min((c for c in fitting if c.step_seconds <= fitting[0].step_seconds * (1 + TOLERANCE)), key=_simplicity)
-    shape = stage.shape
-    adapters, p = stage.parameters.adapters, stage.parameters
-    width = 2 if recipe.precision == "bf16" else 4
-    state = (12 if width == 2 else 8) * (p.trainable + adapters)
+    shape, width = stage.shape, 2 if recipe.precision == "bf16" else 4
     planned = None
     if profile.gpus % stage.layout.model_parallel_size == 0:
         dp = profile.gpus // stage.layout.model_parallel_size
@@ -151,8 +148,8 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
         alternatives=tuple(_distinct(fitting, best)),
         planned=planned,
         reason=_reason(best, choices, stage, profile),
-        checkpoint_bytes=width * (p.total + adapters) + state,
-        weights_bytes=width * (p.total + adapters),
+        checkpoint_bytes=checkpoint_bytes(stage.parameters, recipe.precision),
+        weights_bytes=width * (stage.parameters.total + stage.parameters.adapters),
     )
 
 

@@ -39,6 +39,14 @@ class Parameters:
         return self.total - self.trainable
 
 
+def checkpoint_bytes(parameters: Parameters, precision: str) -> int:
+    """Size of one checkpoint on disk: weights and adapters, and for what trains fp32 masters (bf16 only) and Adam's
+    two moments."""
+    width, state = (2, 12) if precision == "bf16" else (4, 8)
+    adapters = parameters.adapters
+    return width * (parameters.total + adapters) + state * (parameters.trainable + adapters)
+
+
 @dataclass(frozen=True)
 class ParallelLayout:
     """Parallel sizes of a stage in Megatron's terms; `dp` is None when it is what the machine has.

@@ -107,7 +107,7 @@ class Doctor:
             if problem:
                 return problem
         if now - self._last_progress > self._limits.hang_seconds:
-            return f"no iteration has finished for {(now - self._last_progress) / 60:.0f} minutes: it hangs"
+            return f"no iteration has finished for {(now - self._last_progress) / 60:.1f} minutes: it hangs"
         return None
 
 

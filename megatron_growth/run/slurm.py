@@ -52,6 +52,19 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def require(command: str = "sbatch") -> None:
+    """Refuse a machine without Slurm.
+
+    Raises:
+        SlurmMissing: the command was not found.
+    """
+    if shutil.which(command) is None:
+        raise SlurmMissing(
+            f"there is no Slurm on this machine: {command} was not found",
+            fix="log in to a host of the cluster; without Slurm, `megatron-growth train` runs the stages here",
+        )
+
+
 def submit(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """Submit a batch job and return its id.
 
@@ -80,11 +93,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    if shutil.which(command[0]) is None:
-        raise SlurmMissing(
-            f"there is no Slurm on this machine: {command[0]} was not found",
-            fix="log in to a host of the cluster that has it; without Slurm, `megatron-growth train` runs the stages here",
-        )
+    require(command[0])
     try:
         done = subprocess.run(
             command,

@@ -69,7 +69,9 @@ def begin(run: RunDirectory, name: str) -> int:
     useless = useless_restarts(slurm_record.read(stage).starts, start)
     slurm_record.add_start(stage, start)
     if useless > limit:
-        raise _give_up(stage, f"gave up after {limit} restarts in a row without a new checkpoint, at {reached}")
+        raise _give_up(
+            stage, f"gave up after {limit} restarts in a row without a new checkpoint, at iteration {reached}"
+        )
     return _free_port()
 
 
@@ -104,15 +106,16 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
             pruned = newest
 
 
-def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool, unhealthy: bool) -> int:
+def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> int:
     """Judge how training ended: 0 when the stage is done, REQUEUE when it shall go on.
 
     Raises:
         StageFailed: the stage must not go on.
     """
     stage, planned = run.stage(name), planned_iterations(run, name)
-    if unhealthy:
-        raise StageFailed(f"training was stopped: {slurm_record.read(stage).failure}", where=str(stage.log))
+    found = slurm_record.read(stage).failure
+    if found:
+        raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
     reached = checkpoints.tracked(stage.checkpoints) or 0
     if exit_code == 0 and reached >= planned:
         stage.mark_done(planned, checkpoints.verify(stage.checkpoints, planned))
@@ -155,7 +158,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage")
     parser.add_argument("--exit-code", type=int, default=0)
     parser.add_argument("--asked-to-stop", choices=("yes", "no"), default="no")
-    parser.add_argument("--unhealthy", choices=("yes", "no"), default="no")
     return parser
 
 
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
             watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
             return 0
-        return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes", args.unhealthy == "yes")
+        return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
     except GrowthError as error:
         _say(str(error))
         return 1

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_growth.errors import RecipeError, RunError
+from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run.directory import RunDirectory
 
@@ -75,8 +75,13 @@ def script_path() -> Path:
     raise RunError("launch/stage.sbatch is missing", where=str(places[0]), fix="install megatron_growth again")
 
 
-def stage_jobs(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
+def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile) -> list[StageJob]:
     """The jobs of a run's stages, in the order of the chain.
+
+    Args:
+        run: the run directory, which need not exist yet.
+        stages: of its plan.
+        profile: of the cluster.
 
     Raises:
         RecipeError: the profile lacks what a stage needs; all stages' problems at once.
@@ -96,13 +101,13 @@ def stage_jobs(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
             fix="run the stages here with `megatron-growth train`, or add the section (launch/clusters/h100-8x.yaml)",
         )
     problems, jobs = [], []
-    for stage in run.plan_document["stages"]:
+    for stage in stages:
         try:
             nodes, ranks = nodes_of(stage, profile)
         except ValueError as error:
-            problems.append(f"stage {stage['name']}: {error}")
+            problems.append(f"stage {stage.name}: {error}")
             continue
-        jobs.append(_job(run, stage["name"], profile, nodes, ranks))
+        jobs.append(_job(run, stage.name, profile, nodes, ranks))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
@@ -112,21 +117,21 @@ def stage_jobs(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
     return jobs
 
 
-def nodes_of(stage: dict[str, Any], profile: ClusterProfile) -> tuple[int, int]:
-    """(nodes, ranks a node) of a stage of plan.json.
+def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
+    """(nodes, ranks a node) of a stage.
 
     Raises:
         ValueError: its layout does not fit the nodes of the profile.
     """
-    layout, most = stage["layout"], profile.ranks_of_a_node
-    ranks = layout["tp"] * layout["pp"] * layout["dp"]
+    layout, most = stage.layout, profile.ranks_of_a_node
+    ranks = layout.model_parallel_size * (layout.dp or 1)
     per_node = min(ranks, most)
     nodes = -(-ranks // per_node)
-    words = f"TP{layout['tp']} PP{layout['pp']} DP{layout['dp']} is {ranks} ranks"
+    words = f"{layout} is {ranks} ranks"
     if ranks % per_node:
         raise ValueError(f"{words}, which do not fill nodes of {most}")
-    if per_node % layout["tp"]:
-        raise ValueError(f"{words}: TP{layout['tp']} would cross nodes of {per_node} ranks")
+    if per_node % layout.tp:
+        raise ValueError(f"{words}: TP{layout.tp} would cross nodes of {per_node} ranks")
     if nodes > profile.nodes:
         raise ValueError(f"{words} on {nodes} nodes, and the profile has {profile.nodes}")
     return nodes, per_node

@@ -8,20 +8,27 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, job, slurm, unfinished, wait_for_end, wait_until
 
+from megatron_growth import recipes
 from megatron_growth.errors import UserError
+from megatron_growth.planner import plan_run
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run import checkpoints, slurm_record
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import stage_jobs
+from megatron_growth.run.stage_jobs import StageJob, stage_jobs
 from megatron_growth.run.submit import cancel_chain, submit_chain
 
 pytestmark = pytest.mark.slurm
 StandIns = Callable[..., RunDirectory]
 
 
+def chain_of(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
+    """The jobs of all stages."""
+    return stage_jobs(run, plan_run(recipes.load(run.recipe)).stages, profile)
+
+
 def submit(run: RunDirectory, profile: ClusterProfile) -> list[str]:
     """Ids of the jobs of the stages that are not done."""
-    return [s.job for s in submit_chain(run, stage_jobs(run, profile)) if s.job]
+    return [s.job for s in submit_chain(run, chain_of(run, profile)) if s.job]
 
 
 def said(run: RunDirectory, stage: str) -> str:
@@ -57,7 +64,7 @@ def test_chain_runs_in_order_and_submitting_again_starts_nothing(
 def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, launcher: str) -> None:
     run = stand_ins(tp=2)
     four = profile.model_copy(update={"launcher": launcher, "ranks_per_node": 2})
-    chain = stage_jobs(run, four)
+    chain = chain_of(run, four)
     assert [j.nodes for j in chain] == [2, 2, 2]
     submit_chain(run, chain[:1])
     wait_for_end()
@@ -69,7 +76,7 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
 def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
     """By hand, as an administrator or a preemption would: TERM to the steps, then the requeue."""
     run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    (number,) = [s.job for s in submit_chain(run, stage_jobs(run, profile)[:1])]
+    (number,) = [s.job for s in submit_chain(run, chain_of(run, profile)[:1])]
     wait_until(lambda: reached(run, "A") >= 5)
     slurm("scontrol", "requeue", str(number))
     wait_for_end()
@@ -82,7 +89,7 @@ def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: Sta
 
 def test_power_cut_of_a_node(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
     run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    submit_chain(run, stage_jobs(run, profile)[:1])
+    submit_chain(run, chain_of(run, profile)[:1])
     wait_until(lambda: reached(run, "A") >= 5)
     queue.stop_node("node2")
     try:
@@ -142,10 +149,10 @@ def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     run = stand_ins()
     assert profile.slurm
     unknown = profile.model_copy(update={"slurm": profile.slurm.model_copy(update={"partition": "$(reboot)"})})
-    with pytest.raises(UserError, match="(?i)invalid partition"):
+    with pytest.raises(UserError, match=r"(?i)invalid partition"):
         submit(run, unknown)
-    jobs = stage_jobs(run, profile)
-    too_many = [*jobs[:2], stage_jobs(run, unknown)[2]]
-    with pytest.raises(UserError, match="(?i)invalid partition"):
+    jobs = chain_of(run, profile)
+    too_many = [*jobs[:2], chain_of(run, unknown)[2]]
+    with pytest.raises(UserError, match=r"(?i)invalid partition"):
         submit_chain(run, too_many)
     assert not unfinished()

@@ -1,0 +1,186 @@
+"""Submit the stages of recipes to Slurm: one job a stage, each after the one that it grows from.
+
+Jobs checkpoint before their time limit and requeue themselves, go on after preemption and node failures, and end the
+chain when training is ill.  Giving the command again submits only what is missing.  --dry-run shows everything and
+needs no Slurm.
+
+examples:
+  megatron-growth submit progressive-8b --cluster my-cluster.yaml --dry-run
+  megatron-growth submit progressive-8b --cluster my-cluster.yaml
+  megatron-growth submit nano-progressive --seeds 1 2 3 --cluster my-cluster.yaml
+  megatron-growth submit --cancel runs/progressive-8b
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_growth.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_growth.planner import RunPlan
+    from megatron_growth.recipes import ClusterProfile, Recipe
+    from megatron_growth.run.directory import RunDirectory
+    from megatron_growth.run.stage_jobs import StageJob
+
+HELP = "train on a Slurm cluster: one job a stage"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `submit`."""
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="shipped recipes' names, or YAML files")
+    parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
+    parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="one run for each of these seeds")
+    parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory of a single run")
+    parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
+    parser.add_argument(
+        "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print every command and script, and do nothing")
+    parser.add_argument("--cancel", type=Path, metavar="RUN", help="cancel all jobs of this run")
+    parser.add_argument("--json", action="store_true", help="print what was done as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Submit, or cancel."""
+    if args.cancel:
+        return _cancel(args.cancel, args.json)
+    if not args.recipes or not args.cluster:
+        raise UserError("submit needs a recipe and --cluster", fix="megatron-growth submit RECIPE --cluster PROFILE")
+    from megatron_growth.recipes import load_cluster
+
+    profile = load_cluster(args.cluster)
+    requests = _requests(args, profile)
+    if args.dry_run:
+        _show(requests, profile, args.json)
+    else:
+        _submit(requests, profile, args.workers, args.json)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One run to submit."""
+
+    recipe: Recipe
+    plan: RunPlan
+    folder: Path
+
+    def jobs(self, profile: ClusterProfile) -> list[StageJob]:
+        """Of its stages."""
+        from megatron_growth.run.directory import RunDirectory
+        from megatron_growth.run.stage_jobs import stage_jobs
+
+        return stage_jobs(RunDirectory(self.folder), self.plan.stages, profile)
+
+
+def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Request]:
+    """One per recipe and seed; every one is planned, and fits the profile, before any is submitted."""
+    from megatron_growth.cli.train import default_folder, load_recipe
+
+    seeds = args.seeds or [None]
+    if args.folder and len(args.recipes) * len(seeds) > 1:
+        raise UserError("--run names one run directory, and several runs are asked for", fix="leave out --run")
+    requests = []
+    for name in args.recipes:
+        recipe = load_recipe(name, args.variant, args.corpus)
+        for seed in seeds:
+            folder = args.folder or Path(profile.paths.runs) / default_folder(recipe).name
+            if seed is not None:
+                recipe = recipe.model_copy(update={"seed": seed})
+                folder = args.folder or folder.with_name(f"{folder.name}-seed{seed}")
+            requests.append(_planned(recipe, folder, profile, args.recommended))
+    for request in requests:
+        request.jobs(profile)
+    return requests
+
+
+def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, recommended: bool) -> _Request:
+    from megatron_growth.planner import plan_run
+    from megatron_growth.planner.cluster import plan_cluster, with_recommended
+
+    ranks = profile.nodes * profile.ranks_of_a_node
+    plan = plan_run(recipe, ranks)
+    if recommended:
+        recipe = with_recommended(recipe, plan_cluster(recipe, plan, profile))
+        plan = plan_run(recipe, ranks)
+    return _Request(recipe, plan, folder)
+
+
+def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
+    """--dry-run: every command, and the script that they submit."""
+    from megatron_growth.run.stage_jobs import script_path
+    from megatron_growth.run.storage import bytes_needed
+
+    script = script_path()
+    runs: list[dict[str, Any]] = []
+    for request in requests:
+        jobs = request.jobs(profile)
+        after = [[f"JOB_OF_{job.stage}"] for job in jobs]
+        stages = [
+            {"stage": job.stage, "nodes": job.nodes, "command": job.command(before)}
+            for job, before in zip(jobs, [[], *after], strict=False)
+        ]
+        need = bytes_needed(request.plan, request.recipe)
+        runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
+    if as_json:
+        print(json.dumps({"script": script.read_text(encoding="utf-8"), "runs": runs}, indent=2))
+        return
+    for one in runs:
+        print(f"# {one['run']}: checkpoints of {one['checkpoint_bytes'] / 1e9:,.3g} GB at most")
+        for stage in one["stages"]:
+            print(f"# stage {stage['stage']}, nodes: {stage['nodes']}\n{stage['command']}\n")
+    print(f"# {script}\n{script.read_text(encoding='utf-8')}", end="")
+
+
+def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:
+    """Make the run directories with their data, then submit all chains."""
+    from megatron_growth.run import slurm
+    from megatron_growth.run.submit import submit_chain, to_json
+
+    slurm.require()
+    runs = [(request, _prepare(request, workers)) for request in requests]
+    documents = []
+    for request, folder in runs:
+        submitted = submit_chain(folder, request.jobs(profile))
+        documents.append({"run": str(folder.path), "stages": to_json(submitted)})
+        if not as_json:
+            print(f"{folder.path}:")
+            for stage in submitted:
+                after = f", after job {stage.after}" if stage.after else ""
+                print(f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {stage.nodes} nodes{after}")
+            print(f"  megatron-growth status {folder.path}")
+    if as_json:
+        print(json.dumps({"runs": documents}, indent=2))
+
+
+def _prepare(request: _Request, workers: int | None) -> RunDirectory:
+    """The run directory with its data, and room for its checkpoints."""
+    from megatron_growth.run import dataset, directory
+    from megatron_growth.run.lock import exclusive
+    from megatron_growth.run.storage import check_room
+
+    directory.check_free(request.folder)
+    with exclusive(directory.RunDirectory(request.folder).lock):
+        run = directory.create(request.folder, request.recipe, request.plan)
+        check_room(run, request.plan, request.recipe)
+        dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
+    return run
+
+
+def _cancel(folder: Path, as_json: bool) -> int:
+    from megatron_growth.run.directory import existing
+    from megatron_growth.run.submit import cancel_chain
+
+    cancelled = cancel_chain(existing(folder))
+    if as_json:
+        print(json.dumps({"run": str(folder), "cancelled": cancelled}))
+    else:
+        print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: no job was there'}")
+    return 0

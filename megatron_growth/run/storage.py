@@ -1,0 +1,51 @@
+"""Room on the disk for a whole run: counted before the first GPU is booked.  Units: bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from megatron_growth.errors import StorageError
+from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
+from megatron_growth.recipes import Recipe
+from megatron_growth.run.directory import RunDirectory
+
+
+def checkpoints_kept(stage: StagePlan, recipe: Recipe) -> int:
+    """Checkpoints of a stage on disk at its fullest moment: those that stay, and one that is being written."""
+    settings = recipe.checkpoint
+    written = -(-stage.iterations // settings.interval)
+    milestones = stage.iterations // settings.keep_every if settings.keep_every else 0
+    return min(written, settings.keep + 1 + milestones)
+
+
+def bytes_needed(plan: RunPlan, recipe: Recipe) -> int:
+    """What all checkpoints of a run take at its fullest moment."""
+    return sum(
+        checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, recipe.precision) for stage in plan.stages
+    )
+
+
+def check_room(run: RunDirectory, plan: RunPlan, recipe: Recipe) -> int:
+    """Refuse a run that the file system cannot hold; returns the bytes that are still needed.
+
+    A quota of the user is not seen here, only the file system's free space.
+
+    Raises:
+        StorageError: with what is needed and what is free.
+    """
+    there = sum(file.stat().st_size for file in run.path.glob("stages/*/checkpoints/**/*") if file.is_file())
+    need = max(bytes_needed(plan, recipe) - there, 0)
+    free = shutil.disk_usage(_existing(run.path)).free
+    if need > free:
+        raise StorageError(
+            f"the run's checkpoints need {need / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free",
+            where=str(run.path),
+            fix="free space, name a folder on another file system with --run, or lower checkpoint.keep in the recipe",
+        )
+    return need
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return path if path.exists() else _existing(path.absolute().parent)
