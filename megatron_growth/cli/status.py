@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "how far a run is"
 
-_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "checkpoint")
+_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "saved")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,9 @@ def _print(status: RunStatus) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title=f"{status.name}  ({status.path})", title_justify="left")
+    table = Table(
+        box=None, padding=(0, 1), pad_edge=False, title=f"{status.name}  ({status.path})", title_justify="left"
+    )
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("stage", "state") else "right", no_wrap=True)
     for stage in status.stages:
@@ -57,10 +59,10 @@ def _cells(stage: StageStatus) -> list[str]:
     from megatron_growth.run.screen import duration, number
 
     return [
-        stage.name + (" (baseline)" if stage.baseline else ""),
+        stage.name,
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
-        f"{number(stage.tokens)}/{number(stage.tokens_planned)}",
+        number(stage.tokens),
         _loss(stage.loss),
         _loss(stage.validation_loss),
         number(stage.tokens_per_second) if stage.tokens_per_second else "-",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from megatron_growth.data.storage import atomic_path, storage_errors, write_json
-from megatron_growth.errors import RunError
+from megatron_growth.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan
@@ -206,8 +206,18 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _check_same_recipe(run: RunDirectory, text: str) -> None:
     found = run.recipe.read_text(encoding="utf-8")
-    if found != text:
+    if found != text and (found := _completed(found, run.recipe)) != text:
         raise _differs(run, "another recipe", found, text)
+
+
+def _completed(text: str, file: Path) -> str:
+    """A resolved recipe with the defaults of keys that an older release did not know; as it is when it is no recipe."""
+    from megatron_growth import recipes
+
+    try:
+        return recipe_text(recipes.loads(text, file=str(file)))
+    except RecipeError:
+        return text
 
 
 def _check_same_plan(run: RunDirectory, document: dict[str, Any]) -> None:

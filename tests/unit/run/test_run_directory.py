@@ -48,6 +48,18 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path, recipe, plan):
     assert run.recipe.read_bytes() == before
 
 
+def test_a_key_that_an_older_release_did_not_know_is_no_difference(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    document = yaml.safe_load(run.recipe.read_text())
+    assert document["stages"][0]["layout"].pop("recompute") == "none"
+    run.recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    assert directory.create(tmp_path / "run", recipe, plan) == run
+    document["stages"][0]["layout"]["recompute"] = "full"
+    run.recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    with pytest.raises(RunError, match="-    recompute: full"):
+        directory.create(tmp_path / "run", recipe, plan)
+
+
 def test_another_plan_of_the_same_recipe_is_refused(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
     document = json.loads(run.plan.read_text())
