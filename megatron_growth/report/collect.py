@@ -10,15 +10,15 @@ from megatron_growth.errors import RunError
 from megatron_growth.report.records import RunRecord, StageRecord, read_metrics
 
 
-def collect(run_directory: Path) -> RunRecord:
-    """Read a run, finished or not.
+def read_plan(run_directory: Path) -> dict[str, Any]:
+    """The plan of a run.
 
     Raises:
-        RunError: the directory is no run, its plan is not readable, or nothing has been trained yet.
+        RunError: the directory is no run, or its plan is not readable.
     """
     path = run_directory / "plan.json"
     try:
-        plan = json.loads(path.read_text())
+        plan: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise RunError(
             f"{run_directory} is not a run directory",
@@ -27,6 +27,20 @@ def collect(run_directory: Path) -> RunRecord:
         ) from None
     except json.JSONDecodeError as error:
         raise RunError("the run's plan is not JSON", where=f"{path}:{error.lineno}", fix="restore the file") from None
+    return plan
+
+
+def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
+    """Read a run, finished or not.
+
+    Args:
+        run_directory: of one recipe, or one variant.
+        started: refuse a run in which nothing has been trained yet.
+
+    Raises:
+        RunError: the directory is no run, its plan is not readable, or nothing has been trained yet.
+    """
+    plan = read_plan(run_directory)
     stages, spent = [], 0.0
     for planned in plan["stages"]:
         stages.append(_stage(planned, run_directory, spent if planned["source"] else 0.0))
@@ -41,7 +55,7 @@ def collect(run_directory: Path) -> RunRecord:
         scratch_flops=plan["scratch_flops"],
         saving=plan["saving"],
     )
-    if not any(s.done for s in (*run.stages, *run.baselines)):
+    if started and not any(s.done for s in (*run.stages, *run.baselines)):
         raise RunError(
             "nothing has been trained in this run yet",
             where=str(run_directory),

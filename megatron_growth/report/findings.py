@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from megatron_growth.report.records import RunRecord, StageRecord
+from megatron_growth.report.variants import BASELINE, Variant
 
 # Repeats of one nano run with other seeds differ by about this much (docs/benchmarks.md), so less is called a tie.
 TIE_NATS = 0.03
@@ -33,6 +36,29 @@ def findings(run: RunRecord) -> list[str]:
             if last.parameters < 1e8
             else "One run, one seed."
         )
+    return sentences
+
+
+def variant_findings(variants: Sequence[Variant]) -> list[str]:
+    """The best variant, and each variant against the one called baseline, in loss and at equal compute."""
+    done = [v for v in variants if v.last.complete and v.last.final_validation is not None]
+    unfinished = [v.name for v in variants if v not in done]
+    sentences = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
+    ranked = sorted(done, key=lambda v: v.last.final_validation or 0.0)
+    if len(ranked) > 1:
+        order = ", ".join(f"{v.name} {v.last.final_validation:.3f}" for v in ranked)
+        sentences.append(f"Final validation loss, best first: {order} nats.")
+    baseline = next((v for v in done if v.name == BASELINE), None)
+    if baseline is not None and baseline.last.final_validation is not None:
+        target = baseline.last.final_validation
+        ahead = [v.name for v in ranked if (v.last.final_validation or 0.0) < target - TIE_NATS]
+        sentences.append(
+            f"Better than the baseline by {TIE_NATS} nats or more after as many steps of the last stage: "
+            f"{', '.join(ahead) or 'none'}. Earlier stages are not charged in this comparison; the right-hand picture "
+            "charges them."
+        )
+    if ranked:
+        sentences.append(f"One run of each, one seed: differences under {TIE_NATS} nats are called a tie.")
     return sentences
 
 

@@ -4,37 +4,58 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from megatron_growth import __version__
+from megatron_growth.data.storage import atomic_path
 from megatron_growth.report import plots
-from megatron_growth.report.findings import findings
+from megatron_growth.report.findings import findings, variant_findings
 from megatron_growth.report.records import RunRecord
+from megatron_growth.report.variants import Variant, variant_json
 
 
 def write_report(run: RunRecord, run_directory: Path) -> Path:
-    """Write `report/index.html` and the pictures beside it; a report is derived, so an older one is replaced."""
-    folder = run_directory / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `report/index.html` of one run and the pictures beside it; a report is derived, so an older one goes."""
+    folder = _folder(run_directory)
     images = {"loss": plots.write_png(plots.loss_against_flops(run), folder / "loss-against-flops.png")}
     if (growth := plots.growth_steps(run)) is not None:
         images["growth"] = plots.write_png(growth, folder / "growth-steps.png")
+    return _write(folder, "run.html", images, run=run, findings=findings(run), title=run.name, summary=run.summary)
+
+
+def write_variants_report(variants: tuple[Variant, ...], run_directory: Path) -> Path:
+    """The same for a folder of variants."""
+    folder = _folder(run_directory)
+    images = {"loss": plots.write_png(plots.variant_losses(variants), folder / "validation-loss.png")}
+    return _write(
+        folder,
+        "variants.html",
+        images,
+        rows=[variant_json(v, variants) for v in variants],
+        findings=variant_findings(variants),
+        title=variants[0].run.name,
+        summary=variants[0].run.summary,
+    )
+
+
+def _folder(run_directory: Path) -> Path:
+    folder = run_directory / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(folder: Path, template: str, images: dict[str, Path], **values: Any) -> Path:
+    encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in images.items()}
     page = (
         _environment()
-        .get_template("page.html")
-        .render(
-            run=run,
-            findings=findings(run),
-            images={name: base64.b64encode(path.read_bytes()).decode() for name, path in images.items()},
-            directory=run_directory,
-            version=__version__,
-        )
+        .get_template(template)
+        .render(images=encoded, directory=folder.parent, version=__version__, **values)
     )
     path = folder / "index.html"
-    partial = folder / "index.html.partial"
-    partial.write_text(page)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

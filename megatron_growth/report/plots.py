@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_growth.report.records import RunRecord, StageRecord
+from megatron_growth.report.variants import BASELINE, Variant
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#444444", "#999999")
@@ -72,6 +74,25 @@ def growth_steps(run: RunRecord) -> Figure | None:
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    return figure
+
+
+def variant_losses(variants: Sequence[Variant]) -> Figure:
+    """Validation loss of the last stage of every variant, against its iterations and against all compute spent."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for i, variant in enumerate(variants):
+        style = {"color": "#000000", "linestyle": "--"} if variant.name == BASELINE else {"color": COLOURS[i % 6]}
+        points = [(n, loss) for n, loss in variant.last.validation if n]
+        losses = [loss for _, loss in points]
+        marker = "os^Dv*"[i // 6 % 6]
+        for ax, xs in zip(axes, ([n for n, _ in points], [variant.spent(n)[1] for n, _ in points]), strict=True):
+            ax.plot(xs, losses, marker=marker, markersize=3.5, linewidth=1.5, label=variant.name, **style)
+    every = sorted(loss for v in variants for n, loss in v.last.validation if n)
+    axes[0].set_ylim(every[0] - 0.05, every[int(0.9 * (len(every) - 1))] + 0.05)
+    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].set_xlabel("iteration of the last stage")
+    axes[1].set_xlabel("compute of all stages (FLOPs, exact accounting)")
+    axes[1].legend()
     return figure
 
 

@@ -1,0 +1,128 @@
+"""The variants of a recipe beside each other: final validation perplexity, state, compute, and early stops (Reuse).
+
+A variant is a run of its own; what is compared is the last stage of each.  Compute is counted twice: by the paper's
+formula and exactly (frozen weights below something trainable count 4, attention scores count).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.report.collect import collect, read_plan
+from megatron_growth.report.records import RunRecord, StageRecord
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant of a recipe, trained or under way.
+
+    Attributes:
+        trainable, frozen: weights of the last stage's model.
+        state_bytes: measured, weights and optimizer state in the last stage's newest checkpoint; None without one.
+        flops, flops_exact: of all its stages, by the paper's and by the exact accounting.
+        last_flops, last_flops_exact: of the last stage alone.
+    """
+
+    name: str
+    run: RunRecord
+    trainable: int
+    frozen: int
+    state_bytes: int | None
+    flops: float
+    flops_exact: float
+    last_flops: float
+    last_flops_exact: float
+
+    @property
+    def last(self) -> StageRecord:
+        """The stage that is compared."""
+        return self.run.stages[-1]
+
+    def early_stop(self, target: float) -> int | None:
+        """First evaluated iteration of the last stage whose validation loss is at or below `target`, or None."""
+        return next((i for i, loss in self.last.validation if i and loss <= target), None)
+
+    def spent(self, iteration: int) -> tuple[float, float]:
+        """Compute by both accountings when the last stage stops at `iteration`."""
+        left = 1 - iteration / self.last.iterations
+        return self.flops - left * self.last_flops, self.flops_exact - left * self.last_flops_exact
+
+
+def collect_variants(folder: Path) -> tuple[Variant, ...]:
+    """The variants in a folder, in the order of their recipe; those without a trained iteration are left out."""
+    paths = {path.parent.name: path.parent for path in folder.glob("*/plan.json")}
+    order = read_plan(next(iter(paths.values())))["variants"] if paths else []
+    known = sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name))
+    found = (_variant(paths[name]) for name in known)
+    return tuple(v for v in found if v.run.stages and v.last.done)
+
+
+def is_variants_folder(folder: Path) -> bool:
+    """Whether the folder holds runs of variants rather than one run."""
+    return not (folder / "plan.json").exists() and any(folder.glob("*/plan.json"))
+
+
+def _variant(path: Path) -> Variant:
+    stages = read_plan(path)["stages"]
+    last = stages[-1]
+    return Variant(
+        name=path.name,
+        run=collect(path, started=False),
+        trainable=last["parameters"]["trainable"],
+        frozen=last["parameters"]["total"] - last["parameters"]["trainable"],
+        state_bytes=state_bytes(path / "stages" / last["name"] / "checkpoints"),
+        flops=sum(s["flops"] for s in stages),
+        flops_exact=sum(s["flops_exact"] for s in stages),
+        last_flops=last["flops"],
+        last_flops_exact=last["flops_exact"],
+    )
+
+
+def state_bytes(checkpoints: Path) -> int | None:
+    """Bytes of weights and optimizer state in the newest checkpoint of a stage, None when there is none."""
+    from megatron_growth.checkpoint.source import Source
+
+    if not (checkpoints / "latest_checkpointed_iteration.txt").exists():
+        return None
+    return sum(item.bytes for item in Source(checkpoints).items)
+
+
+def to_json(folder: Path, variants: tuple[Variant, ...]) -> dict[str, Any]:
+    """The document that `report --json` prints for a folder of variants."""
+    return {"run": folder.name, "variants": [variant_json(v, variants) for v in variants]}
+
+
+def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
+    """One variant's numbers."""
+    loss = v.last.final_validation
+    return {
+        "name": v.name,
+        "iterations": v.last.done,
+        "planned_iterations": v.last.iterations,
+        "final_validation_loss": loss,
+        "final_validation_perplexity": math.exp(loss) if loss is not None else None,
+        "trainable_parameters": v.trainable,
+        "frozen_parameters": v.frozen,
+        "state_bytes": v.state_bytes,
+        "flops": {"paper": v.flops, "exact": v.flops_exact},
+        "early_stop": early_stop_json(v, variants),
+        "stages": v.run.to_json()["stages"],
+    }
+
+
+def early_stop_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any] | None:
+    """Where a variant passes the finished baseline's final validation loss, and the compute saved by stopping there."""
+    baseline = next((b for b in variants if b.name == BASELINE and b.last.complete), None)
+    if baseline is None or baseline.last.final_validation is None or v.name == BASELINE:
+        return None
+    iteration = v.early_stop(baseline.last.final_validation)
+    if iteration is None:
+        return {"iteration": None, "compute_saving": None}
+    paper, exact = v.spent(iteration)
+    saving = {"paper": 1 - paper / baseline.flops, "exact": 1 - exact / baseline.flops_exact}
+    return {"iteration": iteration, "compute_saving": saving}
