@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -132,6 +133,39 @@ def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(copied, corpus
     assert "checkpoint of iteration 14 is not whole" in again.stderr
     assert "going on from iteration 12" in again.stderr
     assert micro_run.differences(copied, finished) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own and a function that sets its size in KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int, *options: str) -> bool:
+        words = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}k"]), "tmpfs", str(folder)]
+        return subprocess.run(words, capture_output=True).returncode == 0
+
+    if os.geteuid() != 0 or not resize(65536):
+        pytest.skip("only root can mount a small file system")
+    yield folder, lambda size: resize(size, "remount")
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_while_saving_loses_nothing(finished, corpus, small_disk):
+    disk, resize = small_disk
+    run = Path(shutil.copytree(finished, disk / "run", ignore=shutil.ignore_patterns("large")))
+    used = shutil.disk_usage(disk).used // 1024
+    assert resize(used + 160)  # room for the log, not for the first checkpoint
+    refused = micro_run.call("train", *micro_run.train_words(corpus, run))
+    assert refused.returncode == 1
+    assert "no space left" in refused.stderr.lower()
+    assert "what to do: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not micro_run.processes_of(run)
+    assert resize(65536)
+    again = micro_run.call("train", *micro_run.train_words(corpus, run))
+    assert again.returncode == 0, again.stderr
+    assert micro_run.differences(run, finished) == []
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(copied, corpus, finished):
