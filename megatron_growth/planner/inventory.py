@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from megatron_growth.patterns import Rule, decide, near_patterns
 from megatron_growth.shape import ModelShape
-from megatron_growth.training.patterns import Rule, decide, near_patterns
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
@@ -125,7 +125,7 @@ def take_inventory(
 
     Args:
         shape: sizes.
-        freeze: patterns, see `megatron_growth.training.patterns`.
+        freeze: patterns, see `megatron_growth.patterns`.
         adapter_rank: rank r; an adapter on a matrix of in x out features has r (in + out) weights.
         adapted_layers: numbers of the layers whose matrices have adapters.
 

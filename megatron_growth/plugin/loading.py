@@ -29,10 +29,10 @@ from megatron.training import get_args, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
 from megatron_growth.errors import CheckpointError, RunError
+from megatron_growth.patterns import Rule, decide, parse_rules
 from megatron_growth.plugin.groups import ParameterRules
 from megatron_growth.plugin.scheduler import GROUP_KEY, WHICH_SCHEDULE
 from megatron_growth.training.names import named_parameters, unwrapped
-from megatron_growth.training.patterns import Rule, decide, parse_rules
 
 Chunks = list[torch.nn.Module]
 Group = dict[str, Any]
@@ -52,6 +52,8 @@ def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         folder = get_load_checkpoint_path_by_args(args)
         common = dist_checkpointing.load_common_state_dict(folder)
+        if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
+            args.growth_provenance = common["args"].growth_provenance
         frozen = _frozen_at_save(common, rules)
         if frozen == set(rules.frozen) and _groups_pair(optimizer, common):
             with _matching_groups(optimizer, args):
@@ -204,7 +206,10 @@ def load_state_by_name(
             _store(part, moment, tensors)
     step = _saved_step(common)
     saved_groups = [group for state in _saved_optimizers(common) for group in _inner(state)["param_groups"]]
+    scalers = [state["grad_scaler"] for state in _saved_optimizers(common) if "grad_scaler" in state]
     for part in parts:
+        if scalers and getattr(part, "grad_scaler", None):
+            part.grad_scaler.load_state_dict(scalers[0])
         for group in part.optimizer.param_groups:
             matched = match_group(group, saved_groups, get_args())
             group.update({key: matched[key] for key in _RATES if key in matched})

@@ -208,6 +208,42 @@ def first_steps(argv):
     return {prefix: max(m for n, m in moved.items() if n.startswith(prefix)) for prefix in prefixes}
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Prefix of an indexed dataset of random documents, 64 samples of 32 tokens and a little more."""
+    import numpy as np
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix, rng = tmp_path_factory.mktemp("data") / "text", np.random.default_rng(0)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for _ in range(66):
+        builder.add_document(torch.from_numpy(rng.integers(0, 127, 32)), [32])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+def test_stages_read_their_windows_of_one_sample_order(text, tmp_path):
+    """A rate of almost nothing leaves the loss of a batch to its samples: what a stage reads shows in its losses."""
+    still = {"lr": 1e-12, "data": text}
+    pool = ["--growth-data-pool", "48", "--data-cache-path", tmp_path / "cache", "--seed", "1"]
+
+    def stage(name, start, batch, iterations, *more):
+        log = tmp_path / name
+        sizes = ["--global-batch-size", batch, "--train-iters", iterations]
+        run(log, "--growth-data-start", start, *pool, *sizes, *more, **still)
+        return list(metrics(log).values())
+
+    whole = stage("whole", 0, 8, 6)
+    assert len({round(loss, 4) for loss in whole}) > 1
+    assert stage("small batches", 16, 8, 2) == pytest.approx(whole[2:4], abs=1e-6)
+    assert stage("a large batch", 16, 16, 1) == pytest.approx([sum(whole[2:4]) / 2], abs=1e-6)
+    # Fixed Data: past the pool's end, on from its first sample.
+    assert stage("wraps", 40, 8, 2, "--growth-data-repeat") == pytest.approx([whole[5], whole[0]], abs=1e-6)
+    with pytest.raises(DistributedFailure, match="the pool of the run has 48"):
+        stage("too far", 40, 8, 2)
+
+
 def test_a_pool_that_the_data_cannot_fill_is_refused(tmp_path):
     with pytest.raises(DistributedFailure, match="pool"):
         run(tmp_path / "m", "--growth-data-start", "2", "--growth-data-pool", "8")

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from megatron_growth.errors import RecipeError, UnsupportedError, UserError
+from megatron_growth.patterns import Rule
 from megatron_growth.plugin import PluginOptions, add_arguments
-from megatron_growth.training.patterns import Rule
 
 MEGATRONS = {
     "lr": 1e-3,
