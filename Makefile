@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TESTS ?= tests
 PYTEST_ARGS ?=
+BENCH ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
@@ -34,8 +35,8 @@ format: env  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: env  ## measure speed and memory (figures go to docs/benchmarks.md)
-	@bash ci/bench.sh $(BIN)
+bench: env  ## measure speed and memory; BENCH="plugin_overhead grow" chooses (figures: docs/benchmarks.md)
+	@bash ci/bench.sh $(BIN) $(BENCH)
 
 torture: env  ## kill a training run 30 times at random moments and compare it with an undisturbed one
 	$(BIN)/python tests/megatron/kill_torture.py --kills 30
