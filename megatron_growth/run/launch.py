@@ -43,11 +43,7 @@ def environment(token: str, failures_folder: Path, inherited: Mapping[str, str] 
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM while a stage runs; the second one raises KeyboardInterrupt.
-
-    Args:
-        on_first: called from the main loop, not from the handler.
-    """
+    """Counts Ctrl-C and SIGTERM while a stage runs; the second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.count = 0

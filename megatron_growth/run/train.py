@@ -7,13 +7,21 @@ it, and a stage without one is grown again from its source.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_growth.errors import CheckpointError, ParallelLayoutError, RunError, StageFailed, nearest
+from megatron_growth.errors import (
+    CheckpointError,
+    ParallelLayoutError,
+    RunError,
+    StageFailed,
+    UnsupportedError,
+    nearest,
+)
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
 from megatron_growth.run import checkpoints, dataset, directory, failures, launch, state
@@ -67,6 +75,7 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
         StageFailed, StorageError: training ended without finishing a stage.
         KeyboardInterrupt: the user asked to stop.
     """
+    _check_wandb(request)
     gpus = local_devices()
     plan = plan_run(recipe, gpus=max(1, gpus))
     stages = selected(plan, request)
@@ -108,6 +117,11 @@ def selected(plan: RunPlan, request: Request) -> list[StagePlan]:
     if request.stage:
         return [known[request.stage]]
     return [*plan.stages, *(baselines[name] for name in request.baselines if name in baselines)]
+
+
+def _check_wandb(request: Request) -> None:
+    if request.wandb_project and not importlib.util.find_spec("wandb"):
+        raise UnsupportedError("Weights & Biases is not installed", fix="pip install 'megatron-growth[wandb]'")
 
 
 def _check_machine(stage: StagePlan, gpus: int) -> None:

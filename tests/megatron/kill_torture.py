@@ -112,6 +112,8 @@ def torture(corpus: Path, folder: Path, reference: Path, kills: int, rng: random
         while not (run / "stages" / "large" / "done").exists() and counted.total() < kills:
             waiting = waiting or rng.sample(list(PHASES), len(PHASES))
             phase = waiting.pop()
+            if phase == "preparing" and (run / "data").exists():
+                continue
             killed, code = kill_once(corpus, run, phase, rng)
             assert code == 0, run.with_suffix(".out").read_text()[-3000:]
             counted[phase] += killed
