@@ -9,6 +9,7 @@ from typing import IO, Any, Self
 from megatron_growth.run.metrics import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 110  # columns of a terminal that has room for a bar
 
 
 def number(value: float) -> str:
@@ -85,6 +86,8 @@ class Screen:
         """The state of the stage now; `what` stands in front until training has begun."""
         text = what or figures(progress, self._iterations)
         if self._live is not None:
+            if self._live.console.width < _WIDE:
+                text = text.removeprefix("iteration ")
             self._live.update(self._task, completed=progress.iteration, figures=text)
         elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
@@ -95,11 +98,7 @@ def _live(stream: IO[str]) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[figures]}"),
-        console=Console(file=stream),
-        transient=True,
-    )
+    console = Console(file=stream)
+    bar = [BarColumn(bar_width=20)] if console.width >= _WIDE else []
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), *bar, TextColumn("{task.fields[figures]}")]
+    return Progress(*columns, console=console, transient=True)
