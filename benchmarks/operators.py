@@ -270,30 +270,52 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Final loss of every operator, one dot for each seed, scratch beside it."""
+def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
+    """Left: training loss over the share of the budget, first seed at the first learning rate.  Right: final losses."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = sorted({row.name for row in rows}, key=lambda n: min(statistics.mean(r.final) for r in rows if r.name == n))
-    lrs = sorted({row.lr for row in rows}, reverse=True)
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.4), layout="constrained")
-    for index, lr in enumerate(lrs):
-        offset, color = 0.22 * (index - (len(lrs) - 1) / 2), f"C{index}"
-        for row in (row for row in rows if row.lr == lr):
-            y = names.index(row.name) + offset
-            axes.plot(row.final, [y] * len(row.final), "o", color=color, ms=4, alpha=0.6)
-            axes.plot(statistics.mean(row.final), y, "|", color=color, ms=12, mew=2)
-        axes.plot([], [], "o", color=color, label=f"learning rate {lr:g}")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("validation loss at the end (nats per token); a dot is a seed, a bar the mean")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right")
+    color = {name: f"C{index}" for index, name in enumerate(names)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for name in names:
+        folder = min(folders(work, name), key=str)
+        left.plot(*curve(folder, name), color=color[name], lw=1, label=name)
+    left.set_ylim(3.1, 4.0)
+    left.set_xlabel("share of the whole budget (compute of the source included)")
+    left.set_ylabel("training loss, mean of 20 steps (nats per token)")
+    for row in rows:
+        y, mark = names.index(row.name), "os^D"[sorted({r.lr for r in rows}, reverse=True).index(row.lr)]
+        right.plot(row.final, [y] * len(row.final), mark, color=color[row.name], ms=6)
+    right.set_yticks(range(len(names)), names)
+    right.invert_yaxis()
+    right.margins(y=0.1)
+    marks = dict(zip(sorted({r.lr for r in rows}, reverse=True), "os^D", strict=False))
+    described = ", ".join(f"{mark} learning rate {lr:g}" for lr, mark in zip(marks, "●■▲◆", strict=False))
+    right.set_xlabel(f"validation loss at the end; one mark a seed\n{described}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def folders(work: Path, name: str) -> list[Path]:
+    """Finished runs of one row's name."""
+    root = work / name if name.startswith("scratch/") else work / "grown" / name
+    return [done.parent for done in root.glob("lr-*/seed-*/done")]
+
+
+def curve(folder: Path, name: str, window: int = 20) -> tuple[list[float], list[float]]:
+    """(share of the budget, mean training loss) every `window` steps."""
+    from megatron_growth.plugin.metrics import read
+
+    losses = [record["loss"] for record in read(folder / "metrics.jsonl") if "event" not in record]
+    start = 0.0 if name.startswith("scratch/") else SOURCE_FLOPS / TOTAL_FLOPS
+    blocks = [losses[i : i + window] for i in range(0, len(losses), window)]
+    middles = [(i * window + len(block) / 2) / len(losses) for i, block in enumerate(blocks)]
+    return [start + (1 - start) * middle for middle in middles], [statistics.mean(block) for block in blocks]
 
 
 def main() -> None:
@@ -319,7 +341,7 @@ def main() -> None:
     if args.table:
         args.table.write_text(markdown(rows), encoding="utf-8")
     if args.plot:
-        plot(rows, args.plot)
+        plot(rows, args.work, args.plot)
 
 
 if __name__ == "__main__":
