@@ -14,5 +14,9 @@ shift 2
 # Training processes are many; one thread each is faster than all of them fighting for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TOKENIZERS_PARALLELISM=false
+# Slurm's packages, where that asks nobody; without them the tests on a real Slurm say why they are skipped.
+if [[ "$(id -u)" -eq 0 && " ${tests} " == *" tests"@( |/slurm)* ]]; then
+    ci/install-slurm.sh || echo "the tests on a real Slurm will be skipped"
+fi
 # A file's tests share fixtures that train small models, so a file stays on one worker.
 exec "${bin}/pytest" "${tests}" --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -1,7 +1,10 @@
-"""Show how far a run is: stages, iterations, tokens, loss, speed, time left, last checkpoint.
+"""Show how far a run is: stages, iterations, tokens, loss, speed, time left, last checkpoint, and its Slurm jobs.
+
+Everything but the jobs' states comes from the run directory, so it works on any machine that sees it.
 
 examples:
   megatron-growth status runs/nano-progressive
+  megatron-growth status runs/progressive-8b --watch
   megatron-growth status runs/nano-progressive --json
 """
 
@@ -9,50 +12,126 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from megatron_growth.run.directory import RunDirectory
+    from megatron_growth.run.slurm_status import StageJobStatus
     from megatron_growth.run.status import RunStatus, StageStatus
 
 HELP = "how far a run is"
 
-_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "saved")
+_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "checkpoint")
+_JOB_COLUMNS = ("stage", "job", "state", "restarts", "MFU", "nodes", "reason")
+_WORDS = ("stage", "state", "nodes", "reason")  # columns that are not numbers
+_MOST_NODES_SHOWN = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `status`."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="a run directory, or the folder of a recipe's variants"
+    )
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds (10) until the run is complete",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status."""
+    """Print the status, once or until the run is complete."""
     from megatron_growth.run import directory
+
+    folder = directory.existing(args.folder)
+    if args.watch is None:
+        _print(*_look(folder), args.json)
+        return 0
+    return _watch(folder, args.watch, args.json)
+
+
+def _look(folder: RunDirectory) -> tuple[RunStatus, dict[str, StageJobStatus]]:
+    """The status now, and the jobs of a run that was submitted."""
+    from megatron_growth.run import slurm_status
     from megatron_growth.run.status import status_of
 
-    status = status_of(directory.existing(args.folder))
-    if args.json:
-        print(json.dumps(status.to_json(), indent=2))
-    else:
-        _print(status)
-    return 0
+    status = status_of(folder)
+    if not slurm_status.is_submitted(folder):
+        return status, {}
+    return status, slurm_status.jobs_of(folder, {stage.name: stage.tokens_per_second for stage in status.stages})
 
 
-def _print(status: RunStatus) -> None:
+def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
+    """On a terminal the table stays in its place; elsewhere, and as JSON, each look is printed below the last."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.live import Live
 
-    table = Table(
-        box=None, padding=(0, 1), pad_edge=False, title=f"{status.name}  ({status.path})", title_justify="left"
-    )
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("stage", "state") else "right", no_wrap=True)
-    for stage in status.stages:
-        table.add_row(*_cells(stage))
     console = Console(highlight=False)
-    console.print(table)
-    console.print(_sentence(status), markup=False)
+    if as_json or not console.is_terminal:
+        while True:
+            status, jobs = _look(folder)
+            _print(status, jobs, as_json)
+            if status.complete:
+                return 0
+            time.sleep(seconds)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            status, jobs = _look(folder)
+            live.update(_table(status, jobs), refresh=True)
+            if status.complete:
+                return 0
+            time.sleep(seconds)
+
+
+def _print(status: RunStatus, jobs: dict[str, StageJobStatus], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_document(status, jobs), indent=2), flush=True)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_table(status, jobs))
+
+
+def _document(status: RunStatus, jobs: dict[str, StageJobStatus]) -> dict[str, Any]:
+    """The JSON document; a submitted run's stages have the figures of their jobs beside their own."""
+    document = status.to_json()
+    for stage in document["stages"]:
+        if stage["name"] in jobs:
+            stage |= asdict(jobs[stage["name"]])
+    return document
+
+
+def _table(status: RunStatus, jobs: dict[str, StageJobStatus]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts = [_grid(f"{status.name}  ({status.path})", _COLUMNS, [_cells(stage) for stage in status.stages])]
+    if jobs:
+        parts.append(_grid("Slurm", _JOB_COLUMNS, [_job_cells(stage, job) for stage, job in jobs.items()]))
+    return Group(*parts, Text(_sentence(status, jobs)))
+
+
+def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=column != "reason")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _cells(stage: StageStatus) -> list[str]:
@@ -62,7 +141,7 @@ def _cells(stage: StageStatus) -> list[str]:
         stage.name,
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
-        number(stage.tokens),
+        f"{number(stage.tokens)}/{number(stage.tokens_planned)}",
         _loss(stage.loss),
         _loss(stage.validation_loss),
         number(stage.tokens_per_second) if stage.tokens_per_second else "-",
@@ -71,13 +150,32 @@ def _cells(stage: StageStatus) -> list[str]:
     ]
 
 
+def _job_cells(stage: str, job: StageJobStatus) -> list[str]:
+    hosts = ",".join(job.hosts) if len(job.hosts) <= _MOST_NODES_SHOWN else f"{job.hosts[0]} + {len(job.hosts) - 1}"
+    utilisation = job.model_flops_utilisation
+    return [
+        stage,
+        job.job or "-",
+        job.job_state or "-",
+        str(job.restarts),
+        f"{utilisation:.1%}" if utilisation is not None else "-",
+        hosts or "-",
+        job.reason or "",
+    ]
+
+
 def _loss(value: float | None) -> str:
     return f"{value:.3f}" if value is not None else "-"
 
 
-def _sentence(status: RunStatus) -> str:
+def _sentence(status: RunStatus, jobs: dict[str, StageJobStatus]) -> str:
     if status.complete:
         return f"complete; see `megatron-growth report {status.path}`"
     if status.active:
         return "a command is working on it"
+    states = {job.job_state for job in jobs.values()}
+    if states & {"RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED"}:
+        return "its Slurm jobs are working on it"
+    if jobs:
+        return "no Slurm job of it is left; `megatron-growth submit`, as it was given, goes on where it was"
     return "nothing is working on it here; the command that started it goes on where it was"

@@ -148,7 +148,7 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
     runs = [(request, _prepare(request, workers)) for request in requests]
     documents = []
     for request, folder in runs:
-        submitted = submit_chain(folder, request.jobs(profile))
+        submitted = submit_chain(folder, request.jobs(profile), profile)
         documents.append({"run": str(folder.path), "stages": to_json(submitted)})
         if not as_json:
             print(f"{folder.path}:")

@@ -7,6 +7,7 @@ and then is `megatron_growth.run.pretrain`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,10 +51,14 @@ def main() -> int:
     """Entry point of one rank; returns its exit code."""
     from megatron_growth.run import failures, pretrain
 
-    with failures.recorded():
-        run, name = existing(Path(sys.argv[1])), sys.argv[2]
-        sys.argv[1:] = stage_arguments(run, name, int(os.environ["WORLD_SIZE"]))
-    return pretrain.main()
+    try:
+        with failures.recorded():
+            run, name = existing(Path(sys.argv[1])), sys.argv[2]
+            sys.argv[1:] = stage_arguments(run, name, int(os.environ["WORLD_SIZE"]))
+        return pretrain.main()
+    finally:
+        # The batch script repeats TERM until all ranks have gone; Python gives up Megatron's handler before that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

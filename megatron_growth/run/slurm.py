@@ -7,6 +7,7 @@ is only ever a path.  What Slurm refuses is shown in Slurm's own words beside ou
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,6 +91,26 @@ def cancel(ids: Sequence[str]) -> None:
     """Cancel jobs; one that has ended already is none of our business."""
     if ids:
         _run(["scancel", "--quiet", *ids])
+
+
+def final_state(number: str) -> str | None:
+    """The state in which a job ended, from the controller or, when that has forgotten it, from the accounting.
+
+    None without Slurm, or when neither knows the job.
+    """
+    queries = (
+        ["scontrol", "--oneliner", "show", "job", number],
+        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={number}"],
+    )
+    for query in queries:
+        try:
+            answer = _run(query)
+        except GrowthError:
+            continue
+        found = re.search(r"\bJobState=(\S+)", answer) or re.match(r"([A-Z_]+)", answer)
+        if found:
+            return found.group(1)
+    return None
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

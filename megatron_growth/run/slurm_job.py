@@ -104,6 +104,7 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
         if newest != pruned:
             prune(stage.checkpoints, keep)
             pruned = newest
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
 
 
 def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> int:

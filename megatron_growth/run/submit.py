@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from megatron_growth.data.storage import write_json
 from megatron_growth.errors import GrowthError
+from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run import slurm
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.lock import exclusive
@@ -41,12 +42,28 @@ class Submitted:
     action: Literal["submitted", "kept", "done"]
 
 
-def submit_chain(run: RunDirectory, jobs: Sequence[StageJob]) -> list[Submitted]:
+@dataclass(frozen=True)
+class Chain:
+    """What RUN/slurm.json remembers.
+
+    Attributes:
+        jobs: id of the last job of each stage, by stage.
+        cluster: name of the profile.
+        peak_tflops: dense bf16 peak of one of its GPUs in TFLOP/s; None before the first submission.
+    """
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    cluster: str = ""
+    peak_tflops: float | None = None
+
+
+def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterProfile) -> list[Submitted]:
     """Submit the stages that are neither done nor submitted, each after the stage that it grows from.
 
     Args:
         run: the run directory.
         jobs: of all its stages, in the order of the chain.
+        profile: that they were made with.
 
     Raises:
         SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled again.
@@ -59,7 +76,7 @@ def submit_chain(run: RunDirectory, jobs: Sequence[StageJob]) -> list[Submitted]
         try:
             for job in jobs:
                 submitted.append(_submit_one(run, job, active, submitted))
-                _remember(run, submitted)
+                _remember(run, submitted, profile)
         except GrowthError:
             slurm.cancel([s.job for s in reversed(submitted) if s.job and s.action == "submitted"])
             raise
@@ -79,19 +96,15 @@ def _submit_one(
     return Submitted(job.stage, number, job.nodes, after, "submitted")
 
 
-def _remember(run: RunDirectory, submitted: Sequence[Submitted]) -> None:
-    known = remembered(run)
-    known |= {s.stage: s.job for s in submitted if s.job}
-    write_json(run.path / FILE_NAME, {"jobs": known})
+def _remember(run: RunDirectory, submitted: Sequence[Submitted], profile: ClusterProfile) -> None:
+    known = remembered(run).jobs | {s.stage: s.job for s in submitted if s.job}
+    write_json(run.path / FILE_NAME, asdict(Chain(known, profile.name, profile.gpu.peak_tflops)))
 
 
-def remembered(run: RunDirectory) -> dict[str, str]:
-    """Ids of the last job of each stage, by stage."""
+def remembered(run: RunDirectory) -> Chain:
+    """What is remembered of the run's jobs; an empty chain before the first submission."""
     file = run.path / FILE_NAME
-    if not file.exists():
-        return {}
-    jobs: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["jobs"]
-    return jobs
+    return Chain(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
 
 
 def cancel_chain(run: RunDirectory) -> list[str]:

@@ -8,8 +8,21 @@ import subprocess
 import time
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "ci" / "slurm-cluster.sh"
+HERE = Path(__file__).parent
+SCRIPT = HERE.parents[1] / "ci" / "slurm-cluster.sh"
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "unshare", "setpriv")
+
+
+PROFILE = """
+name: two-nodes
+nodes: 2
+gpus_per_node: 8
+ranks_per_node: 1
+gpu: {name: fake, memory_gib: 80, peak_tflops: 1, mfu: 0.4}
+slurm: {partition: gpu, time_limit: "10:00", signal_seconds: 60}
+launcher: srun
+max_restarts: 1
+"""
 
 
 def why_not() -> str | None:

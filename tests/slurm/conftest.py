@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import cluster as slurm_cluster
 import pytest
+from cluster import HERE, PROFILE
 
 from megatron_growth import recipes
 from megatron_growth.planner import plan_run
@@ -19,40 +21,22 @@ from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
 
-HERE = Path(__file__).parent
-
-PROFILE = """
-name: two-nodes
-nodes: 2
-gpus_per_node: 8
-ranks_per_node: 1
-gpu: {name: fake, memory_gib: 80, peak_tflops: 1, mfu: 0.4}
-slurm: {partition: gpu, time_limit: "10:00", signal_seconds: 60}
-launcher: srun
-max_restarts: 1
-"""
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[slurm_cluster.Cluster]:
-    """The cluster, with SLURM_CONF set."""
+    """The cluster; SLURM_CONF points to it, and its jobs find the Python of these tests."""
     reason = slurm_cluster.why_not()
     if reason:
         pytest.skip(reason)
     # Not below pytest's own folder: munge wants a short path that everybody may enter.
     base = Path(tempfile.mkdtemp(prefix="growth-slurm-"))
     running = slurm_cluster.Cluster(base)
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(running.configuration)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(running.configuration))
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         yield running
-    finally:
-        if before is None:
-            del os.environ["SLURM_CONF"]
-        else:
-            os.environ["SLURM_CONF"] = before
-        running.close()
-        shutil.rmtree(base)
+    running.close()
+    shutil.rmtree(base)
 
 
 @pytest.fixture

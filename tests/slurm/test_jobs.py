@@ -28,7 +28,7 @@ def chain_of(run: RunDirectory, profile: ClusterProfile) -> list[StageJob]:
 
 def submit(run: RunDirectory, profile: ClusterProfile) -> list[str]:
     """Ids of the jobs of the stages that are not done."""
-    return [s.job for s in submit_chain(run, chain_of(run, profile)) if s.job]
+    return [s.job for s in submit_chain(run, chain_of(run, profile), profile) if s.job]
 
 
 def said(run: RunDirectory, stage: str) -> str:
@@ -66,7 +66,7 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
     four = profile.model_copy(update={"launcher": launcher, "ranks_per_node": 2})
     chain = chain_of(run, four)
     assert [j.nodes for j in chain] == [2, 2, 2]
-    submit_chain(run, chain[:1])
+    submit_chain(run, chain[:1], four)
     wait_for_end()
     log = run.stage("A").log.read_text()
     for rank, node in enumerate(("node1", "node1", "node2", "node2")):
@@ -76,7 +76,7 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
 def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
     """By hand, as an administrator or a preemption would: TERM to the steps, then the requeue."""
     run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    (number,) = [s.job for s in submit_chain(run, chain_of(run, profile)[:1])]
+    (number,) = [s.job for s in submit_chain(run, chain_of(run, profile)[:1], profile)]
     wait_until(lambda: reached(run, "A") >= 5)
     slurm("scontrol", "requeue", str(number))
     wait_for_end()
@@ -89,7 +89,7 @@ def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: Sta
 
 def test_power_cut_of_a_node(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
     run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    submit_chain(run, chain_of(run, profile)[:1])
+    submit_chain(run, chain_of(run, profile)[:1], profile)
     wait_until(lambda: reached(run, "A") >= 5)
     queue.stop_node("node2")
     try:
@@ -154,5 +154,5 @@ def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     jobs = chain_of(run, profile)
     too_many = [*jobs[:2], chain_of(run, unknown)[2]]
     with pytest.raises(UserError, match=r"(?i)invalid partition"):
-        submit_chain(run, too_many)
+        submit_chain(run, too_many, profile)
     assert not unfinished()

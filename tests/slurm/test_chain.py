@@ -1,0 +1,75 @@
+"""A chain of three real Megatron stages over two nodes, each disturbed once, against the same chain left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
+
+from megatron_growth.run import checkpoints, metrics, slurm_record
+from megatron_growth.run.directory import RunDirectory
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+
+def growth(*words: object) -> str:
+    """Run a command of ours and return what it prints."""
+    command = [sys.executable, "-m", "megatron_growth.cli.main", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(run: RunDirectory, stage: str) -> list[float]:
+    """Training losses of a stage, one an iteration, followed by its last validation loss."""
+    records = [json.loads(line) for line in run.stage(stage).metrics.read_text().splitlines()]
+    training = [record for record in records if "event" not in record]
+    assert [record["iteration"] for record in training] == list(range(1, 61))
+    validation = metrics.read(run.stage(stage).metrics).validation
+    assert validation is not None
+    return [record["loss"] for record in training] + [validation]
+
+
+def wait_for_checkpoint(run: RunDirectory, stage: str) -> None:
+    """Until training is past its first checkpoint."""
+    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 10 or not unfinished(), 240)
+
+
+def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_path: Path) -> None:
+    alone, disturbed = RunDirectory(tmp_path / "alone"), RunDirectory(tmp_path / "disturbed")
+    growth("train", HERE / "chain.yaml", "--run", alone.path)
+    (tmp_path / "profile.yaml").write_text(PROFILE.replace("launcher: srun", "launcher: torchrun"))
+    answer = growth(
+        *("submit", HERE / "chain.yaml", "--run", disturbed.path, "--cluster", tmp_path / "profile.yaml", "--json")
+    )
+    numbers = [stage["job"] for stage in json.loads(answer)["runs"][0]["stages"]]
+
+    wait_for_checkpoint(disturbed, "A")  # what Slurm sends before the time limit
+    slurm("scancel", "--signal=USR1", "--batch", numbers[0])
+
+    wait_for_checkpoint(disturbed, "B")
+    queue.stop_node("node2")
+    try:
+        wait_until(lambda: "node2" in slurm("sinfo", "--noheader", "--states=down", "--format=%N"))
+    finally:
+        queue.start_node("node2")
+
+    wait_for_checkpoint(disturbed, "C")
+    slurm("scontrol", "requeue", numbers[2])
+    wait_for_end(240)
+
+    said = "".join((disturbed.stage(name).path / "job.txt").read_text() for name in "ABC" if unfinished() == [])
+    assert [job(number)["JobState"] for number in numbers] == ["COMPLETED"] * 3, said
+    for name in "ABC":
+        starts = slurm_record.read(disturbed.stage(name)).starts
+        assert len(starts) == 2, said
+        assert starts[1].iteration >= 10
+        assert starts[1].hosts == ("node1", "node2")
+        assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
+    status = json.loads(growth("status", disturbed.path, "--json"))
+    assert [stage["restarts"] for stage in status["stages"]] == [1, 1, 1]
+    assert status["complete"]

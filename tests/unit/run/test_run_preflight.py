@@ -1,0 +1,73 @@
+"""Nodes that must not train together, and what is said about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_growth.errors import RunError
+from megatron_growth.run.preflight import Expected, NodeFacts, check_world, disagreements
+
+GIB = 2**30
+FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB)
+EXPECTED = Expected(("node1", "node2"), gpus=8, gpu_memory=70 * GIB)
+STAGE: dict[str, Any] = {
+    "name": "A",
+    "layout": {"tp": 2, "pp": 2, "dp": 4},
+    "global_batch_size": 64,
+    "micro_batch_size": 4,
+}
+
+
+def second(**changes: Any) -> list[NodeFacts]:
+    return [replace(FIRST, host="node2", **changes), FIRST]
+
+
+def test_equal_nodes_may_train() -> None:
+    assert disagreements(second(), EXPECTED) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"code": "older"}, "node2 sees another megatron_growth than node1: older against code"),
+        ({"versions": "torch 1"}, "node2 sees other versions than node1"),
+        ({"recipe": "x"}, "node2 sees another recipe or plan than node1"),
+        ({"data": "x"}, "node2 sees other data files than node1"),
+        ({"gpus": 7}, "node2 has 7 GPUs for this job, and 8 are planned"),
+        ({"gpu_memory": 40 * GIB}, "node2 has 40 GiB a GPU, and the plan needs 70 GiB"),
+    ],
+)
+def test_the_node_is_named(changes: dict[str, Any], words: str) -> None:
+    (problem,) = disagreements(second(**changes), EXPECTED)
+    assert problem.startswith(words)
+
+
+def test_a_node_without_the_file_system_is_named() -> None:
+    (problem,) = disagreements([FIRST], EXPECTED)
+    assert problem.startswith("node2 did not report")
+
+
+def test_unknown_gpu_memory_is_no_problem() -> None:
+    assert disagreements(second(gpu_memory=None), EXPECTED) == []
+    assert disagreements(second(gpus=0), replace(EXPECTED, gpus=None)) == []
+
+
+def test_ranks() -> None:
+    check_world(STAGE, 16, open_dp=False)
+    check_world(STAGE, 32, open_dp=True)
+    with pytest.raises(RunError, match="8 ranks, and the layout of this stage needs 16"):
+        check_world(STAGE, 8, open_dp=False)
+    with pytest.raises(RunError, match="6 ranks, and the layout of this stage needs 4"):
+        check_world(STAGE, 6, open_dp=True)
+    with pytest.raises(RunError, match="64 does not split over 3 x 4"):
+        check_world(STAGE, 12, open_dp=True)
+
+
+@pytest.mark.fault
+def test_the_checks_would_find_a_comparison_that_ignores_the_data() -> None:
+    blind = [replace(fact, data="same") for fact in second(data="x")]
+    assert disagreements(blind, EXPECTED) == []
+    assert disagreements(second(data="x"), EXPECTED) != []

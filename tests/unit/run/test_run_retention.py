@@ -1,0 +1,54 @@
+"""Which checkpoints go, and that none goes before its successor is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_growth.run import checkpoints
+from megatron_growth.run.retention import Keep, prune, superfluous
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Real checkpoints of iterations 10 to 50."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    for iteration in range(10, 60, 10):
+        target = checkpoints.folder_of(tmp_path, iteration)
+        dcp.save({"weight": torch.arange(8.0)}, checkpoint_id=target, no_dist=True)
+        (target / "metadata.json").write_text("{}")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("50")
+    return tmp_path
+
+
+def test_last_and_milestones_stay() -> None:
+    all_of_them = list(range(10, 110, 10))
+    assert superfluous(all_of_them, 100, Keep(last=2)) == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert superfluous(all_of_them, 100, Keep(last=2, every=40)) == [10, 20, 30, 50, 60, 70]
+
+
+def test_what_is_being_written_is_not_counted() -> None:
+    assert superfluous([10, 20, 30, 40], 30, Keep(last=2)) == [10]
+
+
+def test_prune(folder: Path) -> None:
+    assert prune(folder, Keep(last=2, every=20)) == [10, 30]
+    assert checkpoints.iterations(folder) == [20, 40, 50]
+    assert checkpoints.verify(folder, 50)
+
+
+def test_nothing_goes_while_the_newest_is_not_whole(folder: Path) -> None:
+    data = next(checkpoints.folder_of(folder, 50).glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-20])
+    assert prune(folder, Keep(last=1)) == []
+    assert checkpoints.iterations(folder) == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.fault
+def test_the_check_would_find_a_prune_that_does_not_verify(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "problem_of", lambda _: None)
+    with pytest.raises(AssertionError):
+        test_nothing_goes_while_the_newest_is_not_whole(folder)

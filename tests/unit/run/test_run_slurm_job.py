@@ -1,0 +1,80 @@
+"""How a stage's job judges its own starts and its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_growth import recipes
+from megatron_growth.errors import RunError, StageFailed
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory, slurm_job, slurm_record
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.slurm_record import Start
+
+STAGE = "nano-92k"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    recipe = recipes.load("nano-progressive")
+    return directory.create(tmp_path / "run", recipe, plan_run(recipe))
+
+
+def start(job: str, iteration: int, restart: int = 0) -> Start:
+    return Start(job, restart, ("node1",), 0.0, iteration)
+
+
+def test_restarts_without_progress_are_counted_back_to_the_last_progress() -> None:
+    earlier = [start("7", 0), start("7", 10), start("7", 20), start("7", 20)]
+    assert slurm_job.useless_restarts(earlier, start("7", 20)) == 2
+    assert slurm_job.useless_restarts(earlier, start("7", 30)) == 0
+    assert slurm_job.useless_restarts(earlier, start("8", 20)) == 0  # submitted again by hand
+
+
+def test_begin_gives_up(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("GROWTH_MAX_RESTARTS", "2")
+    run.stage(STAGE).path.mkdir(parents=True)
+    for _ in range(3):
+        assert slurm_job.begin(run, STAGE) > 0
+    with pytest.raises(StageFailed, match="gave up after 2 restarts in a row without a new checkpoint, at iteration 0"):
+        slurm_job.begin(run, STAGE)
+    assert "gave up" in str(slurm_record.read(run.stage(STAGE)).failure)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    slurm_job.begin(run, STAGE)
+    assert slurm_record.read(run.stage(STAGE)).failure is None
+
+
+def failed(run: RunDirectory, kind: str, what: str) -> None:
+    folder = run.stage(STAGE).path / "failures"
+    folder.mkdir(parents=True)
+    failure = {"rank": 0, "time": 1.0, "kind": kind, "what": what, "trace": what}
+    (folder / "rank-0.json").write_text(json.dumps(failure))
+
+
+def test_a_stop_and_a_crash_are_requeued(run: RunDirectory) -> None:
+    failed(run, "RuntimeError", "NCCL error: unhandled system error")
+    assert slurm_job.end(run, STAGE, exit_code=0, asked_to_stop=True) == slurm_job.REQUEUE
+    assert slurm_job.end(run, STAGE, exit_code=1, asked_to_stop=False) == slurm_job.REQUEUE
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("RuntimeError", "Rank 3, node n2, device 3, iteration -1: found NaN in local forward loss calculation."),
+        ("CheckpointError", "a checkpoint of another architecture"),
+    ],
+)
+def test_what_a_restart_would_meet_again_ends_the_stage(run: RunDirectory, kind: str, what: str) -> None:
+    failed(run, kind, what)
+    with pytest.raises(StageFailed):
+        slurm_job.end(run, STAGE, exit_code=1, asked_to_stop=False)
+    assert what[:20] in str(slurm_record.read(run.stage(STAGE)).failure)
+
+
+def test_an_unknown_stage(run: RunDirectory) -> None:
+    with pytest.raises(RunError, match="no stage 'nano-93k'"):
+        slurm_job.begin(run, "nano-93k")
