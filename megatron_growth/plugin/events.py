@@ -57,7 +57,9 @@ class Events:
         self._is_open = True
         iteration = get_args().iteration
         if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
-            self._metrics.resume(iteration)
+            dropped = self._metrics.resume(iteration)
+            if dropped:
+                print(f"growth: {dropped} lines of {self._options.metrics} lay beyond iteration {iteration}: removed")
         self.record({"event": "start", "iteration": iteration, "time": round(time.time(), 3)})
         for record in self._waiting:
             self.record(record)

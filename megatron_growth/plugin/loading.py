@@ -51,11 +51,13 @@ def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable
         if optimizer is None or args.finetune or args.no_load_optim or not checkpoint_exists(args.load):
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         folder = get_load_checkpoint_path_by_args(args)
+        if not dist_checkpointing.check_is_distributed_checkpoint(folder):
+            return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         common = dist_checkpointing.load_common_state_dict(folder)
         if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
             args.growth_provenance = common["args"].growth_provenance
         frozen = _frozen_at_save(common, rules)
-        if frozen == set(rules.frozen) and _groups_pair(optimizer, common):
+        if not _has_optimizer(common) or (frozen == set(rules.frozen) and _groups_pair(optimizer, common)):
             with _matching_groups(optimizer, args):
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         args.no_load_optim = True
@@ -89,6 +91,11 @@ def leaves(optimizer: Any) -> Iterator[Any]:
             yield from leaves(part)
     elif optimizer.optimizer is not None:
         yield optimizer
+
+
+def _has_optimizer(common: dict[str, Any]) -> bool:
+    """Whether the checkpoint has optimizer state; a release and a grown one may have none."""
+    return _is_flat(common) or "optimizer" in common
 
 
 def _groups_pair(optimizer: Any, common: dict[str, Any]) -> bool:

@@ -50,20 +50,28 @@ class MetricsFile:
         self.path = Path(path)
         self._file: IO[str] | None = None
 
-    def resume(self, iteration: int) -> None:
+    def resume(self, iteration: int) -> int:
         """Open the file for a process that starts at `iteration`: drop what lies beyond it.
+
+        Returns:
+            How many records were dropped.
 
         Raises:
             StorageError: the file or its folder cannot be written.
         """
         self.close()
+        before: list[Record] = []
+        kept = before
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                self._rewrite([r for r in read(self.path) if _survives(r, iteration)])
+                before = list(read(self.path))
+                kept = [record for record in before if _survives(record, iteration)]
+                self._rewrite(kept)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
         except OSError as error:
             raise self._refused(error) from error
+        return len(before) - len(kept)
 
     def write(self, record: Record) -> None:
         """Append one record; it is handed to the operating system at once, so a killed process loses none."""
