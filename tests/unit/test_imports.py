@@ -106,3 +106,9 @@ def test_the_package_imports_without_torch():
 def test_a_planted_upward_import_is_found(room, source):
     assert len(wrong_imports(room, source)) == 1
     assert wrong_imports("cli", "from megatron_growth.run import directory") == []
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports a test file by its name alone: two of one name stop the whole suite."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
