@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HELP = "how far a run is"
 
-_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "checkpoint")
+_COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "saved")
 _JOB_COLUMNS = ("stage", "job", "state", "restarts", "MFU", "nodes", "reason")
 _WORDS = ("stage", "state", "nodes", "reason")  # columns that are not numbers
 _MOST_NODES_SHOWN = 2
@@ -35,9 +35,7 @@ _MOST_NODES_SHOWN = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `status`."""
-    parser.add_argument(
-        "folder", type=Path, metavar="RUN", help="a run directory, or the folder of a recipe's variants"
-    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(
         "--watch",
@@ -141,7 +139,7 @@ def _cells(stage: StageStatus) -> list[str]:
         stage.name,
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
-        f"{number(stage.tokens)}/{number(stage.tokens_planned)}",
+        number(stage.tokens),
         _loss(stage.loss),
         _loss(stage.validation_loss),
         number(stage.tokens_per_second) if stage.tokens_per_second else "-",

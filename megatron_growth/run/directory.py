@@ -148,8 +148,9 @@ def existing(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     if not run.recipe.is_file():
         what = "is not a run directory: it has no recipe.yaml" if path.is_dir() else "does not exist"
-        runs = sorted(str(found.parent) for found in Path("runs").glob("*/recipe.yaml"))
-        known = f"runs here: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
+        inside = path.glob("*/recipe.yaml")  # the folder of a recipe's variants holds a run for each
+        runs = sorted(str(found.parent) for found in (*inside, *Path("runs").glob("*/recipe.yaml")))
+        known = f"runs: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
         raise RunError(f"{path} {what}", where=str(path.absolute()), fix=known)
     return run
 
