@@ -10,7 +10,7 @@ Shape legend: j target row, k target column, t target layer, s source layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +28,7 @@ ONE_COLUMN = Side.of(np.zeros(1, dtype=np.int64))
 # Runs shorter than these are gathered together instead of copied as slices of their own.
 SHORTEST_ROW_RUN, SHORTEST_COLUMN_RUN = 16, 256
 # Wanted rows with at most so many unwanted ones between them are read in one go.
-GAP_ROWS = 64
+GAP_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -122,31 +122,23 @@ def runs(side: Side, start: int, stop: int, shortest: int) -> tuple[Run, ...]:
     changed = (np.diff(code) != 0) | (np.diff(from_next.astype(np.int8)) != 0)
     jumps = np.flatnonzero(np.diff(source) != 1) + 1
     out: list[Run] = []
-    for a, b in _pairs([0, *(np.flatnonzero(changed) + 1).tolist(), len(source)]):
+    hard = np.concatenate([[0], np.flatnonzero(changed) + 1, [len(source)]])
+    for a, b in pairwise(hard.tolist()):
         if code[a] != COPY:
             out.append(_run(side, start, a, b, is_slice=True))
             continue
-        cuts = [a, *jumps[(jumps > a) & (jumps < b)].tolist(), b]
+        inner = jumps[np.searchsorted(jumps, a, "right") : np.searchsorted(jumps, b, "left")]
+        cuts = np.concatenate([[a], inner, [b]])
         out.extend(_run(side, start, x, y, is_slice=z) for x, y, z in _merge_short(cuts, shortest))
     return tuple(out)
 
 
-def _pairs(cuts: Sequence[int]) -> Iterable[Range]:
-    return ((a, b) for a, b in pairwise(cuts) if a < b)
-
-
-def _merge_short(cuts: Sequence[int], shortest: int) -> list[tuple[int, int, bool]]:
-    """Join neighbouring pieces shorter than `shortest` into one gathered run; (start, stop, is_slice)."""
-    out: list[tuple[int, int, bool]] = []
-    for a, b in _pairs(cuts):
-        long = b - a >= shortest
-        if not long and out and not out[-1][2]:
-            out[-1] = (out[-1][0], b, False)
-        else:
-            out.append((a, b, long))
-    # A lone short piece is still consecutive.
-    alone = set(_pairs(cuts))
-    return [(a, b, s or (a, b) in alone) for a, b, s in out]
+def _merge_short(cuts: Indices, shortest: int) -> Iterator[tuple[int, int, bool]]:
+    """Join neighbouring pieces shorter than `shortest` into gathered runs; (start, stop, is_slice)."""
+    long = np.diff(cuts) >= shortest
+    first = np.flatnonzero(np.concatenate([[True], long[1:] | long[:-1]]))
+    for a, b in pairwise([*first.tolist(), len(long)]):
+        yield int(cuts[a]), int(cuts[b]), b - a == 1
 
 
 def _run(side: Side, base: int, a: int, b: int, *, is_slice: bool) -> Run:
