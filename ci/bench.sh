@@ -3,8 +3,8 @@
 #
 #   ci/bench.sh BIN [NAME...]       (default: every script in benchmarks/)
 
-set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 bin="$1"
 shift
 
