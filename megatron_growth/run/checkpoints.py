@@ -119,18 +119,6 @@ def repair(checkpoints: Path) -> tuple[int, list[str]]:
     return last, notes
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove the oldest checkpoints, all but the last `keep` up to the one that the tracker names."""
-    newest = tracked(checkpoints)
-    if newest is None:
-        return
-    finished = [i for i in iterations(checkpoints) if i <= newest]
-    for iteration in finished[:-keep]:
-        # Without its metadata it is no checkpoint any more, even when the removal is cut short.
-        (folder_of(checkpoints, iteration) / METADATA).unlink(missing_ok=True)
-        shutil.rmtree(folder_of(checkpoints, iteration))
-
-
 def _write_tracker(checkpoints: Path, named: int | None, last: int) -> None:
     if last and last != named:
         with atomic_path(checkpoints / TRACKER) as temporary:

@@ -159,7 +159,7 @@ def facts_of_this_node(run: RunDirectory) -> NodeFacts:
     """Look at this node."""
     package = Path(megatron_growth.__file__).parent
     return NodeFacts(
-        host=os.environ.get("SLURMD_NODENAME") or platform.node(),
+        host=_host(),
         code=_hash_files(package, sorted(package.rglob("*.py"))),
         versions=", ".join(f"{n} {_version(n)}" for n in ("python", "torch", "megatron-core")),
         recipe=_hash_files(run.path, [run.recipe, run.plan]),
@@ -167,6 +167,11 @@ def facts_of_this_node(run: RunDirectory) -> NodeFacts:
         gpus=int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),
         gpu_memory=_smallest_gpu(),
     )
+
+
+def _host() -> str:
+    """This node's name, as Slurm calls it."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def _version(package: str) -> str:
@@ -254,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             int(gpus) if gpus else None,
         )
     except GrowthError as error:
-        print(f"preflight: {error}", file=sys.stderr)
+        print(f"preflight on {_host()}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

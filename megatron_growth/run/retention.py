@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from megatron_growth.checkpoint.paths import METADATA
-from megatron_growth.errors import RunError
+from megatron_growth.recipes.schema import Checkpoint
 from megatron_growth.run import checkpoints
-from megatron_growth.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -28,18 +25,9 @@ class Keep:
     every: int | None = None
 
     @classmethod
-    def of_run(cls, run: RunDirectory) -> Keep:
-        """What the run's recipe says.
-
-        Raises:
-            RunError: its recipe.yaml does not say it.
-        """
-        document = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-        try:
-            settings = document["checkpoint"]
-            return cls(settings["keep"], settings.get("keep_every"))
-        except (KeyError, TypeError):
-            raise RunError("the run's recipe has no `checkpoint` section", where=str(run.recipe)) from None
+    def of(cls, settings: Checkpoint) -> Keep:
+        """What a recipe says."""
+        return cls(settings.keep, settings.keep_every)
 
 
 def superfluous(iterations: Sequence[int], newest: int, keep: Keep) -> list[int]:

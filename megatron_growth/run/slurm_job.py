@@ -91,9 +91,11 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
     Raises:
         StageFailed: with what is wrong.
     """
+    from megatron_growth import recipes
+
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
-    stage, keep = run.stage(name), Keep.of_run(run)
+    stage, keep = run.stage(name), Keep.of(recipes.load(run.recipe).checkpoint)
     doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
     while not over:
         over = ended.wait(look_every)

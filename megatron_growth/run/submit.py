@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from megatron_growth.data.storage import write_json
-from megatron_growth.errors import GrowthError
+from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run import slurm
 from megatron_growth.run.directory import RunDirectory
@@ -114,6 +114,23 @@ def cancel_chain(run: RunDirectory) -> list[str]:
     ids = [active[name].id for name in reversed(names) if name in active]
     slurm.cancel(ids)
     return ids
+
+
+def refuse_while_submitted(run: RunDirectory) -> None:
+    """Refuse to train here what Slurm jobs train, or are going to.
+
+    Raises:
+        RunError: with the jobs' ids.
+    """
+    if not (run.path / FILE_NAME).exists() or not slurm.available():
+        return
+    active = slurm.active(job_name(run, stage["name"]) for stage in run.plan_document["stages"])
+    if active:
+        raise RunError(
+            f"Slurm jobs work on {run.path}: {', '.join(job.id for job in active.values())}",
+            where=str(run.path / FILE_NAME),
+            fix=f"wait for them, or cancel them with `megatron-growth submit --cancel {run.path}`",
+        )
 
 
 def to_json(submitted: Sequence[Submitted]) -> list[dict[str, object]]:

@@ -29,7 +29,9 @@ from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.lock import exclusive
 from megatron_growth.run.metrics import Follower, read
+from megatron_growth.run.retention import Keep, prune
 from megatron_growth.run.screen import Screen, duration
+from megatron_growth.run.submit import refuse_while_submitted
 
 _STOPPING = "stopping: the running iteration is finished and saved; press Ctrl-C again to end at once"
 
@@ -84,6 +86,7 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
     directory.check_free(path)
     with exclusive(directory.RunDirectory(path).lock) as token:
         run = directory.create(path, recipe, plan)
+        refuse_while_submitted(run)
         if request.dataset_of:
             dataset.share(request.dataset_of, run)
         manifest = dataset.prepared(run, recipe, request.workers)
@@ -264,7 +267,7 @@ class _Watch:
             self._save()
         if begun and progress.checkpoint > self._checkpoint:
             self._checkpoint = progress.checkpoint
-            checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint.keep)
+            prune(self._folder.checkpoints, Keep.of(self._job.recipe.checkpoint))
             self._save()
         starting = "growing" if self._status == "growing" else "starting"
         self._job.screen.show("" if begun else starting, progress)

@@ -77,9 +77,9 @@ class Cluster:
             raise RuntimeError(f"the cluster said {line!r} and not {answer!r}; its logs are in {self.base / 'log'}")
 
 
-def slurm(*words: str) -> str:
+def slurm(*words: object) -> str:
     """Run a Slurm command and return what it prints."""
-    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def job(number: str) -> dict[str, str]:

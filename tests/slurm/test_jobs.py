@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from cluster import Cluster, job, slurm, unfinished, wait_for_end, wait_until
+from cluster import HERE, Cluster, job, slurm, unfinished, wait_for_end, wait_until, why_not
 
 from megatron_growth import recipes
-from megatron_growth.errors import UserError
+from megatron_growth.errors import RunError, UserError
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run import checkpoints, slurm_record
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import StageJob, stage_jobs
-from megatron_growth.run.submit import cancel_chain, submit_chain
+from megatron_growth.run.stage_jobs import StageJob, script_path, stage_jobs
+from megatron_growth.run.submit import cancel_chain, refuse_while_submitted, submit_chain
 
 pytestmark = pytest.mark.slurm
 StandIns = Callable[..., RunDirectory]
@@ -71,6 +76,41 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
     log = run.stage("A").log.read_text()
     for rank, node in enumerate(("node1", "node1", "node2", "node2")):
         assert f"rank {rank} of 4 on {node}, local rank {rank % 2}, master node1:" in log
+
+
+def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins: StandIns) -> None:
+    """As in the script's own head.  Slurm looks at limits every 30 s: USR1 comes then, and a checkpoint with it."""
+    run = stand_ins(A={"seconds": 0.8, "save_interval": 1000})
+    run.stage("A").path.mkdir(parents=True)
+    output = run.stage("A").path / "job.txt"
+    options = ["--nodes=2", "--gpus-per-node=8", "--time=1", "--signal=B:USR1@50", f"--output={output}"]
+    answer = slurm(
+        "env", "GROWTH_RANKS_PER_NODE=1", "GROWTH_LAUNCHER=srun", "sbatch", *options, script_path(), run.path, "A"
+    )
+    number = answer.split()[-1]
+    wait_for_end()
+    assert job(number)["JobState"] == "COMPLETED", said(run, "A")
+    assert "near its time limit: asks for a checkpoint" in said(run, "A")
+    first, second = slurm_record.read(run.stage("A")).starts
+    assert 0 < second.iteration < 60
+    assert (first.restart, second.restart) == (0, 1)
+
+
+def test_a_node_that_does_not_see_the_run_is_named(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stand_ins()
+    monkeypatch.setenv("GROWTH_PREFLIGHT_SECONDS", "4")
+    slurm("srun", "--nodelist=node2", "mount", "-t", "tmpfs", "none", run.path)
+    try:
+        (number, *_) = submit(run, profile)
+        wait_for_end()
+    finally:
+        slurm("srun", "--nodelist=node2", "umount", run.path)
+    assert job(number)["JobState"] == "FAILED"
+    assert "node2 did not report: it does not share the file system of the run" in said(run, "A")
+    assert "node2 did not report" in str(slurm_record.read(run.stage("A")).failure)
+    assert not run.stage("A").log.exists()
 
 
 def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
@@ -133,6 +173,18 @@ def test_cancelled_chain_leaves_nothing(queue: Cluster, stand_ins: StandIns, pro
     assert cancel_chain(run) == []
 
 
+def test_local_training_of_a_submitted_run_is_refused(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
+) -> None:
+    run = stand_ins(A={"seconds": 0.5})
+    numbers = submit(run, profile)
+    with pytest.raises(RunError, match=f"Slurm jobs work on .*{numbers[0]}"):
+        refuse_while_submitted(run)
+    cancel_chain(run)
+    wait_for_end()
+    refuse_while_submitted(run)
+
+
 def test_cancelling_one_job_takes_its_followers_along(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:
@@ -156,3 +208,35 @@ def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     with pytest.raises(UserError, match=r"(?i)invalid partition"):
         submit_chain(run, too_many, profile)
     assert not unfinished()
+
+
+def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
+    """SIGKILL gives nobody a chance to clean up; the kernel ends the cluster's PID namespace."""
+    if reason := why_not():
+        pytest.skip(reason)
+    base = Path(tempfile.mkdtemp(prefix="growth-slurm-"))
+    program = (
+        "import cluster, pathlib, sys, time; cluster.Cluster(pathlib.Path(sys.argv[1])); print('up', flush=True); "
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + "time.sleep(600)", base], cwd=HERE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "up\n"
+    assert len(processes_of(base)) >= 5  # munged, slurmctld, two slurmd, and what holds them
+    process.kill()
+    process.wait()
+    try:
+        wait_until(lambda: not processes_of(base), 20)
+    finally:
+        shutil.rmtree(base)
+
+
+def processes_of(base: Path) -> list[int]:
+    """Living processes that name the cluster's folder."""
+    found = psutil.process_iter(["cmdline", "status"])
+    return [
+        p.pid
+        for p in found
+        if p.info["status"] != psutil.STATUS_ZOMBIE and any(str(base) in word for word in p.info["cmdline"] or ())
+    ]

@@ -107,15 +107,3 @@ def test_nothing_is_removed_when_a_finished_checkpoint_was_lost(tmp_path):
     with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
         checkpoints.repair(tmp_path)
     assert path.is_dir()
-
-
-def test_pruning_keeps_the_last_ones_and_never_what_is_being_written(tmp_path):
-    for iteration in (10, 20, 30):
-        save(tmp_path, iteration)
-    half = save(tmp_path, 40, tracked=False)
-    checkpoints.prune(tmp_path, keep=2)
-    assert checkpoints.iterations(tmp_path) == [20, 30, 40]
-    assert half.is_dir()
-    (tmp_path / TRACKER).unlink()
-    checkpoints.prune(tmp_path, keep=1)
-    assert checkpoints.iterations(tmp_path) == [20, 30, 40]

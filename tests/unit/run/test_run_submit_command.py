@@ -14,7 +14,7 @@ from megatron_growth.cli.main import main
 from megatron_growth.errors import StorageError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.run_plan import checkpoint_bytes
-from megatron_growth.run import storage
+from megatron_growth.run import slurm, storage
 from megatron_growth.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[3]
@@ -84,3 +84,21 @@ def test_shell_scripts_are_clean() -> None:
     scripts = [*(ROOT / "launch").glob("*.sbatch"), *(ROOT / "ci").glob("*.sh")]
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "sacct", "expected"),
+    [
+        ("echo 'JobId=7 JobState=COMPLETED Reason=None'", "echo FAILED", "COMPLETED"),
+        ("exit 1", "echo CANCELLED by 0", "CANCELLED"),
+        ("exit 1", "exit 1", None),
+    ],
+)
+def test_the_end_of_a_job_comes_from_the_controller_or_the_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str, sacct: str, expected: str | None
+) -> None:
+    for name, body in (("scontrol", scontrol), ("sacct", sacct)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.final_state("7") == expected
