@@ -16,12 +16,13 @@ from megatron_growth.testing import run_distributed
 
 SOURCE = ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2)
 TARGET = ModelShape(hidden=24, ffn=36, layers=6, heads=6, vocab=32, query_groups=2, head_dim=4)
-SOURCES = {"tp1": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "tp2pp2": {"tp": 2, "pp": 2}}
+SOURCES = {"tp1": {}, "tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {"dp": 2}, "tp2pp2": {"tp": 2, "pp": 2}}
 TARGETS = {
     "tp1": {},
     "tp2": {"tp": 2},
     "pp2": {"pp": 2},
     "tp2pp2": {"tp": 2, "pp": 2},
+    "tp2dp2": {"tp": 2, "dp": 2},
     "vpp": {"pp": 2, "vpp": 3},
     "uneven": {"pp": 2, "first": 2, "last": 4},
 }
@@ -30,7 +31,7 @@ VARIANTS = {"fpi": "fpi", "aki": "aki", "aki:residual=next-layer": "aki+residual
 
 
 def world(layout):
-    return layout.get("tp", 1) * layout.get("pp", 1)
+    return layout.get("tp", 1) * layout.get("pp", 1) * layout.get("dp", 1)
 
 
 def source_model():

@@ -1,0 +1,114 @@
+"""Growing on load into TP 2 x PP 2 against loading an already grown checkpoint into the same layout; 4 processes.
+
+    python benchmarks/grow_on_load.py [--case 1b-2b] [--repeat 3] [--folder DIR] [--json]
+
+Both fill the same bf16 GPT model, built by Megatron in the target's layout; only the filling is timed, and the slowest
+rank counts.  Loading is Megatron's own `dist_checkpointing.load`.  The files to be read are evicted from the page
+cache before each; the order alternates from round to round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import grow as offline
+import growth_cases
+
+from megatron_growth.testing import run_distributed
+
+TP, PP = 2, 2
+
+
+def build(case: str):
+    """This rank's part of the target model; weights are left as allocated."""
+    import torch
+    from megatron.core import parallel_state as mpu
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from megatron.core.transformer import TransformerConfig
+
+    shape = growth_cases.CASES[case].target
+    mpu.initialize_model_parallel(TP, PP)
+    model_parallel_cuda_manual_seed(1)
+    config = TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        gated_linear_unit=True,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        tensor_model_parallel_size=TP,
+        pipeline_model_parallel_size=PP,
+        pipeline_dtype=torch.bfloat16,
+        params_dtype=torch.bfloat16,
+        bias_activation_fusion=False,
+        persist_layer_norm=False,
+        perform_initialization=False,
+    )
+    return GPTModel(
+        config,
+        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=shape.vocab,
+        max_sequence_length=1024,
+        pre_process=mpu.is_pipeline_first_stage(),
+        post_process=mpu.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+    ).bfloat16()
+
+
+def fill(case: str, what: str, path: str) -> float:
+    """On one rank: seconds to fill the model by growing, or by loading what was grown."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    from megatron_growth.checkpoint.grow_on_load import fill as grow
+
+    model = build(case)
+    dist.barrier()
+    begin = time.perf_counter()
+    if what == "grow":
+        grow([model], path, width="aki", depth="stack", seed=0)
+    else:
+        state = {k: v for k, v in model.sharded_state_dict().items() if "_extra_state" not in k}
+        loaded = dist_checkpointing.load(state, path)
+        model.load_state_dict(loaded, strict=False)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    args.processes, args.optimizer_state = 2, "reset"
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-load-", dir=args.folder) as name:
+        source, grown = Path(name) / "source", Path(name) / "grown"
+        subprocess.run(offline.helper_command("make", args.case, source, "reset"), check=True)
+        offline.measure(offline.grow_command(growth_cases.CASES[args.case], source, grown, args))
+        for number in range(args.repeat):
+            found = {}
+            for what, path in [("grow", source), ("load", grown / "release")][:: 1 if number % 2 else -1]:
+                offline.evict(path)
+                found[what] = max(run_distributed(fill, TP * PP, args.case, what, str(path), timeout=400))
+            rounds.append(found | {"ratio": found["grow"] / found["load"]})
+        shutil.rmtree(grown)
+    figures = {key: round(statistics.median(r[key] for r in rounds), 3) for key in ("grow", "load", "ratio")}
+    document = {"case": args.case, "layout": f"TP {TP} x PP {PP}", **figures, "rounds": rounds}
+    print(json.dumps(document, indent=2) if args.json else "\n".join(f"{k}: {v}" for k, v in document.items()))
+
+
+if __name__ == "__main__":
+    main()
