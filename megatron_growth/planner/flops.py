@@ -5,8 +5,9 @@ Paper (STEP, appendix A; Reuse, appendix B; Family, section 3.1 without frozen p
     C = (6 N_trainable + 2 N_untrainable) T
 
 Exact, per token and matrix of `in x out` weights: 2 in out for the forward pass, as much again for the weight's
-gradient where the weight trains, and as much again for the input's gradient where something trainable lies below.  A
-frozen matrix below which something trains therefore costs 4 per weight, not 2.  Attention scores add 4 S A D for the
+gradient where the weight trains, and as much again for the input's gradient where the weight trains (Megatron's linear
+layers then always compute it) or something trainable lies below.  So a trained weight costs 6, a frozen one 4 when
+something trains below it, and 2 otherwise.  Attention scores add 4 S A D for the
 forward pass (S sequence length; the causal half is not skipped, as in Megatron's own and torch's counters) and twice
 that for the backward pass.  Norms, activations, softmax and the optimizer are not counted: under 1 %.
 """
@@ -101,10 +102,10 @@ def exact_flops_per_token(inventory: Inventory, sequence_length: int, *, recompu
     again = 1 if recompute else 0
     for p in _in_forward_order(inventory):
         if p.kind == "linear":
-            flops += 2 * p.size * (1 + again + p.trainable + below)
+            flops += 2 * p.size * (1 + again + p.trainable + (p.trainable or below))
             flops += 2 * p.adapter * (2 + again) + (2 * _adapter_input_gradient(p, below) if p.adapter else 0)
         elif p.kind == "output":
-            flops += 2 * p.size * (1 + p.trainable + below)
+            flops += 2 * p.size * (1 + p.trainable + (p.trainable or below))
         below = below or p.trainable or p.adapter > 0
         if p.name.endswith("linear_qkv.weight"):
             flops += scores * (1 + again + 2 * below)
