@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A throw-away Slurm cluster on this machine: virtual nodes node1, node2, ... with eight fake GPUs each.
+# A throw-away Slurm cluster on this machine: virtual nodes node1, node2, ... with eight fake GPUs each, a partition
+# `gpu` and a partition `urgent` that preempts it.
 #
 # Usage: ci/slurm-cluster.sh BASE [NODES]          (as root; stays in the foreground)
 #
@@ -107,7 +108,10 @@ JobRequeue=1
 PropagateResourceLimits=NONE
 GresTypes=gpu
 NodeName=node[1-$NODES] NodeHostname=localhost Port=[$((port + 1))-$((port + NODES))] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEMORY_MB Gres=gpu:h100:$GPUS State=UNKNOWN
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 CONF
 }
 

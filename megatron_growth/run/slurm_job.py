@@ -4,8 +4,8 @@
     python -m megatron_growth.run.slurm_job watch RUN STAGE     ends when training is ill; removes old checkpoints
     python -m megatron_growth.run.slurm_job end RUN STAGE ...   is the stage done, to be requeued, or over?
 
-`begin` and `watch` end with 0 or with a failure (1); `end` ends with 0 (the stage is done), 75 (requeue) or 1 (give
-up).  Messages go to standard error, which is the job's own output file.
+Exit codes: 0; 1 for a failure, and for `end` giving up; 3 when `watch` finds training ill; 75 when `end` asks for a
+requeue.  Messages go to standard error, which is the job's own output file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megatron_growth.run.health import Doctor, Limits
 from megatron_growth.run.retention import Keep, prune
 from megatron_growth.run.slurm_record import Start
 
-REQUEUE = 75
+REQUEUE, ILL = 75, 3
 _LOOK_EVERY_SECONDS = 10.0
 # Megatron's own checks of loss and gradients; a requeue would meet the same number again.
 _NOT_A_NUMBER = ("found NaN in", "found Inf in")
@@ -168,18 +168,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; see the module's docstring."""
     args = _parser().parse_args(argv)
     try:
-        run = existing(args.run)
-        if args.verb == "begin":
-            print(begin(run, args.stage))
-            return 0
-        if args.verb == "watch":
-            hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
-            watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
-            return 0
-        return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+        return _run(existing(args.run), args)
     except GrowthError as error:
         _say(str(error))
-        return 1
+        return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
+
+
+def _run(run: RunDirectory, args: argparse.Namespace) -> int:
+    match args.verb:
+        case "begin":
+            print(begin(run, args.stage))
+        case "watch":
+            hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
+            watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
+        case "end":
+            return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+    return 0
 
 
 if __name__ == "__main__":
