@@ -277,3 +277,28 @@ def test_parts_hold_every_element_once(tmp_path):
         ] += 1
         assert isinstance(item.region, Region)
     assert all((count == 1).all() for count in counts.values())
+
+
+@pytest.mark.parametrize(
+    ("small", "depth"),
+    [
+        (SOURCE.with_(layers=0), "reuse:middle=none"),
+        (SOURCE.with_(layers=1, sublayers="attention"), "reuse:middle=attn"),
+        (SOURCE.with_(layers=1), "reuse:middle=attn-ffn"),
+    ],
+)
+def test_reuse_fills_what_the_source_lacks(tmp_path, small, depth):
+    """Embedding and output layer are the source's; sub-layers that it lacks are initialised by the model."""
+    source = stored.write(tmp_path / "source", small, stored.random_tensors(small))
+    job = grow_offline.plan(
+        source, lambda s: s.with_(layers=3, sublayers="full"), get("width", "fpi"), get("depth", depth)
+    )
+    grow_offline.grow(job, tmp_path / "grown")
+    old, new = everything(source), everything(tmp_path / "grown")
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        assert torch.equal(old[name], new[name])
+    assert (new["decoder.final_layernorm.weight"] == 1).all()
+    assert new["decoder.layers.mlp.linear_fc1.weight"].shape == (3, 24, 8)
+    attention = "decoder.layers.self_attention.linear_qkv.weight"
+    assert torch.equal(old[attention][0], new[attention][0]) if attention in old else attention in new
+    verify(tmp_path / "grown", source, everything=True)
