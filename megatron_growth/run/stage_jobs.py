@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
+from megatron_growth.recipes.cluster import LAUNCH
 from megatron_growth.run.directory import RunDirectory
 
 _NAME_LENGTH = 24
@@ -60,19 +60,15 @@ class StageJob:
 
 
 def script_path() -> Path:
-    """launch/stage.sbatch: beside the package in a checkout, else where the installation put it.
+    """launch/stage.sbatch.
 
     Raises:
-        RunError: neither is there.
+        RunError: it is missing.
     """
-    places = (
-        Path(__file__).parents[2] / "launch" / "stage.sbatch",
-        Path(sys.prefix) / "share" / "megatron_growth" / "launch" / "stage.sbatch",
-    )
-    for place in places:
-        if place.is_file():
-            return place
-    raise RunError("launch/stage.sbatch is missing", where=str(places[0]), fix="install megatron_growth again")
+    script = LAUNCH / "stage.sbatch"
+    if not script.is_file():
+        raise RunError("the batch script is missing", where=str(script), fix="install megatron_growth again")
+    return script
 
 
 def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile) -> list[StageJob]:
