@@ -89,7 +89,7 @@ def _check(stage: StagePlan) -> None:
 def _model(recipe: Recipe, stage: StagePlan) -> Options:
     shape, model = stage.shape, recipe.model
     options: Options = {
-        "num-layers": shape.layers,
+        "num-layers": max(1, shape.layers),  # Megatron refuses 0; with the sub-layers "none" the one is not built
         "hidden-size": shape.hidden,
         "ffn-hidden-size": shape.ffn,
         "num-attention-heads": shape.heads,
@@ -110,7 +110,7 @@ def _model(recipe: Recipe, stage: StagePlan) -> Options:
         "attention-dropout": 0,
         "bf16": recipe.precision == "bf16",
         "growth-layer-spec": "auto",
-        "growth-sublayers": shape.sublayers,
+        "growth-sublayers": shape.sublayers if shape.layers else "none",
     }
     if shape.query_groups != shape.heads:
         options |= {"group-query-attention": True, "num-query-groups": shape.query_groups}

@@ -148,3 +148,13 @@ def test_what_is_not_run_is_refused(nano):
     for changed in (replace(stage, adapters={"rank": 8}), replace(stage, optimizer={"name": "galore"})):
         with pytest.raises(UnsupportedError):
             megatron_arguments(recipe, changed, launch(stage))
+
+
+@pytest.mark.parametrize(
+    ("variant", "sublayers"), [("no-layer", "none"), ("one-attn-attn", "attention"), ("one-layer-attn", "full")]
+)
+def test_first_stages_of_reuse(variant, sublayers):
+    recipe = recipes.load("nano-reuse", variant)
+    stage = plan_run(recipe, gpus=1).stages[0]
+    words = options(megatron_arguments(recipe, stage, launch(stage)))
+    assert (words["--num-layers"], words["--growth-sublayers"]) == ("1", sublayers)
