@@ -76,7 +76,7 @@ def stand_ins(tmp_path: Path, whole_checkpoint: Path, monkeypatch: pytest.Monkey
 
     def make(name: str = "run", tp: int = 1, **tricks: dict[str, Any]) -> RunDirectory:
         text = (HERE / "chain.yaml").read_text().replace("layout: {tp: 1,", f"layout: {{tp: {tp},")
-        text = text.replace("iterations: 60, global", "iterations: 30, global")
+        text = text.replace("iterations: 160, global", "iterations: 30, global")
         recipe = recipes.loads(text)
         run = directory.create(tmp_path / name, recipe, plan_run(recipe))
         (run.path / "stand_in.json").write_text(json.dumps(tricks))

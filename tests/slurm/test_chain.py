@@ -28,7 +28,7 @@ def losses(run: RunDirectory, stage: str) -> list[float]:
     """Training losses of a stage, one an iteration, followed by its last validation loss."""
     records = [json.loads(line) for line in run.stage(stage).metrics.read_text().splitlines()]
     training = [record for record in records if "event" not in record]
-    assert [record["iteration"] for record in training] == list(range(1, 61))
+    assert [record["iteration"] for record in training] == list(range(1, 161))
     validation = metrics.read(run.stage(stage).metrics).validation
     assert validation is not None
     return [record["loss"] for record in training] + [validation]
@@ -36,7 +36,7 @@ def losses(run: RunDirectory, stage: str) -> list[float]:
 
 def wait_for_checkpoint(run: RunDirectory, stage: str) -> None:
     """Until training is past its first checkpoint."""
-    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 10 or not unfinished(), 240)
+    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 20 or not unfinished(), 240)
 
 
 def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_
     for name in "ABC":
         starts = slurm_record.read(disturbed.stage(name)).starts
         assert len(starts) == 2, said
-        assert starts[1].iteration >= 10
+        assert starts[1].iteration >= 20
         assert starts[1].hosts == ("node1", "node2")
         assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
     status = json.loads(growth("status", disturbed.path, "--json"))
