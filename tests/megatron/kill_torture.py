@@ -110,10 +110,10 @@ def torture(corpus: Path, folder: Path, reference: Path, kills: int, rng: random
         number += 1
         run = folder / f"killed-{number}"
         while not (run / "stages" / "large" / "done").exists() and counted.total() < kills:
-            waiting = waiting or rng.sample(list(PHASES), len(PHASES))
-            phase = waiting.pop()
-            if phase == "preparing" and (run / "data").exists():
-                continue
+            later = [phase for phase in PHASES if phase != "preparing"]
+            waiting = waiting or rng.sample(later, len(later))
+            is_new = not (run / "data").exists()
+            phase = "preparing" if is_new and rng.random() < 0.6 else waiting.pop()
             killed, code = kill_once(corpus, run, phase, rng)
             assert code == 0, run.with_suffix(".out").read_text()[-3000:]
             counted[phase] += killed
