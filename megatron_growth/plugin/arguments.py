@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,12 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="evaluate before the first step: what growth did to the validation loss",
     )
+    group.add_argument(
+        "--growth-stop-below",
+        metavar="LOSS",
+        type=float,
+        help="save and exit after the evaluation (--eval-interval) whose validation loss is at or below this",
+    )
 
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -143,6 +150,7 @@ class PluginOptions:
     data_repeat: bool
     metrics: Path | None
     evaluate_at_start: bool
+    stop_below: float | None
     layer_spec: LayerSpec
     sublayers: Sublayers
 
@@ -171,6 +179,7 @@ class PluginOptions:
             data_repeat=args.growth_data_repeat,
             metrics=args.growth_metrics,
             evaluate_at_start=args.growth_evaluate_at_start,
+            stop_below=args.growth_stop_below,
             layer_spec=args.growth_layer_spec,
             sublayers=args.growth_sublayers,
         )
@@ -188,8 +197,7 @@ class PluginOptions:
         for rule in self.rules:  # what the run gives to a schedule is known when its optimizer is built
             if not rule.frozen and multiple(rule.schedule) is None:
                 parse_schedule(rule.schedule, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
-        if self.evaluate_at_start and not args.eval_iters:
-            raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
+        self._check_evaluation(args)
         unsupported = {
             "--use-megatron-fsdp": getattr(args, "use_megatron_fsdp", False),
             "--use-torch-fsdp2": getattr(args, "use_torch_fsdp2", False),
@@ -202,6 +210,19 @@ class PluginOptions:
             raise UserError(
                 "--decoupled-lr and --growth-schedule both set the embedding's learning rate",
                 fix="write it as a rule: --growth-schedule 'embedding.*=MULTIPLE' 'output_layer.*=MULTIPLE'",
+            )
+
+    def _check_evaluation(self, args: argparse.Namespace) -> None:
+        if self.evaluate_at_start and not args.eval_iters:
+            raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
+        if self.stop_below is None:
+            return
+        if not (math.isfinite(self.stop_below) and self.stop_below > 0):
+            raise UserError(f"--growth-stop-below {self.stop_below} is no loss", fix="give nats per token, such as 2.9")
+        if not (args.eval_iters and args.eval_interval):
+            raise UserError(
+                "--growth-stop-below needs evaluations during training",
+                fix="set --eval-iters and --eval-interval above 0",
             )
 
     def _check_growth(self, args: argparse.Namespace) -> None:

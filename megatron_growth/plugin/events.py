@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.training import get_args, training
 
+from megatron_growth.plugin import stopping
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.plugin.metrics import MetricsFile, Record
 
@@ -37,6 +38,7 @@ class Events:
         self._is_open = False
         self._waiting: list[Record] = []
         self._evaluation: tuple[int, str] | None = None
+        self._validation_loss: float | None = None
         self._mark = time.perf_counter()
 
     # Records ------------------------------------------------------------------------------------------------------
@@ -175,12 +177,25 @@ class Events:
             self._open()
             when = "test" if "test set" in prefix else "final" if "validation set" in prefix else "interval"
             self._evaluation = (iteration, when if iteration or when != "interval" else "start")
+            self._validation_loss = None
             result = original(prefix, forward_step_func, data_iterator, model, iteration, *rest, **kw)
             self._evaluation = None
+            if iteration and when == "interval":
+                self._stop_when_reached(iteration)
             self._mark = time.perf_counter()
             return result
 
         return evaluate_and_print_results
+
+    def _stop_when_reached(self, iteration: int) -> None:
+        """Stop on every rank when the evaluation that has just been made reached the target."""
+        target = self._options.stop_below
+        if target is None:
+            return
+        loss = stopping.known_to_all(self._validation_loss)
+        if loss <= target:
+            self.record({"event": "stopped", "iteration": iteration, "loss": loss, "target": target})
+            stopping.stop_after_this_iteration()
 
     def around_evaluate(self, original: Function) -> Function:
         """Write the loss of one evaluation."""
@@ -190,7 +205,8 @@ class Events:
             if losses and self._evaluation is not None:
                 iteration, when = self._evaluation
                 event = {"event": "test"} if when == "test" else {"event": "validation", "when": when}
-                self.record({**event, "iteration": iteration, "loss": _loss(losses)})
+                self._validation_loss = _loss(losses)
+                self.record({**event, "iteration": iteration, "loss": self._validation_loss})
             return losses, collected, time_is_up
 
         return evaluate

@@ -6,7 +6,8 @@ Each line is one JSON object.  An iteration line has
      "seconds": 0.12, "tokens_per_second": 4266.7}
 
 and every other line has an "event": "start", "grown", "validation" (with "when": "start", "interval" or "final", and
-"loss"), "test" or "checkpoint".  `loss` is the number that training computed, not one that was read back from a log.
+"loss"), "test", "stopped" (by --growth-stop-below) or "checkpoint".  `loss` is the number that training computed, not
+one that was read back from a log.
 
 A run that stops after iteration 25 and resumes from its checkpoint of iteration 20 trains 21 to 25 again; `resume(20)`
 removes what the file knows beyond 20, so that nothing stands in it twice.

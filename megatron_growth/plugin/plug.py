@@ -70,6 +70,7 @@ def _wanted(options: PluginOptions) -> bool:
         or options.windowed
         or options.metrics
         or options.evaluate_at_start
+        or options.stop_below is not None
         or options.layer_spec != "stock"
         or options.sublayers != "full"
     )
@@ -100,9 +101,10 @@ def _plug(model_cfg: Any, options: PluginOptions, events: Events) -> None:
         rebind.bind("train", events.around_train)
     if options.metrics:
         rebind.bind("training_log", events.around_training_log)
+        rebind.bind("save_checkpoint_and_time", events.around_save)
+    if options.metrics or options.stop_below is not None:
         rebind.bind("evaluate", events.around_evaluate)
         rebind.bind("evaluate_and_print_results", events.around_evaluate_and_print)
-        rebind.bind("save_checkpoint_and_time", events.around_save)
     if events.after_setup:
         rebind.bind("setup_model_and_optimizer", events.around_setup)
     if events.after_iteration:

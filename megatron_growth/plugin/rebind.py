@@ -91,13 +91,13 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "evaluate",
-            "take the validation loss in full precision (--growth-metrics)",
+            "take the validation loss in full precision (--growth-metrics, --growth-stop-below)",
             "forward_step_func data_iterator model process_non_loss_data_func config verbose non_loss_data_func "
             "eval_iters pg_collection p2p_communicator",
         ),
         Target(
             "evaluate_and_print_results",
-            "know the iteration that an evaluation belongs to (--growth-metrics)",
+            "know the iteration that an evaluation belongs to (--growth-metrics, --growth-stop-below)",
             "prefix forward_step_func data_iterator model iteration process_non_loss_data_func config verbose "
             "write_to_tensorboard non_loss_data_func pg_collection p2p_communicator",
         ),

@@ -13,6 +13,7 @@ from megatron_growth.plugin import PluginOptions, add_arguments
 MEGATRONS = {
     "lr": 1e-3,
     "eval_iters": 1,
+    "eval_interval": 10,
     "load": None,
     "save": None,
     "pretrained_checkpoint": None,
@@ -30,6 +31,7 @@ def options(*words, **megatrons):
 def test_the_defaults_ask_for_nothing():
     plain = options()
     assert (plain.source, plain.rules, plain.metrics, plain.data_pool) == (None, (), None, None)
+    assert plain.stop_below is None
     assert (plain.layer_spec, plain.sublayers, plain.evaluate_at_start) == ("stock", "full", False)
 
 
@@ -55,6 +57,8 @@ def test_freezing_comes_before_the_schedules():
             "needs samples in order",
         ),
         (["--growth-evaluate-at-start"], {"eval_iters": 0}, UserError, "needs an evaluation"),
+        (["--growth-stop-below", "3"], {"eval_iters": 0}, UserError, "needs evaluations during training"),
+        (["--growth-stop-below", "nan"], {}, UserError, "nan is no loss"),
         (
             ["--growth-freeze", "a.*"],
             {"use_megatron_fsdp": True},

@@ -1,0 +1,30 @@
+"""Early stop: end training, saved, when the validation loss has come down to a target (Reuse, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from megatron.training import get_args
+
+
+def known_to_all(loss: float | None) -> float:
+    """The validation loss on every rank; only the last pipeline stage has computed it.
+
+    Args:
+        loss: of this rank, or None where there is none; a loss that is not finite counts as none.
+
+    Returns:
+        The smallest over all ranks, infinity when no rank has one.
+    """
+    own = loss if loss is not None and math.isfinite(loss) else math.inf
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor([own], dtype=torch.float64, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return float(value)
+
+
+def stop_after_this_iteration() -> None:
+    """Let Megatron save and exit when this iteration ends, as --exit-interval does; call it on every rank."""
+    get_args().exit_interval = 1
