@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megatron_growth.errors import GrowthError, nearest
 from megatron_growth.recipes.reporting import Problem
-from megatron_growth.recipes.schema import Recipe, Stage, vocabulary_of
+from megatron_growth.recipes.schema import Baseline, Recipe, Stage, vocabulary_of
 from megatron_growth.recipes.source import KeyPath
 
 
@@ -19,6 +19,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
         *_sources(recipe),
         *_operators(recipe),
         *_budgets(recipe),
+        *_early_stops(recipe),
     ]
 
 
@@ -59,7 +60,8 @@ def _sizes(recipe: Recipe) -> Iterator[Problem]:
             yield path, "ffn is missing, here or as model.ffn_multiple"
         if stage.query_groups and stage.heads % stage.query_groups:
             yield (*path, "query_groups"), f"{stage.heads} heads cannot be shared by {stage.query_groups} query groups"
-        if stage.global_batch_size % stage.micro_batch_size:
+        follows = isinstance(stage, Baseline) and stage.match == "steps"  # its batch follows from the budget
+        if stage.global_batch_size % stage.micro_batch_size and not follows:
             yield (
                 (*path, "micro_batch_size"),
                 f"global_batch_size {stage.global_batch_size} is not a multiple of micro_batch_size "
@@ -121,3 +123,16 @@ def _budgets(recipe: Recipe) -> Iterator[Problem]:
             )
         if stage.stop_iterations and stage.iterations and stage.stop_iterations > stage.iterations:
             yield ("stages", index, "stop_iterations"), "stop_iterations is more than iterations"
+
+
+def _early_stops(recipe: Recipe) -> Iterator[Problem]:
+    for index, stage in enumerate(recipe.stages):
+        path: KeyPath = ("stages", index, "stop_at")
+        if stage.stop_at is None:
+            continue
+        if stage.stop_below is not None:
+            yield path, f"stage {stage.name} has both stop_at and stop_below; keep one"
+        if stage.stop_at == recipe.variant:
+            yield path, f"stage {stage.name} would stop at the loss of its own variant"
+        elif recipe.variants and stage.stop_at not in recipe.variants:
+            yield path, f"no variant is called {stage.stop_at!r}; {nearest(stage.stop_at, recipe.variants)}"
