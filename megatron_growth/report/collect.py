@@ -65,7 +65,8 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
 
 
 def _stage(planned: dict[str, Any], run_directory: Path, flops_before: float) -> StageRecord:
-    curve, validation, seconds = read_metrics(run_directory / "stages" / planned["name"] / "metrics.jsonl")
+    folder = run_directory / "stages" / planned["name"]
+    curve, validation, seconds = read_metrics(folder / "metrics.jsonl")
     return StageRecord(
         name=planned["name"],
         parameters=planned["parameters"]["total"],
@@ -81,7 +82,16 @@ def _stage(planned: dict[str, Any], run_directory: Path, flops_before: float) ->
         curve=curve,
         validation=validation,
         wall_seconds=seconds,
+        stopped=_stopped(folder / "done", planned["iterations"]),
     )
+
+
+def _stopped(marker: Path, planned: int) -> int | None:
+    """The iteration in a stage's `done` marker when it is not the planned one."""
+    if not marker.is_file():
+        return None
+    last = int(json.loads(marker.read_text(encoding="utf-8"))["iteration"])
+    return last if last < planned else None
 
 
 def _layout(layout: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from megatron_growth.report.records import RunRecord, StageRecord
-from megatron_growth.report.variants import BASELINE, Variant
+from megatron_growth.report.variants import Variant, early_stop_json, finished_baseline
 
 # Repeats of one nano run with other seeds differ by about this much (docs/benchmarks.md), so less is called a tie.
 TIE_NATS = 0.03
@@ -44,22 +45,50 @@ def variant_findings(variants: Sequence[Variant]) -> list[str]:
     done = [v for v in variants if v.last.complete and v.last.final_validation is not None]
     unfinished = [v.name for v in variants if v not in done]
     sentences = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
-    ranked = sorted(done, key=lambda v: v.last.final_validation or 0.0)
+    ranked = sorted((v for v in done if v.equal_steps), key=_final)
     if len(ranked) > 1:
-        order = ", ".join(f"{v.name} {v.last.final_validation:.3f}" for v in ranked)
+        order = ", ".join(f"{v.name} {_final(v):.3f}" for v in ranked)
         sentences.append(f"Final validation loss, best first: {order} nats.")
-    baseline = next((v for v in done if v.name == BASELINE), None)
-    if baseline is not None and baseline.last.final_validation is not None:
-        target = baseline.last.final_validation
-        ahead = [v.name for v in ranked if (v.last.final_validation or 0.0) < target - TIE_NATS]
-        sentences.append(
-            f"Better than the baseline by {TIE_NATS} nats or more after as many steps of the last stage: "
-            f"{', '.join(ahead) or 'none'}. Earlier stages are not charged in this comparison; the right-hand picture "
-            "charges them."
-        )
+    baseline = finished_baseline(tuple(variants))
+    if baseline is not None:
+        sentences += _against_baseline(baseline, [v for v in ranked if v is not baseline])
+        sentences += [_stopped(v, tuple(variants)) for v in done if not v.equal_steps]
     if ranked:
         sentences.append(f"One run of each, one seed: differences under {TIE_NATS} nats are called a tie.")
     return sentences
+
+
+def _final(v: Variant) -> float:
+    return math.inf if v.last.final_validation is None else v.last.final_validation
+
+
+def _against_baseline(baseline: Variant, others: Sequence[Variant]) -> list[str]:
+    """Two sentences: which variants are better after as many steps, and which at as much compute."""
+    target = _final(baseline) - TIE_NATS
+    by_steps = [v.name for v in others if _final(v) < target]
+    losses = {v.name: v.loss_at(baseline.flops_exact, exact=True) for v in others}
+    by_compute = [name for name, loss in losses.items() if loss is not None and loss < target]
+    return [
+        f"Better than the baseline by {TIE_NATS} nats or more after as many steps of the last stage, earlier stages "
+        f"not charged: {', '.join(by_steps) or 'none'}.",
+        f"The same at the baseline's exact FLOPs, every stage charged: {', '.join(by_compute) or 'none'}. There a "
+        "variant that costs more is read before its learning rate has come to its end.",
+    ]
+
+
+def _stopped(v: Variant, variants: tuple[Variant, ...]) -> str:
+    """What stopping at a validation loss saved."""
+    sentence = (
+        f"{v.name} was stopped at validation loss {_final(v):.3f}, after {v.last.done} of {v.last.iterations} steps"
+    )
+    found = early_stop_json(v, variants)
+    if not found or not found["iteration"]:
+        return sentence + "."
+    saving = found["compute_saving"]
+    return (
+        f"{sentence}: {saving['paper']:.1%} of the baseline's compute saved by the paper's accounting, "
+        f"{saving['exact']:.1%} by the exact one."
+    )
 
 
 def _against(grown: StageRecord, ours: float, baseline: StageRecord, theirs: float) -> str:

@@ -41,6 +41,7 @@ class StageRecord:
         source: name of the stage it grew from, None when it started from random weights.
         validation: (iteration, loss) pairs; iteration 0 is the loss right after growth.
         wall_seconds: time of the training iterations.
+        stopped: iteration at which the stage was finished early, by a validation loss; None when it was not.
     """
 
     name: str
@@ -57,11 +58,12 @@ class StageRecord:
     curve: Curve
     validation: tuple[tuple[int, float], ...]
     wall_seconds: float
+    stopped: int | None = None
 
     @property
     def complete(self) -> bool:
-        """All planned iterations were trained."""
-        return self.done >= self.iterations
+        """All planned iterations were trained, or training ended early as it was asked to."""
+        return self.done >= (self.stopped or self.iterations)
 
     def flops_at(self, iteration: int) -> float:
         """Compute spent when `iteration` of this stage is done, the stages below included."""
@@ -112,6 +114,7 @@ class RunRecord:
             "parameters": s.parameters,
             "iterations": s.done,
             "planned_iterations": s.iterations,
+            "stopped_early": s.stopped is not None,
             "tokens": s.tokens * s.done // max(s.iterations, 1),
             "flops": s.flops * s.done / max(s.iterations, 1),
             "lr": s.lr,

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_growth.report.collect import collect, read_plan
 from megatron_growth.report.records import RunRecord, StageRecord
 
 BASELINE = "baseline"
+_ROUNDING = 1e-9  # compute is summed in another order for each variant
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Variant:
     Attributes:
         trainable, frozen: weights of the last stage's model.
         state_bytes: measured, weights and optimizer state in the last stage's newest checkpoint; None without one.
-        flops, flops_exact: of all its stages, by the paper's and by the exact accounting.
+        flops, flops_exact: of all its stages as planned, by the paper's and by the exact accounting.
         last_flops, last_flops_exact: of the last stage alone.
     """
 
@@ -47,10 +50,31 @@ class Variant:
         """First evaluated iteration of the last stage whose validation loss is at or below `target`, or None."""
         return next((i for i, loss in self.last.validation if i and loss <= target), None)
 
+    @property
+    def equal_steps(self) -> bool:
+        """The last stage was trained for all its iterations, not stopped early."""
+        return self.last.complete and self.last.stopped is None
+
     def spent(self, iteration: int) -> tuple[float, float]:
         """Compute by both accountings when the last stage stops at `iteration`."""
         left = 1 - iteration / self.last.iterations
         return self.flops - left * self.last_flops, self.flops_exact - left * self.last_flops_exact
+
+    def loss_at(self, compute: float, *, exact: bool) -> float | None:
+        """Validation loss when all its stages together have spent `compute`, linear between two evaluations.
+
+        Args:
+            compute: FLOPs.
+            exact: by the exact accounting instead of the paper's.
+
+        Returns:
+            None when that lies outside the evaluations of the last stage.
+        """
+        points = [(self.spent(i)[exact], loss) for i, loss in self.last.validation if i]
+        if not points or not points[0][0] <= compute <= points[-1][0] * (1 + _ROUNDING):
+            return None
+        flops, losses = zip(*points, strict=True)
+        return float(np.interp(compute, flops, losses))
 
 
 def collect_variants(folder: Path) -> tuple[Variant, ...]:
@@ -100,24 +124,48 @@ def to_json(folder: Path, variants: tuple[Variant, ...]) -> dict[str, Any]:
 def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
     """One variant's numbers."""
     loss = v.last.final_validation
+    paper, exact = v.spent(v.last.done)
     return {
         "name": v.name,
         "iterations": v.last.done,
         "planned_iterations": v.last.iterations,
+        "stopped_early": v.last.stopped is not None,
         "final_validation_loss": loss,
         "final_validation_perplexity": math.exp(loss) if loss is not None else None,
         "trainable_parameters": v.trainable,
         "frozen_parameters": v.frozen,
         "state_bytes": v.state_bytes,
-        "flops": {"paper": v.flops, "exact": v.flops_exact},
+        "flops": {"paper": paper, "exact": exact},
+        "planned_flops": {"paper": v.flops, "exact": v.flops_exact},
+        "validation_loss_at_baseline_flops": equal_compute_json(v, variants),
         "early_stop": early_stop_json(v, variants),
         "stages": v.run.to_json()["stages"],
     }
 
 
+def finished_baseline(variants: tuple[Variant, ...]) -> Variant | None:
+    """The variant called baseline when it is trained to its end, else None."""
+    done = (b for b in variants if b.name == BASELINE and b.equal_steps and b.last.final_validation is not None)
+    return next(done, None)
+
+
+def equal_compute_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, float | None] | None:
+    """Validation loss of a variant at the baseline's whole compute, every stage charged, by both accountings.
+
+    The variant's learning rate has not come to its end there when its stages together cost more than the baseline.
+    """
+    baseline = finished_baseline(variants)
+    if baseline is None:
+        return None
+    return {
+        "paper": v.loss_at(baseline.flops, exact=False),
+        "exact": v.loss_at(baseline.flops_exact, exact=True),
+    }
+
+
 def early_stop_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any] | None:
     """Where a variant passes the finished baseline's final validation loss, and the compute saved by stopping there."""
-    baseline = next((b for b in variants if b.name == BASELINE and b.last.complete), None)
+    baseline = finished_baseline(variants)
     if baseline is None or baseline.last.final_validation is None or v.name == BASELINE:
         return None
     iteration = v.early_stop(baseline.last.final_validation)
