@@ -1,4 +1,4 @@
-"""The memory estimate against the tensors that Megatron allocates on each rank: weights, gradients, masters, moments."""
+"""The memory estimate against what Megatron allocates on each rank: weights, gradients, masters, moments."""
 
 import pytest
 
@@ -37,9 +37,9 @@ def measure(tp, pp, bf16, distributed, tied, freeze):
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.transformer.module import Float16Module
 
+    from megatron_growth.patterns import parse_rules
     from megatron_growth.training.freeze import all_names, assign
     from megatron_growth.training.freeze import freeze as freeze_parameters
-    from megatron_growth.training.patterns import parse_rules
 
     s = SHAPE
     sizes = {"layers": s.layers, "hidden": s.hidden, "heads": s.heads, "query_groups": s.query_groups, "ffn": s.ffn}
