@@ -20,7 +20,10 @@ from megatron_growth.recipes.source import KeyPath, Places, Source, parse_yaml, 
 
 FOLDER = Path(__file__).parent
 INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
-OF_ITS_OWN = ("name", "from", "growth", "freeze", "rules", "adapters", "stop_iterations")
+OF_ITS_OWN = (
+    *("name", "from", "growth", "freeze", "rules", "adapters"),
+    *("stop_iterations", "stop_at", "stop_below"),
+)
 
 
 def names() -> list[str]:

@@ -230,6 +230,9 @@ class Stage(Block):
         source: name of the stage to grow from (`from` in YAML).
         iterations: steps, for the `iterations` rule.
         stop_iterations: steps after which the paper stopped early (Reuse, table 2); for the saving that is printed.
+        stop_at: name of another variant; the stage ends, saved, at the evaluation that reaches that variant's final
+            validation loss (Reuse: early stop at the baseline's).
+        stop_below: the same with a validation loss in nats per token.
         sublayers: `attention` leaves the FFN out (Reuse, One Attn).
     """
 
@@ -246,6 +249,8 @@ class Stage(Block):
     lr: Rate
     iterations: Positive | None = None
     stop_iterations: Positive | None = None
+    stop_at: Name | None = None
+    stop_below: Rate | None = None
     global_batch_size: Positive
     micro_batch_size: Positive = 1
     source: str | None = Field(default=None, alias="from")

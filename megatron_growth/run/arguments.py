@@ -28,6 +28,7 @@ class Launch:
         validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
         wandb_project: Weights & Biases project, or "" for none.
         wandb_name: name of the run there.
+        stop_below: validation loss at which training ends early, or None.
         train: False to evaluate the finished stage only; nothing is saved then.
     """
 
@@ -38,6 +39,7 @@ class Launch:
     validation_samples: int
     wandb_project: str = ""
     wandb_name: str = ""
+    stop_below: float | None = None
     train: bool = True
 
 
@@ -210,6 +212,8 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
     }
     if launch.train:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
+        if launch.stop_below is not None:
+            options["growth-stop-below"] = launch.stop_below
     else:
         options["skip-train"] = True
         options["async-save"] = recipe.checkpoint.async_save

@@ -25,6 +25,7 @@ class Progress:
         checkpoint: iteration of the last checkpoint.
         started_at: when the last launch had model, data and checkpoint in place; seconds since the epoch.
         final_validation: the validation after the last iteration has been made.
+        stopped: iteration after which training ended early, None when it did not.
         seconds: time of the training iterations.
     """
 
@@ -35,6 +36,7 @@ class Progress:
     checkpoint: int = 0
     started_at: float = 0.0
     final_validation: bool = False
+    stopped: int | None = None
     seconds: float = 0.0
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -50,6 +52,8 @@ class Progress:
             case "validation":
                 self.validation = record["loss"]
                 self.final_validation = record["when"] == "final"
+            case "stopped":
+                self.stopped = record["iteration"]
             case "checkpoint":
                 self.checkpoint = record["iteration"]
 

@@ -28,7 +28,7 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
     from megatron_growth import recipes
     from megatron_growth.data.manifest import load_manifest
     from megatron_growth.planner import plan_run
-    from megatron_growth.run import checkpoints, dataset
+    from megatron_growth.run import checkpoints, dataset, early_stop
     from megatron_growth.run.arguments import Launch, megatron_arguments
 
     recipe = recipes.load(run.recipe)
@@ -42,7 +42,8 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
         data_flags=tuple(dataset.flags(run, manifest)),
         data_cache=run.path.absolute() / "cache",
         validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
-        train=reached < stage.iterations,
+        stop_below=early_stop.target_of(recipe, name, run.path),
+        train=reached < early_stop.end_of(folder, stage.iterations),
     )
     return megatron_arguments(recipe, stage, launched)
 

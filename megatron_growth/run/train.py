@@ -24,7 +24,7 @@ from megatron_growth.errors import (
 )
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
-from megatron_growth.run import checkpoints, dataset, directory, failures, launch, state
+from megatron_growth.run import checkpoints, dataset, directory, early_stop, failures, launch, state
 from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.lock import exclusive
@@ -168,7 +168,8 @@ class _Job:
         reached, notes = checkpoints.repair(folder.checkpoints)
         for note in notes:
             self.screen.message(f"{title}  {note}")
-        if reached < stage.iterations or not read(folder.metrics).final_validation:
+        progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
+        if reached < end or not (progress.final_validation or progress.stopped):
             # A finished stage is only evaluated: saving again would put its good checkpoint at risk.
             launched = Launch(
                 directory=StageDirectory(folder.path.absolute()),
@@ -178,7 +179,8 @@ class _Job:
                 validation_samples=self.validation_samples,
                 wandb_project=self.wandb_project,
                 wandb_name=f"{self.recipe.name}-{stage.name}",
-                train=reached < stage.iterations,
+                stop_below=early_stop.target_of(self.recipe, stage.name, self.run.path),
+                train=reached < end,
             )
             self._launch(stage, title, launched, reached)
         self._finish(stage, title)
@@ -195,7 +197,8 @@ class _Job:
                 fix=f"train {stage.source} first: leave out --stage, or name it there",
             )
         try:
-            checkpoints.verify(source.checkpoints, self.plan.stage(stage.source).iterations)
+            planned = self.plan.stage(stage.source).iterations
+            checkpoints.verify(source.checkpoints, early_stop.end_of(source, planned))
         except CheckpointError as error:
             what = f"stage {stage.name} cannot grow from {stage.source}: {error.what}"
             raise CheckpointError(what, where=error.where, fix=error.fix) from None
@@ -226,23 +229,25 @@ class _Job:
     def _finish(self, stage: StagePlan, title: str) -> None:
         """Mark the stage done when its last checkpoint is whole."""
         folder = self.run.stage(stage.name)
+        end = early_stop.end_of(folder, stage.iterations)
         try:
-            checkpoint = checkpoints.verify(folder.checkpoints, stage.iterations)
+            checkpoint = checkpoints.verify(folder.checkpoints, end)
         except CheckpointError as error:
             raise StageFailed(
                 f"stage {stage.name} ended before its last iteration, or without a whole checkpoint: {error.what}",
                 where=str(folder.log),
                 fix="read the log; the same command goes on from the last whole checkpoint",
             ) from None
-        folder.mark_done(stage.iterations, checkpoint)
+        folder.mark_done(end, checkpoint)
         current, progress = state.load(self.run), read(folder.metrics)
         reached = current.stage(stage.name)
-        reached.status, reached.iteration = "done", stage.iterations
+        reached.status, reached.iteration = "done", end
         state.save(self.run, current)
         loss = f"{progress.loss:.3f}" if progress.loss is not None else "-"
         validation = f"{progress.validation:.3f}" if progress.validation is not None else "-"
+        how = "done" if end == stage.iterations else f"stopped early, of {stage.iterations}"
         self.screen.message(
-            f"{title}  done: {stage.iterations} iterations, loss {loss}, validation loss {validation}, "
+            f"{title}  {how}: {end} iterations, loss {loss}, validation loss {validation}, "
             f"{duration(reached.wall_seconds)}"
         )
 

@@ -1,0 +1,49 @@
+"""Stages that end before their planned iterations, at a validation loss: `stop_at` and `stop_below` of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_growth.errors import RunError
+from megatron_growth.recipes import Recipe
+from megatron_growth.run.directory import RunDirectory, StageDirectory
+from megatron_growth.run.metrics import read
+
+
+def end_of(folder: StageDirectory, planned: int) -> int:
+    """The last iteration of a stage: where it stopped early, else the planned one."""
+    return read(folder.metrics).stopped or planned
+
+
+def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
+    """The validation loss at which a stage ends, None for a stage that trains to its planned end.
+
+    Args:
+        recipe: of the run.
+        stage: name of a stage or baseline.
+        run: the run directory; the variant that `stop_at` names lies beside it.
+
+    Raises:
+        RunError: that variant has not been trained to its end.
+    """
+    wanted = next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == stage)
+    if wanted.stop_at is None:
+        return wanted.stop_below
+    loss = _final_loss(run.absolute().parent, recipe.name, wanted.stop_at)
+    if loss is None:
+        raise RunError(
+            f"stage {stage} stops at the validation loss of {wanted.stop_at}, which is not finished",
+            where=str(run.absolute().parent),
+            fix=f"train --variant {wanted.stop_at} first, into {run.parent / wanted.stop_at}; or all variants together",
+        )
+    return loss
+
+
+def _final_loss(folder: Path, recipe: str, variant: str) -> float | None:
+    """Last validation loss of a finished variant in `folder`, under either name that `train` gives it by default."""
+    for name in (variant, f"{recipe}-{variant}"):
+        run = RunDirectory(folder / name)
+        if run.recipe.is_file():
+            last = run.stage(run.plan_document["stages"][-1]["name"])
+            return read(last.metrics).validation if last.is_done else None
+    return None
