@@ -1,6 +1,7 @@
 """The schedules against values worked out by hand from the papers' formulas, and what must hold for all of them."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ T, T_W = 80_000, 1_000  # WSO, table 1
         ("wsd", {"min_lr_ratio": 0.1}, {500: 0.5, 60_250: 1, 70_125: 0.55, 80_000: 0.1}),  # T_s = 1000 + 0.75 x 79000
         ("wsd", {"min_lr_ratio": 0.0}, {60_250: 1, 70_125: 0.5, 80_000: 0}),
         ("linear", {"min_lr_ratio": 0.1}, {1000: 1, 40_500: 0.55, 80_000: 0.1}),
-        ("cosine", {"min_lr_ratio": 0.1}, {1000: 1, 40_500: 0.55, 20_750: 0.1 + 0.45 * (1 + math.sqrt(0.5)), 80_000: 0.1}),
+        ("cosine", {"min_lr_ratio": 0.1}, {1000: 1, 40_500: 0.55, 20_750: 0.55 + 0.45 * math.sqrt(0.5), 80_000: 0.1}),
     ],
 )  # fmt: skip
 def test_values_of_the_wso_papers_formulas(name, options, points):
@@ -57,8 +58,8 @@ def test_warm_up_rises_to_the_peak_and_nothing_exceeds_it(name, iterations, warm
     steps = int(warmup * iterations)
     schedule = schedules.make(name, PEAK, iterations, steps, **options)
     rates = [schedule.lr(t) for t in range(iterations + 1)]
-    assert all(a <= b for a, b in zip(rates[:steps], rates[1 : steps + 1], strict=True))
-    assert all(a >= b * (1 - 1e-12) for a, b in zip(rates[steps:], rates[steps + 1 :], strict=False))
+    assert all(a <= b for a, b in pairwise(rates[: steps + 1]))
+    assert all(a >= b * (1 - 1e-12) for a, b in pairwise(rates[steps:]))
     assert max(rates) <= PEAK * (1 + 1e-12)
     assert schedule.lr(iterations + 10) == schedule.last
     assert schedules.from_dict(schedules.to_dict(schedule)) == schedule
