@@ -75,7 +75,7 @@ def _totals(plan: RunPlan) -> Iterator[RenderableType]:
     if plan.paper in SUMS:
         yield Text(
             f"All stages {plan.total_flops:.4g} FLOPs; {SUMS[plan.paper]} {plan.scratch_flops:.4g}: "
-            f"{plan.saving:.1%} saved."
+            f"{abs(plan.saving):.1%} {'saved' if plan.saving >= 0 else 'more'}."
         )
     for what, saving in (("Compute", plan.compute_saving), ("Memory", plan.memory_saving)):
         if saving is not None:
