@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.errors import UserError
 
 if TYPE_CHECKING:
-    from megatron_growth.planner import RunPlan
+    from megatron_growth.planner import RunPlan, StagePlan
     from megatron_growth.recipes import ClusterProfile, Recipe
     from megatron_growth.run.directory import RunDirectory
     from megatron_growth.run.stage_jobs import StageJob
@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="one run for each of these seeds")
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also submit this baseline of the recipe; may be given again",
+    )
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory of a single run")
     parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
@@ -66,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Request:
-    """One run to submit."""
+    """One run to submit; `stages` has the wanted baselines behind the plan's stages."""
 
     recipe: Recipe
     plan: RunPlan
+    stages: tuple[StagePlan, ...]
     folder: Path
 
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
@@ -77,7 +85,7 @@ class _Request:
         from megatron_growth.run.directory import RunDirectory
         from megatron_growth.run.stage_jobs import stage_jobs
 
-        return stage_jobs(RunDirectory(self.folder), self.plan.stages, profile)
+        return stage_jobs(RunDirectory(self.folder), self.stages, profile)
 
 
 def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Request]:
@@ -95,22 +103,24 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
             if seed is not None:
                 recipe = recipe.model_copy(update={"seed": seed})
                 folder = args.folder or folder.with_name(f"{folder.name}-seed{seed}")
-            requests.append(_planned(recipe, folder, profile, args.recommended))
+            requests.append(_planned(recipe, folder, profile, args))
     for request in requests:
         request.jobs(profile)
     return requests
 
 
-def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, recommended: bool) -> _Request:
+def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> _Request:
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import plan_cluster, with_recommended
+    from megatron_growth.run.train import Request, selected
 
     ranks = profile.nodes * profile.ranks_of_a_node
     plan = plan_run(recipe, ranks)
-    if recommended:
+    if args.recommended:
         recipe = with_recommended(recipe, plan_cluster(recipe, plan, profile))
         plan = plan_run(recipe, ranks)
-    return _Request(recipe, plan, folder)
+    stages = selected(plan, Request(baselines=tuple(dict.fromkeys(args.baseline))))
+    return _Request(recipe, plan, tuple(stages), folder)
 
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
@@ -121,13 +131,11 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
     script = script_path()
     runs: list[dict[str, Any]] = []
     for request in requests:
-        jobs = request.jobs(profile)
-        after = [[f"JOB_OF_{job.stage}"] for job in jobs]
         stages = [
-            {"stage": job.stage, "nodes": job.nodes, "command": job.command(before)}
-            for job, before in zip(jobs, [[], *after], strict=False)
+            {"stage": job.stage, "nodes": job.nodes, "command": job.command([f"JOB_OF_{s}" for s in [job.source] if s])}
+            for job in request.jobs(profile)
         ]
-        need = bytes_needed(request.plan, request.recipe)
+        need = bytes_needed(request.stages, request.recipe)
         runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
     if as_json:
         print(json.dumps({"script": script.read_text(encoding="utf-8"), "runs": runs}, indent=2))
@@ -169,7 +177,7 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     directory.check_free(request.folder)
     with exclusive(directory.RunDirectory(request.folder).lock):
         run = directory.create(request.folder, request.recipe, request.plan)
-        check_room(run, request.plan, request.recipe)
+        check_room(run, request.stages, request.recipe)
         dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
     return run
 

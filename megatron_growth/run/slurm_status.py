@@ -38,13 +38,15 @@ def is_submitted(run: RunDirectory) -> bool:
 
 
 def jobs_of(run: RunDirectory, tokens_per_second: dict[str, float | None]) -> dict[str, StageJobStatus]:
-    """The jobs of all stages, by stage.  Works without Slurm, too: then from the run directory alone.
+    """The jobs of all stages and started baselines, by name; without Slurm, what the run directory tells alone.
 
     Args:
         run: a submitted run.
         tokens_per_second: current speed of each stage.
     """
-    stages = run.plan_document["stages"]
+    plan = run.plan_document
+    baselines = [baseline for baseline in plan["baselines"] if run.stage(baseline["name"]).path.exists()]
+    stages = [*plan["stages"], *baselines]
     names = {stage["name"]: job_name(run, stage["name"]) for stage in stages}
     try:
         active = slurm.active(names.values()) if slurm.available() else {}

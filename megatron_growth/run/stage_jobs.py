@@ -27,6 +27,7 @@ class StageJob:
 
     Attributes:
         stage: name of the stage.
+        source: name of the stage that it grows from, or None.
         name: of the job; the same for the same stage of the same run directory, and for no other.
         nodes: how many it takes.
         options: of sbatch.
@@ -36,6 +37,7 @@ class StageJob:
     """
 
     stage: str
+    source: str | None
     name: str
     nodes: int
     options: tuple[str, ...]
@@ -72,11 +74,11 @@ def script_path() -> Path:
 
 
 def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile) -> list[StageJob]:
-    """The jobs of a run's stages, in the order of the chain.
+    """The jobs of a run's stages, in the same order.
 
     Args:
         run: the run directory, which need not exist yet.
-        stages: of its plan.
+        stages: of its plan, baselines among them if they are wanted; a source before what grows from it.
         profile: of the cluster.
 
     Raises:
@@ -103,7 +105,7 @@ def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterP
         except ValueError as error:
             problems.append(f"stage {stage.name}: {error}")
             continue
-        jobs.append(_job(run, stage.name, profile, nodes, ranks))
+        jobs.append(_job(run, stage, profile, nodes, ranks))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
@@ -141,15 +143,16 @@ def job_name(run: RunDirectory, stage: str) -> str:
     return f"growth-{readable}-{stage}-{digest}"
 
 
-def _job(run: RunDirectory, stage: str, profile: ClusterProfile, nodes: int, ranks: int) -> StageJob:
-    path = run.path.absolute()
+def _job(run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: int, ranks: int) -> StageJob:
+    path, name = run.path.absolute(), job_name(run, stage.name)
     return StageJob(
-        stage=stage,
-        name=job_name(run, stage),
+        stage=stage.name,
+        source=stage.source,
+        name=name,
         nodes=nodes,
-        options=_options(path / "stages" / stage, job_name(run, stage), profile, nodes),
+        options=_options(path / "stages" / stage.name, name, profile, nodes),
         script=script_path(),
-        arguments=(str(path), stage),
+        arguments=(str(path), stage.name),
         environment=_environment(profile, ranks),
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_growth.errors import StorageError
-from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
+from megatron_growth.planner.run_plan import StagePlan, checkpoint_bytes
 from megatron_growth.recipes import Recipe
 from megatron_growth.run.directory import RunDirectory
 
@@ -19,14 +20,14 @@ def checkpoints_kept(stage: StagePlan, recipe: Recipe) -> int:
     return min(written, settings.keep + 1 + milestones)
 
 
-def bytes_needed(plan: RunPlan, recipe: Recipe) -> int:
-    """What all checkpoints of a run take at its fullest moment."""
+def bytes_needed(stages: Sequence[StagePlan], recipe: Recipe) -> int:
+    """What all checkpoints of these stages take at their fullest moment."""
     return sum(
-        checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, recipe.precision) for stage in plan.stages
+        checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, recipe.precision) for stage in stages
     )
 
 
-def check_room(run: RunDirectory, plan: RunPlan, recipe: Recipe) -> int:
+def check_room(run: RunDirectory, stages: Sequence[StagePlan], recipe: Recipe) -> int:
     """Refuse a run that the file system cannot hold; returns the bytes that are still needed.
 
     A quota of the user is not seen here, only the file system's free space.
@@ -35,7 +36,7 @@ def check_room(run: RunDirectory, plan: RunPlan, recipe: Recipe) -> int:
         StorageError: with what is needed and what is free.
     """
     there = sum(file.stat().st_size for file in run.path.glob("stages/*/checkpoints/**/*") if file.is_file())
-    need = max(bytes_needed(plan, recipe) - there, 0)
+    need = max(bytes_needed(stages, recipe) - there, 0)
     free = shutil.disk_usage(_existing(run.path)).free
     if need > free:
         raise StorageError(

@@ -2,7 +2,7 @@
 
 Each stage is one job with a name of its own, so a submission that was killed half-way, or is given twice, finds the
 jobs that are there (squeue) and adds what is missing.  RUN/slurm.json remembers the ids for people and for `status`.
-A job starts when the one before it has ended well; when that fails or is cancelled, Slurm removes the rest.
+A job starts when the one that it grows from has ended well; when that fails or is cancelled, Slurm removes the rest.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterPr
 
     Args:
         run: the run directory.
-        jobs: of all its stages, in the order of the chain.
+        jobs: of all its stages, a source before what grows from it.
         profile: that they were made with.
 
     Raises:
@@ -88,7 +88,7 @@ def _submit_one(
 ) -> Submitted:
     if run.stage(job.stage).is_done:
         return Submitted(job.stage, None, job.nodes, None, "done")
-    after = earlier[-1].job if earlier else None
+    after = next((s.job for s in earlier if s.stage == job.source), None)
     if job.name in active:
         return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
     run.stage(job.stage).path.mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,15 @@ def remembered(run: RunDirectory) -> Chain:
     return Chain(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
 
 
+def all_names(run: RunDirectory) -> list[str]:
+    """Names of the jobs of all stages and baselines, submitted or not."""
+    plan = run.plan_document
+    return [job_name(run, stage["name"]) for stage in (*plan["stages"], *plan["baselines"])]
+
+
 def cancel_chain(run: RunDirectory) -> list[str]:
     """Cancel all jobs of a run, the last of the chain first so that none starts in between; returns their ids."""
-    names = [job_name(run, stage["name"]) for stage in run.plan_document["stages"]]
+    names = all_names(run)
     active = slurm.active(names)
     ids = [active[name].id for name in reversed(names) if name in active]
     slurm.cancel(ids)
@@ -124,7 +130,7 @@ def refuse_while_submitted(run: RunDirectory) -> None:
     """
     if not (run.path / FILE_NAME).exists() or not slurm.available():
         return
-    active = slurm.active(job_name(run, stage["name"]) for stage in run.plan_document["stages"])
+    active = slurm.active(all_names(run))
     if active:
         raise RunError(
             f"Slurm jobs work on {run.path}: {', '.join(job.id for job in active.values())}",

@@ -37,7 +37,7 @@ def test_hours_and_checkpoints(planned: ClusterPlan) -> None:
 
 def test_storage(planned: ClusterPlan) -> None:
     recipe = with_recommended(recipes.load("progressive-8b"), planned)
-    assert f"at most {bytes_needed(plan_run(recipe, 32), recipe) / 1e9:.0f} GB" in PAGE
+    assert f"at most {bytes_needed(plan_run(recipe, 32).stages, recipe) / 1e9:.0f} GB" in PAGE
 
 
 @pytest.mark.parametrize(

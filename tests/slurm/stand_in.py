@@ -50,7 +50,7 @@ def main() -> int:
                 line = {"iteration": iteration, "loss": None if loss != loss else loss, "lr": 1e-3}
                 line |= {"tokens": 512 * iteration, "seconds": 0.1, "tokens_per_second": 5120.0}
                 file.write(json.dumps(line) + "\n")
-        if told_to_stop:
+        if told_to_stop or iteration - first == tricks.get("stop_after"):
             save(iteration)
             return 0
         if iteration % tricks.get("save_interval", 10) == 0:

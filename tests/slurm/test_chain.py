@@ -13,13 +13,13 @@ from cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end
 from megatron_growth.run import checkpoints, metrics, slurm_record
 from megatron_growth.run.directory import RunDirectory
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 
 def growth(*words: object) -> str:
     """Run a command of ours and return what it prints."""
     command = [sys.executable, "-m", "megatron_growth.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,7 +36,7 @@ def losses(run: RunDirectory, stage: str) -> list[float]:
 
 def wait_for_checkpoint(run: RunDirectory, stage: str) -> None:
     """Until training is past its first checkpoint."""
-    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 20 or not unfinished(), 240)
+    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 20 or not unfinished(), 400)
 
 
 def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_
 
     wait_for_checkpoint(disturbed, "C")
     slurm("scontrol", "requeue", numbers[2])
-    wait_for_end(240)
+    wait_for_end(600)
 
     said = "".join((disturbed.stage(name).path / "job.txt").read_text() for name in "ABC" if unfinished() == [])
     assert [job(number)["JobState"] for number in numbers] == ["COMPLETED"] * 3, said
@@ -69,6 +69,8 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_
         assert len(starts) == 2, said
         assert starts[1].iteration >= 20
         assert starts[1].hosts == ("node1", "node2")
+        kept = checkpoints.iterations(disturbed.stage(name).checkpoints)
+        assert (len(kept), kept[-1]) == (2, 160)
         assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
     status = json.loads(growth("status", disturbed.path, "--json"))
     assert [stage["restarts"] for stage in status["stages"]] == [1, 1, 1]

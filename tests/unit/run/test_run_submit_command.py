@@ -38,6 +38,18 @@ def test_dry_run_prints_commands_and_script_and_writes_nothing(
     assert not folder.exists()
 
 
+def test_a_baseline_waits_for_nothing(no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "progressive-8b", "--baseline", "scratch", "--cluster", "h100-8x", "--dry-run", "--json"]
+    assert main(words) == 0
+    stages = json.loads(capsys.readouterr().out)["runs"][0]["stages"]
+    commands = {stage["stage"]: stage["command"] for stage in stages}
+    assert list(commands) == ["1B", "2B", "4B", "8B", "scratch"]
+    assert "afterok:JOB_OF_2B" in commands["4B"]
+    assert "afterok" not in commands["scratch"]
+    assert main([*words[:2], "--baseline", "scrath", *words[4:]]) == 2
+    assert "did you mean scratch" in capsys.readouterr().err
+
+
 def test_several_recipes_and_seeds(no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", "nano-progressive", "progressive-8b", "--seeds", "1", "2", "--cluster", "h100-8x"]
     assert main([*words, "--dry-run", "--json"]) == 0
@@ -70,13 +82,13 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # Adam in bf16: weights 2, masters 4, two moments of 4; two checkpoints stay and one is being written.
     expected = sum(3 * 14 * stage.parameters.total for stage in plan.stages)
     assert sum(checkpoint_bytes(stage.parameters, "bf16") for stage in plan.stages) * 3 == expected
-    assert storage.bytes_needed(plan, recipe) == expected
+    assert storage.bytes_needed(plan.stages, recipe) == expected
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=expected - 1))
     with pytest.raises(StorageError, match="GB are free"):
-        storage.check_room(RunDirectory(tmp_path / "run"), plan, recipe)
+        storage.check_room(RunDirectory(tmp_path / "run"), plan.stages, recipe)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=expected))
-    assert storage.check_room(RunDirectory(tmp_path / "run"), plan, recipe) == expected
+    assert storage.check_room(RunDirectory(tmp_path / "run"), plan.stages, recipe) == expected
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (ci/install-slurm.sh)")
