@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from megatron_growth.backend.processes import request_death_signal
 from megatron_growth.data.storage import storage_errors
@@ -92,10 +93,7 @@ def run_processes(
     """
     failures.clear(failures_folder)
     interrupts = Interrupts()
-    with storage_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output = open(log, "ab")  # noqa: SIM115  (closed by the with below)
-    with output, interrupts.caught():
+    with _opened(log) as output, interrupts.caught():
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -115,6 +113,12 @@ def run_processes(
     if interrupts.count:
         raise KeyboardInterrupt
     return code
+
+
+def _opened(log: Path) -> IO[bytes]:
+    with storage_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return open(log, "ab")
 
 
 def _wait(
