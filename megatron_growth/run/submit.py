@@ -88,9 +88,12 @@ def _submit_one(
 ) -> Submitted:
     if run.stage(job.stage).is_done:
         return Submitted(job.stage, None, job.nodes, None, "done")
-    after = next((s.job for s in earlier if s.stage == job.source), None)
+    before = next((s for s in earlier if s.stage == job.source), None)
+    after = before.job if before else None
     if job.name in active:
-        return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
+        if before is None or before.action != "submitted":
+            return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
+        slurm.cancel([active[job.name].id])  # it waits for a job that has failed, and that Slurm has not noticed yet
     run.stage(job.stage).path.mkdir(parents=True, exist_ok=True)
     number = slurm.submit(job.words([after] if after else []), job.environment)
     return Submitted(job.stage, number, job.nodes, after, "submitted")
