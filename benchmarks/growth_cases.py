@@ -56,18 +56,20 @@ def make(case: str, folder: Path, optimizer_state: str) -> None:
     """A checkpoint with random weights, chunked as Megatron saves it with TP 1 (fc1 in its two halves)."""
     shape = CASES[case].source
     folder.mkdir(parents=True)
-    noise = torch.randn(1 << 24) * 0.02
+    noise = (torch.randn(1 << 22) * 0.02).repeat(64)
     kinds = [("", torch.bfloat16)]
     if optimizer_state == "grow":
         kinds += [(f"optimizer.state.{kind}.", torch.float32) for kind in ("exp_avg", "exp_avg_sq", "fp32_param")]
     entries: dict[str, object] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
-    seed = 0
+    start = 0
     with (folder / "__0_0.distcp").open("wb") as stream:
         for prefix, dtype in kinds:
+            block = noise.to(dtype)
             for key, size, offsets, body in _chunks(shape):
-                seed = (seed + 7919) % 65536
-                values = _values(noise, body, seed).to(dtype).view((1,) * (len(size) - len(body)) + body)
+                start = (start + 7919) % (1 << 20)  # other numbers for every chunk
+                values = block[start : start + torch.Size(body).numel()].clone()
+                values = values.view((1,) * (len(size) - len(body)) + body)
                 entry = entries.setdefault(
                     prefix + key, TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(size), [])
                 )
@@ -82,12 +84,6 @@ def make(case: str, folder: Path, optimizer_state: str) -> None:
         entries["common_state/shard_0_1"] = BytesStorageMetadata()
         storage[MetadataIndex("common_state/shard_0_1")] = _StorageInfo("__0_0.distcp", at, stream.tell() - at)
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(entries, storage_data=storage)))
-
-
-def _values(noise: torch.Tensor, body: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Different numbers for every chunk, from one block of random ones."""
-    count = torch.Size(body).numel()
-    return noise.roll(seed).repeat(-(-count // len(noise)))[:count].reshape(body)
 
 
 def _chunks(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:

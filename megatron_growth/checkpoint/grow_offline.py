@@ -154,17 +154,24 @@ def grow(
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
-        RunError: the target exists already, or another process is writing it.
+        RunError: the target is there and is something else, or another process is writing it.
         CheckpointError: the source is corrupt; nothing was written over.
         StorageError: not enough space, or a write failed.
     """
     begin = time.perf_counter()
-    if target.exists():
-        raise RunError("the target exists already", where=str(target), fix="remove it, or name another folder")
-    partial = target.with_name(target.name + ".partial")
     provenance = metadata.provenance(
         job.source, job.growth, job.common, init_std=job.init_std, optimizer_state=job.policy
     )
+    provenance["rates"] = list(rates)
+    if target.exists():
+        if _is_result(target, provenance):
+            return _report(job, target, provenance, len(job.parts), begin)
+        raise RunError(
+            "the target exists already, and is something else",
+            where=str(target),
+            fix="remove it, or name another folder",
+        )
+    partial = target.with_name(target.name + ".partial")
     keep = job.policy != "reset"
     iteration = int(job.common.get("iteration", 0)) if keep else None
     folder = partial / ("release" if iteration is None else f"iter_{iteration:07d}")
@@ -178,12 +185,24 @@ def grow(
         _complete(job, partial, folder, objects, "release" if iteration is None else str(iteration))
         partial.rename(target)
         writer.sync_directory(target.parent)
+    return _report(job, target, provenance, len(resumed), begin)
+
+
+def _report(job: Job, target: Path, provenance: dict[str, Any], resumed: int, begin: float) -> OfflineReport:
     keys = {item.key for part in job.parts for item in part.items}
-    total = sum(part.bytes for part in job.parts)
-    seconds = time.perf_counter() - begin
+    size, seconds = sum(part.bytes for part in job.parts), time.perf_counter() - begin
     return OfflineReport(
-        str(target), job.growth.source, job.growth.target, len(keys), total, len(resumed), seconds, provenance
+        str(target), job.growth.source, job.growth.target, len(keys), size, resumed, seconds, provenance
     )
+
+
+def _is_result(target: Path, provenance: dict[str, Any]) -> bool:
+    """Whether a folder is what this job would write: an earlier run of the same command finished it."""
+    try:
+        found = metadata.provenance_of(Source(target))
+    except GrowthError:
+        return False
+    return found == provenance
 
 
 @contextmanager

@@ -190,3 +190,18 @@ def provenance(
             "torch": str(torch.__version__),
         },
     }
+
+
+def provenance_of(source: Source, *, trust: bool = False) -> dict[str, Any]:
+    """Where a checkpoint says it was grown from.
+
+    Raises:
+        CheckpointError: it does not say so.
+    """
+    args = saved_arguments(common_state(source, trust=trust), source)
+    found = getattr(args, PROVENANCE, None)
+    if not found:
+        raise CheckpointError(
+            "this checkpoint does not say that it was grown", where=str(source.path), fix="inspect it instead"
+        )
+    return dict(found)

@@ -84,7 +84,7 @@ def verify(
     """
     opened, origin = Source(target), Source(source)
     checked = check_chunks(opened, progress)
-    provenance = provenance_of(opened, trust=trust_checkpoint)
+    provenance = metadata.provenance_of(opened, trust=trust_checkpoint)
     growth = rebuild(opened, origin, provenance, trust=trust_checkpoint)
     policy = provenance["optimizer_state"]
     rule = None if policy == "reset" else MomentRule(policy)
@@ -107,21 +107,6 @@ def check_chunks(source: Source, progress: Callable[[str, int, int], None]) -> i
         done += item.bytes
         progress("check", done, total)
     return done
-
-
-def provenance_of(source: Source, *, trust: bool = False) -> dict[str, Any]:
-    """Where a checkpoint says it was grown from.
-
-    Raises:
-        CheckpointError: it does not say so.
-    """
-    args = metadata.saved_arguments(metadata.common_state(source, trust=trust), source)
-    found = getattr(args, metadata.PROVENANCE, None)
-    if not found:
-        raise CheckpointError(
-            "this checkpoint does not say that it was grown", where=str(source.path), fix="inspect it instead"
-        )
-    return dict(found)
 
 
 def rebuild(target: Source, source: Source, provenance: dict[str, Any], *, trust: bool = False) -> GrowthMap:

@@ -167,8 +167,12 @@ def _kill_when_written(what, done, total):
 def test_an_existing_target_is_left_alone(tmp_path):
     source = make_source(tmp_path / "source")
     grow_offline.grow(planned(source), tmp_path / "grown")
+    again = grow_offline.grow(planned(source), tmp_path / "grown")
+    assert again.parts_resumed == len(planned(source).parts)
     with pytest.raises(RunError, match="exists already"):
         grow_offline.grow(planned(source, seed=5), tmp_path / "grown")
+    with pytest.raises(RunError, match="exists already"):
+        grow_offline.grow(planned(source), source)
 
 
 def test_corruption_of_the_target_is_found(tmp_path):
