@@ -1,0 +1,91 @@
+"""Embedding and output rows of a checkpoint: read by row or whole, from any parallel layout.
+
+Shape legend: V vocabulary rows, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint.source import Source, SourceTensor
+from megatron_growth.errors import CheckpointError, DataError
+
+Table = Literal["embedding", "output"]
+TABLES: tuple[Table, ...] = ("embedding", "output")
+_NAMES = {"embedding": "embedding.word_embeddings.weight", "output": "output_layer.weight"}
+
+
+def is_tied(source: Source) -> bool:
+    """Whether the output layer is the embedding."""
+    return (_NAMES["output"], None) not in source.tensors
+
+
+def vocabulary_of(source: Source, *, trust: bool = False) -> int:
+    """Tokens of the model's vocabulary, without the padding of its tables where the checkpoint tells that.
+
+    Args:
+        source: the checkpoint.
+        trust: unpickle its objects freely.
+
+    Raises:
+        CheckpointError: it has no word embedding.
+    """
+    saved = getattr(metadata.common_state(source, trust=trust).get("args"), "vocab_size", None)
+    rows = _tensor(source, "embedding").shape[0]
+    return min(int(saved), rows) if saved else rows
+
+
+def check_vocabulary(source: Source, tokenizer_size: int, *, trust: bool = False) -> None:
+    """Refuse a tokenizer that the model was not trained with, as far as sizes tell.
+
+    Raises:
+        DataError: the numbers of tokens differ.
+    """
+    size, rows = vocabulary_of(source, trust=trust), _tensor(source, "embedding").shape[0]
+    padded = size == rows  # the checkpoint tells the padded size only
+    if tokenizer_size > size or (tokenizer_size < size and not padded):
+        raise DataError(
+            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary {size}",
+            where=str(source.path),
+            fix="give the tokenizer of the data that the model was trained on, for example with --data RUN/data",
+        )
+
+
+def read_table(source: Source, table: Table, rows: int) -> torch.Tensor:
+    """The first `rows` rows of a table, (rows, H) in fp32.
+
+    Raises:
+        CheckpointError: the table is missing, shorter or damaged.
+    """
+    tensor = _tensor(source, table)
+    out = torch.empty(rows, tensor.columns, dtype=tensor.dtype)
+    source.read(tensor, None, (0, rows), (0, tensor.columns), out)
+    return out.float()
+
+
+def read_rows(source: Source, table: Table, rows: Sequence[int]) -> torch.Tensor:
+    """Single rows of a table, (len(rows), H) in fp32; nothing else is read.
+
+    Raises:
+        CheckpointError: the table is missing, has no such row, or is damaged.
+    """
+    tensor = _tensor(source, table)
+    out = torch.empty(len(rows), tensor.columns, dtype=tensor.dtype)
+    for place, row in enumerate(rows):
+        source.read(tensor, None, (row, row + 1), (0, tensor.columns), out[place : place + 1])
+    return out.float()
+
+
+def _tensor(source: Source, table: Table) -> SourceTensor:
+    """The stored table; the output rows of a tied model are its embedding."""
+    name = _NAMES["embedding" if is_tied(source) else table]
+    tensor = source.tensors.get((name, None))
+    if tensor is None:
+        raise CheckpointError(
+            f"the checkpoint has no {name}", where=str(source.path), fix="give a checkpoint of a GPT model in Megatron"
+        )
+    return tensor
