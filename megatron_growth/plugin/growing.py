@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.training import get_args, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
-from megatron_growth.errors import UserError
+from megatron_growth.errors import CheckpointError, UserError
 from megatron_growth.plugin.arguments import PluginOptions
 
 Chunks = list[torch.nn.Module]
@@ -39,6 +39,34 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
     return loadable
 
 
+def check_vocabulary(source: Path, tokens: int | None) -> None:
+    """Refuse a source that was trained with another vocabulary, as far as the two --vocab-size tell.
+
+    Without this its embedding would pass for one with other padding.
+
+    Args:
+        source: the checkpoint to grow from.
+        tokens: of this run's vocabulary, without padding; None when Megatron's arguments do not tell.
+
+    Raises:
+        CheckpointError: the numbers of tokens differ.
+    """
+    from megatron_growth.checkpoint import metadata
+    from megatron_growth.checkpoint.source import Source
+
+    opened = Source(source)
+    try:
+        saved = getattr(metadata.common_state(opened).get("args"), "vocab_size", None)
+    finally:
+        opened.close()
+    if saved and tokens and saved != tokens:
+        raise CheckpointError(
+            f"the source was trained with a vocabulary of {saved} tokens, this run has {tokens}",
+            where=str(opened.path),
+            fix="embedding rows belong to the tokens of one tokenizer: use the tokenizer and data of the source",
+        )
+
+
 def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Callable[[Chunks], Chunks]:
     """A `pre_wrap_hook` that grows the model unless the run has a checkpoint of its own.
 
@@ -55,6 +83,7 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         from megatron_growth.checkpoint.grow_on_load import fill
 
         source = Path(str(options.source))
+        check_vocabulary(source, args.vocab_size)
         print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
         report = fill(chunks, source, width=options.width, depth=options.depth, seed=options.seed)
         args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run

@@ -88,6 +88,14 @@ def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterato
         old, new = getattr(source, key), getattr(stage, key)
         if new < old:
             yield ("stages", index, key), f"{key} shrinks from {old} ({source.name}) to {new} ({stage.name})"
+    for key in ("hidden", "heads"):
+        old, new = getattr(source, key), getattr(stage, key)
+        if new > old and stage.growth.width is None:
+            yield (
+                ("stages", index, key),
+                f"{key} grows from {old} ({source.name}) to {new} ({stage.name}), but growth.width names no operator; "
+                "add one, such as aki",
+            )
     if recipe.model.head_dim is None and (source.hidden % source.heads == 0 == stage.hidden % stage.heads):
         old, new = source.hidden // source.heads, stage.hidden // stage.heads
         if old != new:
