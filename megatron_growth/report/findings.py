@@ -77,17 +77,17 @@ def _against_baseline(baseline: Variant, others: Sequence[Variant]) -> list[str]
 
 
 def _stopped(v: Variant, variants: tuple[Variant, ...]) -> str:
-    """What stopping at a validation loss saved."""
+    """What stopping at a validation loss left of the compute."""
     sentence = (
         f"{v.name} was stopped at validation loss {_final(v):.3f}, after {v.last.done} of {v.last.iterations} steps"
     )
     found = early_stop_json(v, variants)
     if not found or not found["iteration"]:
         return sentence + "."
-    saving = found["compute_saving"]
+    used = {accounting: 1 - saving for accounting, saving in found["compute_saving"].items()}
     return (
-        f"{sentence}: {saving['paper']:.1%} of the baseline's compute saved by the paper's accounting, "
-        f"{saving['exact']:.1%} by the exact one."
+        f"{sentence}: {used['paper']:.1%} of the baseline's compute by the paper's accounting, {used['exact']:.1%} by "
+        "the exact one."
     )
 
 

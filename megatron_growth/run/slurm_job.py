@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_growth.errors import GrowthError, RunError, StageFailed, UserError, nearest
-from megatron_growth.run import checkpoints, failures, slurm_record
+from megatron_growth.run import checkpoints, early_stop, failures, slurm_record
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
 from megatron_growth.run.health import Doctor, Limits
 from megatron_growth.run.retention import Keep, prune
@@ -34,7 +34,7 @@ _NOT_A_NUMBER = ("found NaN in", "found Inf in")
 
 
 def planned_iterations(run: RunDirectory, stage: str) -> int:
-    """Iterations of a stage.
+    """Iterations of a stage; fewer when it stopped early at a validation loss.
 
     Raises:
         RunError: the run has no stage of that name.
@@ -43,7 +43,7 @@ def planned_iterations(run: RunDirectory, stage: str) -> int:
     planned = {s["name"]: s["iterations"] for s in (*document["stages"], *document["baselines"])}
     if stage not in planned:
         raise RunError(f"the run has no stage {stage!r}", where=str(run.plan), fix=nearest(stage, planned))
-    return int(planned[stage])
+    return early_stop.end_of(run.stage(stage), int(planned[stage]))
 
 
 def begin(run: RunDirectory, name: str) -> int:

@@ -76,6 +76,17 @@ def test_a_stopped_stage_ends_where_it_stopped(tmp_path):
     assert early_stop.end_of(RunDirectory(tmp_path).stage("stage-1"), 40) == 40
 
 
+def test_a_slurm_job_is_over_where_its_stage_stopped(tmp_path):
+    from megatron_growth.run.slurm_job import planned_iterations
+
+    records = [validation(20, 2.4), {"event": "stopped", "iteration": 20, "loss": 2.4, "target": 2.5}]
+    write_stage(tmp_path, "stage-2", records)
+    document = {"stages": [{"name": "stage-1", "iterations": 30}, {"name": "stage-2", "iterations": 40}]}
+    (tmp_path / "plan.json").write_text(json.dumps(document | {"baselines": []}))
+    run = RunDirectory(tmp_path)
+    assert [planned_iterations(run, name) for name in ("stage-1", "stage-2")] == [30, 20]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
