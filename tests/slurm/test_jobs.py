@@ -1,4 +1,7 @@
-"""Chains of jobs on a real Slurm, with stand-ins for training: what starts, what ends, and what is said about it."""
+"""Chains of jobs on a real Slurm, with stand-ins for training: what starts, what ends, and what is said about it.
+
+A requeue and the power cut of a node are in test_chain.py, with real training.
+"""
 
 from __future__ import annotations
 
@@ -114,20 +117,6 @@ def test_a_node_that_does_not_see_the_run_is_named(
     assert not run.stage("A").log.exists()
 
 
-def test_requeued_job_goes_on_from_its_checkpoint(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
-    """By hand, as an administrator or a preemption would: TERM to the steps, then the requeue."""
-    run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    (number,) = [s.job for s in submit_chain(run, chain_of(run, profile)[:1], profile)]
-    wait_until(lambda: reached(run, "A") >= 5)
-    slurm("scontrol", "requeue", str(number))
-    wait_for_end()
-    assert run.stage("A").is_done, said(run, "A")
-    record = slurm_record.read(run.stage("A"))
-    assert [start.restart for start in record.starts] == [0, 1]
-    assert record.starts[1].iteration >= 5
-    assert record.failure is None
-
-
 def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
     run = stand_ins(A={"seconds": 0.3, "save_interval": 1000})
     submit_chain(run, chain_of(run, profile)[:1], profile)
@@ -138,20 +127,6 @@ def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile:
     first, second = slurm_record.read(run.stage("A")).starts
     assert first.iteration == 0
     assert 0 < second.iteration < 30
-
-
-def test_power_cut_of_a_node(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
-    run = stand_ins(A={"seconds": 0.3, "save_interval": 5})
-    submit_chain(run, chain_of(run, profile)[:1], profile)
-    wait_until(lambda: reached(run, "A") >= 5)
-    queue.stop_node("node2")
-    try:
-        wait_until(lambda: "node2" in slurm("sinfo", "--noheader", "--states=down", "--format=%N"))
-    finally:
-        queue.start_node("node2")
-    wait_for_end()
-    assert run.stage("A").is_done, said(run, "A")
-    assert slurm_record.read(run.stage("A")).restarts == 1
 
 
 @pytest.mark.parametrize(
