@@ -49,6 +49,7 @@ def test_all_problems_at_once_with_their_lines():
     [
         ("hidden: 4096", "hidden: 2048", "hidden shrinks from 3200 (4B) to 2048 (8B)"),
         ("layers: 33", "layers: 20", "layers shrinks from 27 (4B) to 20 (8B)"),
+        ("width: aki", "width: null", "hidden grows from 2048 (1B) to 2560 (2B), but growth.width names no operator"),
         ("from: 2B", "from: 3B", "no earlier stage is called '3B'; did you mean 2B"),
         ("width: aki", "width: akki", "no width operator is called 'akki'; did you mean aki"),
         ("name: 4B", "name: 2B", "two stages are called '2B'"),
