@@ -72,3 +72,10 @@ def test_a_source_of_another_vocabulary_is_refused(small):
     argv = words("--growth-from", small, "--growth-depth", "reuse", vocab=VOCAB - 5, **LARGE)
     with pytest.raises(DistributedFailure, match="was trained with a vocabulary of 127 tokens, this run has 123"):
         run_distributed(train, 1, argv, process_group=False)
+
+
+@pytest.mark.fault
+def test_weight_decay_on_a_grown_frozen_table_is_caught(small):
+    argv = words("--growth-from", small, "--growth-freeze", "embedding.*", **LARGE)
+    pictures = run_distributed(train, 1, argv, process_group=False, fault="weight decay")
+    assert pictures[0].changed == ["embedding.word_embeddings.weight"]
