@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import Variant, early_stop_json, finished_baseline
 
-# Repeats of one nano run with other seeds differ by about this much (docs/benchmarks.md), so less is called a tie.
+# Single nano runs that differ by less are not told apart (docs/operators.md says what was measured).
 TIE_NATS = 0.03
 
 
@@ -24,7 +24,8 @@ def findings(run: RunRecord) -> list[str]:
         for baseline in run.baselines:
             theirs = baseline.final_validation
             if baseline.complete and ours is not None and theirs is not None:
-                sentences.append(_against(last, ours, baseline, theirs))
+                steps = sum(stage.iterations for stage in run.stages)
+                sentences.append(_against(last, ours, baseline, theirs, steps))
     if len(run.stages) > 1 and run.scratch_flops:
         sentences.append(
             f"The whole family of {len(run.stages)} models is planned at {run.total_flops:.3g} FLOPs; "
@@ -91,7 +92,7 @@ def _stopped(v: Variant, variants: tuple[Variant, ...]) -> str:
     )
 
 
-def _against(grown: StageRecord, ours: float, baseline: StageRecord, theirs: float) -> str:
+def _against(grown: StageRecord, ours: float, baseline: StageRecord, theirs: float, steps: int) -> str:
     """One comparison of final validation losses, with the compute and the steps of both."""
     difference = theirs - ours
     spent = grown.flops_at(grown.iterations)
@@ -101,6 +102,6 @@ def _against(grown: StageRecord, ours: float, baseline: StageRecord, theirs: flo
         word = "better" if difference > 0 else "worse"
         verdict = f"is {abs(difference):.3f} nats {word} than {baseline.name} ({ours:.3f} against {theirs:.3f})"
     return (
-        f"Grown {grown.name} {verdict} on validation text, after {spent:.3g} FLOPs for the whole chain and "
-        f"{baseline.flops:.3g} for the baseline."
+        f"Grown {grown.name} {verdict} on validation text, after {spent:.3g} FLOPs in {steps} optimizer steps for the "
+        f"whole chain and {baseline.flops:.3g} FLOPs in {baseline.iterations} steps for the baseline."
     )

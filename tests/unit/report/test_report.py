@@ -66,6 +66,8 @@ def test_findings_follow_the_numbers_either_way(run, baseline, word):
     sentence = findings(dataclasses.replace(run, baselines=(scratch,)))[0]
     assert word in sentence
     assert all(other not in sentence for other in {"better", "worse", "ties"} - {word})
+    assert "in 80 optimizer steps" in sentence  # the chain takes more steps for the same compute: say so
+    assert "in 40 steps for the baseline" in sentence
 
 
 def test_an_unfinished_run_is_not_compared(run):
@@ -133,5 +135,5 @@ def test_a_finding_with_the_sign_turned_would_be_caught(run, monkeypatch):
     from megatron_growth.report import findings as module
 
     original = module._against
-    monkeypatch.setattr(module, "_against", lambda g, a, b, c: original(g, c, b, a))
+    monkeypatch.setattr(module, "_against", lambda g, a, b, c, n: original(g, c, b, a, n))
     assert "worse" in findings(run)[0]  # the true sentence, tested above, says "better"
