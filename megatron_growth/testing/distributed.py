@@ -1,7 +1,7 @@
 """`run_distributed`: a function on N gloo processes on the host, with results from and clean errors of every rank.
 
 The processes are forked from one server that has already imported torch and Megatron, so a call costs a fraction of a
-second instead of the seconds of the imports.  They die with the server, and the server dies with the caller.
+second instead of the seconds of the imports.  They end with the caller, even when it is killed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import Any
 from megatron_growth.backend.processes import die_with_parent
 
 PRELOADED = ("megatron_growth.testing.preload",)
-LOG_TAIL = 25  # lines
+LOG_TAIL = 40  # lines
 EXIT_SECONDS = 10.0  # that a rank may take to end once it has answered
 
 
@@ -189,13 +190,13 @@ def _tail(log: Path) -> str:
 
 def _main(send: Connection, job: _Job) -> None:
     """One process: output to its log, then the function, then the result or the traceback back to the caller."""
-    die_with_parent()
+    _end_with_caller()
     with job.log.open("wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()
-    faulthandler.dump_traceback_later(0.95 * job.timeout)
+    faulthandler.dump_traceback_later(0.8 * job.timeout)
     os.environ.update(job.environment)
     try:
         message = pickle.dumps((True, _call(job)))
@@ -206,6 +207,22 @@ def _main(send: Connection, job: _Job) -> None:
     with contextlib.suppress(BrokenPipeError):
         send.send_bytes(message)
     faulthandler.cancel_dump_traceback_later()
+
+
+def _end_with_caller() -> None:
+    """End this rank when the caller is gone, even when it was killed, and with it the processes that it forked.
+
+    Each rank keeps the fork server alive, so the death of that is nothing to wait for.
+    """
+    caller = multiprocessing.parent_process()
+    assert caller is not None, "a rank is always started by run_distributed"
+
+    def watch() -> None:
+        wait([caller.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="caller-watch", daemon=True).start()
+    die_with_parent()
 
 
 def _call(job: _Job) -> Any:
