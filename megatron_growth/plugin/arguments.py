@@ -153,6 +153,7 @@ class PluginOptions:
     stop_below: float | None
     layer_spec: LayerSpec
     sublayers: Sublayers
+    document_masks: bool  # Megatron's --reset-attention-mask
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> PluginOptions:
@@ -182,6 +183,7 @@ class PluginOptions:
             stop_below=args.growth_stop_below,
             layer_spec=args.growth_layer_spec,
             sublayers=args.growth_sublayers,
+            document_masks=bool(getattr(args, "reset_attention_mask", False)),
         )
         options._check(args)
         return options

@@ -16,6 +16,6 @@ def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
     """
     from megatron_growth.backend.layer_spec import layer_spec
 
-    spec = layer_spec(options.layer_spec, options.sublayers)
+    spec = layer_spec(options.layer_spec, options.sublayers, document_masks=options.document_masks)
     if spec is not None:
         model_cfg.transformer_layer_spec = spec
