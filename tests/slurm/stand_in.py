@@ -44,7 +44,7 @@ def main() -> int:
         if iteration == tricks.get("hang_at"):
             time.sleep(3600)
         loss = float("nan") if iteration == tricks.get("nan_at") else 5.0 - iteration / plan["iterations"]
-        time.sleep(tricks.get("seconds", 0.05))
+        time.sleep(0.05 if first and "fast_again" in tricks else tricks.get("seconds", 0.05))
         if rank == 0:
             with open(folder / "metrics.jsonl", "a") as file:
                 line = {"iteration": iteration, "loss": None if loss != loss else loss, "lr": 1e-3}

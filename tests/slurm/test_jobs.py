@@ -82,8 +82,8 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
 
 
 def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins: StandIns) -> None:
-    """Submitted by hand.  Slurm looks at limits every 30 s: USR1 comes then, and a checkpoint with it."""
-    run = stand_ins(A={"seconds": 1.2, "save_interval": 1000})
+    """Submitted by hand.  Slurm looks at limits every 30 s, and sends USR1 early rather than late."""
+    run = stand_ins(A={"seconds": 2, "fast_again": True, "save_interval": 1000})
     run.stage("A").path.mkdir(parents=True)
     output = run.stage("A").path / "job.txt"
     options = ["--nodes=2", "--gpus-per-node=8", "--time=1", "--signal=B:USR1@30", f"--output={output}"]
