@@ -11,7 +11,17 @@ from megatron_growth.errors import UserError
 from megatron_growth.testing import run_distributed
 
 
-def test_nothing_happens_where_a_gpu_is_present(monkeypatch):
+@pytest.fixture
+def uninstalled():
+    """This process without the stand-in, whatever ran in it before; put back afterwards."""
+    was_installed = cpu.installed()
+    cpu.uninstall()
+    yield
+    if was_installed:
+        cpu.install()
+
+
+def test_nothing_happens_where_a_gpu_is_present(monkeypatch, uninstalled):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = (torch.empty, torch.compile, torch.distributed.barrier, torch.cuda.Stream, torch.Tensor.to)
     assert cpu.install() is False
