@@ -124,7 +124,7 @@ def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 1), pad_edge=False, title=Text(title), title_justify="left")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=column != "reason")
     for row in rows:
@@ -139,7 +139,7 @@ def _cells(stage: StageStatus) -> list[str]:
         stage.name,
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
-        number(stage.tokens),
+        f"{number(stage.tokens)}/{number(stage.tokens_planned)}",
         _loss(stage.loss),
         _loss(stage.validation_loss),
         number(stage.tokens_per_second) if stage.tokens_per_second else "-",
