@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_growth.axes import INIT, MEAN, ZERO
 from megatron_growth.checkpoint import init_values
+from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.plan import (
     COPY,
     GAP_ROWS,
@@ -57,11 +58,11 @@ class Computer:
     Args:
         source: the small checkpoint.
         planner: plans the regions.
-        init_std: the target's --init-method-std.
+        init_std: standard deviations of the target's initial weights.
         gather_bytes: most bytes of old rows held at once.
     """
 
-    def __init__(self, source: Source, planner: Planner, init_std: float, gather_bytes: int = 128 << 20) -> None:
+    def __init__(self, source: Source, planner: Planner, init_std: Deviations, gather_bytes: int = 128 << 20) -> None:
         self.source, self.planner = source, planner
         self.init_std, self.gather_bytes = init_std, gather_bytes
         self.buffers = Buffers()
@@ -127,10 +128,9 @@ class Computer:
             target.zero_()
             return
         p = region.parameter
-        std = init_values.standard_deviation(p.init, self.init_std, self.planner.growth.target.layers)
         start = init_values.stream(self.planner.growth.seed.value, "init", p.name, region.layer)
         rows, columns = np.arange(row, row + len(target)), np.arange(run.start, run.stop)
-        target.copy_(torch.from_numpy(init_values.initial(p.init, start, rows, columns, std)))
+        target.copy_(torch.from_numpy(init_values.initial(p.init, start, rows, columns, self.init_std.of(p.init))))
 
     def _fill_row_mean(self, region: Region, record: CopyRecord, y: Tensor) -> None:
         """Every row is the mean over all old rows; (1, c) is computed once for each old layer."""
@@ -284,7 +284,7 @@ class Computer:
         if run.noise is not None and run.code == COPY and region.moment in (None, "param"):
             start = init_values.stream(self.planner.growth.seed.value, "noise", region.parameter.name, region.layer)
             rows = np.arange(record.rows.start + at, record.rows.start + at + len(target))
-            noise = init_values.normals(start, rows, run.source) * (run.noise * np.float32(self.init_std))
+            noise = init_values.normals(start, rows, run.source) * (run.noise * np.float32(self.init_std.of("weight")))
             z.add_(torch.from_numpy(noise))
         target.copy_(z)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megatron_growth.checkpoint import metadata, optimizer_state, writer
 from megatron_growth.checkpoint.compute import Computer
+from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.optimizer_state import MomentRule, Policy
 from megatron_growth.checkpoint.paths import TRACKER
 from megatron_growth.checkpoint.plan import Planner
@@ -72,7 +73,7 @@ class Job:
         common: its common state.
         growth: the map.
         policy: of the optimizer state.
-        init_std: of new values.
+        init_std: standard deviations of new values.
         parts: what will be written.
     """
 
@@ -80,7 +81,7 @@ class Job:
     common: dict[str, Any]
     growth: GrowthMap
     policy: Policy
-    init_std: float
+    init_std: Deviations
     parts: list[Part]
 
     def key(self) -> str:
@@ -133,7 +134,7 @@ def plan(
     if checked != "reset":
         optimizer_state.check_source(opened, common)
     parts = target_parts(growth, opened, optimizer=checked != "reset")
-    return Job(opened, common, growth, checked, float(getattr(args, "init_method_std", 0.02)), parts)
+    return Job(opened, common, growth, checked, Deviations.of_arguments(args, growth.target.layers), parts)
 
 
 def grow(

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.compute import Computer
+from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthError, GrowthPlanError, UnsupportedError
@@ -57,7 +58,6 @@ class Request:
     seed: int = 0
     target_shape: ModelShape | None = None
     source_shape: ModelShape | None = None
-    init_std: float | None = None
     trust_checkpoint: bool = False
 
 
@@ -71,7 +71,6 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
         seed: of every random choice; the same seed gives the same model in every layout.
         target_shape: of the whole target; taken from the modules' configuration when None.
         source_shape: of the source; taken from the checkpoint when None.
-        init_std: of new values that the model's own initialisation gives; the configuration's when None.
         trust_checkpoint: unpickle the source's saved objects freely.
 
     Returns:
@@ -126,7 +125,7 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
     )
     if "args" in common:
         check_norm_epsilon(config.layernorm_epsilon, metadata.grown_norm_epsilon(common["args"], growth), growth)
-    init_std = config.init_method_std if request.init_std is None else request.init_std
+    init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
     tensors = size = 0
     for key, sharded in local_tensors(model_chunks):

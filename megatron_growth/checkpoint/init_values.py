@@ -7,12 +7,18 @@ Flood, 2014), whose n-th output is mix(seed + n * gamma), followed by the Box-Mu
 
 from __future__ import annotations
 
+import argparse
+import functools
 import hashlib
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from megatron_growth.errors import UnsupportedError
 from megatron_growth.layout.parameters import Init
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -43,9 +49,63 @@ def normals(start: np.uint64, rows: NDArray[np.int64], columns: NDArray[np.int64
     return radius * np.cos(angle, out=angle)
 
 
-def standard_deviation(kind: Init, init_std: float, layers: int) -> float:
-    """Standard deviation of a weight's initial distribution (Megatron's --init-method-std and scaled output init)."""
-    return init_std / math.sqrt(2.0 * layers) if kind == "output" else init_std
+@dataclass(frozen=True)
+class Deviations:
+    """Standard deviations of a model's initial weights; None where they are not drawn from N(0, std).
+
+    Attributes:
+        weight: of every matrix that is not named below.
+        output: of the output projections of attention and FFN.
+        embedding: of the word embedding.
+    """
+
+    weight: float | None
+    output: float | None
+    embedding: float | None
+
+    @classmethod
+    def of_config(cls, config: Any) -> Deviations:
+        """Those of a Megatron TransformerConfig, whatever has been put into it."""
+        return cls(
+            _deviation(config.init_method),
+            _deviation(config.output_layer_init_method),
+            _deviation(config.embedding_init_method),
+        )
+
+    @classmethod
+    def of_arguments(cls, args: argparse.Namespace | None, layers: int) -> Deviations:
+        """Those of a target with `layers` layers that is trained with a source's saved arguments.
+
+        Megatron scales the output projections by 1 / sqrt(2 layers), unless `run/pretrain.py` was told not to.
+        """
+        if getattr(args, "init_method_xavier_uniform", False):
+            return cls(None, None, None)
+        std = float(getattr(args, "init_method_std", 0.02))
+        embedding = getattr(args, "embedding_init_method_std", None)
+        scale = 1.0 if getattr(args, "no_scaled_init", False) or not layers else math.sqrt(2.0 * layers)
+        return cls(std, std / scale, std if embedding is None else float(embedding))
+
+    def of(self, kind: Init) -> float:
+        """The one of a parameter.
+
+        Raises:
+            UnsupportedError: the model draws such weights from another distribution.
+        """
+        std = {"weight": self.weight, "output": self.output, "embedding": self.embedding, "zero": 0.0, "one": 0.0}[kind]
+        if std is None:
+            raise UnsupportedError(
+                "this growth starts some weights from the model's own initialisation, which is no normal distribution "
+                "around zero; only that can be drawn alike in every parallel layout",
+                fix="train with --init-method-std, or take operators that start nothing afresh",
+            )
+        return std
+
+
+def _deviation(method: Any) -> float | None:
+    """Standard deviation of an initialisation function of Megatron: `partial(torch.nn.init.normal_, mean=0, std=s)`."""
+    if not isinstance(method, functools.partial) or method.func is not torch.nn.init.normal_ or method.args:
+        return None
+    return None if method.keywords.get("mean", 0.0) else float(method.keywords.get("std", 1.0))
 
 
 def initial(
@@ -56,7 +116,7 @@ def initial(
     Args:
         kind: distribution, as in `layout.parameters`.
         start: of `stream()`.
-        std: of `standard_deviation()`.
+        std: of `Deviations.of()`.
     """
     if kind in ("one", "zero"):
         return np.full((len(rows), len(columns)), float(kind == "one"), dtype=np.float32)

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import warnings
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from megatron_growth import __version__
+from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup
@@ -171,13 +173,13 @@ def content_hash(source: Source) -> str:
 
 
 def provenance(
-    source: Source, growth: GrowthMap, common: dict[str, Any], *, init_std: float, optimizer_state: str = "reset"
+    source: Source, growth: GrowthMap, common: dict[str, Any], *, init_std: Deviations, optimizer_state: str = "reset"
 ) -> dict[str, Any]:
     """Where a grown checkpoint comes from, as plain data that is saved with its arguments."""
     args = common.get("args")
     return {
         **growth.provenance,
-        "init_std": init_std,
+        "init_std": asdict(init_std),
         "optimizer_state": optimizer_state,
         "map": growth.fingerprint(),
         "source": str(source.path.resolve()),

@@ -15,6 +15,7 @@ import torch
 
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.compute import Computer
+from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.optimizer_state import MomentRule
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
@@ -88,7 +89,7 @@ def verify(
     growth = rebuild(opened, origin, provenance, trust=trust_checkpoint)
     policy = provenance["optimizer_state"]
     rule = None if policy == "reset" else MomentRule(policy)
-    computer = Computer(origin, Planner(growth, rule), provenance["init_std"])
+    computer = Computer(origin, Planner(growth, rule), Deviations(**provenance["init_std"]))
     parts = target_parts(growth, origin, optimizer=policy != "reset")
     rng = np.random.default_rng(seed)
     slices = []

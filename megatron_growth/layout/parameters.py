@@ -22,7 +22,7 @@ from megatron_growth.errors import UnsupportedError, nearest
 from megatron_growth.shape import ModelShape
 
 Use = Literal["write", "read", "norm", "norm_bias", "keep"]
-Init = Literal["weight", "output", "one", "zero"]
+Init = Literal["weight", "output", "embedding", "one", "zero"]
 
 ATTENTION = "decoder.layers.self_attention."
 MLP = "decoder.layers.mlp."
@@ -36,7 +36,8 @@ class Parameter:
         name: checkpoint key without a layer number.
         rows: (axis, use) of the first dimension.
         columns: (axis, use) of the second dimension, None for vectors.
-        init: distribution of the model's own initial value: "weight" N(0, std), "output" N(0, std / sqrt(2 L)).
+        init: distribution of the model's own initial value: "weight", "output" (output projections) and "embedding" are
+            N(0, std), each with a standard deviation of its own.
         sublayer: "attention" or "ffn" for parameters of a layer, None outside the layers.
     """
 
@@ -69,7 +70,7 @@ def _norm(name: str, sublayer: Literal["attention", "ffn"] | None = None) -> lis
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
-        Parameter("embedding.word_embeddings.weight", ("vocab", "keep"), ("hidden", "write")),
+        Parameter("embedding.word_embeddings.weight", ("vocab", "keep"), ("hidden", "write"), "embedding"),
         *_norm(ATTENTION + "linear_qkv.layer_norm", "attention"),
         Parameter(ATTENTION + "linear_qkv.weight", ("qkv", "write"), ("hidden", "read"), sublayer="attention"),
         Parameter(ATTENTION + "linear_qkv.bias", ("qkv", "write"), init="zero", sublayer="attention"),

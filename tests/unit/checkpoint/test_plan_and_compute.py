@@ -26,7 +26,7 @@ from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import GrowthMap, Seed, UnitMaps, WidthMaps
 from megatron_growth.shape import ModelShape
 
-STD = 0.05
+STD = init_values.Deviations(weight=0.05, output=0.0125, embedding=0.2)
 
 
 def random_side(rng, old, new, *, next_layer, codes=True):
@@ -99,7 +99,7 @@ def random_take(rng, old_layers):
 
 
 def initial(p, growth, layer, row, column):
-    std = STD / np.sqrt(2 * growth.target.layers) if p.init == "output" else STD
+    std = STD.of(p.init)
     start = init_values.stream(growth.seed.value, "init", p.name, layer)
     return init_values.initial(p.init, start, np.array([row]), np.array([column]), std)[0, 0]
 
@@ -141,7 +141,7 @@ def element(p, growth, old, t, s, j, k):
     if columns.noise[k] and codes[1] >= 0:
         start = init_values.stream(growth.seed.value, "noise", p.name, t)
         draw = init_values.normals(start, np.array([j]), columns.source[k : k + 1])[0, 0]
-        value = value + draw * (np.float32(columns.noise[k]) * np.float32(STD))
+        value = value + draw * (np.float32(columns.noise[k]) * np.float32(STD.weight))
     return np.float32(value)
 
 
