@@ -2,6 +2,7 @@
 
     python benchmarks/grow.py --case 1b-2b [--processes 2] [--optimizer-state grow] [--repeat 3] [--json]
     python benchmarks/grow.py --case 4b-8b --folder /scratch          needs about 45 GB of disk
+    python benchmarks/grow.py --case 1b-2b --optimizer-state grow     55 GB; 85 GB to keep the whole copy until the end
 
 `seconds` is the wall time of `megatron-growth grow` (AKI + stack, bf16) in a process of its own, imports included;
 `copy_seconds` that of a plain torch DCP load + save of the target's bytes, in slices of at most 6 GB so that memory
@@ -55,7 +56,8 @@ def measure(command: list[str]) -> tuple[float, float]:
         watcher.join()
         if code:
             log.seek(0)
-            raise subprocess.CalledProcessError(code, command, log.read().decode()[-3000:])
+            sys.stderr.write(log.read().decode()[-3000:])
+            raise subprocess.CalledProcessError(code, command)
     return seconds, peak[0]
 
 

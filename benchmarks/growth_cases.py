@@ -7,9 +7,9 @@ python growth_cases.py usual CASE SOURCE TARGET
 
 from __future__ import annotations
 
-import argparse
 import io
 import pickle
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_growth.layout import parameters_of
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 
 VOCAB = 50304  # GPT-2's 50257, padded to a multiple of 128
 SLICE_BYTES = 6 << 30
@@ -100,20 +101,7 @@ def _chunks(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...], tuple[int
 
 
 def _common(shape: ModelShape) -> bytes:
-    args = argparse.Namespace(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.heads,
-        group_query_attention=False,
-        kv_channels=shape.head_dim,
-        swiglu=True,
-        normalization="RMSNorm",
-        layernorm_epsilon=1e-5,
-        init_method_std=0.02,
-        padded_vocab_size=shape.vocab,
-    )
+    args = saved_arguments(shape)
     group = {"wd_mult": 1.0, "lr_mult": 1.0, "max_lr": 1e-3, "min_lr": 1e-4, "step": 10}
     state = {
         "args": args,
@@ -157,10 +145,15 @@ def _slices(path: Path) -> Iterator[list[str]]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Plain DCP load and save of everything."""
+    """Plain DCP load and save of everything; slices that are written go where the disk could not hold them all."""
     folder = _folder(source)
+    target.mkdir(parents=True, exist_ok=True)
+    size = sum(path.stat().st_size for path in folder.glob("*.distcp"))
+    tight = shutil.disk_usage(target).free < size + SLICE_BYTES
     for number, keys in enumerate(_slices(folder)):
         dcp.save(_load(folder, keys), checkpoint_id=target / str(number), no_dist=True)
+        if tight:
+            shutil.rmtree(target / str(number))
 
 
 def usual(case: str, source: Path, target: Path) -> None:

@@ -8,7 +8,8 @@ stage's budget; depth is `stack`, one new layer.  Beside them stand models from 
 budget, `scratch/matched` cuts it into as many steps as source and grown model take together.
 
 Every run is one process and is kept in DIR: the same command goes on where it was.  Seeds change the data order, the
-operator's draws and the model's init; the source is the same.
+operator's draws and the model's init.  The source is the same for all and has a data order of its own, so that no grown
+run reads the source's samples again in the source's order.  Models from scratch are trained at one more, higher rate.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
 SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
-SOURCE_LR = 10e-3
+SOURCE_LR, SOURCE_SEED = 10e-3, 1000
+SCRATCH_LR = 14e-3  # beside those of the grown runs
 OPERATORS = (
     "fpi",
     "aki",
@@ -169,6 +171,8 @@ def planned(seeds: Iterable[int], lrs: Iterable[float]) -> list[Run]:
         for lr in lrs:
             tail = f"lr-{lr:g}/seed-{seed}"
             runs += [Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width) for width in OPERATORS]
+        for lr in (*lrs, SCRATCH_LR):
+            tail = f"lr-{lr:g}/seed-{seed}"
             runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
             runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
     return runs
@@ -228,7 +232,7 @@ def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]
     """What the finished runs show."""
     rows = []
     for run_kind in [*(f"grown/{width}" for width in OPERATORS), "scratch/whole", "scratch/matched"]:
-        for lr in lrs:
+        for lr in (*lrs, SCRATCH_LR):
             folders = {seed: work / run_kind / f"lr-{lr:g}" / f"seed-{seed}" for seed in seeds}
             folders = {seed: folder for seed, folder in folders.items() if (folder / "done").exists()}
             if not folders:
@@ -330,7 +334,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.collect:
         data = prepare(args.work)
-        execute(Run("source", SMALL, SOURCE_STEPS, SOURCE_LR, 0), args.work, data)
+        execute(Run("source", SMALL, SOURCE_STEPS, SOURCE_LR, SOURCE_SEED), args.work, data)
         with ThreadPoolExecutor(args.jobs) as pool:
             pending = {pool.submit(execute, run, args.work, data): run for run in planned(args.seeds, args.lrs)}
             for done in as_completed(pending):

@@ -3,7 +3,7 @@
 #
 #   ci/bench.sh BIN [NAME...]       (default: everything that measures speed or memory)
 #
-# operators and reuse_seeds compare losses; they train for hours or read finished runs, and have to be named.
+# operators and reuse compare losses; they train for half an hour to two hours and need a folder, so they are not run here.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

@@ -200,21 +200,12 @@ def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[Par
 
 def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: ParallelLayout, micro: int) -> Choice:
     """Memory and time of one layout."""
-    dp = layout.dp or 1
-    accumulation = stage.global_batch_size // (micro * dp)
     inventory = _inventory(recipe, stage, layout.tp)
-    setting = Setting(
-        tp=layout.tp,
-        pp=layout.pp,
-        vpp=layout.vpp,
-        dp=dp,
-        layers_per_chunk=layout.layers_per_chunk,
-        sequence_parallel=layout.sequence_parallel,
-        distributed_optimizer=layout.distributed_optimizer,
-        recompute=layout.recompute,
+    setting = Setting.of_layout(
+        layout,
         precision=recipe.precision,
+        global_batch_size=stage.global_batch_size,
         micro_batch_size=micro,
-        micro_batches=accumulation,
         sequence_length=stage.sequence_length,
         galore_rank=stage.optimizer["galore_rank"] if stage.optimizer["name"] == "galore" else 0,
     )
@@ -226,7 +217,7 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     return Choice(
         layout=layout,
         micro_batch_size=micro,
-        gradient_accumulation=accumulation,
+        gradient_accumulation=setting.micro_batches,
         memory=memory,
         fits=memory.total_bytes <= profile.usable_bytes,
         step_seconds=seconds,

@@ -17,9 +17,13 @@ Shape legend: S sequence length, H hidden, F ffn, A query heads, G query groups,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_growth.planner.inventory import Inventory, Parameter
 from megatron_growth.shape import ModelShape
+
+if TYPE_CHECKING:
+    from megatron_growth.planner.run_plan import ParallelLayout
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,35 @@ class Setting:
     micro_batches: int
     sequence_length: int
     galore_rank: int = 0
+
+    @classmethod
+    def of_layout(
+        cls,
+        layout: ParallelLayout,
+        *,
+        precision: str,
+        global_batch_size: int,
+        micro_batch_size: int,
+        sequence_length: int,
+        galore_rank: int = 0,
+    ) -> Setting:
+        """The setting of a stage that trains in a layout; batch sizes in sequences."""
+        dp = layout.dp or 1
+        return cls(
+            tp=layout.tp,
+            pp=layout.pp,
+            vpp=layout.vpp,
+            dp=dp,
+            layers_per_chunk=layout.layers_per_chunk,
+            sequence_parallel=layout.sequence_parallel,
+            distributed_optimizer=layout.distributed_optimizer,
+            recompute=layout.recompute,
+            precision=precision,
+            micro_batch_size=micro_batch_size,
+            micro_batches=global_batch_size // (micro_batch_size * dp),
+            sequence_length=sequence_length,
+            galore_rank=galore_rank,
+        )
 
 
 def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:

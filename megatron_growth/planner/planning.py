@@ -265,20 +265,12 @@ def _formulas(
 
 def setting_of(precision: str, draft: _Draft) -> Setting:
     """What memory depends on, from a stage's layout."""
-    layout, stage = draft.layout, draft.stage
-    dp = layout.dp or 1
-    return Setting(
-        tp=layout.tp,
-        pp=layout.pp,
-        vpp=layout.vpp,
-        dp=dp,
-        layers_per_chunk=layout.layers_per_chunk,
-        sequence_parallel=layout.sequence_parallel,
-        distributed_optimizer=layout.distributed_optimizer,
-        recompute=layout.recompute,
+    stage = draft.stage
+    return Setting.of_layout(
+        draft.layout,
         precision=precision,
+        global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
-        micro_batches=stage.global_batch_size // (stage.micro_batch_size * dp),
         sequence_length=draft.sequence_length,
         galore_rank=stage.optimizer.galore_rank if stage.optimizer.name == "galore" else 0,
     )

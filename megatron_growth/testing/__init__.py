@@ -3,7 +3,7 @@
 from megatron_growth.testing import run_distributed, run_script, tiny_pretrain_args
 """
 
-from megatron_growth.testing.arguments import tiny_pretrain_args
+from megatron_growth.testing.arguments import saved_arguments, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure, run_distributed
 from megatron_growth.testing.models import tiny_gpt
 from megatron_growth.testing.scripts import ScriptRun, run_script, torchrun
@@ -13,6 +13,7 @@ __all__ = [
     "ScriptRun",
     "run_distributed",
     "run_script",
+    "saved_arguments",
     "tiny_gpt",
     "tiny_pretrain_args",
     "torchrun",

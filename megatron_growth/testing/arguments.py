@@ -1,8 +1,12 @@
-"""Command lines of models small enough to train in a test."""
+"""Command lines of models small enough to train in a test, and the arguments that a checkpoint keeps."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
+
+from megatron_growth.shape import ModelShape
 
 
 def tiny_pretrain_args(
@@ -81,6 +85,32 @@ def tiny_pretrain_args(
         options |= {"save": save, "save-interval": iterations}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [*words, *_SWITCHES, *([] if data else ["--mock-data"]), *(["--bf16"] if bf16 else [])]
+
+
+def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
+    """The part of Megatron's saved arguments that growth reads, for a model of this shape.
+
+    Args:
+        shape: of the model.
+        more: further arguments, or others in place of these.
+    """
+    sizes = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "group_query_attention": shape.query_groups != shape.heads,
+        "num_query_groups": shape.query_groups,
+        "kv_channels": shape.head_dim,
+        "swiglu": shape.gated,
+        "normalization": shape.norm,
+        "layernorm_epsilon": 1e-5,
+        "init_method_std": 0.02,
+        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
+        "padded_vocab_size": shape.vocab,
+        "consumed_train_samples": 0,
+    }
+    return argparse.Namespace(**sizes | more)
 
 
 _FIXED = {

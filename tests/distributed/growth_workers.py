@@ -3,14 +3,13 @@
 Everything here goes through Megatron's own model classes and its own dist_checkpointing.
 """
 
-import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 
 
 def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5):
@@ -116,33 +115,13 @@ def save(shape: ModelShape, layout: dict, full: dict, path: str, dtype=torch.flo
     chunks = build(shape, layout, dtype=dtype, epsilon=epsilon)
     set_weights(chunks, full)
     state = {f"model{n}": chunk.sharded_state_dict() for n, chunk in enumerate(chunks)}
-    state |= {"args": arguments(shape, epsilon), "iteration": 7, "checkpoint_version": 3.0}
+    args = saved_arguments(shape, layernorm_epsilon=epsilon, iteration=7)
+    state |= {"args": args, "iteration": 7, "checkpoint_version": 3.0}
     folder = Path(path)
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     dist_checkpointing.save(state, str(folder))
-
-
-def arguments(shape: ModelShape, epsilon: float) -> argparse.Namespace:
-    """The part of Megatron's arguments that growth reads."""
-    return argparse.Namespace(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        group_query_attention=shape.query_groups != shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        swiglu=shape.gated,
-        normalization=shape.norm,
-        layernorm_epsilon=epsilon,
-        untie_embeddings_and_output_weights=not shape.tied_embeddings,
-        padded_vocab_size=shape.vocab,
-        iteration=7,
-        consumed_train_samples=0,
-        growth_test=asdict(shape),
-    )
 
 
 def grow(shape: ModelShape, layout: dict, source: str, dtype=torch.float32, epsilon=1e-5, **request):

@@ -1,6 +1,5 @@
 """Checkpoints made by hand: whole tensors cut into chunks as wanted, in torch's own file format, without processes."""
 
-import argparse
 import io
 import itertools
 import pickle
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_growth.layout.parameters import dimensions, parameters_of
+from megatron_growth.testing import saved_arguments
 
 
 def random_tensors(shape, seed=0, dtype=torch.float32):
@@ -28,25 +28,6 @@ def random_tensors(shape, seed=0, dtype=torch.float32):
         for p in parameters_of(shape)
         for layer in (range(shape.layers) if p.layered else [None])
     }
-
-
-def arguments(shape, **extra):
-    return argparse.Namespace(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        group_query_attention=shape.query_groups != shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        swiglu=shape.gated,
-        normalization=shape.norm,
-        layernorm_epsilon=1e-5,
-        init_method_std=0.02,
-        padded_vocab_size=shape.vocab,
-        consumed_train_samples=100,
-        **extra,
-    )
 
 
 def write(folder, shape, tensors, *, rng=None, stacked=True, prefix="", common=None, moments=()):
@@ -61,7 +42,8 @@ def write(folder, shape, tensors, *, rng=None, stacked=True, prefix="", common=N
         for start, whole in (("", tensors), *moments):
             for (name, layer), tensor in whole.items():
                 _write_tensor(stream, entries, storage, shape, start, name, layer, tensor, rng, stacked)
-        state = {"args": arguments(shape), "iteration": 7, "checkpoint_version": 3.0} | (common or {})
+        args = saved_arguments(shape, consumed_train_samples=100)
+        state = {"args": args, "iteration": 7, "checkpoint_version": 3.0} | (common or {})
         buffer = io.BytesIO()
         torch.save([state], buffer)
         _write_bytes(stream, entries, storage, "common_state/shard_0_1", buffer.getvalue())

@@ -10,6 +10,7 @@ from test_grow_offline import SOURCE, flip_a_bit, make_source
 
 from megatron_growth.cli.main import main
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 
 SIZES = ["--num-layers", "5", "--hidden-size", "12", "--ffn-hidden-size", "20", "--num-attention-heads", "6"]
 
@@ -104,7 +105,7 @@ def test_unknown_parameter(tmp_path, capsys):
     [({"num_experts": 8}, "mixture of experts"), ({"multi_latent_attention": True}, "multi-latent attention")],
 )
 def test_other_architectures(tmp_path, capsys, argument, name):
-    common = {"args": stored.arguments(SOURCE, **argument)}
+    common = {"args": saved_arguments(SOURCE, **argument)}
     stored.write(tmp_path / "source", SOURCE, stored.random_tensors(SOURCE), common=common)
     grow(tmp_path, *SIZES)
     says(capsys, name, "dense GPT")
@@ -162,7 +163,7 @@ def test_disk_full_while_writing(tmp_path, capsys, monkeypatch):
 
 def test_sizes_that_contradict_the_arguments(tmp_path, capsys):
     wrong = ModelShape(hidden=8, ffn=12, layers=3, heads=8, vocab=16, query_groups=2, head_dim=2)
-    common = {"args": stored.arguments(wrong)}
+    common = {"args": saved_arguments(wrong)}
     stored.write(tmp_path / "source", SOURCE, stored.random_tensors(SOURCE), common=common)
     grow(tmp_path, *SIZES)
     says(capsys, "QKV has 16 rows")

@@ -1,0 +1,142 @@
+"""Does reusing and freezing a tiny model's word tables pay?  nano-reuse over seeds, against a tuned baseline.
+
+    python benchmarks/reuse.py --work DIR [--seeds 1 2 3] [--jobs 2] [--table FILE]
+    python benchmarks/reuse.py --work DIR --tune 7e-3 10e-3 14e-3 20e-3
+
+The first trains every variant of nano-reuse once for each seed with `megatron-growth train`, one process a run, and
+prints mean and sample standard deviation of the final validation loss.  Two columns ask two questions.  "Equal steps"
+is the end of the last stage with stage 1 not charged, the paper's comparison.  "Equal FLOPs" reads a variant's
+validation curve where all its stages together have spent what the baseline spent (exact accounting); its learning rate
+has not come to its end there.  So one variant more, `one-layer-attn-short`, has a stage 2 that is as much shorter as
+stage 1 costs, with a whole schedule.
+
+The second trains the baseline and `one-layer-attn` at several learning rates of the deep model, with a seed of its own.
+
+Runs are kept in DIR: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from megatron_growth.planner import plan_run
+from megatron_growth.recipes import load
+from megatron_growth.report.variants import Variant, collect_variants, early_stop_json, equal_compute_json
+
+RECIPE, TUNE_SEED = "nano-reuse", 1000
+TUNED = {"baseline": "baseline", "one-layer-attn": "stage-2"}  # variant: its stage with the deep model
+SHORT = "one-layer-attn-short"
+ONE_RANK = {"layout": {"tp": 1, "pp": 1, "dp": 1}}
+
+
+def recipe(name: str, seed: int, rate: float | None = None) -> dict[str, object]:
+    """nano-reuse with another seed, one rank a run, the short variant, and the deep model's learning rate if given."""
+    deep = ONE_RANK | ({"lr": rate} if rate else {})
+    variants: dict[str, object] = {"baseline": {"stages": {"baseline": deep}}}
+    variants[SHORT] = {"stages": {"stage-2": {"iterations": short_iterations()}}}
+    if rate:
+        variants["one-layer-attn"] = {"stages": {"stage-2": {"lr": rate}}}
+    return {"extends": RECIPE, "name": name, "seed": seed, "stages": {"stage-2": deep}, "variants": variants}
+
+
+def short_iterations() -> int:
+    """Iterations of stage 2 that, with stage 1, cost what the baseline costs (exact accounting), rounded down."""
+    baseline = plan_run(load(RECIPE, "baseline")).stages[-1].flops_exact
+    first, second = plan_run(load(RECIPE, "one-layer-attn")).stages
+    return math.floor(second.iterations * (baseline - first.flops_exact) / second.flops_exact)
+
+
+def train(work: Path, document: dict[str, object], variants: Sequence[str]) -> Path:
+    """The folder of a recipe's variants, trained one after the other; all of them when none is named."""
+    name = str(document["name"])
+    file = work / f"{name}.yaml"
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    words = [["--run", str(work / name / variant), "--variant", variant] for variant in variants]
+    for where in words or [["--run", str(work / name)]]:
+        command = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), *where]
+        with (work / f"{name}.log").open("a", encoding="utf-8") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return work / name
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and sample standard deviation of what is known, with the number of values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    deviation = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    missing = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
+    return f"{statistics.mean(known):.3f}{deviation}{missing}"
+
+
+def row(name: str, runs: Sequence[tuple[Variant, ...]]) -> str:
+    """One line of the table: a variant over all runs in which it is finished."""
+    losses, flops, stops, cost = [], [], [], "–"
+    for variants in runs:
+        variant = next((v for v in variants if v.name == name and v.equal_steps), None)
+        if variant is None:
+            continue
+        losses.append(variant.last.final_validation)
+        flops.append((equal_compute_json(variant, variants) or {}).get("exact"))
+        stops.append((early_stop_json(variant, variants) or {}).get("iteration"))
+        if baseline := next((v for v in variants if v.name == "baseline"), None):
+            cost = f"{variant.flops_exact / baseline.flops_exact:.2f}"
+    passed = "–" if name == "baseline" else ", ".join(str(stop or "never") for stop in stops)
+    perplexity = spread([math.exp(loss) for loss in losses if loss is not None])
+    return f"| `{name}` | {spread(losses)} | {perplexity} | {spread(flops)} | {cost} | {passed} |"
+
+
+def table(folders: Sequence[Path]) -> str:
+    """All variants over the seeds."""
+    runs = [collect_variants(folder) for folder in folders]
+    names = dict.fromkeys(variant.name for variants in runs for variant in variants)
+    head = ["variant", "loss, equal steps", "perplexity", "loss, equal FLOPs", "FLOPs", "passes the baseline at step"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|---|---|---|---|", *(row(name, runs) for name in names)]
+    return "\n".join(lines) + "\n"
+
+
+def tuning_table(work: Path, rates: Sequence[float]) -> str:
+    """Final validation loss of the tuned variants by learning rate."""
+    lines = ["| learning rate of the deep model | " + " | ".join(f"`{name}`" for name in TUNED) + " |", "|---|---|---|"]
+    for rate in rates:
+        found = {v.name: v.last.final_validation for v in collect_variants(work / f"rate-{rate:g}")}
+        lines.append(f"| {rate:g} | " + " | ".join(f"{found[name]:.3f}" for name in TUNED) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--tune", type=float, nargs="+", metavar="LR", help="only compare these learning rates")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds, or rates, at the same time, one core each")
+    parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
+    args = parser.parse_args()
+    if args.tune:
+        jobs = [(recipe(f"rate-{rate:g}", TUNE_SEED, rate), list(TUNED)) for rate in args.tune]
+    else:
+        jobs = [(recipe(f"seed-{seed}", seed), []) for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        folders = list(pool.map(lambda job: train(args.work, *job), jobs))
+    text = tuning_table(args.work, args.tune) if args.tune else table(folders)
+    print(text)
+    if args.table:
+        args.table.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
