@@ -40,18 +40,36 @@ def load_script(path=PLUGGED):
     return script
 
 
-def train(argv, *, keep_gradients=False, keep_moments=False, count_flops=False, only_load=False, fault=None):
-    """Train with the words `argv` and return this rank's Picture."""
+class AddedWeightGradients:
+    """What Apex' extension of this name does: weight gradients are added to the main gradients in place."""
+
+    calls = 0
+
+    @classmethod
+    def wgrad_gemm_accum_fp32(cls, inputs, grad_output, main_grad):
+        cls.calls += 1
+        main_grad.add_(grad_output.t().to(main_grad.dtype) @ inputs.to(main_grad.dtype))
+
+
+def train(
+    argv, *, keep_gradients=False, keep_moments=False, count_flops=False, only_load=False, fused=False, fault=None
+):
+    """Train with the words `argv` and return this rank's Picture; `fused`: with gradient accumulation fusion."""
     import megatron_growth as growth
     from megatron_growth.backend import cpu
 
+    if fused:
+        from megatron.core.tensor_parallel import layers
+
+        layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = AddedWeightGradients, True
     if fault == "no recompute hook":
         from megatron_growth.training import freeze
 
         freeze._keep_recomputation_trainable = lambda model: None
     script = load_script()
     script.train_valid_test_datasets_provider.is_distributed = True
-    sys.argv = [str(PLUGGED), *argv, *cpu.cpu_flags(argv)]
+    ours = [word for word in cpu.cpu_flags(argv) if not (fused and word == "--no-gradient-accumulation-fusion")]
+    sys.argv = [str(PLUGGED), *argv, *ours]
     watch = Watch(fault, count_flops, only_load)
     args = script.parse_and_validate_args(extra_args_provider=growth.add_arguments)
     model_cfg = growth.plug_into(
@@ -61,6 +79,7 @@ def train(argv, *, keep_gradients=False, keep_moments=False, count_flops=False, 
     provider, kind = script.train_valid_test_datasets_provider, script.ModelType.encoder_or_decoder
     with contextlib.suppress(SystemExit):  # --exit-interval
         script.pretrain(config, provider, kind, script.forward_step)
+    assert bool(AddedWeightGradients.calls) == fused
     return watch.picture(keep_gradients, keep_moments)
 
 

@@ -92,6 +92,16 @@ def test_frozen_parameters_rest_and_the_others_train_alike_in_every_layout(start
         assert pictures[0].elements["trainable"] == 0  # the stage that trains nothing
 
 
+@pytest.mark.parametrize("name", ["one process", "DP 2, distributed optimizer, overlap"])
+def test_gradient_accumulation_fusion_skips_what_is_frozen(start, reference, tmp_path, name):
+    """A frozen weight has no main gradient that the fused product could be added to."""
+    processes, layout, more = LAYOUTS[name]
+    pictures, losses, norms = run(start, tmp_path, processes, layout, more, fused=True)
+    check_frozen(pictures, lower_half(pictures))
+    assert losses == pytest.approx(reference[0], rel=1e-6)
+    assert norms == pytest.approx(reference[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("more", [[], RESHARDABLE], ids=["plain", "distributed optimizer"])
 def test_bf16_with_a_stage_that_trains_nothing(start, reference, tmp_path, more):
     pictures, losses, _ = run(start, tmp_path, 2, {"pipeline": 2, "bf16": True}, more)
