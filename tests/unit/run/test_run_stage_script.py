@@ -1,0 +1,90 @@
+"""launch/stage.sbatch in the environments that a machine without them cannot try: containers (pyxis) and modules.
+
+Slurm's commands and `module` are stand-ins that write down their words; tests/slurm runs the script on a real Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "launch" / "stage.sbatch"
+# Prints a port for `begin`; everything else succeeds.  Words go to calls.jsonl, because they may hold spaces.
+SRUN = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+if "--job-name=begin" in sys.argv:
+    print(4242)
+"""
+SCONTROL = "#!/bin/sh\nprintf 'a1\\na2\\n'\n"
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Runs the script with variables and returns the words of every command that it started."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in (("srun", SRUN), ("module", SRUN), ("scontrol", SCONTROL), ("squeue", "#!/bin/sh\n")):
+        (commands / name).write_text(body)
+        (commands / name).chmod(0o755)
+
+    def run(**variables: str) -> list[list[str]]:
+        calls = tmp_path / "calls.jsonl"
+        calls.unlink(missing_ok=True)
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_CPUS_ON_NODE": "32"}
+        environment = {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls), **slurm, **variables}
+        done = subprocess.run(
+            ["bash", str(SCRIPT), str(tmp_path / "my run"), "1B"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in calls.read_text().splitlines()]
+
+    return run
+
+
+def named(calls, name):
+    """The srun call of a job step."""
+    (found,) = [words for words in calls if words[0] == "srun" and f"--job-name={name}" in words]
+    return found
+
+
+def test_everything_that_needs_the_package_runs_in_the_container(run_script):
+    image, mounts = "/images/with space.sqsh", "/shared:/shared,/data:/data:ro"
+    calls = run_script(GROWTH_CONTAINER_IMAGE=image, GROWTH_CONTAINER_MOUNTS=mounts, GROWTH_RANKS_PER_NODE="8")
+    assert {words[0] for words in calls} == {"srun"}
+    for step in ("begin", "preflight", "train", "watch", "end"):
+        words = named(calls, step)
+        assert f"--container-image={image}" in words
+        assert f"--container-mounts={mounts}" in words
+        assert f"--container-workdir={Path.cwd()}" in words
+
+
+def test_without_a_container_srun_is_not_asked_for_one(run_script):
+    calls = run_script(GROWTH_RANKS_PER_NODE="8")
+    assert not [word for words in calls for word in words if word.startswith("--container")]
+
+
+def test_modules_are_loaded_before_anything_starts(run_script):
+    calls = run_script(GROWTH_MODULES="cuda/12.8 nccl", GROWTH_RANKS_PER_NODE="8")
+    assert calls[0] == ["module", "load", "cuda/12.8", "nccl"]
+    assert all(words[0] == "srun" for words in calls[1:])
+
+
+@pytest.mark.parametrize(("launcher", "tasks", "cpus"), [("torchrun", 1, 32), ("srun", 8, 4)])
+def test_tasks_and_their_share_of_the_node(run_script, launcher, tasks, cpus):
+    words = named(run_script(GROWTH_LAUNCHER=launcher, GROWTH_RANKS_PER_NODE="8"), "train")
+    assert f"--ntasks-per-node={tasks}" in words
+    assert f"--ntasks={2 * tasks}" in words
+    assert f"--cpus-per-task={cpus}" in words
+    assert "--distribution=block" in words
