@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_growth import recipes
 from megatron_growth.errors import RunError
-from megatron_growth.run.preflight import Expected, NodeFacts, check_world, disagreements
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory
+from megatron_growth.run.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
 
 GIB = 2**30
 FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB)
@@ -53,6 +58,20 @@ def test_a_node_without_the_file_system_is_named() -> None:
 def test_unknown_gpu_memory_is_no_problem() -> None:
     assert disagreements(second(gpu_memory=None), EXPECTED) == []
     assert disagreements(second(gpus=0), replace(EXPECTED, gpus=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "memory"), [("echo 81559; echo 40960", 40960 * 2**20), ("echo no devices; exit 9", None)]
+)
+def test_the_smallest_gpu_that_the_driver_tells_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, memory: int | None
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{driver}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    recipe = recipes.load("nano-progressive")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe))
+    assert facts_of_this_node(run).gpu_memory == memory
 
 
 def test_ranks() -> None:
