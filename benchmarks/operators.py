@@ -287,7 +287,8 @@ def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
     for name in names:
         folder = min(folders(work, name), key=str)
         left.plot(*curve(folder, name), color=color[name], lw=1, label=name)
-    left.set_ylim(3.1, 4.0)
+    best = min(value for row in rows for value in row.final)
+    left.set_ylim(best - 0.1, best + 0.7)  # the first steps of a model from scratch are far above
     left.set_xlabel("share of the whole budget (compute of the source included)")
     left.set_ylabel("training loss, mean of 20 steps (nats per token)")
     for row in rows:
