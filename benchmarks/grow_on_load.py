@@ -17,53 +17,35 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grow as offline
 import growth_cases
 
-from megatron_growth.testing import run_distributed
+from megatron_growth.testing import run_distributed, tiny_gpt
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
 
 TP, PP = 2, 2
 
 
-def build(case: str):
+def build(case: str) -> GPTModel:
     """This rank's part of the target model; weights are left as allocated."""
-    import torch
-    from megatron.core import parallel_state as mpu
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.core.transformer import TransformerConfig
-
     shape = growth_cases.CASES[case].target
-    mpu.initialize_model_parallel(TP, PP)
-    model_parallel_cuda_manual_seed(1)
-    config = TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        gated_linear_unit=True,
-        normalization="RMSNorm",
-        add_bias_linear=False,
-        tensor_model_parallel_size=TP,
-        pipeline_model_parallel_size=PP,
-        pipeline_dtype=torch.bfloat16,
-        params_dtype=torch.bfloat16,
-        bias_activation_fusion=False,
-        persist_layer_norm=False,
+    return tiny_gpt(
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        query_groups=shape.query_groups,
+        ffn=shape.ffn,
+        vocab=shape.vocab,
+        spec="stock",
+        tensor=TP,
+        pipeline=PP,
+        bf16=True,
         perform_initialization=False,
     )
-    return GPTModel(
-        config,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=shape.vocab,
-        max_sequence_length=1024,
-        pre_process=mpu.is_pipeline_first_stage(),
-        post_process=mpu.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=False,
-        position_embedding_type="rope",
-    ).bfloat16()
 
 
 def fill(case: str, what: str, path: str) -> float:
