@@ -10,10 +10,10 @@ from megatron_growth.testing import run_distributed
 S, B, D = 24, 2, 16
 
 
-def config(heads=4, groups=2, **options):
+def config(heads=4, groups=2, width=D, **options):
     from megatron.core.transformer import TransformerConfig
 
-    sizes = {"num_layers": 2, "hidden_size": heads * D, "num_attention_heads": heads, "num_query_groups": groups}
+    sizes = {"num_layers": 2, "hidden_size": heads * width, "num_attention_heads": heads, "num_query_groups": groups}
     return TransformerConfig(**(sizes | {"attention_dropout": 0.0} | options))
 
 
@@ -24,17 +24,17 @@ def document_mask():
     return ~(same & torch.ones(S, S, dtype=torch.bool).tril())
 
 
-def results(module, groups, heads, mask):
+def results(module, groups, heads, mask, width):
     """Output and the gradients of query, key and value."""
     torch.manual_seed(0)
-    query = torch.randn(S, B, heads, D, requires_grad=True)
-    key, value = (torch.randn(S, B, groups, D, requires_grad=True) for _ in range(2))
+    query = torch.randn(S, B, heads, width, requires_grad=True)
+    key, value = (torch.randn(S, B, groups, width, requires_grad=True) for _ in range(2))
     output = module(query, key, value, mask)
     output.backward(torch.randn(output.shape))
     return [output.detach(), query.grad, key.grad, value.grad]
 
 
-def compare(heads=4, groups=2, *, masked=False, options=None, scale=None, scale_error=1.0):
+def compare(heads=4, groups=2, *, width=D, masked=False, options=None, scale=None, scale_error=1.0):
     """Largest absolute difference between the two modules."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.transformer.dot_product_attention import DotProductAttention
@@ -45,12 +45,12 @@ def compare(heads=4, groups=2, *, masked=False, options=None, scale=None, scale_
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-    arguments = (config(heads, groups, **(options or {})), 2, AttnMaskType.causal, "self")
+    arguments = (config(heads, groups, width, **(options or {})), 2, AttnMaskType.causal, "self")
     mask = document_mask() if masked else torch.ones(1, 1, S, S, dtype=torch.bool).triu(1)
     fused = FusedAttention(*arguments, softmax_scale=scale, document_masks=masked)
     fused.softmax_scale *= scale_error
-    theirs = results(DotProductAttention(*arguments, softmax_scale=scale), groups, heads, mask)
-    ours = results(fused, groups, heads, mask)
+    theirs = results(DotProductAttention(*arguments, softmax_scale=scale), groups, heads, mask, width)
+    ours = results(fused, groups, heads, mask, width)
     return max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
 
 
@@ -58,6 +58,7 @@ def compare_all():
     cases = {
         "multi-head": compare(4, 4),
         "grouped queries": compare(4, 2),
+        "heads narrower than the kernel likes": compare(4, 2, width=8),
         "one key-value head": compare(4, 1),
         "documents": compare(masked=True),
         "scale given": compare(scale=0.5),
