@@ -9,12 +9,13 @@ budget, `scratch/matched` cuts it into as many steps as source and grown model t
 
 Every run is one process and is kept in DIR: the same command goes on where it was.  Seeds change the data order, the
 operator's draws and the model's init.  The source is the same for all and has a data order of its own, so that no grown
-run reads the source's samples again in the source's order.  Models from scratch are trained at one more, higher rate.
+run reads the source's samples again in the source's order.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -28,7 +29,6 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
 SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
 SOURCE_LR, SOURCE_SEED = 10e-3, 1000
-SCRATCH_LR = 14e-3  # beside those of the grown runs
 OPERATORS = (
     "fpi",
     "aki",
@@ -165,16 +165,13 @@ def shape(size: Size):
 
 def planned(seeds: Iterable[int], lrs: Iterable[float]) -> list[Run]:
     """All runs after the source, in the order in which they are worth having."""
-    runs = []
-    for seed in seeds:
-        runs.append(Run(f"same/seed-{seed}", SMALL, 1, 1e-9, seed, "fpi"))
-        for lr in lrs:
-            tail = f"lr-{lr:g}/seed-{seed}"
-            runs += [Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width) for width in OPERATORS]
-        for lr in (*lrs, SCRATCH_LR):
-            tail = f"lr-{lr:g}/seed-{seed}"
-            runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
-            runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
+    seeds = list(seeds)
+    runs = [Run(f"same/seed-{seed}", SMALL, 1, 1e-9, seed, "fpi") for seed in seeds]
+    for lr, seed in itertools.product(lrs, seeds):
+        tail = f"lr-{lr:g}/seed-{seed}"
+        runs += [Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width) for width in OPERATORS]
+        runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
+        runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
     return runs
 
 
@@ -232,7 +229,7 @@ def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]
     """What the finished runs show."""
     rows = []
     for run_kind in [*(f"grown/{width}" for width in OPERATORS), "scratch/whole", "scratch/matched"]:
-        for lr in (*lrs, SCRATCH_LR):
+        for lr in lrs:
             folders = {seed: work / run_kind / f"lr-{lr:g}" / f"seed-{seed}" for seed in seeds}
             folders = {seed: folder for seed, folder in folders.items() if (folder / "done").exists()}
             if not folders:
