@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def execute(run: Run, work: Path, data: Sequence[str]) -> None:
     folder = work / run.name
     if (folder / "done").exists():
         return
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
