@@ -31,10 +31,10 @@ import yaml
 
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes import load
-from megatron_growth.report.variants import Variant, collect_variants, early_stop_json, equal_compute_json
+from megatron_growth.report.variants import BASELINE, Variant, collect_variants, early_stop_json, equal_compute_json
 
 RECIPE, TUNE_SEED = "nano-reuse", 1000
-TUNED = {"baseline": "baseline", "one-layer-attn": "stage-2"}  # variant: its stage with the deep model
+TUNED = (BASELINE, "one-layer-attn")
 SHORT = "one-layer-attn-short"
 ONE_RANK = {"layout": {"tp": 1, "pp": 1, "dp": 1}}
 
@@ -42,7 +42,7 @@ ONE_RANK = {"layout": {"tp": 1, "pp": 1, "dp": 1}}
 def recipe(name: str, seed: int, rate: float | None = None) -> dict[str, object]:
     """nano-reuse with another seed, one rank a run, the short variant, and the deep model's learning rate if given."""
     deep = ONE_RANK | ({"lr": rate} if rate else {})
-    variants: dict[str, object] = {"baseline": {"stages": {"baseline": deep}}}
+    variants: dict[str, object] = {BASELINE: {"stages": {BASELINE: deep}}}
     variants[SHORT] = {"stages": {"stage-2": {"iterations": short_iterations()}}}
     if rate:
         variants["one-layer-attn"] = {"stages": {"stage-2": {"lr": rate}}}
@@ -51,7 +51,7 @@ def recipe(name: str, seed: int, rate: float | None = None) -> dict[str, object]
 
 def short_iterations() -> int:
     """Iterations of stage 2 that, with stage 1, cost what the baseline costs (exact accounting), rounded down."""
-    baseline = plan_run(load(RECIPE, "baseline")).stages[-1].flops_exact
+    baseline = plan_run(load(RECIPE, BASELINE)).stages[-1].flops_exact
     first, second = plan_run(load(RECIPE, "one-layer-attn")).stages
     return math.floor(second.iterations * (baseline - first.flops_exact) / second.flops_exact)
 
@@ -73,39 +73,49 @@ def train(work: Path, document: dict[str, object], variants: Sequence[str]) -> P
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None], sign: str = "") -> str:
     """Mean and sample standard deviation of what is known, with the number of values."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
     deviation = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
     missing = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    return f"{statistics.mean(known):.3f}{deviation}{missing}"
+    return f"{statistics.mean(known):{sign}.3f}{deviation}{missing}"
 
 
 def row(name: str, runs: Sequence[tuple[Variant, ...]]) -> str:
     """One line of the table: a variant over all runs in which it is finished."""
-    losses, flops, stops, cost = [], [], [], "–"
+    losses, flops, targets, stops, cost = [], [], [], [], "–"
     for variants in runs:
-        variant = next((v for v in variants if v.name == name and v.equal_steps), None)
-        if variant is None:
+        variant, baseline = (
+            next((v for v in variants if v.name == n and v.equal_steps), None) for n in (name, BASELINE)
+        )
+        if variant is None or baseline is None:
             continue
         losses.append(variant.last.final_validation)
+        targets.append(baseline.last.final_validation)
         flops.append((equal_compute_json(variant, variants) or {}).get("exact"))
         stops.append((early_stop_json(variant, variants) or {}).get("iteration"))
-        if baseline := next((v for v in variants if v.name == "baseline"), None):
-            cost = f"{variant.flops_exact / baseline.flops_exact:.2f}"
-    passed = "–" if name == "baseline" else ", ".join(str(stop or "never") for stop in stops)
-    perplexity = spread([math.exp(loss) for loss in losses if loss is not None])
-    return f"| `{name}` | {spread(losses)} | {perplexity} | {spread(flops)} | {cost} | {passed} |"
+        cost = f"{variant.flops_exact / baseline.flops_exact:.2f}"
+    cells = [f"`{name}`", spread(losses), minus(losses, targets), spread([math.exp(loss) for loss in losses])]
+    cells += [spread(flops), minus(flops, targets), cost]
+    cells.append("–" if name == BASELINE else ", ".join(str(stop or "never") for stop in stops))
+    return "| " + " | ".join(cells) + " |"
+
+
+def minus(values: Sequence[float | None], baselines: Sequence[float]) -> str:
+    """Differences to the baseline of the same seed, which has the same data in the same order."""
+    pairs = [(value, baseline) for value, baseline in zip(values, baselines, strict=True) if value is not None]
+    return spread([value - baseline for value, baseline in pairs], sign="+")
 
 
 def table(folders: Sequence[Path]) -> str:
     """All variants over the seeds."""
     runs = [collect_variants(folder) for folder in folders]
     names = dict.fromkeys(variant.name for variants in runs for variant in variants)
-    head = ["variant", "loss, equal steps", "perplexity", "loss, equal FLOPs", "FLOPs", "passes the baseline at step"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|---|---|---|---|", *(row(name, runs) for name in names)]
+    head = ["variant", "loss, equal steps", "minus baseline", "perplexity", "loss, equal FLOPs", "minus baseline"]
+    head += ["FLOPs of all stages", "passes the baseline at step"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *(row(name, runs) for name in names)]
     return "\n".join(lines) + "\n"
 
 
