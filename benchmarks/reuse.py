@@ -87,11 +87,10 @@ def row(name: str, runs: Sequence[tuple[Variant, ...]]) -> str:
     """One line of the table: a variant over all runs in which it is finished."""
     losses, flops, targets, stops, cost = [], [], [], [], "–"
     for variants in runs:
-        variant, baseline = (
-            next((v for v in variants if v.name == n and v.equal_steps), None) for n in (name, BASELINE)
-        )
-        if variant is None or baseline is None:
+        whole = {v.name: v for v in variants if v.equal_steps}
+        if name not in whole or BASELINE not in whole:
             continue
+        variant, baseline = whole[name], whole[BASELINE]
         losses.append(variant.last.final_validation)
         targets.append(baseline.last.final_validation)
         flops.append((equal_compute_json(variant, variants) or {}).get("exact"))
