@@ -1,7 +1,7 @@
 """Does reusing and freezing a tiny model's word tables pay?  nano-reuse over seeds, against a tuned baseline.
 
     python benchmarks/reuse.py --work DIR [--seeds 1 2 3] [--jobs 2] [--table FILE]
-    python benchmarks/reuse.py --work DIR --tune 7e-3 10e-3 14e-3 20e-3
+    python benchmarks/reuse.py --work DIR --tune 7e-3 10e-3 14e-3 [--seeds 1000] [--variants baseline]
 
 The first trains every variant of nano-reuse once for each seed with `megatron-growth train`, one process a run, and
 prints mean and sample standard deviation of the final validation loss.  Two columns ask two questions.  "Equal steps"
@@ -10,7 +10,7 @@ validation curve where all its stages together have spent what the baseline spen
 has not come to its end there.  So one variant more, `one-layer-attn-short`, has a stage 2 that is as much shorter as
 stage 1 costs, with a whole schedule.
 
-The second trains the baseline and `one-layer-attn` at several learning rates of the deep model, with a seed of its own.
+The second compares learning rates of the deep model, of the baseline and `one-layer-attn` unless others are named.
 
 Runs are kept in DIR: the same command goes on where it was.
 """
@@ -18,6 +18,7 @@ Runs are kept in DIR: the same command goes on where it was.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import statistics
@@ -33,20 +34,22 @@ from megatron_growth.planner import plan_run
 from megatron_growth.recipes import load
 from megatron_growth.report.variants import BASELINE, Variant, collect_variants, early_stop_json, equal_compute_json
 
-RECIPE, TUNE_SEED = "nano-reuse", 1000
-TUNED = (BASELINE, "one-layer-attn")
+RECIPE = "nano-reuse"
 SHORT = "one-layer-attn-short"
 ONE_RANK = {"layout": {"tp": 1, "pp": 1, "dp": 1}}
 
 
-def recipe(name: str, seed: int, rate: float | None = None) -> dict[str, object]:
-    """nano-reuse with another seed, one rank a run, the short variant, and the deep model's learning rate if given."""
+def recipe(name: str, seed: int, rate: float | None = None, tuned: Sequence[str] = ()) -> dict[str, object]:
+    """nano-reuse with another seed, one rank a run, and the short variant.
+
+    Args:
+        rate: the deep model's learning rate in the `tuned` variants; the recipe's when None.
+    """
     deep = ONE_RANK | ({"lr": rate} if rate else {})
-    variants: dict[str, object] = {BASELINE: {"stages": {BASELINE: deep}}}
+    variants: dict[str, object] = {v: {"stages": {"stage-2": deep}} for v in tuned if v != BASELINE}
+    variants[BASELINE] = {"stages": {BASELINE: deep}}
     variants[SHORT] = {"stages": {"stage-2": {"iterations": short_iterations()}}}
-    if rate:
-        variants["one-layer-attn"] = {"stages": {"stage-2": {"lr": rate}}}
-    return {"extends": RECIPE, "name": name, "seed": seed, "stages": {"stage-2": deep}, "variants": variants}
+    return {"extends": RECIPE, "name": name, "seed": seed, "stages": {"stage-2": ONE_RANK}, "variants": variants}
 
 
 def short_iterations() -> int:
@@ -118,12 +121,15 @@ def table(folders: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_table(work: Path, rates: Sequence[float]) -> str:
-    """Final validation loss of the tuned variants by learning rate."""
-    lines = ["| learning rate of the deep model | " + " | ".join(f"`{name}`" for name in TUNED) + " |", "|---|---|---|"]
+def tuning_table(work: Path, rates: Sequence[float], seeds: Sequence[int], names: Sequence[str]) -> str:
+    """Final validation losses by learning rate, a value for each seed."""
+    lines = ["| learning rate of the deep model | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
     for rate in rates:
-        found = {v.name: v.last.final_validation for v in collect_variants(work / f"rate-{rate:g}")}
-        lines.append(f"| {rate:g} | " + " | ".join(f"{found[name]:.3f}" for name in TUNED) + " |")
+        runs = [collect_variants(work / f"rate-{rate:g}-seed-{seed}") for seed in seeds]
+        found = [{v.name: v.last.final_validation for v in variants} for variants in runs]
+        cells = [" / ".join(f"{losses[name]:.3f}" for losses in found) for name in names]
+        lines.append(f"| {rate:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -132,16 +138,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--tune", type=float, nargs="+", metavar="LR", help="only compare these learning rates")
+    parser.add_argument("--variants", nargs="+", default=[BASELINE, "one-layer-attn"], help="that --tune trains")
     parser.add_argument("--jobs", type=int, default=2, help="seeds, or rates, at the same time, one core each")
     parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     args = parser.parse_args()
     if args.tune:
-        jobs = [(recipe(f"rate-{rate:g}", TUNE_SEED, rate), list(TUNED)) for rate in args.tune]
+        pairs = itertools.product(args.tune, args.seeds)
+        jobs = [
+            (recipe(f"rate-{rate:g}-seed-{seed}", seed, rate, args.variants), args.variants) for rate, seed in pairs
+        ]
     else:
         jobs = [(recipe(f"seed-{seed}", seed), []) for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         folders = list(pool.map(lambda job: train(args.work, *job), jobs))
-    text = tuning_table(args.work, args.tune) if args.tune else table(folders)
+    text = tuning_table(args.work, args.tune, args.seeds, args.variants) if args.tune else table(folders)
     print(text)
     if args.table:
         args.table.write_text(text, encoding="utf-8")
