@@ -96,7 +96,9 @@ def row(name: str, runs: Sequence[tuple[Variant, ...]]) -> str:
         variant, baseline = whole[name], whole[BASELINE]
         losses.append(variant.last.final_validation)
         targets.append(baseline.last.final_validation)
-        flops.append((equal_compute_json(variant, variants) or {}).get("exact"))
+        cheaper = variant.flops_exact <= baseline.flops_exact  # then its end is what that compute gives
+        at_cost = (equal_compute_json(variant, variants) or {}).get("exact")
+        flops.append(variant.last.final_validation if cheaper else at_cost)
         stops.append((early_stop_json(variant, variants) or {}).get("iteration"))
         cost = f"{variant.flops_exact / baseline.flops_exact:.2f}"
     cells = [f"`{name}`", spread(losses), minus(losses, targets), spread([math.exp(loss) for loss in losses])]
