@@ -79,7 +79,7 @@ def growth_steps(run: RunRecord) -> Figure | None:
 
 def variant_losses(variants: Sequence[Variant]) -> Figure:
     """Validation loss of the last stage of every variant, against its iterations and against all compute spent."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     for i, variant in enumerate(variants):
         style = {"color": "#000000", "linestyle": "--"} if variant.name == BASELINE else {"color": COLOURS[i % 6]}
         points = [(n, loss) for n, loss in variant.last.validation if n]
@@ -91,8 +91,8 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
     axes[0].set_ylim(every[0] - 0.05, every[int(0.9 * (len(every) - 1))] + 0.05)
     axes[0].set_ylabel("validation loss (nats per token)")
     axes[0].set_xlabel("iteration of the last stage")
-    axes[1].set_xlabel("compute of all stages (FLOPs, exact accounting)")
-    axes[1].legend()
+    axes[1].set_xlabel("compute of all stages (exact FLOPs)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
