@@ -168,11 +168,13 @@ def planned(seeds: Iterable[int], lrs: Iterable[float]) -> list[Run]:
     """All runs after the source, in the order in which they are worth having."""
     seeds = list(seeds)
     runs = [Run(f"same/seed-{seed}", SMALL, 1, 1e-9, seed, "fpi") for seed in seeds]
-    for lr, seed in itertools.product(lrs, seeds):
-        tail = f"lr-{lr:g}/seed-{seed}"
-        runs += [Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width) for width in OPERATORS]
-        runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
-        runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
+    for lr in lrs:
+        tails = {seed: f"lr-{lr:g}/seed-{seed}" for seed in seeds}
+        for (seed, tail), width in itertools.product(tails.items(), OPERATORS):
+            runs.append(Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width))
+        for seed, tail in tails.items():
+            runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
+            runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
     return runs
 
 
