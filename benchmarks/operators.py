@@ -294,7 +294,7 @@ def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
     for row in rows:
         y, mark = names.index(row.name), "os^D"[sorted({r.lr for r in rows}, reverse=True).index(row.lr)]
         right.plot(row.final, [y] * len(row.final), mark, color=color[row.name], ms=6)
-    right.set_yticks(range(len(names)), names)
+    right.set_yticks(range(len(names)), [name.replace(",", ",\n") for name in names])
     right.invert_yaxis()
     right.margins(y=0.1)
     marks = dict(zip(sorted({r.lr for r in rows}, reverse=True), "os^D", strict=False))

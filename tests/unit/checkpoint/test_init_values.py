@@ -53,7 +53,9 @@ def drawn(method):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"embedding_init_method_std": 0.5}, {"output_layer_init_method": init_method_normal(0.07)}], ids=str
+    "changes",
+    [{}, {"embedding_init_method_std": 0.5}, {"output_layer_init_method": init_method_normal(0.07)}],
+    ids=["default", "embedding", "output projections"],
 )
 def test_deviations_are_those_that_megatron_draws(changes):
     megatron = config(**changes)
