@@ -32,20 +32,11 @@ TP, PP = 2, 2
 
 def build(case: str) -> GPTModel:
     """This rank's part of the target model; weights are left as allocated."""
+    import torch
+
     shape = growth_cases.CASES[case].target
-    return tiny_gpt(
-        layers=shape.layers,
-        hidden=shape.hidden,
-        heads=shape.heads,
-        query_groups=shape.query_groups,
-        ffn=shape.ffn,
-        vocab=shape.vocab,
-        spec="stock",
-        tensor=TP,
-        pipeline=PP,
-        bf16=True,
-        perform_initialization=False,
-    )
+    options = {"dtype": torch.bfloat16, "perform_initialization": False}
+    return tiny_gpt(shape, spec="stock", tensor=TP, pipeline=PP, **options)
 
 
 def fill(case: str, what: str, path: str) -> float:

@@ -15,6 +15,7 @@ import statistics
 import time
 from pathlib import Path
 
+from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed, tiny_gpt
 
 SPECS = ("stock", "local")
@@ -35,15 +36,12 @@ def measure(spec: str, options: dict) -> tuple[float, float, float]:
     """(seconds per step, peak MiB over the resting process, loss) of one model in a fresh process."""
     import torch
 
-    model = tiny_gpt(
-        spec=spec,
-        query_groups=options["heads"] // 2,
-        ffn=options["hidden"] * 8 // 3,
-        vocab=1024,
-        **{name: options[name] for name in ("layers", "hidden", "heads", "sequence", "bf16")},
-    )
+    sizes = {name: options[name] for name in ("layers", "hidden", "heads")}
+    model_shape = ModelShape(**sizes, ffn=sizes["hidden"] * 8 // 3, query_groups=sizes["heads"] // 2, vocab=1024)
+    dtype = torch.bfloat16 if options["bf16"] else torch.float32
+    model = tiny_gpt(model_shape, spec=spec, sequence=options["sequence"], dtype=dtype)
     shape = (options["batch"], options["sequence"])
-    tokens = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(0, model_shape.vocab, shape, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(options["sequence"]).expand(shape)
     # The mask that Megatron's data sets make: true where attention is forbidden.
     mask = torch.ones(1, 1, shape[1], shape[1], dtype=torch.bool).triu(1)

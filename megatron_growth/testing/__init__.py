@@ -5,10 +5,11 @@ from megatron_growth.testing import run_distributed, run_script, tiny_pretrain_a
 
 from megatron_growth.testing.arguments import saved_arguments, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure, run_distributed
-from megatron_growth.testing.models import tiny_gpt
+from megatron_growth.testing.models import TINY, tiny_gpt
 from megatron_growth.testing.scripts import ScriptRun, run_script, torchrun
 
 __all__ = [
+    "TINY",
     "DistributedFailure",
     "ScriptRun",
     "run_distributed",

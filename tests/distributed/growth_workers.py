@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import saved_arguments
+from megatron_growth.testing.models import transformer_config
 
 
 def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5):
@@ -18,36 +19,20 @@ def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5)
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from megatron.core.transformer import TransformerConfig
 
     tp, pp, vpp = layout.get("tp", 1), layout.get("pp", 1), layout.get("vpp")
     mpu.destroy_model_parallel()
     mpu.initialize_model_parallel(tp, pp, vpp)
     model_parallel_cuda_manual_seed(1234)
-    config = TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        gated_linear_unit=shape.gated,
-        activation_func=torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
-        normalization=shape.norm,
+    config = transformer_config(
+        shape,
+        dtype,
         layernorm_epsilon=epsilon,
-        add_bias_linear=shape.bias,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         virtual_pipeline_model_parallel_size=vpp,
-        pipeline_dtype=dtype,
-        params_dtype=dtype,
         num_layers_in_first_pipeline_stage=layout.get("first"),
         num_layers_in_last_pipeline_stage=layout.get("last"),
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        persist_layer_norm=False,
         init_method_std=0.05,
         use_cpu_initialization=True,
         hetereogenous_dist_checkpoint=layout.get("per_layer", False),

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from megatron_growth.testing import run_distributed, tiny_gpt
+from megatron_growth.testing import TINY, run_distributed, tiny_gpt
 
-HIDDEN, HEADS, GROUPS, FFN, VOCAB, LAYERS = 32, 4, 2, 96, 128, 2
-HEAD_DIM = HIDDEN // HEADS
+HIDDEN, HEADS, GROUPS, LAYERS, HEAD_DIM = TINY.hidden, TINY.heads, TINY.query_groups, TINY.layers, TINY.head_dim
+SHAPES = {"full": TINY, "attention": TINY.with_(sublayers="attention"), "none": TINY.with_(layers=0)}
 
 
 def tokens():
-    return torch.randint(0, VOCAB, (3, 32), generator=torch.Generator().manual_seed(7))
+    return torch.randint(0, TINY.vocab, (3, 32), generator=torch.Generator().manual_seed(7))
 
 
 def megatron_loss(spec, sublayers="full", fault=None):
     """Loss, full weights and checkpoint keys of a model of one process."""
-    model = tiny_gpt(spec=spec, sublayers=sublayers, layers=1 if sublayers == "none" else LAYERS, sequence=32)
+    model = tiny_gpt(SHAPES[sublayers], spec=spec)
     with torch.no_grad():
         for p in model.parameters():  # norms and embeddings that differ from their plain start
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -74,9 +74,9 @@ def llama_loss(weights):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=TINY.vocab,
         hidden_size=HIDDEN,
-        intermediate_size=FFN,
+        intermediate_size=TINY.ffn,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=GROUPS,

@@ -38,18 +38,8 @@ def count(shape, freeze):
     from megatron_growth.training.freeze import freeze as freeze_parameters
     from megatron_growth.training.names import named_parameters
 
-    model = tiny_gpt(
-        spec="stock",  # scores as plain matrix products, which the counter knows
-        layers=shape.layers,
-        hidden=shape.hidden,
-        heads=shape.heads,
-        query_groups=shape.query_groups,
-        ffn=shape.ffn,
-        vocab=shape.vocab,
-        sequence=SEQUENCE,
-        tied=shape.tied_embeddings,
-        sublayers=shape.sublayers,
-    )
+    # The stock spec computes scores as plain matrix products, which the counter knows.
+    model = tiny_gpt(shape, spec="stock", sequence=SEQUENCE)
     freeze_parameters([model], assign(parse_rules(freeze), all_names([model])))
     parameters = {name: (p.numel(), p.requires_grad) for name, p in named_parameters([model])}
     tokens = torch.randint(0, shape.vocab, (BATCH, SEQUENCE))

@@ -41,9 +41,8 @@ def measure(tp, pp, bf16, distributed, tied, freeze):
     from megatron_growth.training.freeze import all_names, assign
     from megatron_growth.training.freeze import freeze as freeze_parameters
 
-    s = SHAPE
-    sizes = {"layers": s.layers, "hidden": s.hidden, "heads": s.heads, "query_groups": s.query_groups, "ffn": s.ffn}
-    model = tiny_gpt(**sizes, vocab=s.vocab, tied=tied, tensor=tp, pipeline=pp, bf16=bf16)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = tiny_gpt(SHAPE.with_(tied_embeddings=tied), tensor=tp, pipeline=pp, dtype=dtype)
     if freeze:
         group = parallel_state.get_pipeline_model_parallel_group()
         freeze_parameters([model], assign(parse_rules(freeze), all_names([model], group)))
