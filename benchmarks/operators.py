@@ -1,11 +1,14 @@
 """Which width operator to take: one nano checkpoint grown by each, trained through Megatron with the same budget.
 
-    python benchmarks/operators.py --work DIR [--seeds 0 1 2] [--lrs 10e-3 5e-3] [--jobs 1] [--table FILE] [--plot FILE]
+    python benchmarks/operators.py --work DIR [--case four-thirds|double] [--seeds 0 1 2] [--lrs 10e-3 5e-3]
+                                   [--scratch-lrs 20e-3] [--jobs 1] [--table FILE] [--plot FILE]
 
-A source (hidden 48, 7 layers, 6 heads) is trained from scratch for the compute of the first three stages of
-`nano-progressive`.  Each operator grows it to hidden 64, 8 layers, 8 heads, which trains for the rest of the last
-stage's budget; depth is `stack`, one new layer.  Beside them stand models from scratch: `scratch/whole` has the whole
-budget, `scratch/matched` cuts it into as many steps as source and grown model take together.
+A source is trained from scratch on 2 tokens per parameter.  Each operator grows it, and the grown model trains for the
+rest of its own budget of 2 tokens per parameter; depth is `stack`, one new layer.  `four-thirds` is the last stage of
+`nano-progressive` (hidden 48 to 64).  `double` (hidden 32 to 64) has a whole ratio, which `hypercloning` needs, and
+constant query groups, which `aki-pro` is for.  Beside them stand models from scratch: `scratch/whole` has the whole
+budget, `scratch/matched` cuts it into as many steps as source and grown model take together; `--scratch-lrs` gives
+them further learning rates, to bracket the best one.
 
 Every run is one process and is kept in DIR: the same command goes on where it was.  Seeds change the data order, the
 operator's draws and the model's init.  The source is the same for all and has a data order of its own, so that no grown
@@ -22,71 +25,94 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from megatron_growth.shape import ModelShape
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
 SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
 SOURCE_LR, SOURCE_SEED = 10e-3, 1000
-OPERATORS = (
-    "fpi",
-    "aki",
-    "exact-aki",
-    "zero-pad",
-    "random",
-    "lemon",
-    "aki:residual=next-layer",
-    "residual=duplicate,units=next-layer,noise=0.5",
-)
+VOCAB, TOKENS_PER_PARAMETER = 1024, 2
+
+
+def parameters(shape: ModelShape) -> int:
+    """Matrix weights of the layers and the output layer, as the nano family is named."""
+    return shape.layers * (shape.attention_parameters + shape.ffn_parameters) + shape.vocab * shape.hidden
+
+
+def budget(shape: ModelShape) -> float:
+    """FLOPs of training on 2 tokens per parameter, 6 x parameters x tokens."""
+    return 6 * parameters(shape) * TOKENS_PER_PARAMETER * parameters(shape)
+
+
+def steps(flops: float, shape: ModelShape) -> int:
+    """Steps of BATCH sequences that cost `flops`."""
+    return round(flops / (6 * parameters(shape) * SEQUENCE * BATCH))
 
 
 @dataclass(frozen=True)
-class Size:
-    """One model; `parameters` counts matrices of layers and output layer, as the nano family is named."""
+class Case:
+    """One source, one target, and the width operators between them."""
 
-    hidden: int
-    layers: int
-    heads: int
-
-    @property
-    def ffn(self) -> int:
-        """FFN units."""
-        return self.hidden * 7 // 2
+    small: ModelShape
+    large: ModelShape
+    operators: tuple[str, ...]
 
     @property
-    def parameters(self) -> int:
-        """Matrix weights of the layers and the output layer."""
-        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.ffn) + 1024 * self.hidden
+    def source_steps(self) -> int:
+        """Steps of the source."""
+        return steps(budget(self.small), self.small)
 
-    def flags(self) -> list[str]:
-        """Megatron's arguments."""
-        named = {
-            "num-layers": self.layers,
-            "hidden-size": self.hidden,
-            "num-attention-heads": self.heads,
-            "ffn-hidden-size": self.ffn,
-        }
-        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    @property
+    def grown_steps(self) -> int:
+        """Steps of a grown model: what the source left of the target's budget."""
+        return steps(budget(self.large) - budget(self.small), self.large)
+
+    @property
+    def scratch_steps(self) -> int:
+        """Steps of a model from scratch."""
+        return steps(budget(self.large), self.large)
+
+    @property
+    def chain_steps(self) -> int:
+        """Steps of source and grown model together."""
+        return self.source_steps + self.grown_steps
+
+    @property
+    def matched_batch(self) -> int:
+        """Sequences a step with which the whole budget takes `chain_steps`."""
+        return round(BATCH * self.scratch_steps / self.chain_steps)
 
 
-SMALL, LARGE = Size(48, 7, 6), Size(64, 8, 8)
-TOKENS_PER_PARAMETER = 2
+def nano(hidden: int, layers: int, query_groups: int = 0) -> ModelShape:
+    """A model of the nano family: heads of 8, FFN 3.5 x hidden."""
+    return ModelShape(hidden, hidden * 7 // 2, layers, hidden // 8, VOCAB, query_groups=query_groups)
 
 
-def steps(flops: float, size: Size, batch: int = BATCH) -> int:
-    """Steps of `batch` sequences that cost `flops` = 6 x parameters x tokens."""
-    return round(flops / (6 * size.parameters * SEQUENCE * batch))
-
-
-SOURCE_FLOPS = 6 * SMALL.parameters * TOKENS_PER_PARAMETER * SMALL.parameters
-TOTAL_FLOPS = 6 * LARGE.parameters * TOKENS_PER_PARAMETER * LARGE.parameters
-SOURCE_STEPS = steps(SOURCE_FLOPS, SMALL)
-GROWN_STEPS = steps(TOTAL_FLOPS - SOURCE_FLOPS, LARGE)
-SCRATCH_STEPS = steps(TOTAL_FLOPS, LARGE)
-CHAIN_STEPS = SOURCE_STEPS + GROWN_STEPS
-MATCHED_BATCH = round(BATCH * SCRATCH_STEPS / CHAIN_STEPS)
+CASES = {
+    "four-thirds": Case(
+        nano(48, 7),
+        nano(64, 8),
+        (
+            "fpi",
+            "aki",
+            "exact-aki",
+            "zero-pad",
+            "random",
+            "lemon",
+            "aki:residual=next-layer",
+            "residual=duplicate,units=next-layer,noise=0.5",
+        ),
+    ),
+    "double": Case(
+        nano(32, 7, query_groups=2),
+        nano(64, 8, query_groups=2),
+        ("fpi", "aki-pro", "exact-aki", "zero-pad", "random", "lemon", "hypercloning", "hypercloning:noise=0.5"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +125,8 @@ class Run:
     """
 
     name: str
-    size: Size
+    case: Case
+    shape: ModelShape
     iterations: int
     lr: float
     seed: int
@@ -110,6 +137,10 @@ class Run:
         """The command line of this run."""
         folder = work / self.name
         options = {
+            "num-layers": self.shape.layers,
+            "hidden-size": self.shape.hidden,
+            "ffn-hidden-size": self.shape.ffn,
+            "num-attention-heads": self.shape.heads,
             "micro-batch-size": self.batch,
             "global-batch-size": self.batch,
             "seq-length": SEQUENCE,
@@ -138,14 +169,17 @@ class Run:
             "data-cache-path": work / "cache",
             "growth-metrics": folder / "metrics.jsonl",
         }
+        if self.shape.query_groups != self.shape.heads:
+            options["num-query-groups"] = self.shape.query_groups
         if self.width:
             options |= {"growth-from": work / "source" / "checkpoint", "growth-width": self.width}
             options |= {"growth-depth": "stack", "growth-seed": self.seed, "norm-epsilon": epsilon(self)}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights", "--no-save-optim"]
+        switches += ["--group-query-attention"] if "num-query-groups" in options else []
         return [
             *(sys.executable, "-m", "megatron_growth.backend.cpu", str(SCRIPT)),
-            *(*self.size.flags(), *words, *switches, *data),
+            *(*words, *switches, *data),
             *("--growth-layer-spec", "local", "--growth-evaluate-at-start"),
         ]
 
@@ -154,27 +188,23 @@ def epsilon(run: Run) -> float:
     """Norm epsilon of a grown run: the source's, rescaled where the operator pads."""
     from megatron_growth.operators import build_map, get
 
-    small, large = (shape(size) for size in (SMALL, run.size))
-    return 1e-5 * build_map(small, large, get("width", run.width), get("depth", "stack")).width.epsilon_scale
+    return (
+        1e-5 * build_map(run.case.small, run.shape, get("width", run.width), get("depth", "stack")).width.epsilon_scale
+    )
 
 
-def shape(size: Size):
-    from megatron_growth.shape import ModelShape
-
-    return ModelShape(size.hidden, size.ffn, size.layers, size.heads, 1024, head_dim=8)
-
-
-def planned(seeds: Iterable[int], lrs: Iterable[float]) -> list[Run]:
+def planned(case: Case, seeds: Sequence[int], lrs: Sequence[float], scratch_lrs: Sequence[float]) -> list[Run]:
     """All runs after the source, in the order in which they are worth having."""
-    seeds = list(seeds)
-    runs = [Run(f"same/seed-{seed}", SMALL, 1, 1e-9, seed, "fpi") for seed in seeds]
-    for lr in lrs:
+    runs = [Run(f"same/seed-{seed}", case, case.small, 1, 1e-9, seed, "fpi") for seed in seeds]
+    for lr in [*lrs, *scratch_lrs]:
         tails = {seed: f"lr-{lr:g}/seed-{seed}" for seed in seeds}
-        for (seed, tail), width in itertools.product(tails.items(), OPERATORS):
-            runs.append(Run(f"grown/{width}/{tail}", LARGE, GROWN_STEPS, lr, seed, width))
+        if lr in lrs:
+            for (seed, tail), width in itertools.product(tails.items(), case.operators):
+                runs.append(Run(f"grown/{width}/{tail}", case, case.large, case.grown_steps, lr, seed, width))
         for seed, tail in tails.items():
-            runs.append(Run(f"scratch/whole/{tail}", LARGE, SCRATCH_STEPS, lr, seed))
-            runs.append(Run(f"scratch/matched/{tail}", LARGE, CHAIN_STEPS, lr, seed, batch=MATCHED_BATCH))
+            runs.append(Run(f"scratch/whole/{tail}", case, case.large, case.scratch_steps, lr, seed))
+            matched = Run(f"scratch/matched/{tail}", case, case.large, case.chain_steps, lr, seed)
+            runs.append(replace(matched, batch=case.matched_batch))
     return runs
 
 
@@ -228,10 +258,10 @@ class Row:
     rank: float = float("nan")
 
 
-def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]:
+def collect(case: Case, work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]:
     """What the finished runs show."""
     rows = []
-    for run_kind in [*(f"grown/{width}" for width in OPERATORS), "scratch/whole", "scratch/matched"]:
+    for run_kind in [*(f"grown/{width}" for width in case.operators), "scratch/whole", "scratch/matched"]:
         for lr in lrs:
             folders = {seed: work / run_kind / f"lr-{lr:g}" / f"seed-{seed}" for seed in seeds}
             folders = {seed: folder for seed, folder in folders.items() if (folder / "done").exists()}
@@ -240,19 +270,21 @@ def collect(work: Path, seeds: Sequence[int], lrs: Sequence[float]) -> list[Row]
             found = {seed: losses(folder) for seed, folder in folders.items()}
             grown = run_kind.startswith("grown/")
             jump = [v["start"] - losses(work / f"same/seed-{s}")["start"] for s, v in found.items()] if grown else []
-            copies, rank = symmetry(next(iter(folders.values())) / "checkpoint") if grown else (None, float("nan"))
+            copies, rank = (
+                symmetry(next(iter(folders.values())) / "checkpoint", case.large) if grown else (None, float("nan"))
+            )
             name = run_kind.removeprefix("grown/")
             rows.append(Row(name, lr, jump, [v["final"] for v in found.values()], copies, rank))
     return rows
 
 
-def symmetry(checkpoint: Path) -> tuple[tuple[int, int, int], float]:
+def symmetry(checkpoint: Path, shape: ModelShape) -> tuple[tuple[int, int, int], float]:
     """(residual dimensions, heads, FFN units) that are copies of another, and the residual stream's effective rank."""
     from megatron_growth.checkpoint.copies import copies_in
     from megatron_growth.checkpoint.source import Source
 
     source = Source(checkpoint)
-    counts = copies_in(source, shape(LARGE)).copies
+    counts = copies_in(source, shape).copies
     source.close()
     return (counts.residual, counts.heads, counts.units), counts.effective_rank
 
@@ -274,7 +306,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
+def plot(rows: Sequence[Row], case: Case, work: Path, path: Path) -> None:
     """Left: training loss over the share of the budget, first seed at the first learning rate.  Right: final losses."""
     import matplotlib
 
@@ -285,8 +317,9 @@ def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
     color = {name: f"C{index}" for index, name in enumerate(names)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name in names:
-        folder = min(folders(work, name), key=str)
-        left.plot(*curve(folder, name), color=color[name], lw=1, label=name)
+        source_share = 0.0 if name.startswith("scratch/") else budget(case.small) / budget(case.large)
+        folder = first_run(work, name, next(row.lr for row in rows if row.name == name))
+        left.plot(*curve(folder, source_share), color=color[name], lw=1, label=name)
     best = min(value for row in rows for value in row.final)
     left.set_ylim(best - 0.1, best + 0.7)  # the first steps of a model from scratch are far above
     left.set_xlabel("share of the whole budget (compute of the source included)")
@@ -306,18 +339,17 @@ def plot(rows: Sequence[Row], work: Path, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def folders(work: Path, name: str) -> list[Path]:
-    """Finished runs of one row's name."""
+def first_run(work: Path, name: str, lr: float) -> Path:
+    """Finished run of a row's name with the lowest seed."""
     root = work / name if name.startswith("scratch/") else work / "grown" / name
-    return [done.parent for done in root.glob("lr-*/seed-*/done")]
+    return min(done.parent for done in (root / f"lr-{lr:g}").glob("seed-*/done"))
 
 
-def curve(folder: Path, name: str, window: int = 20) -> tuple[list[float], list[float]]:
-    """(share of the budget, mean training loss) every `window` steps."""
+def curve(folder: Path, start: float, window: int = 20) -> tuple[list[float], list[float]]:
+    """(share of the budget, mean training loss) every `window` steps of a run that begins at share `start`."""
     from megatron_growth.plugin.metrics import read
 
     losses = [record["loss"] for record in read(folder / "metrics.jsonl") if "event" not in record]
-    start = 0.0 if name.startswith("scratch/") else SOURCE_FLOPS / TOTAL_FLOPS
     blocks = [losses[i : i + window] for i in range(0, len(losses), window)]
     middles = [(i * window + len(block) / 2) / len(losses) for i, block in enumerate(blocks)]
     return [start + (1 - start) * middle for middle in middles], [statistics.mean(block) for block in blocks]
@@ -326,27 +358,31 @@ def curve(folder: Path, name: str, window: int = 20) -> tuple[list[float], list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--case", choices=CASES, default="four-thirds", help="source and target")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lrs", type=float, nargs="+", default=[10e-3, 5e-3])
+    parser.add_argument("--scratch-lrs", type=float, nargs="*", default=[20e-3], help="of models from scratch only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one core each")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
     parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
     args = parser.parse_args()
+    case, lrs = CASES[args.case], [*args.lrs, *args.scratch_lrs]
     if not args.collect:
         data = prepare(args.work)
-        execute(Run("source", SMALL, SOURCE_STEPS, SOURCE_LR, SOURCE_SEED), args.work, data)
+        execute(Run("source", case, case.small, case.source_steps, SOURCE_LR, SOURCE_SEED), args.work, data)
         with ThreadPoolExecutor(args.jobs) as pool:
-            pending = {pool.submit(execute, run, args.work, data): run for run in planned(args.seeds, args.lrs)}
+            runs = planned(case, args.seeds, args.lrs, args.scratch_lrs)
+            pending = {pool.submit(execute, run, args.work, data): run for run in runs}
             for done in as_completed(pending):
                 done.result()
                 print(pending[done].name, json.dumps(losses(args.work / pending[done].name)), flush=True)
-    rows = collect(args.work, args.seeds, args.lrs)
+    rows = collect(case, args.work, args.seeds, lrs)
     print(markdown(rows))
     if args.table:
         args.table.write_text(markdown(rows), encoding="utf-8")
     if args.plot:
-        plot(rows, args.work, args.plot)
+        plot(rows, case, args.work, args.plot)
 
 
 if __name__ == "__main__":
