@@ -188,9 +188,8 @@ def epsilon(run: Run) -> float:
     """Norm epsilon of a grown run: the source's, rescaled where the operator pads."""
     from megatron_growth.operators import build_map, get
 
-    return (
-        1e-5 * build_map(run.case.small, run.shape, get("width", run.width), get("depth", "stack")).width.epsilon_scale
-    )
+    growth = build_map(run.case.small, run.shape, get("width", run.width), get("depth", "stack"))
+    return growth.norm_epsilon(1e-5)
 
 
 def planned(case: Case, seeds: Sequence[int], lrs: Sequence[float], scratch_lrs: Sequence[float]) -> list[Run]:

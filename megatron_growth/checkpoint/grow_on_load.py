@@ -124,7 +124,8 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
         request.seed,
     )
     if "args" in common:
-        check_norm_epsilon(config.layernorm_epsilon, metadata.grown_norm_epsilon(common["args"], growth), growth)
+        needed = growth.norm_epsilon(metadata.norm_epsilon(common["args"]))
+        check_norm_epsilon(config.layernorm_epsilon, needed, growth)
     init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
     tensors = size = 0

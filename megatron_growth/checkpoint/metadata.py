@@ -152,15 +152,9 @@ def _refuse_other_architectures(source: Source, args: argparse.Namespace) -> Non
             lookup(name)
 
 
-def grown_norm_epsilon(args: argparse.Namespace, growth: GrowthMap) -> float:
-    """The --norm-epsilon that the target needs for exact growth.
-
-    Megatron has one epsilon for all norms.  A zero-padded residual stream shrinks the mean square of every norm by the
-    same factor old / new, so one new epsilon = factor * old epsilon keeps all of them exact (LEMON, sec. 4.1).
-    """
-    old = float(getattr(args, "layernorm_epsilon", 1e-5))
-    scale = growth.width.epsilon_scale
-    return old if scale == 1.0 else old * scale
+def norm_epsilon(args: argparse.Namespace) -> float:
+    """The --norm-epsilon of a checkpoint's saved arguments; Megatron's default where it is not saved."""
+    return float(getattr(args, "layernorm_epsilon", 1e-5))
 
 
 def content_hash(source: Source) -> str:

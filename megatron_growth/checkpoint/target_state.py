@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, grown_norm_epsilon
+from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, norm_epsilon
 from megatron_growth.checkpoint.optimizer_state import rewrite_rates
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.operators import GrowthMap
@@ -32,7 +32,7 @@ def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dic
         "num_query_groups": target.query_groups,
         "kv_channels": target.head_dim,
         "padded_vocab_size": target.vocab,
-        "layernorm_epsilon": grown_norm_epsilon(args, growth),
+        "layernorm_epsilon": growth.norm_epsilon(norm_epsilon(args)),
     }
     for name, value in sizes.items():
         if hasattr(out, name) or name == "layernorm_epsilon":

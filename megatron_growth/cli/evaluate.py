@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import console
 from megatron_growth.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -115,18 +116,16 @@ def agreement(source: Source, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True)
-    console.print(f"{document['path']}{': embedding and output layer are one' if document['tied_embeddings'] else ''}")
+    print(f"{document['path']}{': embedding and output layer are one' if document['tied_embeddings'] else ''}")
     if rows := document.get("word_similarity"):
         table = Table("table", "word pairs", "Spearman", "pairs used", "dropped")
         for row in rows:
             name = Path(row["pairs"]).name
             table.add_row(row["table"], name, f"{row['spearman']:.3f}", str(row["used"]), str(row["dropped"]))
-        console.print(table)
+        console().print(table)
     if found := document.get("neighbour_agreement"):
         shares = ", ".join(f"{name} {found[name]:.1%}" for name in ("embedding", "output") if name in found)
-        console.print(f"common neighbours among the nearest {found['top']} of {found['tokens']} tokens: {shares}")
-        console.print(f"  with {found['with']}")
+        print(f"common neighbours among the nearest {found['top']} of {found['tokens']} tokens: {shares}")
+        print(f"  with {found['with']}")

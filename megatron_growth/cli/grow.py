@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import console, size
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -89,17 +89,17 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(report), indent=2))
     else:
         resumed = f", {report.parts_resumed} parts were there already" if report.parts_resumed else ""
-        print(f"grown: {report.path} ({report.bytes_written / 1e9:.2f} GB, {report.seconds:.1f} s{resumed})")
+        print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {report.path}" + _epsilon_hint(job))
     return 0
 
 
 def _epsilon_hint(job: Job) -> str:
-    from megatron_growth.checkpoint.metadata import grown_norm_epsilon
+    from megatron_growth.checkpoint.metadata import norm_epsilon
 
     if job.growth.width.epsilon_scale == 1.0:
         return ""
-    return f" --norm-epsilon {grown_norm_epsilon(job.common['args'], job.growth)!r}"
+    return f" --norm-epsilon {job.growth.norm_epsilon(norm_epsilon(job.common['args']))!r}"
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Any]:
@@ -160,21 +160,17 @@ def _print_plan(job: Job, as_json: bool) -> None:
 
 
 def _print_table(rows: list[Row], read: int, written: int, job: Job) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("parameter", "axes", "old", "new", "MB read", "MB written", title="what would be grown")
-    for column in table.columns[4:]:
-        column.justify = "right"
+    names = (Column("parameter", overflow="fold"), "axes", "old", "new")
+    table = Table(*names, *(Column(name, justify="right") for name in ("read", "written")), title="what would be grown")
     for row in rows:
         name = row.parameter + ("" if row.moment == "weight" else f" ({row.moment})")
         sizes = [" x ".join(map(str, shape)) or "-" for shape in (row.old, row.new)]
-        table.add_row(
-            name, " x ".join(row.axes), *sizes, f"{row.bytes_read / 1e6:,.1f}", f"{row.bytes_written / 1e6:,.1f}"
-        )
+        table.add_row(name, " x ".join(row.axes), *sizes, size(row.bytes_read), size(row.bytes_written))
     table.add_section()
-    table.add_row(f"{len(rows)} in all", "", "", "", f"{read / 1e6:,.1f}", f"{written / 1e6:,.1f}")
+    table.add_row(f"{len(rows)} in all", "", "", "", size(read), size(written))
     words = job.growth.provenance
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(table)
-    console.print(f"width {words['width']}, depth {words['depth']}, seed {words['seed']}, optimizer state {job.policy}")
+    out = console()
+    out.print(table)
+    out.print(f"width {words['width']}, depth {words['depth']}, seed {words['seed']}, optimizer state {job.policy}")

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.cli.console import console, size
+
 HELP = "print a checkpoint"
 
 
@@ -75,29 +77,27 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console = Console(soft_wrap=True)
     shape = document["shape"]
     sizes = ", ".join(f"{key} {shape[key]}" for key in ("hidden", "ffn", "layers", "heads", "query_groups", "vocab"))
-    console.print(f"{document['path']}: iteration {document['iteration']}, {document['parameters']:,} parameters")
-    console.print(f"  {sizes}; {shape['norm']}, {'tied' if shape['tied_embeddings'] else 'untied'} embeddings")
-    console.print(f"  {document['bytes'] / 1e9:.3f} GB, hash {document['hash'][:16]}")
+    print(f"{document['path']}: iteration {document['iteration']}, {document['parameters']:,} parameters")
+    print(f"  {sizes}; {shape['norm']}, {'tied' if shape['tied_embeddings'] else 'untied'} embeddings")
+    print(f"  {size(document['bytes'])}, hash {document['hash'][:16]}")
     if origin := document["grown_from"]:
-        console.print(
+        print(
             f"  grown from {origin['source']} (iteration {origin['source_iteration']}) by {origin['width']} and "
             f"{origin['depth']}, seed {origin['seed']}"
         )
     if found := document["copies"]:
         copies = found["copies"]
-        console.print(
+        print(
             f"  copies: {copies['residual']} of {found['residual_of']} residual dimensions, {copies['heads']} of "
             f"{found['heads_of']} heads, {copies['units']} of {found['units_of']} FFN units"
             f" ({len(found['layers'])} layers looked at); effective rank {copies['effective_rank']:.1f}"
         )
-    table = Table("tensor", "kind", "shape", "type", "chunks")
+    table = Table(Column("tensor", overflow="fold"), "kind", "shape", "type", "chunks")
     for row in document["tensors"]:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["name"], row["kind"], shape, row["dtype"], str(row["chunks"]))
-    console.print(table)
+    console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
+    # torch warns of a CUDA toolkit without a GPU, as on a login node; no verb needs one here.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(words)
     try:
         return int(args.execute(args) or 0)

@@ -102,32 +102,31 @@ def _draw(plan: RunPlan, args: argparse.Namespace) -> list[str]:
 
 
 def _print(plan: RunPlan, on_cluster: ClusterPlan | None, fit: dict[str, Any] | None, written: list[str]) -> None:
-    from rich.console import Console
-
+    from megatron_growth.cli.console import console
     from megatron_growth.planner.cluster_table import render_cluster
     from megatron_growth.planner.table import render
 
-    console = Console(highlight=False)
-    console.print(render(plan))
+    out = console()
+    out.print(render(plan))
     if on_cluster is not None:
-        console.print()
-        console.print(render_cluster(on_cluster))
+        out.print()
+        out.print(render_cluster(on_cluster))
     if fit is not None:
         added = ", ".join(map(str, fit["layers_added"]))
-        console.print(
+        out.print(
             f"\n{fit['memory_bytes'] / 1e9:g} GB of model state: {fit['stages']} stages that add {added} layers; "
             f"peak {fit['peak_bytes'] / 1e9:.2f} GB"
         )
     for file in written:
-        console.print(f"wrote {file}")
+        out.print(f"wrote {file}")
 
 
 def _list(as_json: bool) -> None:
     """The shipped recipes with a sentence each."""
-    from rich.console import Console
     from rich.table import Table
 
     from megatron_growth import recipes
+    from megatron_growth.cli.console import console
 
     shipped = {name: recipes.load(name).summary for name in recipes.names()}
     if as_json:
@@ -137,4 +136,4 @@ def _list(as_json: bool) -> None:
     table.add_column(no_wrap=True)
     for row in shipped.items():
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console().print(table)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_growth.cli.console import size
+
 LINE_SECONDS = 10.0
 
 
@@ -49,4 +51,4 @@ class Progress:
             self._bars.update(self._tasks[what], completed=done)
         elif time.monotonic() - self._last > LINE_SECONDS or done == total:
             self._last = time.monotonic()
-            print(f"{self.labels[what]}: {done / 1e9:.2f} of {total / 1e9:.2f} GB", file=sys.stderr)
+            print(f"{self.labels[what]}: {size(done)} of {size(total)}", file=sys.stderr)

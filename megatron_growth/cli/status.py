@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import console
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -71,18 +73,17 @@ def _look(folder: RunDirectory) -> tuple[RunStatus, dict[str, StageJobStatus]]:
 
 def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
     """On a terminal the table stays in its place; elsewhere, and as JSON, each look is printed below the last."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(highlight=False)
-    if as_json or not console.is_terminal:
+    out = console()
+    if as_json or not out.is_terminal:
         while True:
             status, jobs = _look(folder)
             _print(status, jobs, as_json)
             if status.complete:
                 return 0
             time.sleep(seconds)
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=out, auto_refresh=False) as live:
         while True:
             status, jobs = _look(folder)
             live.update(_table(status, jobs), refresh=True)
@@ -95,10 +96,7 @@ def _print(status: RunStatus, jobs: dict[str, StageJobStatus], as_json: bool) ->
     if as_json:
         print(json.dumps(_document(status, jobs), indent=2), flush=True)
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(_table(status, jobs))
+    console().print(_table(status, jobs))
 
 
 def _document(status: RunStatus, jobs: dict[str, StageJobStatus]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_growth.cli.console import size
+
 HELP = "check a grown checkpoint against its source"
 
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
     print(
-        f"verified: {result.chunks} chunks ({result.bytes_checked / 1e9:.3f} GB) match their checksums; "
+        f"verified: {result.chunks} chunks ({size(result.bytes_checked)}) match their checksums; "
         f"{len(result.slices)} slices ({elements} rows) equal their recomputed values bit for bit"
     )
     counts = found.copies

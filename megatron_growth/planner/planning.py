@@ -136,7 +136,7 @@ def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape
     except GrowthPlanError as error:
         where = recipe.where(*path, "growth")
         raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
-    return source.norm_epsilon * growth.width.epsilon_scale
+    return growth.norm_epsilon(source.norm_epsilon)
 
 
 def _frozen_layers(stage: Stage, source: _Draft | None) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""A run plan as text for a terminal: tables that fit 100 columns, the formula of every derived number, notes."""
+"""A run plan as text for a terminal: tables that fit 80 columns, the formula of every derived number, notes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SUMS = {
     "step": "standard pre-training of the last stage's model",
 }
 
+_WORDS = ("stage", "layout")
+
 
 def render(plan: RunPlan) -> RenderableType:
     """The whole plan."""
@@ -33,10 +35,17 @@ def render(plan: RunPlan) -> RenderableType:
 
 
 def plain_table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """A table whose first column is text and whose others are numbers; where it is narrow, words give way first."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", header_style="dim", no_wrap=True)
+        words = column in _WORDS
+        table.add_column(
+            column,
+            justify="right" if i else "left",
+            header_style="dim",
+            no_wrap=not words,
+            overflow="fold" if words else "ellipsis",
+        )
     return table
 
 

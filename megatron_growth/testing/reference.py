@@ -153,7 +153,7 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
     Norms compute in the weights' own precision, so that a float64 model is float64 throughout.
 
     Args:
-        epsilon: of every norm; of a grown model the source's times `growth.width.epsilon_scale`.
+        epsilon: of every norm; of a grown model `growth.norm_epsilon` of the source's.
 
     Raises:
         UnsupportedError: transformers has no model with this norm and feed-forward block.
@@ -261,7 +261,7 @@ def loss_jump(old: State, growth: GrowthMap, tokens: NDArray[np.int64], *, seed:
     """How far the loss moves at growth, in nats: zero for exact operators up to rounding."""
     initial = random_state(growth.target, seed, trained=False, std=0.02, dtype=next(iter(old.values())).dtype)
     grown = grow(old, growth, initial)
-    after = loss(grown, growth.target, tokens, epsilon=1e-5 * growth.width.epsilon_scale)
+    after = loss(grown, growth.target, tokens, epsilon=growth.norm_epsilon(1e-5))
     return after - loss(old, growth.source, tokens)
 
 

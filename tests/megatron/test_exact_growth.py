@@ -43,7 +43,7 @@ def grown_loss(source: Path, width: str, sizes: dict[str, int]) -> float:
         "--growth-from": source,
         "--growth-width": width,
         "--growth-depth": "identity",
-        "--norm-epsilon": repr(EPSILON * growth.width.epsilon_scale),
+        "--norm-epsilon": repr(growth.norm_epsilon(EPSILON)),
     }
     return first_loss("pretrain_gpt.py", *(str(word) for pair in flags.items() for word in pair), **sizes)
 

@@ -58,8 +58,9 @@ def test_dry_run_counts_the_bytes_that_are_read(tmp_path, capsys, monkeypatch):
     assert planned["bytes_read"] == job.source.bytes_read - before
 
 
-def test_the_table_is_printed(tmp_path, capsys):
+def test_the_table_is_printed(tmp_path, capsys, monkeypatch):
     source = make_source(tmp_path / "source")
+    monkeypatch.setenv("COLUMNS", "150")
     assert main(["grow", "--from", str(source), "--to", str(tmp_path / "x"), *SIZES, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "layers x gate_up x hidden" in text
@@ -77,6 +78,13 @@ def test_inspect_prints_what_is_there(tmp_path, capsys):
     assert (fc1["shape"], fc1["dtype"]) == ([3, 24, 8], "bfloat16")
     assert main(["inspect", str(source)]) == 0
     assert "iteration 7" in capsys.readouterr().out
+
+
+def test_names_are_whole_in_a_pipe(tmp_path, capsys, monkeypatch):
+    source = make_source(tmp_path / "source")
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers set it
+    assert main(["inspect", str(source)]) == 0
+    assert "decoder.layers.self_attention.linear_qkv.layer_norm_weight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("width", "residual", "heads", "units"), [("fpi", 4, 10, 40), ("zero-pad", 0, 0, 0)])

@@ -92,11 +92,11 @@ def test_the_command_prints_json_alone(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["progressive-8b", "step-1.2b-3stages", "reuse-1b", "wso-8b", "nano-progressive"])
-def test_text_fits_a_terminal_of_100_columns(capsys, monkeypatch, tmp_path, name):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_text_fits_a_terminal_of_80_columns(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["plan", name, "--plot-memory", str(tmp_path / "memory.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 

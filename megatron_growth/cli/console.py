@@ -1,0 +1,27 @@
+"""Where the verbs print tables: names stay whole in a pipe, sizes are read at a glance."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 150
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal (or COLUMNS), PIPE_WIDTH columns where there is none."""
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else PIPE_WIDTH, highlight=False)
+
+
+def size(number: int) -> str:
+    """Bytes with three or more digits and a decimal unit: 2.4 MB, 16.9 GB."""
+    from rich.filesize import decimal
+
+    return decimal(number)
