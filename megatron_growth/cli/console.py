@@ -1,4 +1,4 @@
-"""Where the verbs print tables: names stay whole in a pipe, sizes are read at a glance."""
+"""Where the verbs print tables: names stay whole in a pipe."""
 
 from __future__ import annotations
 
@@ -18,10 +18,3 @@ def console() -> Console:
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else PIPE_WIDTH, highlight=False)
-
-
-def size(number: int) -> str:
-    """Bytes with three or more digits and a decimal unit: 2.4 MB, 16.9 GB."""
-    from rich.filesize import decimal
-
-    return decimal(number)

@@ -18,8 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.console import console, size
+from megatron_growth.cli.console import console
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
+from megatron_growth.progress import Progress, size
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import Job
@@ -63,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from megatron_growth.checkpoint import grow_offline
-    from megatron_growth.cli.progress import Progress
     from megatron_growth.operators import get
 
     torch.set_num_threads(1)

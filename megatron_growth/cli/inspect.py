@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.cli.console import console, size
+from megatron_growth.cli.console import console
+from megatron_growth.progress import size
 
 HELP = "print a checkpoint"
 

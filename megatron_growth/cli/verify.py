@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_growth.cli.console import size
+from megatron_growth.progress import Progress, size
 
 HELP = "check a grown checkpoint against its source"
 
@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.checkpoint.copies import copies_in
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.checkpoint.verify import verify
-    from megatron_growth.cli.progress import Progress
 
     torch.set_num_threads(1)
     with Progress({"check": "checking the target"}, quiet=args.json) as progress:

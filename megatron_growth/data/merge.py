@@ -26,16 +26,17 @@ class Merged:
 
 
 def merge_shards(
-    shards: Sequence[Path], folder: Path, splits: Sequence[str], dtype: str, advance: Callable[[int], None]
+    shards: Sequence[Path], folder: Path, splits: Sequence[str], dtype: str, progress: Callable[[int, int], None]
 ) -> Merged:
     """Write `folder/SPLIT.bin` and `.idx` for each split; every document is one sequence that ends in eod.
 
-    Calls `advance` with the bytes of each shard when it is merged.
+    Calls `progress` with (bytes of shards that are merged, bytes of all).
     """
     new = _builder_class()
     builders = {name: new(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
     documents, tokens = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
-    empty = text_bytes = 0
+    empty = text_bytes = done = 0
+    total = sum(path.stat().st_size for path in shards)
     for path in shards:
         shard = load_shard(path)
         for name in splits:
@@ -44,7 +45,8 @@ def merge_shards(
             tokens[name] += len(shard.tokens[name])
         empty += shard.empty
         text_bytes += shard.text_bytes
-        advance(path.stat().st_size)
+        done += path.stat().st_size
+        progress(done, total)
     records = {}
     for name in splits:
         builders[name].finalize(str(folder / f"{name}.idx"))

@@ -30,7 +30,6 @@ from megatron_growth.data import huggingface_datasets
 from megatron_growth.data.encode import SPLITS, EncodeOptions, clean_documents
 from megatron_growth.data.manifest import FILE_NAME, FORMAT, Manifest, TokenizerRecord, check_files, load_manifest
 from megatron_growth.data.merge import merge_shards
-from megatron_growth.data.progress import Progress
 from megatron_growth.data.request import PrepareRequest, differences
 from megatron_growth.data.sources import Piece, Source, discover, hash_sources, shards
 from megatron_growth.data.split import ValidationSplit
@@ -39,6 +38,7 @@ from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_token
 from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
 from megatron_growth.data.workers import encode_all
 from megatron_growth.errors import DataError
+from megatron_growth.progress import Progress
 
 _REQUEST = "request.json"
 _MODEL = Path("tokenizer", "sentencepiece.model")
@@ -147,8 +147,8 @@ def _build(
     paths = _encode(groups, options, partial / "shards", workers)
     result = partial / "result"
     splits = SPLITS if request.valid_fraction else SPLITS[:1]
-    with Progress("merge", sum(path.stat().st_size for path in paths)) as progress:
-        merged = merge_shards(paths, result, splits, dtype, progress.advance)
+    with Progress() as progress:
+        merged = merge_shards(paths, result, splits, dtype, lambda done, all_: progress("merge", done, all_))
     if not any(split.documents for split in merged.splits.values()):
         raise DataError("The corpus holds no text.", where=", ".join(request.corpus), fix="Give files that hold text.")
     for name, split in merged.splits.items():
@@ -187,10 +187,12 @@ def _encode(groups: Sequence[Sequence[Piece]], options: EncodeOptions, folder: P
     paths = [folder / f"{index:06d}.npz" for index in range(len(groups))]
     tasks = [(pieces, path) for pieces, path in zip(groups, paths, strict=True) if not path.is_file()]
     total = sum(piece.bytes for pieces in groups for piece in pieces)
-    todo = sum(piece.bytes for pieces, _ in tasks for piece in pieces)
-    with Progress("tokenize", total, done=total - todo) as progress:
+    done = total - sum(piece.bytes for pieces, _ in tasks for piece in pieces)
+    with Progress() as progress:
+        progress("tokenize", done, total)
         for count in encode_all(tasks, options, workers):
-            progress.advance(count)
+            done += count
+            progress("tokenize", done, total)
     return paths
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(megatron_growth.__file__).parent
 LEVELS = (
     ("errors", "__init__"),
     ("shape",),
-    ("axes", "patterns", "schedules"),
+    ("axes", "patterns", "progress", "schedules"),
     ("operators",),
     ("layout",),
     ("checkpoint", "training", "backend", "planner", "recipes", "data"),
