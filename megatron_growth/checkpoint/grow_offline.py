@@ -356,8 +356,7 @@ def _work(job: Job, folder: Path, what: str, share: Sequence[int], queue: Any, p
     torch.set_num_threads(1)
     try:
         if what == "check":
-            for number in share:
-                job.source.check_item(number)
+            for number in job.source.check_items(share):
                 queue.put(("done", number))
         else:
             _write_share(job, folder, share, queue, parent)

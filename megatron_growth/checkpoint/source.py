@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -245,12 +247,22 @@ class Source:
         """The checksum that the writer stored beside one chunk."""
         return self._locate(number).crc32
 
-    def check_item(self, number: int) -> None:
-        """Compare one stored chunk with the checksum that its writer stored beside it.
+    def check_items(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Compare stored chunks with the checksums that their writer stored beside them; yields each that is right.
+
+        The kernel reads the next chunk ahead while the checksum of one is computed.
 
         Raises:
             CheckpointError: a bit differs; names the file and the key.
         """
+        for number, following in zip_longest(numbers, numbers[1:]):
+            if following is not None:
+                item, found = self.items[following], self._locate(following)
+                os.posix_fadvise(self._file(item.info.relative_path), found.start, found.bytes, os.POSIX_FADV_WILLNEED)
+            self._check_item(number)
+            yield number
+
+    def _check_item(self, number: int) -> None:
         item, found = self.items[number], self._locate(number)
         crc, buffer = 0, bytearray(min(_CRC_BLOCK, found.bytes))
         for at in range(0, found.bytes, _CRC_BLOCK):

@@ -103,9 +103,8 @@ def verify(
 def check_chunks(source: Source, progress: Callable[[str, int, int], None]) -> int:
     """Compare every stored chunk with its checksum; bytes checked."""
     total, done = sum(item.bytes for item in source.items), 0
-    for number, item in enumerate(source.items):
-        source.check_item(number)
-        done += item.bytes
+    for number in source.check_items(range(len(source.items))):
+        done += source.items[number].bytes
         progress("check", done, total)
     return done
 

@@ -60,8 +60,8 @@ def test_all_ranks_stop_together_and_the_checkpoint_is_whole(tmp_path):
     ]
     folder = checkpoints.verify(tmp_path / "ckpt", expected)
     source = Source(folder)
-    for number in range(len(source.items)):
-        source.check_item(number)
+    numbers = list(range(len(source.items)))
+    assert list(source.check_items(numbers)) == numbers
 
 
 @pytest.mark.fault

@@ -26,8 +26,8 @@ def test_a_checkpoint_of_torch_is_found_byte_for_byte(tmp_path):
             stream.seek(found.start)
             got = torch.frombuffer(bytearray(stream.read(found.bytes)), dtype=item.dtype).view(item.sizes)
         assert torch.equal(got, want)
-    for number in range(len(source.items)):
-        source.check_item(number)
+    numbers = list(range(len(source.items)))
+    assert list(source.check_items(numbers)) == numbers
 
 
 def test_the_installed_torch_is_one_that_was_tested():
