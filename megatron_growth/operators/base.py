@@ -103,12 +103,13 @@ class GrowthMap:
     seed: Seed
 
     def norm_epsilon(self, source: float) -> float:
-        """The --norm-epsilon of the grown model, of the source's; in 12 digits, so that it can be typed.
+        """The --norm-epsilon of the grown model, of the source's; a new one has 12 digits, so that it can be typed.
 
         Megatron has one epsilon for all norms.  A zero-padded residual stream changes the mean square of every norm by
         the same factor, so the old epsilon times this factor keeps all of them exact (LEMON, sec. 4.1).
         """
-        return float(f"{source * self.width.epsilon_scale:.12g}")
+        scale = self.width.epsilon_scale
+        return source if scale == 1.0 else float(f"{source * scale:.12g}")
 
     def fingerprint(self) -> str:
         """A hash over sizes, operators, parameters, seed and every index: equal maps give equal checkpoints."""
