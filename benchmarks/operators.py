@@ -374,6 +374,8 @@ def main() -> None:
             runs = planned(case, args.seeds, args.lrs, args.scratch_lrs)
             pending = {pool.submit(execute, run, args.work, data): run for run in runs}
             for done in as_completed(pending):
+                if done.exception():
+                    pool.shutdown(wait=False, cancel_futures=True)
                 done.result()
                 print(pending[done].name, json.dumps(losses(args.work / pending[done].name)), flush=True)
     rows = collect(case, args.work, args.seeds, lrs)
