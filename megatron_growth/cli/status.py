@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from megatron_growth.run.directory import RunDirectory
-    from megatron_growth.run.slurm_status import StageJobStatus
     from megatron_growth.run.status import RunStatus, StageStatus
+    from megatron_growth.slurm.status import StageJobStatus
 
 HELP = "how far a run is"
 
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _look(folder: RunDirectory) -> tuple[RunStatus, dict[str, StageJobStatus]]:
     """The status now, and the jobs of a run that was submitted."""
-    from megatron_growth.run import slurm_status
     from megatron_growth.run.status import status_of
+    from megatron_growth.slurm import status as slurm_status
 
     status = status_of(folder)
     if not slurm_status.is_submitted(folder):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
     from megatron_growth.recipes import ClusterProfile, Recipe
     from megatron_growth.run.directory import RunDirectory
-    from megatron_growth.run.stage_jobs import StageJob
+    from megatron_growth.slurm.stage_jobs import StageJob
 
 HELP = "train on a Slurm cluster: one job a stage"
 
@@ -83,7 +83,7 @@ class _Request:
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
         """Of its stages."""
         from megatron_growth.run.directory import RunDirectory
-        from megatron_growth.run.stage_jobs import stage_jobs
+        from megatron_growth.slurm.stage_jobs import stage_jobs
 
         return stage_jobs(RunDirectory(self.folder), self.stages, profile)
 
@@ -125,8 +125,8 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
     """--dry-run: every command, and the script that they submit."""
-    from megatron_growth.run.stage_jobs import script_path
     from megatron_growth.run.storage import bytes_needed
+    from megatron_growth.slurm.stage_jobs import script_path
 
     script = script_path()
     runs: list[dict[str, Any]] = []
@@ -149,8 +149,8 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
 
 def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:
     """Make the run directories with their data, then submit all chains."""
-    from megatron_growth.run import slurm
-    from megatron_growth.run.submit import submit_chain, to_json
+    from megatron_growth.slurm import commands as slurm
+    from megatron_growth.slurm.submit import submit_chain, to_json
 
     slurm.require()
     runs = [(request, _prepare(request, workers)) for request in requests]
@@ -184,7 +184,7 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
 
 def _cancel(folder: Path, as_json: bool) -> int:
     from megatron_growth.run.directory import existing
-    from megatron_growth.run.submit import cancel_chain
+    from megatron_growth.slurm.submit import cancel_chain
 
     cancelled = cancel_chain(existing(folder))
     if as_json:

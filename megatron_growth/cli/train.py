@@ -44,10 +44,17 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.run.screen import Screen
     from megatron_growth.run.train import Request, train
     from megatron_growth.run.variants import train_variants
+    from megatron_growth.slurm.submit import refuse_while_submitted
 
     recipe = load_recipe(args.recipe, args.variant, args.corpus)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
-    request = Request(stage=args.stage, baselines=baselines, wandb_project=args.wandb, workers=args.workers)
+    request = Request(
+        stage=args.stage,
+        baselines=baselines,
+        wandb_project=args.wandb,
+        workers=args.workers,
+        guard=refuse_while_submitted,
+    )
     folder = args.folder or default_folder(recipe)
     if recipe.variants and not args.variant:
 

@@ -16,9 +16,9 @@ import numpy as np
 from megatron_growth.data.readers import documents
 from megatron_growth.data.sources import Piece
 from megatron_growth.data.split import ValidationSplit
-from megatron_growth.data.storage import atomic_path, storage_errors
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import atomic_path, storage_errors
 
 SPLITS = ("train", "valid")
 _BATCH_CHARACTERS = 1 << 20

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.data.sources import Source
-from megatron_growth.data.storage import atomic_path
 from megatron_growth.errors import DataError, UnsupportedError
+from megatron_growth.records.storage import atomic_path
 
 PREFIX = "hf:"
 FORMAT = "huggingface"

@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_growth.data.encode import Shard, load_shard
 from megatron_growth.data.manifest import FileRecord, SplitRecord
-from megatron_growth.data.storage import fsync_path, sha256_of
+from megatron_growth.records.storage import fsync_path, sha256_of
 
 
 @dataclass(frozen=True)

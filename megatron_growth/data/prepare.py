@@ -33,12 +33,12 @@ from megatron_growth.data.merge import merge_shards
 from megatron_growth.data.request import PrepareRequest, differences
 from megatron_growth.data.sources import Piece, Source, discover, hash_sources, shards
 from megatron_growth.data.split import ValidationSplit
-from megatron_growth.data.storage import fsync_path, storage_errors, write_json
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
 from megatron_growth.data.workers import encode_all
 from megatron_growth.errors import DataError
 from megatron_growth.progress import Progress
+from megatron_growth.records.storage import fsync_path, storage_errors, write_json
 
 _REQUEST = "request.json"
 _MODEL = Path("tokenizer", "sentencepiece.model")

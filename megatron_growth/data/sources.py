@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_growth.data import corpora
-from megatron_growth.data.storage import sha256_of
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import sha256_of
 
 MIB = 1 << 20
 _JSONL = (".jsonl", ".ndjson", ".json")

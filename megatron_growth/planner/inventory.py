@@ -1,6 +1,6 @@
 """Every parameter of a model by its layout-free Megatron name: what freezing, FLOPs and memory are counted over.
 
-Names are those of Megatron's local layer spec, as `megatron_growth.training.names` gives them at run time.
+Names are those of Megatron's local layer spec, as `megatron_growth.layout.model_names` gives them at run time.
 
 Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary, r adapter rank.
 """

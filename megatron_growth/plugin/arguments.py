@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_growth.errors import UnsupportedError, UserError
+from megatron_growth.methods.rates import RunSchedule, multiple, parse_schedule
 from megatron_growth.patterns import Rule, parse_rules
-from megatron_growth.training.rates import RunSchedule, multiple, parse_schedule
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]

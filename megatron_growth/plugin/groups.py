@@ -10,11 +10,11 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import ParamKey
 from megatron.training import get_args, print_rank_0
 
+from megatron_growth.layout.model_names import named_parameters
+from megatron_growth.methods.freeze import Assignment, all_names, assign, freeze
+from megatron_growth.methods.rates import multiple
 from megatron_growth.patterns import Rule
 from megatron_growth.plugin.scheduler import GROUP_KEY
-from megatron_growth.training.freeze import Assignment, all_names, assign, freeze
-from megatron_growth.training.names import named_parameters
-from megatron_growth.training.rates import multiple
 
 Chunks = list[torch.nn.Module]
 

@@ -29,10 +29,10 @@ from megatron.training import get_args, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
 from megatron_growth.errors import CheckpointError, RunError
+from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.patterns import Rule, decide, parse_rules
 from megatron_growth.plugin.groups import ParameterRules
 from megatron_growth.plugin.scheduler import GROUP_KEY, WHICH_SCHEDULE
-from megatron_growth.training.names import named_parameters, unwrapped
 
 Chunks = list[torch.nn.Module]
 Group = dict[str, Any]

@@ -11,9 +11,9 @@ from megatron.training import get_args
 
 from megatron_growth import schedules
 from megatron_growth.errors import RunError, UnsupportedError
+from megatron_growth.methods.rates import RunSchedule, multiple, parse_schedule
 from megatron_growth.patterns import Rule
 from megatron_growth.schedules import Schedule
-from megatron_growth.training.rates import RunSchedule, multiple, parse_schedule
 
 GROUP_KEY = "growth_schedule"
 _STATE_KEY = "growth"

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from megatron_growth import __version__
-from megatron_growth.data.storage import atomic_path
+from megatron_growth.records.storage import atomic_path
 from megatron_growth.report import plots
 from megatron_growth.report.findings import findings, variant_findings
 from megatron_growth.report.records import RunRecord

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from megatron_growth.checkpoint.paths import METADATA, TRACKER
-from megatron_growth.data.storage import atomic_path, storage_errors
 from megatron_growth.errors import CheckpointError
+from megatron_growth.records.storage import atomic_path, storage_errors
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
 

@@ -14,10 +14,10 @@ from megatron_growth.data.manifest import (
     megatron_data_flags,
     megatron_tokenizer_flags,
 )
-from megatron_growth.data.storage import atomic_path, storage_errors
 from megatron_growth.errors import DataError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
+from megatron_growth.records.storage import atomic_path, storage_errors
 from megatron_growth.run.directory import RunDirectory
 
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from megatron_growth.data.storage import atomic_path, storage_errors, write_json
 from megatron_growth.errors import RecipeError, RunError
+from megatron_growth.records.storage import atomic_path, storage_errors, write_json
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan

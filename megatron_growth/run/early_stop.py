@@ -6,8 +6,8 @@ from pathlib import Path
 
 from megatron_growth.errors import RunError
 from megatron_growth.recipes import Recipe
+from megatron_growth.records.metrics import read
 from megatron_growth.run.directory import RunDirectory, StageDirectory
-from megatron_growth.run.metrics import read
 
 
 def end_of(folder: StageDirectory, planned: int) -> int:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO
 
 from megatron_growth.backend.processes import request_death_signal
-from megatron_growth.data.storage import storage_errors
+from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import failures
 from megatron_growth.run.lock import TOKEN_VARIABLE, end_processes
 

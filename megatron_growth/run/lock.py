@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from megatron_growth.data.storage import storage_errors
 from megatron_growth.errors import GrowthError, RunError
+from megatron_growth.records.storage import storage_errors
 
 TOKEN_VARIABLE = "MEGATRON_GROWTH_OWNER"
 _WAIT_SECONDS = 10.0

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import IO, Any, Self
 
-from megatron_growth.run.metrics import Progress
+from megatron_growth.records.metrics import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 110  # columns of a terminal that has room for a bar

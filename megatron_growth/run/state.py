@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from megatron_growth.data.storage import storage_errors, write_json
 from megatron_growth.errors import RunError
+from megatron_growth.records.storage import storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
 
 Status = Literal["pending", "growing", "training", "done"]

@@ -6,7 +6,8 @@ import fcntl
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_growth.run import checkpoints, metrics, state
+from megatron_growth.records import metrics
+from megatron_growth.run import checkpoints, state
 from megatron_growth.run.directory import RunDirectory
 
 

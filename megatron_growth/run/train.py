@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,14 +24,13 @@ from megatron_growth.errors import (
 )
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
+from megatron_growth.records.metrics import Follower, read
 from megatron_growth.run import checkpoints, dataset, directory, early_stop, failures, launch, state
 from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.lock import exclusive
-from megatron_growth.run.metrics import Follower, read
 from megatron_growth.run.retention import Keep, prune
 from megatron_growth.run.screen import Screen, duration
-from megatron_growth.run.submit import refuse_while_submitted
 
 _STOPPING = "stopping: the running iteration is finished and saved; press Ctrl-C again to end at once"
 
@@ -46,6 +45,8 @@ class Request:
         wandb_project: Weights & Biases project, or "".
         workers: processes that tokenize; None for one a core.
         dataset_of: a run on the same text, whose dataset is shared instead of made again.
+        guard: called with the run while it is locked; raises RunError when something else, such as a Slurm job, works
+            on it.
     """
 
     stage: str | None = None
@@ -53,6 +54,7 @@ class Request:
     wandb_project: str = ""
     workers: int | None = None
     dataset_of: RunDirectory | None = None
+    guard: Callable[[RunDirectory], None] | None = None
 
 
 def local_devices() -> int:
@@ -86,7 +88,8 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
     directory.check_free(path)
     with exclusive(directory.RunDirectory(path).lock) as token:
         run = directory.create(path, recipe, plan)
-        refuse_while_submitted(run)
+        if request.guard:
+            request.guard(run)
         if request.dataset_of:
             dataset.share(request.dataset_of, run)
         manifest = dataset.prepared(run, recipe, request.workers)

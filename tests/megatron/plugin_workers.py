@@ -63,7 +63,7 @@ def train(
 
         layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = AddedWeightGradients, True
     if fault == "no recompute hook":
-        from megatron_growth.training import freeze
+        from megatron_growth.methods import freeze
 
         freeze._keep_recomputation_trainable = lambda model: None
     script = load_script()
@@ -91,7 +91,7 @@ class Watch:
         self.counter, self.flops = None, {}
 
     def begin(self, model, optimizer, scheduler):
-        from megatron_growth.training.names import named_parameters
+        from megatron_growth.layout.model_names import named_parameters
 
         self.model, self.optimizer = model, optimizer
         self.parameters = dict(named_parameters(model))

@@ -185,7 +185,7 @@ def first_steps(argv):
 
     import megatron_growth as growth
     from megatron_growth.backend import cpu
-    from megatron_growth.training.names import named_parameters
+    from megatron_growth.layout.model_names import named_parameters
 
     torch.distributed.destroy_process_group()
     script, before, after = load_script(), {}, {}

@@ -20,10 +20,11 @@ from megatron_growth import recipes
 from megatron_growth.errors import RunError, UserError
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes import ClusterProfile
-from megatron_growth.run import checkpoints, slurm_record
+from megatron_growth.run import checkpoints
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import StageJob, script_path, stage_jobs
-from megatron_growth.run.submit import cancel_chain, refuse_while_submitted, submit_chain
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.stage_jobs import StageJob, script_path, stage_jobs
+from megatron_growth.slurm.submit import cancel_chain, refuse_while_submitted, submit_chain
 
 pytestmark = pytest.mark.slurm
 StandIns = Callable[..., RunDirectory]

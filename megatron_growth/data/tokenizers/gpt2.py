@@ -16,8 +16,8 @@ import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from megatron_growth.data.storage import sha256_of
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import sha256_of
 
 # The published files, as in tiktoken_ext/openai_public.py.
 FILES = {

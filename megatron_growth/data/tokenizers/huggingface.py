@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.data.storage import sha256_of
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import sha256_of
 
 # What decides the ids; a model's weights may lie in the same folder and do not.
 _PATTERNS = ("token*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*", "*.bpe")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.data.storage import atomic_path, sha256_of
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import atomic_path, sha256_of
 
 # Enough text for any vocabulary this project trains; the trainer holds its input in memory.
 TRAINING_CHARACTERS = 50_000_000

@@ -20,9 +20,9 @@ from megatron_growth.data.manifest import load_manifest, megatron_data_flags, me
 from megatron_growth.data.prepare import prepare
 from megatron_growth.data.sources import Piece, Source, discover, shards
 from megatron_growth.data.split import ValidationSplit
-from megatron_growth.data.storage import sha256_of
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import sha256_of
 
 EOD = 50256
 DOCUMENTS = texts(120)

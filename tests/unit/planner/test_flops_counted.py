@@ -33,10 +33,10 @@ def count(shape, freeze):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from megatron_growth.layout.model_names import named_parameters
+    from megatron_growth.methods.freeze import all_names, assign
+    from megatron_growth.methods.freeze import freeze as freeze_parameters
     from megatron_growth.patterns import parse_rules
-    from megatron_growth.training.freeze import all_names, assign
-    from megatron_growth.training.freeze import freeze as freeze_parameters
-    from megatron_growth.training.names import named_parameters
 
     # The stock spec computes scores as plain matrix products, which the counter knows.
     model = tiny_gpt(shape, spec="stock", sequence=SEQUENCE)

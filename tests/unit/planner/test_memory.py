@@ -37,9 +37,9 @@ def measure(tp, pp, bf16, distributed, tied, freeze):
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.transformer.module import Float16Module
 
+    from megatron_growth.methods.freeze import all_names, assign
+    from megatron_growth.methods.freeze import freeze as freeze_parameters
     from megatron_growth.patterns import parse_rules
-    from megatron_growth.training.freeze import all_names, assign
-    from megatron_growth.training.freeze import freeze as freeze_parameters
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = tiny_gpt(SHAPE.with_(tied_embeddings=tied), tensor=tp, pipeline=pp, dtype=dtype)

@@ -77,7 +77,7 @@ def test_a_stopped_stage_ends_where_it_stopped(tmp_path):
 
 
 def test_a_slurm_job_is_over_where_its_stage_stopped(tmp_path):
-    from megatron_growth.run.slurm_job import planned_iterations
+    from megatron_growth.slurm.job import planned_iterations
 
     records = [validation(20, 2.4), {"event": "stopped", "iteration": 20, "loss": 2.4, "target": 2.5}]
     write_stage(tmp_path, "stage-2", records)

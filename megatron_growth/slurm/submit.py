@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from megatron_growth.data.storage import write_json
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.recipes import ClusterProfile
-from megatron_growth.run import slurm
+from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.lock import exclusive
-from megatron_growth.run.stage_jobs import StageJob, job_name
+from megatron_growth.slurm import commands as slurm
+from megatron_growth.slurm.stage_jobs import StageJob, job_name
 
 FILE_NAME = "slurm.json"
 

@@ -13,7 +13,7 @@ from megatron_growth import recipes
 from megatron_growth.errors import RunError
 from megatron_growth.planner import plan_run
 from megatron_growth.run import directory
-from megatron_growth.run.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
+from megatron_growth.slurm.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
 
 GIB = 2**30
 FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB)

@@ -14,7 +14,7 @@ from megatron_growth.planner import plan_run
 from megatron_growth.planner.run_plan import ParallelLayout, RunPlan
 from megatron_growth.recipes.cluster import ClusterProfile, load_cluster, loads_cluster
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import job_name, nodes_of, stage_jobs
+from megatron_growth.slurm.stage_jobs import job_name, nodes_of, stage_jobs
 
 FULL = """
 name: full

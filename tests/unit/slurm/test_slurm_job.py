@@ -10,9 +10,11 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import RunError, StageFailed
 from megatron_growth.planner import plan_run
-from megatron_growth.run import directory, slurm_job, slurm_record
+from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.slurm_record import Start
+from megatron_growth.slurm import job as slurm_job
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.record import Start
 
 STAGE = "nano-92k"
 

@@ -1,8 +1,8 @@
 """The parts of launch/stage.sbatch that are more than a few lines of shell.
 
-    python -m megatron_growth.run.slurm_job begin RUN STAGE     record a start, or give up; prints a free port
-    python -m megatron_growth.run.slurm_job watch RUN STAGE     ends when training is ill; removes old checkpoints
-    python -m megatron_growth.run.slurm_job end RUN STAGE ...   is the stage done, to be requeued, or over?
+    python -m megatron_growth.slurm.job begin RUN STAGE     record a start, or give up; prints a free port
+    python -m megatron_growth.slurm.job watch RUN STAGE     ends when training is ill; removes old checkpoints
+    python -m megatron_growth.slurm.job end RUN STAGE ...   is the stage done, to be requeued, or over?
 
 Exit codes: 0; 1 for a failure, and for `end` giving up; 3 when `watch` finds training ill; 75 when `end` asks for a
 requeue.  Messages go to standard error, which is the job's own output file.
@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_growth.errors import GrowthError, RunError, StageFailed, UserError, nearest
-from megatron_growth.run import checkpoints, early_stop, failures, slurm_record
+from megatron_growth.run import checkpoints, early_stop, failures
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
-from megatron_growth.run.health import Doctor, Limits
 from megatron_growth.run.retention import Keep, prune
-from megatron_growth.run.slurm_record import Start
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.health import Doctor, Limits
+from megatron_growth.slurm.record import Start
 
 REQUEUE, ILL = 75, 3
 _LOOK_EVERY_SECONDS = 10.0

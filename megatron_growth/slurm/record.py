@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from megatron_growth.data.storage import write_json
+from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import StageDirectory
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
-from megatron_growth.training.rates import RunSchedule, multiple, parse_schedule
+from megatron_growth.methods.rates import RunSchedule, multiple, parse_schedule
 
 RUN = RunSchedule(peak=1e-3, iterations=100, warmup_iterations=10, min_lr_ratio=0.1)
 

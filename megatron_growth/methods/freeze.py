@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_growth.errors import RecipeError
+from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.patterns import Rule, decide, near_patterns
-from megatron_growth.training.names import named_parameters, unwrapped
 
 _LAYER = re.compile(r"(?<=^decoder\.layers)\.\d+(?=\.)")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from megatron_growth.errors import RecipeError
+from megatron_growth.layout.model_names import global_name
+from megatron_growth.methods.freeze import all_names, assign, freeze
 from megatron_growth.patterns import parse_rules
-from megatron_growth.training.freeze import all_names, assign, freeze
-from megatron_growth.training.names import global_name
 
 
 class Layer(torch.nn.Module):

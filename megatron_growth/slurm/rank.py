@@ -1,4 +1,4 @@
-"""One rank of a stage under Slurm: `python -m megatron_growth.run.rank RUN STAGE`, with torchrun's variables set.
+"""One rank of a stage under Slurm: `python -m megatron_growth.slurm.rank RUN STAGE`, with torchrun's variables set.
 
 Every rank works out the stage's Megatron arguments from the run directory by itself, which is the same in all of them,
 and then is `megatron_growth.run.pretrain`.

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from megatron_growth.run.metrics import Follower, Progress, read
+from megatron_growth.records.metrics import Follower, Progress, read
 from megatron_growth.run.screen import Screen, duration, figures, number
 
 

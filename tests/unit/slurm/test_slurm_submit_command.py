@@ -14,8 +14,9 @@ from megatron_growth.cli.main import main
 from megatron_growth.errors import StorageError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.run_plan import checkpoint_bytes
-from megatron_growth.run import slurm, storage
+from megatron_growth.run import storage
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import commands as slurm
 
 ROOT = Path(__file__).parents[3]
 

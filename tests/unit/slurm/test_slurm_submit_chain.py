@@ -10,10 +10,11 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import UserError
 from megatron_growth.planner import plan_run
-from megatron_growth.run import directory, slurm
+from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import StageJob, stage_jobs
-from megatron_growth.run.submit import remembered, submit_chain
+from megatron_growth.slurm import commands as slurm
+from megatron_growth.slurm.stage_jobs import StageJob, stage_jobs
+from megatron_growth.slurm.submit import remembered, submit_chain
 
 PROFILE = recipes.load_cluster("h100-8x")
 

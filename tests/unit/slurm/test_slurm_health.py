@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_growth.run.health import Doctor, Limits, LossHistory
+from megatron_growth.slurm.health import Doctor, Limits, LossHistory
 
 LIMITS = Limits(hang_seconds=60, spike_factor=1.5, window=5)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_growth.errors import GrowthError
-from megatron_growth.run import slurm, slurm_record, submit
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.stage_jobs import job_name
+from megatron_growth.slurm import commands as slurm
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm import submit
+from megatron_growth.slurm.stage_jobs import job_name
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checks before training: every node of a job sees the same code, recipe, data and file system, and has its GPUs.
 
-Each node runs `python -m megatron_growth.run.preflight RUN STAGE`.  A node writes what it sees to a file in the run
+Each node runs `python -m megatron_growth.slurm.preflight RUN STAGE`.  A node writes what it sees to a file in the run
 directory, which by itself shows that the directory is shared; the first node reads all of them and compares.  The
 variables are those that launch/stage.sbatch sets: GROWTH_HOSTS, GROWTH_RANKS_PER_NODE, GROWTH_GPUS_PER_NODE.
 
@@ -27,10 +27,10 @@ from typing import Any
 import yaml
 
 import megatron_growth
-from megatron_growth.data.storage import write_json
 from megatron_growth.errors import GrowthError, RunError, nearest
-from megatron_growth.run import slurm_record
+from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory, existing
+from megatron_growth.slurm import record as slurm_record
 
 # Of a large file only the ends are hashed: a node that sees another file, or an unfinished copy, shows all the same.
 _HASHED_BYTES = 1 << 16

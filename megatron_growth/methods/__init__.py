@@ -1,0 +1,1 @@
+"""How parameters train: freezing and learning rates by pattern."""

@@ -1,1 +1,0 @@
-"""What happens to parameters while they train: which are frozen, and which learning rate each follows."""
