@@ -39,7 +39,7 @@ bench: env  ## measure speed and memory; BENCH="plugin_overhead grow" chooses (f
 	@bash ci/bench.sh $(BIN) $(BENCH)
 
 torture: env  ## kill a training run 30 times at random moments and compare it with an undisturbed one
-	$(BIN)/python tests/megatron/kill_torture.py --kills 30
+	$(BIN)/python -m tests.megatron.kill_torture --kills 30
 
 clean:  ## remove caches (not .venv, not runs)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -1,16 +1,25 @@
 """Both doors give the same model, stock Megatron loads the offline one, and exact growth keeps the logits."""
 
-import growth_workers as workers
 import numpy as np
-import plain_growth
 import pytest
 import torch
-from test_grow_layouts import SEED, SOURCE, TARGET, TARGETS, assert_same, expected, source_model, world
 
 from megatron_growth.checkpoint import grow_offline
 from megatron_growth.operators import get
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed
+from tests.distributed import growth_workers as workers
+from tests.distributed import plain_growth
+from tests.distributed.test_grow_layouts import (
+    SEED,
+    SOURCE,
+    TARGET,
+    TARGETS,
+    assert_same,
+    expected,
+    source_model,
+    world,
+)
 
 
 @pytest.fixture(scope="module")

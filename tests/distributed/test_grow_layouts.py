@@ -4,15 +4,15 @@ Held against `plain_growth`, which applies the paper's formulas to whole tensors
 package.  Sources are saved, and targets built, by Megatron in every layout.
 """
 
-import growth_workers as workers
 import numpy as np
-import plain_growth
 import pytest
 import torch
 
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed
+from tests.distributed import growth_workers as workers
+from tests.distributed import plain_growth
 
 SOURCE = ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2)
 TARGET = ModelShape(hidden=24, ffn=36, layers=6, heads=6, vocab=32, query_groups=2, head_dim=4)

@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, start it again with the same words, and compare.
 
-    python tests/megatron/kill_torture.py --kills 30 [--seed 0]
+    python -m tests.megatron.kill_torture --kills 30 [--seed 0]
 
 Each kill waits for a phase (preparing data, starting, growing, training, saving, between stages, or any moment), then a
 random time, then takes either the command alone or all of its processes.  When the run has finished, every iteration's
@@ -19,8 +19,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import micro_run
 import psutil
+
+from tests.megatron import micro_run
 
 Condition = Callable[[Path, float], bool]
 

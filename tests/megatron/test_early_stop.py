@@ -1,10 +1,10 @@
 """--growth-stop-below on two pipeline stages, of which only the last one knows the validation loss."""
 
 import pytest
-from plugin_workers import PLUGGED, events, metrics
 
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.scripts import run_script
+from tests.megatron.plugin_workers import PLUGGED, events, metrics
 
 ITERATIONS, INTERVAL = 8, 2
 

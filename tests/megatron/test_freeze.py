@@ -7,10 +7,10 @@ PP 2 that stage trains nothing.
 import math
 
 import pytest
-from plugin_workers import metrics, train
 
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
+from tests.megatron.plugin_workers import metrics, train
 
 FROZEN = "embedding.*,decoder.layers.{0..1}.*"
 ITERATIONS = 4

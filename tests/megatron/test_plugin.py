@@ -5,11 +5,11 @@ import json
 import re
 
 import pytest
-from plugin_workers import PLUGGED, STOCK, events, metrics, train
 
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
 from megatron_growth.testing.scripts import run_script
+from tests.megatron.plugin_workers import PLUGGED, STOCK, events, metrics, train
 
 ITERATIONS = 4
 RESHARDABLE = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"]
@@ -73,11 +73,10 @@ def plug_and_unplug(argv):
     """What is replaced with and without flags, and after unplug()."""
     import sys
 
-    from plugin_workers import load_script
-
     import megatron_growth as growth
     from megatron_growth.backend import cpu
     from megatron_growth.plugin import rebind
+    from tests.megatron.plugin_workers import load_script
 
     script = load_script()
     seen = []
@@ -181,11 +180,11 @@ def first_steps(argv):
     import sys
 
     import torch
-    from plugin_workers import load_script
 
     import megatron_growth as growth
     from megatron_growth.backend import cpu
     from megatron_growth.layout.model_names import named_parameters
+    from tests.megatron.plugin_workers import load_script
 
     torch.distributed.destroy_process_group()
     script, before, after = load_script(), {}, {}

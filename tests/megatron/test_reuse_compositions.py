@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from plugin_workers import train
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.evaluation.tables import read_table
@@ -10,6 +9,7 @@ from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
+from tests.megatron.plugin_workers import train
 
 VOCAB = 128
 SMALL = {"layers": 1, "hidden": 32, "heads": 4, "query_groups": 2, "ffn": 96}

@@ -11,10 +11,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import micro_run
 import pytest
 import yaml
-from kill_torture import torture
+
+from tests.megatron import micro_run
+from tests.megatron.kill_torture import torture
 
 
 @pytest.fixture(scope="module")

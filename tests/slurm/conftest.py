@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cluster as slurm_cluster
 import pytest
-from cluster import HERE, PROFILE
 
 from megatron_growth import recipes
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
+from tests.slurm import cluster as slurm_cluster
+from tests.slurm.cluster import HERE, PROFILE
 
 
 @pytest.fixture(scope="session")

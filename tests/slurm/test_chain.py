@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
 
 from megatron_growth.records import metrics
 from megatron_growth.run import checkpoints
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
+from tests.slurm.cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import HERE, Cluster, job, slurm, unfinished, wait_for_end, wait_until, why_not
 
 from megatron_growth import recipes
 from megatron_growth.errors import RunError, UserError
@@ -25,6 +24,7 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.stage_jobs import StageJob, script_path, stage_jobs
 from megatron_growth.slurm.submit import cancel_chain, refuse_while_submitted, submit_chain
+from tests.slurm.cluster import HERE, Cluster, job, slurm, unfinished, wait_for_end, wait_until, why_not
 
 pytestmark = pytest.mark.slurm
 StandIns = Callable[..., RunDirectory]

@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-import stored
 import torch
 import torch.distributed.checkpoint as dcp
 
@@ -18,6 +17,7 @@ from megatron_growth.checkpoint.verify import verify
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.operators import get
 from megatron_growth.shape import ModelShape
+from tests.unit.checkpoint import stored
 
 SOURCE = ModelShape(hidden=8, ffn=12, layers=3, heads=4, vocab=16, query_groups=2)
 TARGET = {"hidden": 12, "ffn": 20, "layers": 5, "heads": 6}

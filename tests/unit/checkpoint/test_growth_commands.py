@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import stored
-from test_grow_offline import SOURCE, everything, make_source
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
+from tests.unit.checkpoint import stored
+from tests.unit.checkpoint.test_grow_offline import SOURCE, everything, make_source
 
 SIZES = ["--num-layers", "5", "--hidden-size", "12", "--ffn-hidden-size", "20", "--num-attention-heads", "6"]
 

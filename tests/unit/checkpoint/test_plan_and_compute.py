@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stored
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from megatron_growth.layout import parameters_of, sides
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import GrowthMap, Seed, UnitMaps, WidthMaps
 from megatron_growth.shape import ModelShape
+from tests.unit.checkpoint import stored
 
 STD = init_values.Deviations(weight=0.05, output=0.0125, embedding=0.2)
 

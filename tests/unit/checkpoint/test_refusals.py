@@ -4,13 +4,13 @@ import pickle
 import shutil
 
 import pytest
-import stored
 import torch
-from test_grow_offline import SOURCE, flip_a_bit, make_source
 
 from megatron_growth.cli.main import main
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import saved_arguments
+from tests.unit.checkpoint import stored
+from tests.unit.checkpoint.test_grow_offline import SOURCE, flip_a_bit, make_source
 
 SIZES = ["--num-layers", "5", "--hidden-size", "12", "--ffn-hidden-size", "20", "--num-attention-heads", "6"]
 

@@ -6,12 +6,12 @@ import sys
 import types
 
 import pytest
-from sample_corpus import texts, write_jsonl
 
 from megatron_growth.cli.main import main
 from megatron_growth.data import corpora
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import DataError
+from tests.unit.data.sample_corpus import texts, write_jsonl
 
 
 @pytest.fixture

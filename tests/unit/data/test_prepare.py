@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 import tiktoken
-from sample_corpus import texts, write_jsonl
 
 from megatron_growth.data import encode, merge
 from megatron_growth.data import prepare as prepare_module
@@ -23,6 +22,7 @@ from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import sha256_of
+from tests.unit.data.sample_corpus import texts, write_jsonl
 
 EOD = 50256
 DOCUMENTS = texts(120)

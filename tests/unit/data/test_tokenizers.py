@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_corpus import texts
 
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
 from megatron_growth.errors import DataError
+from tests.unit.data.sample_corpus import texts
 
 VARIED = [
     "",

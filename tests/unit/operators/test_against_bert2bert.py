@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import bert2bert
 import numpy as np
 import pytest
 
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import reference
+from tests.unit.operators import bert2bert
 
 SOURCE = ModelShape(6, 5, 3, heads=3, head_dim=2, vocab=7)
 
