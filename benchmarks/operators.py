@@ -237,9 +237,9 @@ def execute(run: Run, work: Path, data: Sequence[str]) -> None:
 
 def losses(folder: Path) -> dict[str, float]:
     """Validation losses of a run by moment: "start" and "final"."""
-    from megatron_growth.plugin.metrics import read
+    from megatron_growth.records.metrics import records
 
-    return {r["when"]: r["loss"] for r in read(folder / "metrics.jsonl") if r.get("event") == "validation"}
+    return {r["when"]: r["loss"] for r in records(folder / "metrics.jsonl") if r.get("event") == "validation"}
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -346,9 +346,9 @@ def first_run(work: Path, name: str, lr: float) -> Path:
 
 def curve(folder: Path, start: float, window: int = 20) -> tuple[list[float], list[float]]:
     """(share of the budget, mean training loss) every `window` steps of a run that begins at share `start`."""
-    from megatron_growth.plugin.metrics import read
+    from megatron_growth.records.metrics import records
 
-    losses = [record["loss"] for record in read(folder / "metrics.jsonl") if "event" not in record]
+    losses = [record["loss"] for record in records(folder / "metrics.jsonl") if "event" not in record]
     blocks = [losses[i : i + window] for i in range(0, len(losses), window)]
     middles = [(i * window + len(block) / 2) / len(losses) for i, block in enumerate(blocks)]
     return [start + (1 - start) * middle for middle in middles], [statistics.mean(block) for block in blocks]

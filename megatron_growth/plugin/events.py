@@ -16,7 +16,7 @@ from megatron.training import get_args, training
 
 from megatron_growth.plugin import stopping
 from megatron_growth.plugin.arguments import PluginOptions
-from megatron_growth.plugin.metrics import MetricsFile, Record
+from megatron_growth.records.metrics import MetricsFile, Record
 
 Function = Callable[..., Any]
 

@@ -1,16 +1,97 @@
-"""Following a stage's metrics.jsonl while training writes it.  Knows nothing of Megatron; imports no torch."""
+"""The figures of a run as JSON lines: the one writer, and the one reader.  Imports no torch, knows no Megatron.
+
+One line an iteration, validation, or event, safe across restarts.  An iteration line has
+
+    {"iteration": 7, "samples": 56, "tokens": 3584, "loss": 4.21, "lr": 0.001, "grad_norm": 1.3,
+     "seconds": 0.12, "tokens_per_second": 4266.7}
+
+and every other line has an "event": "start", "grown", "validation" (with "when": "start", "interval" or "final", and
+"loss"), "test", "stopped" (by --growth-stop-below) or "checkpoint".  `loss` is the number that training computed, not
+one that was read back from a log; null where it was no number.
+
+A run that stops after iteration 25 and resumes from its checkpoint of iteration 20 trains 21 to 25 again; `resume(20)`
+removes what the file knows beyond 20, so that nothing stands in it twice.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from megatron_growth.errors import RunError, StorageError
+from megatron_growth.records.storage import write_whole
 
 Record = dict[str, Any]
 _RECENT = 20  # iterations that speed is averaged over
+# Evaluations that a restarted process makes again whatever its iteration.
+_REPEATED = ("start", "final")
+
+
+class Tail:
+    """Reads what was added to a metrics file since the last look.
+
+    A process that resumes replaces the file by one without the iterations that it trains again; then everything is
+    read anew.
+
+    Args:
+        path: the file; it may not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file_id, self._offset, self._line = (0, 0), 0, 0
+
+    def records(self) -> tuple[list[Record], bool]:
+        """The records since the last call, and whether the file began anew; a line that is still being written waits.
+
+        Raises:
+            RunError: a whole line is no JSON object; names its number.
+        """
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115  (closed by the with below)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], False
+        with file:
+            status = os.fstat(file.fileno())
+            anew = (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset
+            if anew:
+                self._file_id, self._offset, self._line = (status.st_dev, status.st_ino), 0, 0
+            file.seek(self._offset)
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        self._offset += len(data)
+        found = []
+        for line in data.split(b"\n")[:-1]:
+            self._line += 1
+            found.append(_record(line, self.path, self._line))
+        return found, anew
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise RunError("a line of the metrics is no JSON object", where=f"{path}:{number}", fix="remove the line")
+    return record
+
+
+def records(path: str | os.PathLike[str]) -> list[Record]:
+    """All records of a metrics file, oldest first; a last line that was cut off by a crash is left out.
+
+    Raises:
+        RunError: a line in the middle is no JSON object.
+    """
+    return Tail(Path(path)).records()[0]
+
+
+# ------------------------------------------------------------------------------------------------------ what they tell
 
 
 @dataclass
@@ -72,39 +153,128 @@ class Progress:
 
 
 class Follower:
-    """Reads what was added to a metrics file since the last look.
-
-    A process that resumes replaces the file by one without the iterations that it trains again; then everything is
-    read anew.
+    """The progress that a metrics file tells, while training writes it.
 
     Args:
         path: the file; it may not be there yet.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.progress = Progress()
-        self._inode, self._offset = 0, 0
+        self._tail = Tail(path)
 
     def look(self) -> Progress:
-        """The progress as of now; a line that is still being written waits for the next look."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115  (closed by the with below)
-        except FileNotFoundError:
-            return self.progress
-        with file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
-                self._inode, self._offset, self.progress = inode, 0, Progress()
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self.progress.add(json.loads(line))
+        """The progress as of now."""
+        found, anew = self._tail.records()
+        if anew:
+            self.progress = Progress()
+        for record in found:
+            self.progress.add(record)
         return self.progress
 
 
 def read(path: Path) -> Progress:
     """The progress that a metrics file tells."""
     return Follower(path).look()
+
+
+# -------------------------------------------------------------------------------------------------------- writing them
+
+
+class MetricsFile:
+    """Appends records to a file of JSON lines.
+
+    Args:
+        path: the file; its folder is made when it is opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: IO[str] | None = None
+
+    def resume(self, iteration: int) -> int:
+        """Open the file for a process that starts at `iteration`: drop what lies beyond it.
+
+        Returns:
+            How many records were dropped.
+
+        Raises:
+            StorageError: the file or its folder cannot be written.
+            RunError: a line that stays is no JSON object.
+        """
+        self.close()
+        dropped = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                dropped = self._cut(iteration)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
+        except OSError as error:
+            raise self._refused(error) from error
+        return dropped
+
+    def _cut(self, iteration: int) -> int:
+        """Leave the lines that training after `iteration` does not write again, byte for byte; how many went.
+
+        A power cut may leave anything after the last line that was synced: what follows a broken line goes too, unless
+        a line there should stay.
+        """
+        data = self.path.read_bytes()
+        lines = data.split(b"\n")[:-1]
+        kept, broken, dropped = [], None, 0
+        for number, line in enumerate(lines, 1):
+            try:
+                survives = _survives(_record(line, self.path, number), iteration)
+            except RunError as error:
+                survives, broken = False, broken or error
+            if survives and broken:
+                raise broken
+            kept += [line] if survives else []
+            dropped += not survives
+        whole = b"".join(line + b"\n" for line in kept)
+        if whole != data:
+            write_whole(self.path, whole)
+        return dropped
+
+    def write(self, record: Record) -> None:
+        """Append one record; it is handed to the operating system at once, so a killed process loses none."""
+        if self._file is None:
+            raise StorageError("the metrics file is not open", where=str(self.path), fix="call resume() first")
+        try:
+            self._file.write(json.dumps({k: _finite(v) for k, v in record.items()}, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """Put what was written on the disk; called when a checkpoint is, so that the two agree after a power cut."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise self._refused(error) from error
+
+    def close(self) -> None:
+        """Close the file; writing again needs resume()."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"cannot write the metrics file: {error.strerror or error}",
+            where=str(self.path),
+            fix="free space on the disk, or name another file with --growth-metrics",
+        )
+
+
+def _survives(record: Record, iteration: int) -> bool:
+    """Whether a record stays when training goes on after `iteration`."""
+    at = record.get("iteration", 0)
+    repeated = record.get("when") in _REPEATED or record.get("event") == "test"
+    return bool(at < iteration or (at == iteration and iteration > 0 and not repeated))
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity: a loss that is not a number is written as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

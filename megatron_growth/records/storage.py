@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +42,15 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to `path` after an fsync when the block ends well, else removed."""
+    """A temporary path beside `path`, renamed to `path` after an fsync when the block ends well, else removed.
+
+    What a symbolic link names is replaced and the link stays; a file that was there keeps its mode.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _keep_mode(path, temporary)
         fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
@@ -52,10 +58,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _keep_mode(path: Path, temporary: Path) -> None:
+    """Give the new file the permissions of the old one; a hard link shares its own with other names and keeps them."""
+    if path.is_file():
+        wanted, found = path.stat(), temporary.stat()
+        if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != stat.S_IMODE(wanted.st_mode):
+            temporary.chmod(stat.S_IMODE(wanted.st_mode))
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file atomically; text as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write `document` to `path` atomically, in the same bytes for the same content."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
 def sha256_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_growth.records.storage import atomic_path
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import BASELINE, Variant
 
@@ -87,8 +89,9 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
         marker = "os^Dv*"[i // 6 % 6]
         for ax, xs in zip(axes, ([n for n, _ in points], [variant.spent(n)[1] for n, _ in points]), strict=True):
             ax.plot(xs, losses, marker=marker, markersize=3.5, linewidth=1.5, label=variant.name, **style)
-    every = sorted(loss for v in variants for n, loss in v.last.validation if n)
-    axes[0].set_ylim(every[0] - 0.05, every[int(0.9 * (len(every) - 1))] + 0.05)
+    every = sorted(loss for v in variants for n, loss in v.last.validation if n and math.isfinite(loss))
+    if every:
+        axes[0].set_ylim(every[0] - 0.05, every[int(0.9 * (len(every) - 1))] + 0.05)
     axes[0].set_ylabel("validation loss (nats per token)")
     axes[0].set_xlabel("iteration of the last stage")
     axes[1].set_xlabel("compute of all stages (exact FLOPs)")
@@ -103,10 +106,9 @@ def smoothing(stage: StageRecord) -> int:
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Save and close a figure, atomically."""
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
     plt.close(figure)
-    partial.replace(path)
     return path
 
 
@@ -122,10 +124,10 @@ def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, 
 def _loss_limits(run: RunRecord) -> tuple[float, float]:
     """From just below the best loss to just above the loss at growth; the first steps from random weights are cut."""
     every = [s for s in (*run.stages, *run.baselines) if s.curve.losses]
-    low = min(min(s.curve.smoothed(smoothing(s))) for s in every)
-    settled = [loss for s in every for loss in s.curve.losses[len(s.curve.losses) // 8 :]]
+    low = min(filter(math.isfinite, (loss for s in every for loss in s.curve.smoothed(smoothing(s)))), default=0.0)
+    settled = [loss for s in every for loss in s.curve.losses[len(s.curve.losses) // 8 :] if math.isfinite(loss)]
     jumps = [s.validation_at_start for s in run.stages if s.source and s.validation_at_start]
-    high = max([*settled, *jumps])
+    high = max([low + 1e-3, *settled, *jumps])
     margin = 0.05 * (high - low)
     return low - margin, high + margin
 

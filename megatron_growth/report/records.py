@@ -6,12 +6,12 @@ name says exact), time in seconds.
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.errors import RunError
+from megatron_growth.records import metrics
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,14 @@ class Curve:
     learning_rates: tuple[float, ...]
 
     def smoothed(self, window: int) -> list[float]:
-        """Trailing mean over `window` iterations; shorter at the start."""
-        sums, total = [], 0.0
+        """Trailing mean over `window` iterations; shorter at the start, NaN where there is no finite loss in it."""
+        sums, total, count = [], 0.0, 0
         for i, loss in enumerate(self.losses):
-            total += loss - (self.losses[i - window] if i >= window else 0.0)
-            sums.append(total / min(i + 1, window))
+            gone = self.losses[i - window] if i >= window else math.nan
+            for value, sign in ((loss, 1), (gone, -1)):
+                if math.isfinite(value):
+                    total, count = total + sign * value, count + sign
+            sums.append(total / count if count else math.nan)
         return sums
 
 
@@ -71,13 +74,13 @@ class StageRecord:
 
     @property
     def final_validation(self) -> float | None:
-        """Validation loss at the last evaluated iteration, None when none was evaluated after the start."""
-        return self.validation[-1][1] if self.validation and self.validation[-1][0] > 0 else None
+        """Validation loss at the last evaluated iteration; None when it was no number or there was none."""
+        return _json_number(self.validation[-1][1]) if self.validation and self.validation[-1][0] > 0 else None
 
     @property
     def validation_at_start(self) -> float | None:
         """Validation loss before the first update: right after growth, or of random weights."""
-        return self.validation[0][1] if self.validation and self.validation[0][0] == 0 else None
+        return _json_number(self.validation[0][1]) if self.validation and self.validation[0][0] == 0 else None
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class RunRecord:
             "tokens": s.tokens * s.done // max(s.iterations, 1),
             "flops": s.flops * s.done / max(s.iterations, 1),
             "lr": s.lr,
-            "first_loss": s.curve.losses[0] if s.curve.losses else None,
-            "last_loss": s.curve.losses[-1] if s.curve.losses else None,
+            "first_loss": _json_number(s.curve.losses[0]) if s.curve.losses else None,
+            "last_loss": _json_number(s.curve.losses[-1]) if s.curve.losses else None,
             "validation_loss_before_growth": self.before_growth(s),
             "validation_loss_after_growth": s.validation_at_start if s.source else None,
             "final_validation_loss": s.final_validation,
@@ -133,27 +136,32 @@ class RunRecord:
 def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], float]:
     """Training curve, validation points and summed seconds of one stage's metrics.jsonl.
 
+    A loss that was no number is NaN.
+
     Raises:
         RunError: a line in the middle of the file is not JSON; an unfinished last line is left out.
     """
-    points: dict[int, dict[str, Any]] = {}
+    points: dict[int, metrics.Record] = {}
     validation: dict[int, float] = {}
-    lines = path.read_text().splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise RunError("a line of the metrics is not JSON", where=f"{path}:{number}", fix="remove it") from None
+    for record in metrics.records(path):
         if record.get("event") == "validation":
-            validation[int(record["iteration"])] = float(record["loss"])
+            validation[int(record["iteration"])] = _number(record["loss"])
         elif "event" not in record:
             points[int(record["iteration"])] = record
     rows = [points[i] for i in sorted(points)]
     curve = Curve(
         tuple(int(r["iteration"]) for r in rows),
-        tuple(float(r["loss"]) for r in rows),
-        tuple(float(r["lr"]) for r in rows),
+        tuple(_number(r["loss"]) for r in rows),
+        tuple(_number(r["lr"]) for r in rows),
     )
     return curve, tuple(sorted(validation.items())), sum(float(r.get("seconds", 0.0)) for r in rows)
+
+
+def _number(value: float | None) -> float:
+    """JSON's null, which stands for what was no number."""
+    return math.nan if value is None else float(value)
+
+
+def _json_number(value: float) -> float | None:
+    """None for what is no number."""
+    return value if math.isfinite(value) else None

@@ -70,7 +70,7 @@ class Variant:
         Returns:
             None when that lies outside the evaluations of the last stage.
         """
-        points = [(self.spent(i)[exact], loss) for i, loss in self.last.validation if i]
+        points = [(self.spent(i)[exact], loss) for i, loss in self.last.validation if i and math.isfinite(loss)]
         if not points or not points[0][0] <= compute <= points[-1][0] * (1 + _ROUNDING):
             return None
         flops, losses = zip(*points, strict=True)

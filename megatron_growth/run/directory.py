@@ -64,7 +64,7 @@ class StageDirectory:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: see `megatron_growth.plugin.metrics`."""
+        """One JSON object a line: see `megatron_growth.records.metrics`."""
         return self.path / "metrics.jsonl"
 
     @property

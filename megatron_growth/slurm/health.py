@@ -8,12 +8,13 @@ Units: losses in nats per token, times in seconds.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from megatron_growth.records.metrics import Tail
 
 
 @dataclass(frozen=True)
@@ -56,30 +57,6 @@ class LossHistory:
         return None
 
 
-class MetricsTail:
-    """Reads what is new in a metrics file, and begins anew when the file was cut back after a restart."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file_id, self._offset = (0, 0), 0
-
-    def records(self) -> tuple[list[dict[str, object]], bool]:
-        """The records since the last call, and whether the file began anew."""
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return [], False
-        anew = (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset
-        if anew:
-            self._file_id, self._offset = (status.st_dev, status.st_ino), 0
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
-        return [json.loads(line) for line in data.splitlines()], anew
-
-
 class Doctor:
     """Follows one stage's metrics file.
 
@@ -90,7 +67,7 @@ class Doctor:
     """
 
     def __init__(self, path: Path, limits: Limits, now: float) -> None:
-        self._tail, self._limits = MetricsTail(path), limits
+        self._tail, self._limits = Tail(path), limits
         self._history, self._last_progress = LossHistory(limits), now
 
     def examine(self, now: float) -> str | None:

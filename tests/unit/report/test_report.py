@@ -137,3 +137,19 @@ def test_a_finding_with_the_sign_turned_would_be_caught(run, monkeypatch):
     original = module._against
     monkeypatch.setattr(module, "_against", lambda g, a, b, c, n: original(g, c, b, a, n))
     assert "worse" in findings(run)[0]  # the true sentence, tested above, says "better"
+
+
+def test_a_loss_that_was_no_number_is_shown_as_missing(run, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"iteration": i, "loss": None if i in (2, 8) else 5.0, "lr": 0.1, "seconds": 0.5} for i in range(1, 9)]
+    rows.append({"event": "validation", "iteration": 4, "loss": 4.5})
+    rows.append({"event": "validation", "iteration": 8, "loss": None})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve, validation, _ = read_metrics(path)
+    assert curve.iterations == tuple(range(1, 9))
+    assert curve.smoothed(2)[1:3] == [5.0, 5.0]
+    diverged = dataclasses.replace(run.stages[-1], curve=curve, validation=validation, iterations=8, done=8)
+    assert diverged.final_validation is None
+    record = dataclasses.replace(run, stages=(*run.stages[:-1], diverged))
+    json.dumps(record.to_json(), allow_nan=False)
+    assert write_report(record, tmp_path).is_file()

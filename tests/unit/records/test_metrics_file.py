@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_growth.errors import StorageError
-from megatron_growth.plugin import metrics
-from megatron_growth.plugin.metrics import MetricsFile, read
+from megatron_growth.errors import RunError, StorageError
+from megatron_growth.records import metrics
+from megatron_growth.records.metrics import MetricsFile, records
 
 
 def write(path, records, iteration=0):
@@ -20,7 +20,7 @@ def write(path, records, iteration=0):
 
 
 def iterations(path):
-    return [r["iteration"] for r in read(path) if "event" not in r]
+    return [r["iteration"] for r in records(path) if "event" not in r]
 
 
 @given(stops=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=4))
@@ -50,9 +50,9 @@ def test_a_restart_repeats_only_what_will_be_measured_again(tmp_path):
     ]
     write(path, before)
     assert MetricsFile(path).resume(2) == 3
-    assert list(read(path)) == before[:6]
+    assert list(records(path)) == before[:6]
     write(path, [], iteration=0)
-    assert list(read(path)) == []
+    assert list(records(path)) == []
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):
@@ -85,3 +85,38 @@ def test_keeping_lines_beyond_the_checkpoint_is_caught(tmp_path, monkeypatch):
     write(path, [{"iteration": i} for i in (1, 2, 3)])
     write(path, [{"iteration": i} for i in (2, 3)], iteration=1)
     assert iterations(path) != [1, 2, 3]
+
+
+def test_a_resumed_file_keeps_its_mode_and_its_link(tmp_path):
+    kept = tmp_path / "elsewhere" / "kept.jsonl"
+    kept.parent.mkdir()
+    write(kept, [{"iteration": i} for i in (1, 2, 3)])
+    kept.chmod(0o644)
+    link = tmp_path / "m.jsonl"
+    link.symlink_to(kept)
+    write(link, [{"iteration": 2}], iteration=1)
+    assert link.is_symlink()
+    assert kept.stat().st_mode & 0o777 == 0o644
+    assert iterations(kept) == [1, 2]
+
+
+def test_what_a_power_cut_left_is_dropped_and_a_broken_line_before_it_is_named(tmp_path):
+    path = tmp_path / "m.jsonl"
+    good = [{"iteration": 1, "loss": 1.0}, {"iteration": 2, "loss": 1.0}]
+    write(path, good)
+    with path.open("ab") as file:
+        file.write(b"\0\0\0\0\n" + b'{"iteration": 4, "loss": 1.0}\n')
+    assert MetricsFile(path).resume(2) == 2
+    assert records(path) == good
+    path.write_bytes(b'{"iteration": 1}\nnonsense\n{"iteration": 2}\n')
+    with pytest.raises(RunError) as failure:
+        MetricsFile(path).resume(2)
+    assert failure.value.where.endswith("m.jsonl:2")
+
+
+def test_nothing_is_rewritten_when_nothing_goes(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write(path, [{"iteration": 1, "loss": 0.1}])
+    before = path.stat().st_ino
+    write(path, [{"iteration": 2, "loss": 0.1}], iteration=1)
+    assert path.stat().st_ino == before
