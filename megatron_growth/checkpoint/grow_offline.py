@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import multiprocessing
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.optimizer_state import MomentRule, Policy
 from megatron_growth.checkpoint.paths import TRACKER
 from megatron_growth.checkpoint.plan import Planner
+from megatron_growth.checkpoint.processes import Progress, run_shared
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import Part, TargetItem, target_parts
 from megatron_growth.checkpoint.target_state import grown_common, grown_objects
@@ -38,7 +37,6 @@ from megatron_growth.shape import ModelShape
 KEY_FILE, LOCK_FILE = ".growth-key", ".growth-lock"
 LOCK_SECONDS = 60.0
 SPARE_BYTES = 64 << 20
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -271,13 +269,17 @@ def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes], 
 
 def _run_parts(job: Job, folder: Path, todo: Sequence[int], processes: int, progress: Progress) -> None:
     """Check the source with all processes, then write the parts with all processes."""
-    sizes = [item.bytes for item in job.source.items]
-    needed = _needed_items(job)
-    total = sum(sizes[n] for n in needed)
-    _in_processes(job, folder, "check", _shares(needed, sizes, processes), sizes, total, progress)
-    sizes = [part.bytes for part in job.parts]
-    total = sum(sizes[n] for n in todo)
-    _in_processes(job, folder, "write", _shares(todo, sizes, processes), sizes, total, progress)
+
+    def check(numbers: Iterable[int], done: Callable[[int], None]) -> None:
+        for number in job.source.check_items(list(numbers)):
+            done(number)
+
+    def write(numbers: Iterable[int], done: Callable[[int], None]) -> None:
+        _write_parts(job, folder, numbers, done)
+
+    job.source.close()  # every process opens its own files
+    run_shared(check, _needed_items(job), [item.bytes for item in job.source.items], processes, "check", progress)
+    run_shared(write, todo, [part.bytes for part in job.parts], processes, "write", progress)
 
 
 def _needed_items(job: Job) -> list[int]:
@@ -287,85 +289,7 @@ def _needed_items(job: Job) -> list[int]:
     return sorted({box.item for tensor in tensors for boxes in tensor.boxes.values() for box in boxes})
 
 
-def _shares(numbers: Sequence[int], sizes: Sequence[int], processes: int) -> list[list[int]]:
-    """Split work so that every process has about the same number of bytes, each in ascending order."""
-    shares: list[list[int]] = [[] for _ in range(processes)]
-    loads = [0] * processes
-    for number in sorted(numbers, key=lambda n: -sizes[n]):
-        least = loads.index(min(loads))
-        shares[least].append(number)
-        loads[least] += sizes[number]
-    return [sorted(share) for share in shares]
-
-
-def _in_processes(
-    job: Job,
-    folder: Path,
-    what: str,
-    shares: Sequence[Sequence[int]],
-    sizes: Sequence[int],
-    total: int,
-    progress: Progress,
-) -> None:
-    """Run one kind of work in forked processes; the first error of any stops all."""
-    if not any(shares):
-        return
-    context = multiprocessing.get_context("fork")
-    queue: Any = context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(job, folder, what, share, queue, os.getpid()), daemon=True)
-        for share in shares
-        if share
-    ]
-    job.source.close()  # every process opens its own files
-    for worker in workers:
-        worker.start()
-    try:
-        _follow(workers, queue, what, sizes, total, progress)
-    finally:
-        for worker in workers:
-            worker.kill() if worker.is_alive() else None
-            worker.join()
-
-
-def _follow(
-    workers: Sequence[Any], queue: Any, what: str, sizes: Sequence[int], total: int, progress: Progress
-) -> None:
-    """Report what the processes finish, and raise what one of them met."""
-    done, running = 0, len(workers)
-    progress(what, 0, total)
-    while running:
-        while queue.empty():
-            dead = next((w for w in workers if w.exitcode not in (None, 0)), None)
-            if dead is not None and queue.empty():
-                raise GrowthError(f"a growth process ended with code {dead.exitcode}", fix="run the same command again")
-            time.sleep(0.005)
-        kind, value = queue.get()
-        if kind == "error":
-            error, what_happened, where, fix = value
-            raise error(what_happened, where=where, fix=fix)
-        if kind == "end":
-            running -= 1
-        else:
-            done += sizes[value]
-            progress(what, done, total)
-
-
-def _work(job: Job, folder: Path, what: str, share: Sequence[int], queue: Any, parent: int) -> None:
-    """One process; it ends by itself when its parent is gone."""
-    torch.set_num_threads(1)
-    try:
-        if what == "check":
-            for number in job.source.check_items(share):
-                queue.put(("done", number))
-        else:
-            _write_share(job, folder, share, queue, parent)
-        queue.put(("end", None))
-    except GrowthError as error:
-        queue.put(("error", (type(error), error.what, error.where, error.fix)))
-
-
-def _write_share(job: Job, folder: Path, share: Sequence[int], queue: Any, parent: int) -> None:
+def _write_parts(job: Job, folder: Path, numbers: Iterable[int], done: Callable[[int], None]) -> None:
     computer = job.computer()
 
     def compute(item: TargetItem, values: Tensor) -> None:
@@ -373,9 +297,7 @@ def _write_share(job: Job, folder: Path, share: Sequence[int], queue: Any, paren
         computer.fill(item.region, values.view(item.sizes[-dimensions:]))
 
     parts = writer.PartWriter(folder, compute)
-    for number in share:
-        if os.getppid() != parent:
-            break
+    for number in numbers:
         parts.write(number, job.parts[number])
-        queue.put(("done", number))
+        done(number)
     parts.close()

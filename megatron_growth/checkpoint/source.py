@@ -84,15 +84,19 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = resolve(Path(path))
+        self._begin(resolve(Path(path)))
         self.metadata = torch_private.read_metadata(self.path)
+        self._index()
+        self._check_sizes()
+
+    def _begin(self, path: Path) -> None:
+        """An empty source; other formats fill `items` and `tensors` in their own way."""
+        self.path = path
         self.items: list[Item] = []
         self.tensors: dict[tuple[str, str | None], SourceTensor] = {}
         self._files: dict[str, int] = {}
         self._located: dict[int, torch_private.StoredTensor] = {}
         self.bytes_read = 0
-        self._index()
-        self._check_sizes()
 
     # ------------------------------------------------------------------------------------------------------- structure
 

@@ -1,0 +1,101 @@
+"""Share work on numbered pieces between forked processes, with progress in bytes; the first error of any stops all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from megatron_growth.errors import GrowthError
+
+Progress = Callable[[str, int, int], None]
+# What one process does: with its numbers, and a function to call with each that is finished.
+Work = Callable[[Iterable[int], Callable[[int], None]], None]
+
+
+def run_shared(
+    work: Work, numbers: Sequence[int], sizes: Sequence[int], processes: int, what: str, progress: Progress
+) -> None:
+    """Do numbered work in several processes.
+
+    Args:
+        work: called once in every process; must open its own files.
+        numbers: of the pieces to do.
+        sizes: bytes of every piece, by number.
+        processes: how many at most.
+        what, progress: `progress` is called with (what, bytes done, bytes in all).
+
+    Raises:
+        GrowthError: of the first process that failed.
+    """
+    shares = [share for share in _shares(numbers, sizes, processes) if share]
+    if not shares:
+        return
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.SimpleQueue()
+    workers = [
+        context.Process(target=_process, args=(work, share, queue, os.getpid()), daemon=True) for share in shares
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        _follow(workers, queue, what, sizes, sum(sizes[n] for n in numbers), progress)
+    finally:
+        for worker in workers:
+            worker.kill() if worker.is_alive() else None
+            worker.join()
+
+
+def _shares(numbers: Sequence[int], sizes: Sequence[int], processes: int) -> list[list[int]]:
+    """Split work so that every process has about the same number of bytes, each in ascending order."""
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for number in sorted(numbers, key=lambda n: -sizes[n]):
+        least = loads.index(min(loads))
+        shares[least].append(number)
+        loads[least] += sizes[number]
+    return [sorted(share) for share in shares]
+
+
+def _follow(
+    workers: Sequence[Any], queue: Any, what: str, sizes: Sequence[int], total: int, progress: Progress
+) -> None:
+    """Report what the processes finish, and raise what one of them met."""
+    done, running = 0, len(workers)
+    progress(what, 0, total)
+    while running:
+        while queue.empty():
+            dead = next((w for w in workers if w.exitcode not in (None, 0)), None)
+            if dead is not None and queue.empty():
+                raise GrowthError(f"a process ended with code {dead.exitcode}", fix="run the same command again")
+            time.sleep(0.005)
+        kind, value = queue.get()
+        if kind == "error":
+            error, what_happened, where, fix = value
+            raise error(what_happened, where=where, fix=fix)
+        if kind == "end":
+            running -= 1
+        else:
+            done += sizes[value]
+            progress(what, done, total)
+
+
+def _process(work: Work, share: Sequence[int], queue: Any, parent: int) -> None:
+    torch.set_num_threads(1)
+    try:
+        work(_while_wanted(share, parent), lambda number: queue.put(("done", number)))
+        queue.put(("end", None))
+    except GrowthError as error:
+        queue.put(("error", (type(error), error.what, error.where, error.fix)))
+
+
+def _while_wanted(share: Sequence[int], parent: int) -> Iterator[int]:
+    """The numbers, until the parent is gone: a process ends by itself then."""
+    for number in share:
+        if os.getppid() != parent:
+            return
+        yield number
