@@ -50,6 +50,7 @@ def test_a_waiter_finds_the_result_instead_of_the_lock_of_a_renamed_folder(tmp_p
 
     def wait_for_it():
         mine.close()
+        theirs.recv()
         real = fcntl.flock
 
         def flock(descriptor, operation):
@@ -61,10 +62,11 @@ def test_a_waiter_finds_the_result_instead_of_the_lock_of_a_renamed_folder(tmp_p
         fcntl.flock = flock
         theirs.send(write(target))
 
+    waiter = context.Process(target=wait_for_it)
+    waiter.start()  # before the lock is taken: a fork would share it
+    theirs.close()
     with unfinished(target, PURPOSE) as partial:
-        waiter = context.Process(target=wait_for_it)
-        waiter.start()
-        theirs.close()
+        mine.send("begin")
         assert mine.recv() == "opened"
         (partial / "content").write_text("whole")
         publish(partial, target, PURPOSE)
