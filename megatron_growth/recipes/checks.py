@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.recipes.blocks import vocabulary_of
 from megatron_growth.recipes.reporting import Problem
-from megatron_growth.recipes.schema import Baseline, Recipe, Stage, vocabulary_of
+from megatron_growth.recipes.schema import Baseline, Recipe, Stage
 from megatron_growth.recipes.source import KeyPath
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr
 
 from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes.blocks import Block, Name, Positive, Rate
 from megatron_growth.recipes.reporting import validate
-from megatron_growth.recipes.schema import Block, Name, Positive, Rate
 from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
 
 # Beside the package in a checkout, below the prefix in an installation.

@@ -16,9 +16,10 @@ from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes.checks import problems_of
 from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.schema import Recipe
-from megatron_growth.recipes.source import KeyPath, Places, Source, parse_yaml, read_yaml
+from megatron_growth.recipes.source import KeyPath, Place, Places, Source, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent
+MOST_EXTENSIONS = 20
 INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
 OF_ITS_OWN = (
     *("name", "from", "growth", "freeze", "rules", "adapters"),
@@ -81,29 +82,32 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
     return recipe
 
 
-def _extend(document: dict[str, Any], source: Source) -> tuple[dict[str, Any], Source]:
+def _extend(document: dict[str, Any], source: Source, depth: int = 0) -> tuple[dict[str, Any], Source]:
     """The document over the one that it extends, with the places of both."""
     if "extends" not in document:
         return document, source
     place, name = source.where(("extends",)), str(document.pop("extends"))
+    if depth > MOST_EXTENSIONS:
+        raise RecipeError(f"more than {MOST_EXTENSIONS} recipes extend each other", where=place, fix="end the circle")
     beside = Path(source.file).parent / name
     try:
         base, below = read_yaml(beside if beside.is_file() else path_of(name))
     except RecipeError as error:
         raise RecipeError(error.what, where=place, fix=error.fix) from None
-    base, below = _extend(base, below)
+    base, below = _extend(_mapping(base, below.file), below, depth + 1)
     places = dict(below.places)
     _merge(base, document, (), (), places, source.places)
-    return base, Source(source.file, places | {(): (source.file, 1)})
+    return base, Source(source.file, places | {(): Place(source.file, 1)})
 
 
 def _merge_variant(document: dict[str, Any], places: Places, variant: str, source: Source) -> None:
     """Merge the changes of a variant into the document, with the lines they stand on."""
-    variants = document.get("variants") or {}
+    where = source.where(("variants",))
+    variants = _mapping(document.get("variants") or {}, where)
     if variant not in variants:
-        where = source.where(("variants",))
         raise RecipeError(f"the recipe has no variant {variant!r}", where=where, fix=nearest(variant, variants))
-    _merge(document, variants[variant] or {}, (), ("variants", variant), places, source.places)
+    changes = _mapping(variants[variant] or {}, source.where(("variants", variant)))
+    _merge(document, changes, (), ("variants", variant), places, source.places)
     document["variant"] = variant
 
 
@@ -136,15 +140,23 @@ def _merge_stages(
     stages: list[Any], changes: Mapping[str, Any], at: KeyPath, origin: KeyPath, places: Places, of_changes: Places
 ) -> None:
     """Changes to stages by name."""
-    index = {stage.get("name"): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
+    index = {str(stage.get("name")): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
     for name, change in changes.items():
+        where = Source("", of_changes).where((*origin, name))
         if name not in index:
             raise RecipeError(
                 f"there is no stage {name!r} to change",
-                where=Source("", of_changes).where((*origin, name)),
-                fix=nearest(str(name), [str(known) for known in index]),
+                where=where,
+                fix=nearest(name, index),
             )
-        _merge(stages[index[name]], change or {}, (*at, index[name]), (*origin, name), places, of_changes)
+        changed = _mapping(change or {}, where)
+        _merge(stages[index[name]], changed, (*at, index[name]), (*origin, name), places, of_changes)
+
+
+def _mapping(document: Any, where: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise RecipeError(f"a mapping of keys is wanted here, not {document!r}", where=where)
+    return document
 
 
 def _inherit(document: dict[str, Any], places: Places) -> None:
@@ -176,7 +188,7 @@ def _inherit_blocks(
         if isinstance(inherited, dict) and isinstance(own, dict):
             child[block] = deepcopy(_without_rivals(inherited, own)) | own
             for key in child[block].keys() - own.keys():
-                places.setdefault((*at, block, key), places.get((block, key)) or places.get(at, ("", 0)))
+                places.setdefault((*at, block, key), places.get((block, key)) or places.get(at, Place("", 0)))
 
 
 def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes.source import KeyPath, Source, dotted
+from megatron_growth.recipes.wording import models_in, wanted
 
 Problem = tuple[KeyPath, str]
+
+# What other programs, and people, call the keys of a recipe.
+SYNONYMS = {
+    "iterations": "steps train_iters train_steps max_steps num_steps",
+    "query_groups": "kv_heads n_kv_heads num_kv_heads num_key_value_heads num_query_groups kv_groups",
+    "heads": "n_heads num_heads num_attention_heads attention_heads",
+    "hidden": "hidden_size d_model dim width n_embd",
+    "layers": "num_layers n_layers n_layer num_hidden_layers depth",
+    "ffn": "ffn_hidden_size intermediate_size d_ff ffn_dim ffn_hidden",
+    "head_dim": "kv_channels head_size head_width",
+    "lr": "learning_rate max_lr peak_lr",
+    "global_batch_size": "batch_size gbs batch",
+    "micro_batch_size": "mbs micro_batch",
+    "sequence_length": "seq_length seq_len context context_length max_seq_len max_position_embeddings",
+    "vocab": "vocab_size padded_vocab_size vocabulary",
+    "vocab_multiple": "make_vocab_size_divisible_by",
+    "rope_base": "rope_theta rotary_base",
+    "norm_epsilon": "rms_norm_eps layer_norm_eps layernorm_epsilon norm_eps",
+    "tied_embeddings": "tie_word_embeddings tie_embeddings tied",
+    "init_std": "init_method_std initializer_range",
+    "warmup_iterations": "warmup warmup_steps lr_warmup_iters",
+    "min_lr_ratio": "alpha min_ratio decay_ratio",
+    "style": "decay_style lr_decay_style",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "eps": "adam_eps epsilon",
+    "clip": "clip_grad grad_clip max_grad_norm gradient_clip",
+    "tp": "tensor_parallel tensor_model_parallel_size tensor_parallel_size",
+    "pp": "pipeline_parallel pipeline_model_parallel_size pipeline_parallel_size",
+    "vpp": "virtual_pipeline interleave",
+    "dp": "data_parallel data_parallel_size",
+    "precision": "dtype",
+    "corpus": "dataset data_path text path",
+    "valid_fraction": "validation_fraction val_fraction",
+    "interval": "every eval_interval save_interval",
+    "from": "source_stage grow_from parent",
+    "freeze": "frozen",
+    "evaluation": "validation eval",
+    "checkpoint": "checkpoints save",
+    "baselines": "baseline",
+    "variants": "ablations",
+    "extends": "base inherits",
+}
+_MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()}
+# YAML 1.1 reads these as base 60 and base 8.
+_CHANGED = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[0-7_]*[0-7])$")
 
 
 def validate[T: BaseModel](cls: type[T], document: Any, source: Source, what: str) -> T:
@@ -22,10 +70,15 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: Source, what: st
     Raises:
         RecipeError: all problems; unknown keys with the nearest known ones.
     """
+    problems = dict(_changed_numbers(document, source))
     try:
-        return cls.model_validate(document)
+        valid = cls.model_validate(document)
     except ValidationError as error:
-        raise report([_problem(dict(e), cls) for e in error.errors()], source, what) from None
+        found = [_problem(dict(e), cls, source) for e in error.errors()]
+        raise report([*(p for p in found if p[0] not in problems), *problems.items()], source, what) from None
+    if problems:
+        raise report(list(problems.items()), source, what)
+    return valid
 
 
 def report(problems: Sequence[Problem], source: Source, what: str) -> RecipeError:
@@ -33,35 +86,97 @@ def report(problems: Sequence[Problem], source: Source, what: str) -> RecipeErro
     once: dict[tuple[tuple[str, int], str], Problem] = {}
     for path, message in problems:
         once.setdefault((source.place(path), message), (path, message))
-    listed = [f"{source.where(path)}: {message}" for _, (path, message) in sorted(once.items())]
+    ordered = sorted(once.items(), key=lambda item: item[0])
+    listed = [f"{source.where(path)}: {message}" for _, (path, message) in ordered]
     count = "a problem" if len(listed) == 1 else f"{len(listed)} problems"
     return RecipeError(f"the {what} has {count}:\n" + "\n".join(f"  {line}" for line in listed))
 
 
-def _problem(error: Mapping[str, Any], root: type[BaseModel]) -> Problem:
+def _changed_numbers(document: Any, source: Source) -> Iterable[Problem]:
+    """Values that are written in base 60 or 8, such as 24:00:00 and 010, which nobody means in a recipe."""
+    for path, place in source.places.items():
+        if _CHANGED.match(place.written) and place.written not in ("0", "-0", "+0"):
+            value: Any = document
+            try:
+                for key in path:
+                    value = value[key]
+            except (KeyError, IndexError, TypeError):
+                continue  # a variant that was not chosen
+            if isinstance(value, int | float):
+                yield path, _quotes(place.written, value)
+
+
+def _quotes(written: str, value: Any) -> str:
+    read = {None: "nothing", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    return f'YAML reads {written} as {read}; put it in quotes: "{written}" (a number, without a leading 0 or colons)'
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _problem(error: Mapping[str, Any], root: type[BaseModel], source: Source) -> Problem:
     """Path and message of one error of pydantic, in our words."""
     path: KeyPath = tuple(error["loc"])
     if error["type"] == "extra_forbidden":
-        return path, f"unknown key {path[-1]!r}; {nearest(str(path[-1]), _keys_at(root, path[:-1]))}"
+        return path, _unknown(str(path[-1]), root, path[:-1])
     if error["type"] == "missing":
-        return path, f"{dotted(path)} is missing"
+        return path, _missing(root, path)
+    written = source.written(path) or source.written(path[:-1])
+    if error["type"] == "string_type" and written and not isinstance(error["input"], dict | list):
+        return path, _quotes(written, error["input"]).split(" (a number")[0]
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return path, message if isinstance(error["input"], dict | list) else f"{message} (got {error['input']!r})"
+    if isinstance(error["input"], dict | list):
+        return path, message
+    return path, f"{message} (got {error['input']!r}{f', written {written}' if _is_word(error['input']) else ''})"
+
+
+def _unknown(key: str, root: type[BaseModel], path: KeyPath) -> str:
+    """The message for a key that is not known at a path: the right name, or the block it belongs to."""
+    known = _keys_at(root, path)
+    name = _MEANT.get(key.lower().replace("-", "_"), "")
+    if name in known:
+        return f"unknown key {key!r}; it is called {name} here"
+    if homes := [home for home in _homes(root, name or key) if home != dotted(path)]:
+        called = f", as {name}" if name and name != key else ""
+        return f"unknown key {key!r}; it belongs under {' or '.join(homes)}{called}"
+    return f"unknown key {key!r}; {nearest(key, known)}"
+
+
+def _missing(root: type[BaseModel], path: KeyPath) -> str:
+    """The message for a key that is not there, with what it takes."""
+    fields = [
+        f for model in _models_at(root, path[:-1]) for n, f in model.model_fields.items() if path[-1] in (n, f.alias)
+    ]
+    return f"{dotted(path)} is missing" + (f": give it {wanted(fields[0])}" if fields else "")
+
+
+def _homes(root: type[BaseModel], key: str) -> list[str]:
+    """Where else in the document a key belongs: `model`, `stages[]`, `stages[].layout`."""
+    found: dict[str, None] = {}
+
+    def walk(model: type[BaseModel], at: str) -> None:
+        for name, field in model.model_fields.items():
+            below = f"{at}.{field.alias or name}".lstrip(".")
+            if key in (name, field.alias) and at:
+                found.setdefault(at)
+            for inner in models_in(field.annotation):
+                several = "[]" if str(field.annotation).startswith("tuple") else ""
+                walk(inner, below + several)
+
+    walk(root, "")
+    return list(found)[:2]
+
+
+def _models_at(root: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
+    models = [root]
+    for key in path:
+        fields = [f for m in models for name, f in m.model_fields.items() if key in (name, f.alias)]
+        models = [model for f in fields for model in models_in(f.annotation)] or models
+    return models
 
 
 def _keys_at(root: type[BaseModel], path: KeyPath) -> list[str]:
     """The keys that a model knows at a path."""
-    models = [root]
-    for key in path:
-        fields = [f for m in models for name, f in m.model_fields.items() if key in (name, f.alias)]
-        models = [model for f in fields for model in _models_in(f.annotation)] or models
-    return [field.alias or name for model in models for name, field in model.model_fields.items()]
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a type annotation mentions: in a union, a tuple, the values of a dict."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+    return [field.alias or name for model in _models_at(root, path) for name, field in model.model_fields.items()]

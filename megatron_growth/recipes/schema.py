@@ -5,132 +5,85 @@ completes the document before it is validated: a stage inherits the recipe's `sc
 baseline inherits the last stage.  What only makes sense across stages (sizes that shrink, sources that do not exist)
 is checked in `checks.py`.
 
-Units: parameters in weights, budgets in tokens, batch sizes in sequences, learning rates per optimizer step.
+The text under a key is its description in docs/recipes.md; a unit stands in brackets at its end.  After a change:
+`python -m megatron_growth.recipes.reference docs/recipes.md`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from megatron_growth.recipes.blocks import (
+    Block,
+    Budget,
+    Checkpoint,
+    Count,
+    Data,
+    Evaluation,
+    Integer,
+    Layout,
+    Model,
+    Name,
+    NotNegative,
+    Positive,
+    Printed,
+    Rate,
+    Ratio,
+    Share,
+    vocabulary_of,
+)
 from megatron_growth.recipes.source import Source
-
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-# Vocabulary sizes of tokenizers that need no file to be known.
-KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
-
-
-class Block(BaseModel):
-    """A mapping of a recipe: immutable, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RopeScaling(Block):
-    """Llama-3.1's frequency scaling of rotary embeddings (Megatron's --use-rope-scaling)."""
-
-    factor: Rate = 8.0
-
-
-class Model(Block):
-    """What all sizes of the family have in common.
-
-    Attributes:
-        vocab: tokens of the vocabulary before padding; follows from the tokenizer when left out.
-        vocab_multiple: rows of the embedding are padded to a multiple of this times TP, as Megatron does.
-        head_dim: width of one head; hidden / heads of each stage when left out.
-        sequence_length: tokens of one sample.
-        nominal_parameters: how budgets count a size without a number of its own: `transformer` (layers and final
-            norm), `non-embedding` (these and the output layer: every weight that a token is multiplied with) or
-            `12h2` (12 hidden^2 per layer, as STEP counts).
-        ffn_multiple: inner width of the FFN as a multiple of hidden, for stages that do not give `ffn`.
-        scaled_init: output projections of attention and FFN start smaller, by 1 / sqrt(2 layers).
-    """
-
-    vocab: Positive | None = None
-    vocab_multiple: Positive = 128
-    head_dim: Positive | None = None
-    sequence_length: Positive
-    norm: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
-    norm_epsilon: Rate = 1e-5
-    gated: bool = True
-    bias: bool = False
-    position: Literal["rope", "none"] = "rope"
-    rope_base: Positive = 10000
-    rope_scaling: RopeScaling | None = None
-    tied_embeddings: bool = False
-    init_std: Rate = 0.02
-    scaled_init: bool = True
-    ffn_multiple: Rate | None = None
-    nominal_parameters: Literal["transformer", "non-embedding", "12h2"] = "non-embedding"
-
-
-class Data(Block):
-    """Where tokens come from and how stages share them.
-
-    Attributes:
-        corpus: a built-in corpus, a path, or the name of a Hugging Face dataset.
-        tokenizer: `gpt2`, `llama3`, `sentencepiece:SIZE` (trained on the corpus), or the path of a tokenizer.
-        stages: `disjoint` (every stage a new window of the one sample order) or `same` (every stage reads it from the
-            start, as both stages of Reuse do).
-        pool_tokens: Fixed Data: the run may draw from this many tokens only; the last stage repeats when they are
-            used up, an earlier one never.
-        valid_fraction: share of the documents kept for validation.
-    """
-
-    corpus: str
-    tokenizer: str
-    stages: Literal["disjoint", "same"] = "disjoint"
-    pool_tokens: Positive | None = None
-    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    seed: int = 1234
 
 
 class Optimizer(Block):
     """AdamW, or GaLore's projection of it."""
 
     name: Literal["adamw", "galore"] = "adamw"
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Which optimizer."""
+    beta1: Share = 0.9
+    """Decay of the first moment."""
+    beta2: Share = 0.95
+    """Decay of the second moment."""
     eps: Rate = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Added to the root of the second moment."""
+    weight_decay: NotNegative = 0.1
+    """Decoupled weight decay."""
+    clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
     galore_rank: Positive = 128
+    """GaLore: rank of the projected gradients."""
     galore_gap: Positive = 200
+    """GaLore: steps between two projections. [steps]"""
     galore_scale: Rate = 0.25
+    """GaLore: alpha, the scale of the projected update."""
     distributed: bool = True
+    """Megatron's distributed optimizer: its state is sharded over the data-parallel ranks."""
 
 
 class Schedule(Block):
-    """The learning rate over one stage; formulas in `megatron_growth.schedules`.
-
-    Attributes:
-        style: `cosine`, `linear`, `wsd`, `wso` (constant) or `relora` (jagged cosine).
-        warmup_iterations: steps of linear warm-up from 0; wins over `warmup_fraction`.
-        warmup_fraction: the same as a share of the stage's iterations.
-        warmup_iterations_max: upper bound of a warm-up given as a fraction.
-        min_lr_ratio: alpha, the last learning rate as a share of the peak.
-        stable_fraction: rho of WSD, the share of the steps after warm-up at the peak.
-        restart_iterations: steps between the restarts of `relora`.
-        restart_warmup_iterations: steps of linear warm-up after each restart.
-        span: STEP: the schedule is that of a longer run, cut by growth (`planned`, decays over the steps that were
-            planned when the stage began) or fits the stage (`stage`).
-    """
+    """The learning rate over one stage; formulas in `megatron_growth.schedules`."""
 
     style: Literal["cosine", "linear", "wsd", "wso", "relora"] = "cosine"
-    warmup_iterations: Annotated[int, Field(ge=0)] | None = None
+    """`cosine`, `linear`, `wsd`, `wso` (constant) or `relora` (jagged cosine)."""
+    warmup_iterations: Count | None = None
+    """Linear warm-up from 0; wins over `warmup_fraction`. [steps]"""
     warmup_fraction: Ratio = 0.0
+    """The same as a share of the stage's iterations."""
     warmup_iterations_max: Positive | None = None
+    """Upper bound of a warm-up given as a fraction. [steps]"""
     min_lr_ratio: Ratio = 0.1
+    """Alpha, the last learning rate as a share of the peak."""
     stable_fraction: Ratio = 0.75
+    """Rho of WSD, the share of the steps after warm-up at the peak."""
     restart_iterations: Positive | None = None
-    restart_warmup_iterations: Annotated[int, Field(ge=0)] = 0
+    """Between the restarts of `relora`. [steps]"""
+    restart_warmup_iterations: Count = 0
+    """Linear warm-up after each restart. [steps]"""
     span: Literal["stage", "planned"] = "stage"
+    """STEP: the schedule is that of a longer run, cut by growth (`planned`, decays over the steps that were planned
+    when the stage began) or fits the stage (`stage`)."""
 
     @model_validator(mode="after")
     def _restarts(self) -> Schedule:
@@ -139,213 +92,150 @@ class Schedule(Block):
         return self
 
 
-class Budget(Block):
-    """How much compute a stage gets.
-
-    Attributes:
-        rule: `family` (FLOPs(X_i, T_i) minus what the stages before have spent), `iterations` (each stage says its
-            number of steps) or `step` (the FLOPs of `vanilla_iterations` steps of the full model, growth after
-            `fraction` of the steps that remain).
-        tokens_per_parameter: T_i / X_i of the family rule; 40 is twice Chinchilla's.
-        fraction_of: whether `fraction` is one of steps or of FLOPs; the paper's sentence allows both.
-    """
-
-    rule: Literal["family", "iterations", "step"]
-    tokens_per_parameter: Rate | None = None
-    vanilla_iterations: Positive | None = None
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    fraction_of: Literal["steps", "flops"] = "steps"
-
-    @model_validator(mode="after")
-    def _needs(self) -> Budget:
-        needs = {"family": "tokens_per_parameter", "step": "vanilla_iterations"}.get(self.rule)
-        if needs and getattr(self, needs) is None:
-            raise ValueError(f"the {self.rule} rule needs {needs}")
-        return self
-
-
 class Growth(Block):
-    """How a stage grows from its source; operators by name as in `megatron_growth.operators`."""
+    """How a stage grows from its source; operators by name as in docs/operators.md."""
 
     width: str | dict[str, Any] | None = None
+    """Width operator: `aki`, `fpi:draw=uniform`, or a choice per axis."""
     depth: str | dict[str, Any] | None = None
-    seed: int = 0
+    """Depth operator: `stack`, `interpolate`, `reuse:middle=attn`."""
+    seed: Integer = 0
+    """Of the operators' random choices and of freshly initialised weights."""
     optimizer_state: Literal["reset", "grow", "asymmetric"] = "reset"
+    """`reset`, `grow` (moments follow the weights) or `asymmetric` (old entries keep theirs, new ones start at 0)."""
 
 
 class Adapters(Block):
-    """ReLoRA adapters on the linear layers of the frozen layers (STEP) or of all layers (ReLoRA).
-
-    Attributes:
-        layers: `source` (the layers that were there before growth) or `all`.
-        reset_iterations: merge and re-initialise every so many steps; None never.
-        start_iteration: ReLoRA: train full-rank until this step.
-    """
+    """ReLoRA adapters on the linear layers of the frozen layers (STEP) or of all layers (ReLoRA)."""
 
     rank: Positive = 128
+    """Rank of the adapters."""
     alpha: Rate = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Their scale is alpha / rank."""
+    dropout: Share = 0.1
+    """Dropout on their input."""
     layers: Literal["source", "all"] = "source"
+    """`source` (the layers that were there before growth) or `all`."""
     reset_iterations: Positive | None = 5000
+    """Merge and re-initialise every so many; never when null. [steps]"""
     optimizer_reset: Literal["zero", "random", "magnitude"] = "magnitude"
+    """Which optimizer entries a reset clears."""
     optimizer_reset_ratio: Ratio = 0.9
-    start_iteration: Annotated[int, Field(ge=0)] = 0
+    """The share of them that it clears."""
+    start_iteration: Count = 0
+    """ReLoRA: train full-rank until this step. [steps]"""
 
 
 class Rule(Block):
-    """Parameters that match `pattern` follow `schedule`: `frozen`, a multiple of the learning rate, or a schedule."""
+    """How the parameters of a name pattern train."""
 
     pattern: str
+    """Parameter names, with `*`, such as `decoder.layers.3.*`."""
     schedule: str | float = "frozen"
-
-
-class Layout(Block):
-    """The parallel layout of a stage, in Megatron's terms.
-
-    Attributes:
-        tp: tensor-parallel size.
-        pp: pipeline-parallel size.
-        vpp: virtual pipeline stages per rank; 1 is no interleaving.
-        dp: data-parallel size; None takes what the machine has.
-        pipeline_layout: Megatron's --pipeline-model-parallel-layout, for layers that PP x VPP does not divide.
-        recompute: activation recomputation, as in Megatron's --recompute-granularity.
-    """
-
-    tp: Positive = 1
-    pp: Positive = 1
-    vpp: Positive = 1
-    dp: Positive | None = None
-    sequence_parallel: bool = False
-    pipeline_layout: str | None = None
-    distributed_optimizer: bool | None = None
-    recompute: Literal["none", "selective", "full"] = "none"
+    """`frozen`, a multiple of the learning rate, or a schedule."""
 
 
 class Stage(Block):
-    """One training stage.
-
-    Attributes:
-        nominal_parameters: the size that budgets count with; the family's rule when left out.
-        ffn: inner width of the FFN; `model.ffn_multiple` x hidden when left out.
-        source: name of the stage to grow from (`from` in YAML).
-        iterations: steps, for the `iterations` rule.
-        stop_iterations: steps after which the paper stopped early (Reuse, table 2); for the saving that is printed.
-        stop_at: name of another variant; the stage ends, saved, at the evaluation that reaches that variant's final
-            validation loss (Reuse: early stop at the baseline's).
-        stop_below: the same with a validation loss in nats per token.
-        sublayers: `attention` leaves the FFN out (Reuse, One Attn).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    """One training stage."""
 
     name: Name
+    """Of the stage, in the run directory and in `from`."""
     nominal_parameters: Rate | None = None
+    """The size that budgets count with; the family's rule when left out. [parameters]"""
     hidden: Positive
+    """Width of the residual stream. [units]"""
     ffn: Positive | None = None
-    layers: Annotated[int, Field(ge=0)]
+    """Inner width of the FFN; `model.ffn_multiple` x hidden when left out. [units]"""
+    layers: Count
+    """Number of layers."""
     heads: Positive
+    """Query heads."""
     query_groups: Positive | None = None
+    """Heads of keys and values (grouped queries); as many as `heads` when left out."""
     sublayers: Literal["full", "attention"] = "full"
+    """`attention` leaves the FFN out (Reuse, One Attn)."""
     lr: Rate
+    """Peak learning rate. [per optimizer step]"""
     iterations: Positive | None = None
+    """Length of the stage, for the `iterations` rule. [steps]"""
     stop_iterations: Positive | None = None
+    """Where the paper stopped early (Reuse, table 2); for the saving that is printed. [steps]"""
     stop_at: Name | None = None
+    """Name of another variant; the stage ends, saved, at the evaluation that reaches that variant's final validation
+    loss (Reuse: early stop at the baseline's)."""
     stop_below: Rate | None = None
+    """The same with a validation loss. [nats per token]"""
     global_batch_size: Positive
+    """Sequences of one optimizer step. [sequences]"""
     micro_batch_size: Positive = 1
+    """Sequences that one rank computes at a time. [sequences]"""
     source: str | None = Field(default=None, alias="from")
+    """Name of the stage to grow from."""
     layout: Layout = Layout()
+    """Parallel layout."""
     schedule: Schedule = Schedule()
+    """Learning rate over the stage; what is left out is the recipe's."""
     growth: Growth = Growth()
+    """How it grows from its source; what is left out is the recipe's."""
     optimizer: Optimizer = Optimizer()
+    """What is left out is the recipe's."""
     freeze: tuple[str, ...] = ()
+    """Names, with `*`, of parameters that do not train, such as `embedding.*`."""
     rules: tuple[Rule, ...] = ()
+    """How parameters of certain names train; the first that matches counts."""
     adapters: Adapters | None = None
+    """ReLoRA adapters."""
 
 
 class Baseline(Stage):
-    """The largest model from scratch, with the budget of the whole chain; what is left out is the last stage's.
-
-    Attributes:
-        match: `flops` (equal compute), `steps` (equal compute in as many optimizer steps as the chain takes, by a
-            smaller batch that follows from it) or `iterations` (this many steps).
-        note: how the learning rate was chosen.
-    """
+    """The largest model from scratch, with the budget of the whole chain; what is left out is the last stage's."""
 
     match: Literal["flops", "steps", "iterations"] = "flops"
+    """`flops` (equal compute), `steps` (equal compute in as many optimizer steps as the chain takes, by a smaller batch
+    that follows from it) or `iterations` (this many steps)."""
     note: str = ""
-
-
-class Evaluation(Block):
-    """Validation during training: every `interval` steps, over `iterations` batches."""
-
-    interval: Positive = 1000
-    iterations: Positive = 20
-
-
-class Checkpoint(Block):
-    """Checkpoints during training: every `interval` steps; the last `keep` and each stage's end stay.
-
-    Attributes:
-        keep_every: those whose step is a multiple of it stay, too.
-        async_save: write them while training goes on (Megatron's --async-save).
-    """
-
-    interval: Positive = 1000
-    keep: Positive = 2
-    keep_every: Positive | None = None
-    async_save: bool = False
-
-
-class Printed(Block):
-    """What the paper prints, to be shown beside what its formulas give.  Nothing else is computed from it.
-
-    Attributes:
-        size: parameters of the final model.
-        tokens: of the whole run.
-        flops: of the whole run.
-        layers_added: STEP: layers that each stage adds.
-        peak_bytes: peak memory of the run; `vanilla_peak_bytes` of standard pre-training.
-        updates: optimizer steps, by baseline name, and of the stages together (`chain`).
-    """
-
-    size: Rate | None = None
-    tokens: Rate | None = None
-    flops: Rate | None = None
-    layers_added: tuple[int, ...] = ()
-    peak_bytes: Rate | None = None
-    vanilla_peak_bytes: Rate | None = None
-    updates: dict[str, Positive] = Field(default_factory=dict)
-    compute_saving: Ratio | None = None
-    memory_saving: Ratio | None = None
+    """How the learning rate was chosen."""
 
 
 class Recipe(Block):
-    """One run of a paper, complete.  Get one through `megatron_growth.recipes.load`.
-
-    Attributes:
-        variants: the alternatives this recipe offers, by name: changes that `load(name, variant)` merges in.
-        variant: the alternative that was merged in, or None.
-    """
+    """One run of a paper, complete.  Get one through `megatron_growth.recipes.load`."""
 
     name: Name
+    """Of the recipe; its runs are written to runs/NAME."""
     paper: Literal["family", "reuse", "step", "wso", "relora", "galore"]
+    """The paper whose run this is."""
     summary: str
+    """One line for people."""
     model: Model
+    """What all sizes have in common."""
     data: Data
+    """Text, tokenizer, and how stages share them."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Of weights and activations in training."""
     optimizer: Optimizer = Optimizer()
+    """Of every stage that does not say otherwise."""
     schedule: Schedule = Schedule()
+    """Of every stage that does not say otherwise."""
     budget: Budget
+    """How long the stages train."""
     growth: Growth = Growth()
+    """Of every stage that does not say otherwise."""
     stages: tuple[Stage, ...]
+    """In the order in which they train."""
     baselines: dict[Name, Baseline] = Field(default_factory=dict)
+    """Runs to compare with, by name."""
     variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """The alternatives this recipe offers, by name: changes that `--variant NAME` merges in."""
     variant: str | None = None
+    """The alternative that was merged in; not for a file."""
     evaluation: Evaluation = Evaluation()
+    """Validation during training."""
     checkpoint: Checkpoint = Checkpoint()
+    """Checkpoints during training."""
     printed: Printed = Printed()
-    seed: int = 1234
+    """What the paper prints."""
+    seed: Integer = 1234
+    """Of initial weights and of the sample order."""
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -357,9 +247,3 @@ class Recipe(Block):
     def where(self, *path: str | int) -> str:
         """`file:line (key)` of a key of the recipe, for error messages."""
         return self._source.where(path)
-
-
-def vocabulary_of(tokenizer: str) -> int | None:
-    """Vocabulary size that the name of a tokenizer tells, or None."""
-    kind, _, size = tokenizer.partition(":")
-    return int(size) if kind == "sentencepiece" and size.isdigit() else KNOWN_VOCABULARIES.get(kind)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,7 +14,18 @@ from megatron_growth.errors import RecipeError
 
 Key = str | int
 KeyPath = tuple[Key, ...]
-Places = dict[KeyPath, tuple[str, int]]  # file, and line from 1
+MOST_NODES = 100_000  # of one document; aliases of aliases multiply
+
+
+class Place(NamedTuple):
+    """Where a key stands: file and line from 1; `written` is a value without quotes that YAML does not read as text."""
+
+    file: str
+    line: int
+    written: str = ""
+
+
+Places = dict[KeyPath, Place]
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Source:
 
     Attributes:
         file: path of the file, or a word for a document made in memory.
-        places: (file, line from 1) of each key path; a recipe that extends another has keys of both files.
+        places: of each key path; a recipe that extends another has keys of both files.
     """
 
     file: str = ""
@@ -33,8 +44,13 @@ class Source:
         """File and line of a key path, or of the nearest path above it that is written down."""
         for length in range(len(path), -1, -1):
             if (found := self.places.get(tuple(path[:length]))) is not None:
-                return found
+                return found[:2]
         return self.file, 0
+
+    def written(self, path: Sequence[Key]) -> str:
+        """How the value of a key is written when YAML reads it as something else than text, or ""."""
+        found = self.places.get(tuple(path))
+        return found.written if found else ""
 
     def where(self, path: Sequence[Key]) -> str:
         """`file:line (a.b[0].c)`."""
@@ -74,40 +90,68 @@ def read_yaml(file: Path) -> tuple[Any, Source]:
 
 def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
     """As `read_yaml`, from a string."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {error}", where=file) from None
     try:
         node = loader.get_single_node()
-        places, repeated = _places(node, file)
-        document = loader.construct_document(node) if node is not None else {}
+        walk = _Walk(file)
+        if node is not None:
+            walk(node, ())
+        document = loader.construct_document(node) if node is not None and not walk.problems else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         raise RecipeError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=place) from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-99-99; a thousand brackets
+        reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise RecipeError(f"not valid YAML: {reason}", where=file, fix="put text in quotes") from None
     finally:
         loader.dispose()
-    if repeated:
-        raise RecipeError("a key is given twice", where="; ".join(repeated), fix="keep one of them")
-    return document, Source(file, places)
+    if walk.repeated:
+        raise RecipeError("a key is given twice", where="; ".join(walk.repeated), fix="keep one of them")
+    if walk.problems:
+        raise RecipeError("\n  ".join(["the keys of this document are not all text:", *walk.problems]), where=file)
+    return document, Source(file, walk.places)
 
 
-def _places(root: yaml.Node | None, file: str) -> tuple[Places, list[str]]:
-    """(places of all keys, places of keys that are given twice)."""
-    places: Places = {}
-    repeated: list[str] = []
+class _Walk:
+    """Collects where every key stands, keys that are given twice, and keys that are no text."""
 
-    def walk(node: yaml.Node, path: KeyPath) -> None:
-        places.setdefault(path, (file, node.start_mark.line + 1))
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.places: Places = {}
+        self.repeated: list[str] = []
+        self.problems: list[str] = []
+        self._nodes = 0
+
+    def __call__(self, node: yaml.Node, path: KeyPath) -> None:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise ValueError(f"more than {MOST_NODES:,} values, perhaps by an alias inside itself")
+        self.places.setdefault(path, self._place(node, node))
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
-                walk(item, (*path, index))
+                self(item, (*path, index))
         elif isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                below = (*path, key.value)
-                if below in places:
-                    repeated.append(f"{file}:{key.start_mark.line + 1} ({dotted(below)})")
-                places[below] = (file, key.start_mark.line + 1)
-                walk(value, below)
+                self._key(key, value, path)
 
-    if root is not None:
-        walk(root, ())
-    return places, repeated
+    def _key(self, key: yaml.Node, value: yaml.Node, path: KeyPath) -> None:
+        where = f"{self.file}:{key.start_mark.line + 1}"
+        if key.tag.endswith(":merge"):
+            return
+        if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
+            text = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            self.problems.append(f"{where}: the key {text} is no text to YAML; put it in quotes")
+            return
+        below = (*path, key.value)
+        if below in self.places:
+            self.repeated.append(f"{where} ({dotted(below)})")
+        self.places[below] = self._place(key, value)
+        self(value, below)
+
+    def _place(self, key: yaml.Node, value: yaml.Node) -> Place:
+        plain = isinstance(value, yaml.ScalarNode) and value.style is None and not value.tag.endswith(":str")
+        return Place(self.file, key.start_mark.line + 1, value.value if plain else "")

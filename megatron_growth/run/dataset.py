@@ -44,6 +44,8 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
     request = PrepareRequest(
         corpus=(recipe.data.corpus,),
         tokenizer=parse_spec(recipe.data.tokenizer),
+        text_field=recipe.data.text_field,
+        document_per=recipe.data.document_per,
         valid_fraction=recipe.data.valid_fraction,
         seed=recipe.data.seed,
     )

@@ -1,0 +1,207 @@
+"""The plain blocks of a recipe: model, data, budget, parallel layout, evaluation, checkpoints, printed figures.
+
+The text under a key is its description in docs/recipes.md; a unit stands in brackets at its end.  After a change:
+`python -m megatron_growth.recipes.reference docs/recipes.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _no_truth(value: Any) -> Any:
+    """Refuse a truth value where a number belongs: pydantic would take `yes` for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+    return value
+
+
+Number = BeforeValidator(_no_truth)
+Ratio = Annotated[float, Number, Field(ge=0, le=1)]
+Fraction = Annotated[float, Number, Field(gt=0, lt=1)]
+Share = Annotated[float, Number, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Number, Field(ge=0)]
+Positive = Annotated[int, Number, Field(ge=1)]
+Count = Annotated[int, Number, Field(ge=0)]
+Integer = Annotated[int, Number]
+Rate = Annotated[float, Number, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+# Vocabulary sizes of tokenizers that need no file to be known.
+KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
+
+
+class Block(BaseModel):
+    """A mapping of a recipe: immutable, closed to keys that it does not know, without infinities."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RopeScaling(Block):
+    """Llama-3.1's frequency scaling of rotary embeddings (Megatron's --use-rope-scaling)."""
+
+    factor: Rate = 8.0
+    """How much longer the context becomes; Llama 3.1 has 8, Llama 3.2 has 32."""
+
+
+class Model(Block):
+    """What all sizes of the family have in common."""
+
+    vocab: Positive | None = None
+    """Ids of the vocabulary before padding; follows from the tokenizer when its name tells it. [ids]"""
+    vocab_multiple: Positive = 128
+    """Rows of the embedding are padded to a multiple of this times TP, as Megatron does. [rows]"""
+    head_dim: Positive | None = None
+    """Width of one head; hidden / heads of each stage when left out. [units]"""
+    sequence_length: Positive
+    """Length of one sample. [tokens]"""
+    norm: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    """Kind of normalisation."""
+    norm_epsilon: Rate = 1e-5
+    """Epsilon of the norms of the first stage; growth that pads the residual stream shrinks it."""
+    gated: bool = True
+    """A gated FFN (SwiGLU), or GELU without."""
+    bias: bool = False
+    """Biases on the linear layers."""
+    position: Literal["rope", "none"] = "rope"
+    """Position embedding."""
+    rope_base: Positive = 10000
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Frequency scaling of rotary embeddings."""
+    tied_embeddings: bool = False
+    """The output layer is the embedding."""
+    init_std: Rate = 0.02
+    """Standard deviation of the initial weights."""
+    scaled_init: bool = True
+    """Output projections of attention and FFN start smaller, by 1 / sqrt(2 layers)."""
+    ffn_multiple: Rate | None = None
+    """Inner width of the FFN as a multiple of hidden, for stages that do not give `ffn`."""
+    nominal_parameters: Literal["transformer", "non-embedding", "12h2"] = "non-embedding"
+    """How budgets count a size without a number of its own: `transformer` (layers and final norm), `non-embedding`
+    (these and the output layer: every weight that a token is multiplied with) or `12h2` (12 hidden^2 per layer, as STEP
+    counts)."""
+
+
+class Data(Block):
+    """Where tokens come from and how stages share them."""
+
+    corpus: str
+    """`stdlib` (built in), a file or folder of text, JSONL or Parquet, or `hf:OWNER/NAME[:CONFIG][/SPLIT]`."""
+    tokenizer: str
+    """`gpt2`, `llama3`, `sentencepiece:SIZE` (trained on the corpus), a sentencepiece `.model`, a folder with a Hugging
+    Face tokenizer, or `hf:OWNER/NAME`."""
+    text_field: str = "text"
+    """Key of JSONL objects, or column of Parquet files, that holds the text."""
+    document_per: Literal["file", "paragraph", "line"] = "file"
+    """What one document of a plain text file is."""
+    stages: Literal["disjoint", "same"] = "disjoint"
+    """`disjoint` (every stage a new window of the one sample order) or `same` (every stage reads it from the start, as
+    both stages of Reuse do)."""
+    pool_tokens: Positive | None = None
+    """Fixed Data: the run may draw from this many only; the last stage repeats when they are used up, an earlier one
+    never. [tokens]"""
+    valid_fraction: Fraction = 0.01
+    """Share of the documents kept for validation."""
+    seed: Integer = 1234
+    """Which documents are for validation."""
+
+
+class Budget(Block):
+    """How much compute a stage gets."""
+
+    rule: Literal["family", "iterations", "step"]
+    """`family` (FLOPs(X_i, T_i) minus what the stages before have spent), `iterations` (each stage says its number of
+    steps) or `step` (the FLOPs of `vanilla_iterations` steps of the full model, growth after `fraction` of the steps
+    that remain)."""
+    tokens_per_parameter: Rate | None = None
+    """T_i / X_i of the family rule; 40 is twice Chinchilla's. [tokens per parameter]"""
+    vanilla_iterations: Positive | None = None
+    """Steps of the full model whose FLOPs the `step` rule spends. [steps]"""
+    fraction: Fraction = 0.75
+    """Of what remains, the share before each growth (`step` rule)."""
+    fraction_of: Literal["steps", "flops"] = "steps"
+    """Whether `fraction` is one of steps or of FLOPs; the paper's sentence allows both."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> Budget:
+        needs = {"family": "tokens_per_parameter", "step": "vanilla_iterations"}.get(self.rule)
+        if needs and getattr(self, needs) is None:
+            raise ValueError(f"the {self.rule} rule needs {needs}")
+        return self
+
+
+class Layout(Block):
+    """The parallel layout of a stage, in Megatron's terms."""
+
+    tp: Positive = 1
+    """Tensor-parallel size. [ranks]"""
+    pp: Positive = 1
+    """Pipeline-parallel size. [ranks]"""
+    vpp: Positive = 1
+    """Virtual pipeline stages per rank; 1 is no interleaving."""
+    dp: Positive | None = None
+    """Data-parallel size; what the machine has when left out. [ranks]"""
+    sequence_parallel: bool = False
+    """Megatron's --sequence-parallel."""
+    pipeline_layout: str | None = None
+    """Megatron's --pipeline-model-parallel-layout, for layers that PP x VPP does not divide."""
+    distributed_optimizer: bool | None = None
+    """Megatron's --use-distributed-optimizer; the optimizer's `distributed` when left out."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation, as in Megatron's --recompute-granularity."""
+
+
+class Evaluation(Block):
+    """Validation during training."""
+
+    interval: Positive = 1000
+    """Steps between two evaluations. [steps]"""
+    iterations: Positive = 20
+    """Batches of one evaluation. [batches]"""
+
+
+class Checkpoint(Block):
+    """Checkpoints during training; each stage's end always stays."""
+
+    interval: Positive = 1000
+    """Steps between two checkpoints. [steps]"""
+    keep: Positive = 2
+    """How many of the last stay. [checkpoints]"""
+    keep_every: Positive | None = None
+    """Those whose step is a multiple of this stay, too. [steps]"""
+    async_save: bool = False
+    """Write them while training goes on (Megatron's --async-save)."""
+
+
+class Printed(Block):
+    """What the paper prints, to be shown beside what its formulas give.  Nothing else is computed from it."""
+
+    size: Rate | None = None
+    """Of the final model. [parameters]"""
+    tokens: Rate | None = None
+    """Of the whole run. [tokens]"""
+    flops: Rate | None = None
+    """Of the whole run. [FLOPs]"""
+    layers_added: tuple[int, ...] = ()
+    """STEP: layers that each stage adds. [layers]"""
+    peak_bytes: Rate | None = None
+    """Peak memory of the run. [bytes]"""
+    vanilla_peak_bytes: Rate | None = None
+    """Peak memory of standard pre-training. [bytes]"""
+    updates: dict[str, Positive] = Field(default_factory=dict)
+    """Optimizer steps, by baseline name, and of the stages together (`chain`). [steps]"""
+    compute_saving: Ratio | None = None
+    """Share of the baseline's FLOPs that is saved."""
+    memory_saving: Ratio | None = None
+    """Share of the baseline's memory that is saved."""
+
+
+def vocabulary_of(tokenizer: str) -> int | None:
+    """Vocabulary size that the name of a tokenizer tells, or None."""
+    kind, _, size = tokenizer.partition(":")
+    return int(size) if kind == "sentencepiece" and size.isdecimal() else KNOWN_VOCABULARIES.get(kind)

@@ -1,0 +1,149 @@
+"""What YAML changes, what other programs call a key, and what a missing block takes: said with the right name."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_growth import recipes
+from megatron_growth.errors import RecipeError
+from megatron_growth.recipes.cluster import loads_cluster
+from megatron_growth.recipes.reporting import SYNONYMS, report
+from megatron_growth.recipes.schema import Recipe
+from megatron_growth.recipes.source import parse_yaml
+from megatron_growth.recipes.wording import models_in
+
+RECIPE = recipes.path_of("nano-progressive").read_text(encoding="utf-8")
+PROFILE = (recipes.cluster.FOLDER / "h100-8x.yaml").read_text(encoding="utf-8")
+
+
+def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
+    assert old in text
+    with pytest.raises(RecipeError) as caught:
+        load(text.replace(old, new, 1), file="mine.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("name: nano-progressive", "name: 1e-4", 'YAML reads 1e-4 as 0.0001; put it in quotes: "1e-4"'),
+        ("name: nano-progressive", "name: 2024-01-01", 'YAML reads 2024-01-01 as 2024-01-01; put it in quotes: "2024'),
+        ("name: nano-progressive", "name: 0x1f", 'YAML reads 0x1f as 31; put it in quotes: "0x1f"'),
+        ("name: nano-progressive", "name: ~", 'YAML reads ~ as nothing; put it in quotes: "~"'),
+        ("corpus: stdlib", "corpus: no", 'YAML reads no as false; put it in quotes: "no"'),
+        ("tokenizer: sentencepiece:1024", "tokenizer: 1:30", 'YAML reads 1:30 as 90; put it in quotes: "1:30"'),
+        ("width: aki", "width: on", 'YAML reads on as true; put it in quotes: "on"'),
+        ("sequence_length: 128", "sequence_length: 0200", 'YAML reads 0200 as 128; put it in quotes: "0200"'),
+        ("sequence_length: 128", "sequence_length: 2:08", 'YAML reads 2:08 as 128; put it in quotes: "2:08"'),
+        ("sequence_length: 128", "sequence_length: yes", "a number is wanted, not true"),
+        ("init_std: 0.06", "init_std: .inf", "finite number"),
+        ("init_std: 0.06", "init_std: .nan", "finite number"),
+        ("baselines:\n  scratch:", "baselines:\n  no:", "the key no is no text to YAML; put it in quotes"),
+        ("name: nano-progressive", "name: 2024-99-99", "not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_what_yaml_changes_is_to_be_put_in_quotes(old, new, words):
+    message = refused(old, new)
+    assert words in message
+    assert "mine.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("time_limit: ", "time_limit: 24:00:00 # ", "YAML reads 24:00:00 as 86400; put it in quotes"),
+        ("name: h100-8x", "name: 0123", "YAML reads 0123 as 83; put it in quotes"),
+    ],
+)
+def test_the_same_in_a_cluster_profile(old, new, words):
+    assert words in refused(old, new, PROFILE, loads_cluster)
+
+
+def test_in_quotes_they_are_what_they_say():
+    quoted = RECIPE.replace("name: nano-progressive", 'name: "2024-01-01"')
+    assert recipes.loads(quoted).name == "2024-01-01"
+    assert loads_cluster(PROFILE.replace("time_limit: ", 'time_limit: "24:00:00" # ')).slurm.time_limit == "24:00:00"
+
+
+def test_a_changed_value_in_a_variant_or_an_extension_is_named_where_it_stands(tmp_path):
+    text = RECIPE + "\nvariants:\n  odd: {data: {corpus: off}}\n"
+    line = text.splitlines().index("  odd: {data: {corpus: off}}") + 1
+    with pytest.raises(RecipeError, match=rf"mine.yaml:{line}.*YAML reads off as false"):
+        recipes.loads(text, "odd", file="mine.yaml")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: nano-progressive\nname: child\ndata: {tokenizer: 010}\n")
+    with pytest.raises(RecipeError, match=r"child.yaml:3.*YAML reads 010 as 8"):
+        recipes.load(child)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("layers: 4, heads: 4", "layers: 4, steps: 5, heads: 4", "'steps'; it is called iterations here"),
+        ("layers: 4, heads: 4", "layers: 4, kv_heads: 2, heads: 4", "'kv_heads'; it is called query_groups here"),
+        ("layers: 4, heads: 4", "n_layers: 4, heads: 4", "'n_layers'; it is called layers here"),
+        ("sequence_length: 128", "seq-length: 128", "'seq-length'; it is called sequence_length here"),
+        ("precision: fp32", "tp: 2", "'tp'; it belongs under stages[].layout"),
+        ("precision: fp32", "kv_heads: 2", "'kv_heads'; it belongs under stages[] or baselines, as query_groups"),
+        ("precision: fp32", "sequence_length: 2", "'sequence_length'; it belongs under model"),
+        ("precision: fp32", "precison: fp32", "'precison'; did you mean precision"),
+        ("budget: {rule: family, tokens_per_parameter: 2}\n", "", "(`family`, `iterations`, `step`)"),
+        ("  sequence_length: 128\n", "", "model.sequence_length is missing: give it whole number ≥ 1"),
+    ],
+)
+def test_a_wrong_or_missing_key_names_the_right_one(old, new, words):
+    assert words in refused(old, new)
+
+
+def test_every_synonym_leads_to_a_key_and_is_none_itself():
+    keys = {"extends"}
+    waiting = [Recipe]
+    while waiting:
+        model = waiting.pop()
+        for name, field in model.model_fields.items():
+            keys.add(field.alias or name)
+            waiting.extend(models_in(field.annotation))
+    words = [word for line in SYNONYMS.values() for word in line.split()]
+    assert SYNONYMS.keys() <= keys
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]\n",
+        "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9) if n else '1'}]\n" for n in range(12)),
+        "[" * 5000,
+        "? [a, b]\n: c\n",
+        "? {a: b}\n: c\n",
+        "name: !!python/object/apply:os.getcwd []\n",
+        "name: !!binary 'x'\n",
+        "name: 0b_\n",
+        "\x00",
+        "<<: [1]\n",
+        "<<: {name: a}\n",
+        "a: 1\n---\nb: 2\n",
+        "\ud800",
+    ],
+    ids=lambda text: repr(text[:16]),
+)
+def test_documents_made_to_break_a_reader_are_refused_in_a_sentence(text):
+    with pytest.raises(RecipeError):
+        recipes.loads(text)
+
+
+def test_recipes_that_extend_each_other_in_a_circle(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(RecipeError, match="20 recipes extend each other"):
+        recipes.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.fault
+def test_a_reader_that_forgets_how_values_are_written_says_nothing_of_quotes():
+    _, source = parse_yaml("name: no\n", "mine.yaml")
+    assert source.written(("name",)) == "no"
+    forgetful = {path: place._replace(written="") for path, place in source.places.items()}
+    assert "quotes" not in str(
+        report([(("name",), "input should be a valid string")], type(source)("", forgetful), "x")
+    )
