@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import runpy
@@ -21,18 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.backend.installation import Installation, has_makefile, transformer_engine
 from megatron_growth.backend.replacements import Replacement, apply
+from megatron_growth.backend.stand_ins import TRANSFORMER_ENGINE, StandIn, missing_words, stand_ins
 from megatron_growth.errors import UserError
-
-# Flags without which Megatron asks for Transformer Engine, Apex, NCCL or a CUDA kernel, with their values.
-REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
-    "--transformer-impl": ("local",),
-    "--distributed-backend": ("gloo",),
-    "--no-rope-fusion": (),
-    "--no-persist-layer-norm": (),
-    "--no-gradient-accumulation-fusion": (),
-    "--no-masked-softmax-fusion": (),
-}
 
 # What torchrun would set for one process; port 0 is any free port.
 SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
@@ -41,9 +32,13 @@ _undo: Callable[[], None] | None = None
 
 
 def cpu_flags(argv: Sequence[str] = ()) -> list[str]:
-    """The required flags that `argv` does not hold, ready to be appended to it."""
-    given = {word.split("=")[0] for word in argv}
-    return [word for flag, values in REQUIRED_FLAGS.items() if flag not in given for word in (flag, *values)]
+    """The flags that Megatron needs on the host and that `argv` does not hold, ready to be appended to it."""
+    return missing_words(_rows(), argv)
+
+
+def _rows() -> tuple[StandIn, ...]:
+    """What stands in on the host."""
+    return stand_ins(Installation(transformer_engine=transformer_engine(gpu=False), makefile=has_makefile()))
 
 
 def installed() -> bool:
@@ -66,10 +61,8 @@ def install() -> bool:
     # Both build tables of torch functions on first use; the tables must hold the originals.
     importlib.import_module("torch._dynamo")
     torch.utils._device._device_constructors()
-    from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
-
     # Megatron reads torch.cuda and torch.compile while it is imported: those first.
-    first = apply([*cuda_replacements(), *tensor_replacements(), *torch_replacements()])
+    first = apply(torch_replacements())
     try:
         second = apply(megatron_replacements())
     except BaseException:
@@ -89,17 +82,19 @@ def uninstall() -> None:
 
 def replacements() -> list[Replacement]:
     """Every replacement that `install()` makes, for reading; imports Megatron."""
-    from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
-
-    return [*cuda_replacements(), *tensor_replacements(), *torch_replacements(), *megatron_replacements()]
+    return [*torch_replacements(), *megatron_replacements()]
 
 
 def torch_replacements() -> list[Replacement]:
-    """What must change in torch outside `torch.cuda` and the tensor factories."""
+    """What must change in torch, before Megatron is imported."""
     import torch
     import torch.distributed as dist
 
+    from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
+
     return [
+        *cuda_replacements(),
+        *tensor_replacements(),
         Replacement(torch, "compile", _uncompiled, "Megatron's jit_fuser: compiling for the host costs minutes"),
         Replacement(torch.accelerator, "is_available", lambda: False, "data loaders: no pin-memory thread"),
         Replacement(dist, "barrier", _without_device_ids(dist.barrier), "gloo refuses device_ids"),
@@ -107,31 +102,22 @@ def torch_replacements() -> list[Replacement]:
 
 
 def megatron_replacements() -> list[Replacement]:
-    """What must change in Megatron itself; imports the modules concerned."""
-    from megatron.core import optimizer
-    from megatron.core.datasets import utils as dataset_utils
+    """What must change in Megatron and Transformer Engine; imports the modules concerned."""
+    rows = _rows()
+    engine = []
+    if not any(row is TRANSFORMER_ENGINE for row in rows):
+        from megatron_growth.backend import te_on_host
+
+        engine = te_on_host.replacements()
     from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.core.optimizer import distrib_optimizer
 
-    from megatron_growth.backend.fused_adam import FusedAdam
-
-    rows = []
-    if importlib.util.find_spec("megatron.core.datasets.helpers_cpp"):
-        why = "the wheel ships the compiled helpers and no Makefile; Megatron would run make and exit"
-        rows.append(Replacement(dataset_utils, "compile_helpers", lambda: None, why))
     # The first save starts a manager process; a spawned one imports the main script again, which takes seconds.
     queue = functools.partial(filesystem_async.get_write_results_queue, mp_mode="fork")
-    rows.append(Replacement(filesystem_async, "get_write_results_queue", queue, "fork the writers' manager process"))
-    if not distrib_optimizer.HAVE_APEX_OR_TE:
-        why = "resuming torch's AdamW in the distributed optimizer fails; FusedAdam's path works"
-        rows += [
-            Replacement(distrib_optimizer, "HAVE_APEX_OR_TE", True, why),
-            Replacement(distrib_optimizer, "USING_APEX_OPTIMIZER", True, why),
-            Replacement(distrib_optimizer, "Adam", FusedAdam, why),
-            Replacement(optimizer, "USING_PYTORCH_OPTIMIZER", False, why),
-            Replacement(optimizer, "Adam", FusedAdam, why),
-        ]
-    return rows
+    return [
+        *engine,
+        Replacement(filesystem_async, "get_write_results_queue", queue, "fork the writers' manager process"),
+        *(one for row in rows for one in row.replacements()),
+    ]
 
 
 def _uncompiled(model: Any = None, **_: Any) -> Any:

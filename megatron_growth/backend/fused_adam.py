@@ -68,8 +68,7 @@ class FusedAdam(torch.optim.Optimizer):
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],
-            # The kernel adds one to every step before it uses it.
-            [torch.tensor(float(group["step"] - 1)) for _ in parameters],
+            _steps(parameters, group["step"] - 1),
             fused=True,
             amsgrad=False,
             maximize=False,
@@ -80,3 +79,8 @@ class FusedAdam(torch.optim.Optimizer):
             eps=group["eps"],
             decoupled_weight_decay=self.adam_w_mode,
         )
+
+
+def _steps(parameters: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
+    """A counter for each parameter, on its device; the kernel adds one to each before it uses it."""
+    return list(torch.full((len(parameters),), float(steps), device=parameters[0].device).unbind())

@@ -16,6 +16,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+from megatron_growth.backend import cpu
+from megatron_growth.backend.installation import transformer_engine
 from megatron_growth.errors import UnsupportedError, UserError, nearest
 
 Kind = Literal["stock", "local", "auto"]
@@ -28,8 +30,8 @@ def layer_spec(
     """A value for `model_cfg.transformer_layer_spec`.
 
     Args:
-        kind: "stock", what Megatron would choose; "local", see the module; "auto", stock where Transformer Engine is
-            installed and local elsewhere.
+        kind: "stock", what Megatron would choose; "local", see the module; "auto", stock where Transformer Engine's
+            layers can run and local elsewhere.
         sublayers: "attention" leaves out the feed-forward block and its norm; "none" leaves out the layers.  Megatron
             refuses --num-layers 0, so a model without layers is configured with one, which is then not built.
         document_masks: attention of the local spec honours the masks of --reset-attention-mask.
@@ -44,12 +46,17 @@ def layer_spec(
         if value not in known:
             raise UserError(f"the layer spec has no {name} {value!r}", fix=nearest(value, known))
     if kind == "auto":
-        from megatron.core.extensions.transformer_engine import HAVE_TE
-
-        kind = "stock" if HAVE_TE else "local"
+        kind = "stock" if usable_transformer_engine() else "local"
     if kind == "stock":
         return None if sublayers == "full" else functools.partial(_stock, sublayers=sublayers)
     return functools.partial(_local, sublayers=sublayers, document_masks=document_masks)
+
+
+def usable_transformer_engine() -> bool:
+    """Whether Transformer Engine's layers can run here: on a GPU, or on the host where a test asks for it."""
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    return HAVE_TE and bool(not cpu.installed() or transformer_engine(gpu=False))
 
 
 def _stock(config: Any, vp_stage: int | None = None, *, sublayers: Sublayers) -> Any:

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_growth.backend import cpu
 from megatron_growth.backend.processes import die_with_parent
+from megatron_growth.backend.start import prepare
 from megatron_growth.run import failures
 
 
@@ -180,8 +180,7 @@ def main() -> int:
     """Entry point of one rank; returns its exit code."""
     die_with_parent()
     with failures.recorded():
-        if cpu.install():
-            sys.argv += cpu.cpu_flags(sys.argv[1:])
+        sys.argv[1:] = prepare(sys.argv[1:])
         run()
     return 0
 

@@ -1,0 +1,155 @@
+"""What is installed on this machine of what Megatron may want: a GPU, Transformer Engine, Apex, a Makefile.
+
+`detect()` looks; `INSTALLATIONS` are those that this package supports, for whoever plans for another machine.  What
+stands in for what is missing is in `stand_ins`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_growth.backend import nvml
+from megatron_growth.errors import UnsupportedError
+
+BLACKWELL = (10, 0)
+FIRST_WITH_FP8 = (8, 9)  # Ada; Hopper is (9, 0)
+# "1": run Transformer Engine's layers on the host, computed by torch (`te_on_host`): how they are tested without a GPU.
+TE_ON_HOST = "MEGATRON_GROWTH_TE_ON_HOST"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What there is.
+
+    Attributes:
+        gpu: name of the GPU; "" for the host alone.
+        capability: its compute capability.
+        transformer_engine: version of the one whose layers can run here; "" for none.
+        apex: its kernel that accumulates weight gradients is there.
+        makefile: Megatron can compile its data set helpers, as from a clone of its repository.
+    """
+
+    gpu: str = ""
+    capability: tuple[int, int] = (0, 0)
+    transformer_engine: str = ""
+    apex: bool = False
+    makefile: bool = False
+
+
+_H100 = {"gpu": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
+
+INSTALLATIONS: dict[str, Installation] = {
+    # NVIDIA's PyTorch container, and this package in it.
+    "container": Installation(**_H100, transformer_engine="2.12.0", apex=True),  # type: ignore[arg-type]
+    # pip install 'megatron-growth[gpu]'
+    "gpu": Installation(**_H100, transformer_engine="2.12.0"),  # type: ignore[arg-type]
+    # pip install megatron-growth
+    "pip": Installation(**_H100),  # type: ignore[arg-type]
+    # The same on a machine without a GPU.
+    "host": Installation(),
+}
+
+
+def detect() -> Installation:
+    """What this machine has; imports Transformer Engine when there is a GPU for it.
+
+    Raises:
+        UnsupportedError: Transformer Engine is installed and cannot be loaded.
+    """
+    found = nvml.devices()
+    return Installation(
+        gpu=found[0].name if found else "",
+        capability=found[0].capability if found else (0, 0),
+        transformer_engine=transformer_engine(bool(found)),
+        apex=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        makefile=has_makefile(),
+    )
+
+
+def transformer_engine(gpu: bool) -> str:
+    """Version of the Transformer Engine whose layers can run here; "" for none.
+
+    Args:
+        gpu: whether there is a GPU, and it is to be loaded; without one its layers run only where TE_ON_HOST says so.
+
+    Raises:
+        UnsupportedError: it is installed and cannot be loaded.
+    """
+    version = version_of("transformer-engine")
+    if not gpu:
+        return version if os.environ.get(TE_ON_HOST) == "1" else ""
+    if not version:
+        return ""
+    try:
+        # Its libraries are loaded here, so a torch that they were not built for shows.
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:
+        raise UnsupportedError(
+            f"Transformer Engine {version} is installed and cannot be loaded: {_first_line(error)}",
+            where=f"torch {version_of('torch')}",
+            fix="; ".join(fix for _, fix in conflicts())
+            or "install the version that goes with this torch (docs/gpu.md)",
+        ) from error
+    return version
+
+
+def has_makefile() -> bool:
+    """Whether `compile_helpers()` of Megatron's data sets finds what it runs; its wheel leaves the Makefile out."""
+    return any((folder / "Makefile").is_file() for folder in _data_set_folders())
+
+
+def has_helpers() -> bool:
+    """Whether the compiled helpers of Megatron's data sets are there already."""
+    return any(True for folder in _data_set_folders() for _ in folder.glob("helpers_cpp*.so"))
+
+
+def _data_set_folders() -> list[Path]:
+    """Where megatron.core.datasets lies, without importing it: Megatron must not be imported before `cpu.install()`."""
+    spec = importlib.util.find_spec("megatron.core")
+    return [Path(folder) / "datasets" for folder in (spec.submodule_search_locations or [])] if spec else []
+
+
+def conflicts() -> list[tuple[str, str]]:
+    """Installed versions that do not go together: (what is wrong, what to do), by metadata alone."""
+    engine, torch = version_of("transformer-engine"), version_of("torch")
+    cublas = version_of("nvidia-cublas")
+    rows = []
+    if engine and cublas and _numbers(engine) >= (2, 13) and _numbers(cublas) < (13, 2):
+        rows.append(
+            (
+                f"Transformer Engine {engine} needs cuBLASLt 13.2, and torch {torch} brings {cublas}",
+                "pip install 'transformer-engine[pytorch]==2.12.0'",
+            )
+        )
+    for part in ("transformer-engine-torch", "transformer-engine-cu12", "transformer-engine-cu13"):
+        found = version_of(part)
+        if engine and found and found != engine:
+            rows.append((f"{part} {found} is not of Transformer Engine {engine}", f"pip install '{part}=={engine}'"))
+    core = version_of("megatron-core")
+    if core and _numbers(core) != (0, 19):
+        rows.append((f"megatron-core {core} is not 0.19", "pip install 'megatron-core>=0.19.2,<0.20'"))
+    return rows
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, "" when it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """(2, 12) of 2.12.0+local."""
+    major, minor, *_ = [*version.split("."), "0"]
+    return int(major), int(minor)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

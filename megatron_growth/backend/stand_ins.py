@@ -1,0 +1,145 @@
+"""The one table of what may be missing on a machine, and what then stands in: as flags, environment, replacements.
+
+Both starts ask it, a GPU's and the host's, and so does whoever only writes down a command line.  Reading the table
+imports neither torch nor Megatron; a row's replacements do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from megatron_growth.backend.installation import BLACKWELL, Installation
+from megatron_growth.backend.replacements import Replacement
+
+Flags = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """One thing that is missing.
+
+    Attributes:
+        missing: what, in words.
+        instead: what stands in, in words.
+        cost: what that costs, in words.
+        flags: Megatron's flags with their values, () for a bare one.
+        environment: variables that must be set before CUDA is used.
+        replacements: makes the list of what must change in foreign modules, and imports them.
+    """
+
+    missing: str
+    instead: str
+    cost: str
+    flags: Flags = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    replacements: Callable[[], list[Replacement]] = list
+
+
+def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ...]:
+    """What stands in for all that `here` does not have.
+
+    Args:
+        here: what there is; `installation.detect()` or one of `installation.INSTALLATIONS`.
+        tensor_parallel: tensor-parallel size of the run.
+
+    Returns:
+        The rows that apply.  What the host needs in torch itself, before Megatron is imported, is `cpu.install()`.
+    """
+    on_gpu = bool(here.gpu)
+    table = (
+        (_GPU, not on_gpu),
+        (TRANSFORMER_ENGINE, not here.transformer_engine),
+        (_FUSED_ADAM, not (on_gpu and (here.transformer_engine or here.apex))),
+        (_APEX, not (on_gpu and here.apex)),
+        (_MAKEFILE, not here.makefile),
+        (_ONE_QUEUE, on_gpu and tensor_parallel > 1 and here.capability < BLACKWELL),
+    )
+    return tuple(row for row, applies in table if applies)
+
+
+def flags(rows: Iterable[StandIn]) -> dict[str, tuple[str, ...]]:
+    """All flags of the rows, with their values."""
+    return {name: values for row in rows for name, values in row.flags.items()}
+
+
+def environment(rows: Iterable[StandIn]) -> dict[str, str]:
+    """All variables of the rows; a variable that is set already should be left as it is."""
+    return {name: value for row in rows for name, value in row.environment.items()}
+
+
+def missing_words(rows: Iterable[StandIn], argv: Sequence[str]) -> list[str]:
+    """The words of the rows' flags that `argv` does not hold, ready to be appended to it."""
+    given = {word.split("=")[0] for word in argv}
+    return [word for name, values in flags(rows).items() if name not in given for word in (name, *values)]
+
+
+def tensor_parallel_size(argv: Sequence[str]) -> int:
+    """The value of --tensor-model-parallel-size in a command line; 1 where it is not there."""
+    name, size = "--tensor-model-parallel-size", "1"
+    for position, word in enumerate(argv):
+        if word == name and position + 1 < len(argv):
+            size = argv[position + 1]
+        elif word.startswith(f"{name}="):
+            size = word.split("=", 1)[1]
+    return int(size) if size.isdecimal() else 1
+
+
+def _fused_adam() -> list[Replacement]:
+    from megatron_growth.backend import optimizers
+
+    return optimizers.replacements()
+
+
+def _helpers() -> list[Replacement]:
+    from megatron.core.datasets import utils
+
+    from megatron_growth.backend.installation import has_helpers
+
+    why = "the wheel ships the compiled helpers and no Makefile; Megatron would run make and exit"
+    return [Replacement(utils, "compile_helpers", lambda: None, why)] if has_helpers() else []
+
+
+_GPU = StandIn(
+    missing="a GPU",
+    instead="the host, with gloo",
+    cost="for tests, examples and nano models only",
+    flags={
+        "--distributed-backend": ("gloo",),
+        "--no-rope-fusion": (),
+        "--no-persist-layer-norm": (),
+        "--no-masked-softmax-fusion": (),
+    },
+    # Megatron takes the host for a device before Blackwell.
+    environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+)
+TRANSFORMER_ENGINE = StandIn(
+    missing="Transformer Engine",
+    instead="torch's norms and fused attention in Megatron's local layers",
+    cost="slower layers, no FP8, no overlap of tensor-parallel communication",
+    flags={"--transformer-impl": ("local",), "--no-rope-fusion": (), "--no-persist-layer-norm": ()},
+)
+_FUSED_ADAM = StandIn(
+    missing="Transformer Engine's or Apex' Adam",
+    instead="FusedAdam over torch's fused kernel, so that the distributed optimizer resumes",
+    cost="gradients are clipped by many small kernels",
+    replacements=_fused_adam,
+)
+_APEX = StandIn(
+    missing="Apex",
+    instead="--no-gradient-accumulation-fusion",
+    cost="weight gradients are added to the fp32 buffer in a step of their own; Apex would be faster",
+    flags={"--no-gradient-accumulation-fusion": ()},
+)
+_MAKEFILE = StandIn(
+    missing="the Makefile of Megatron's data set helpers",
+    instead="the compiled helpers of its wheel",
+    cost="nothing",
+    replacements=_helpers,
+)
+_ONE_QUEUE = StandIn(
+    missing="a GPU from Blackwell on, under tensor parallelism",
+    instead="CUDA_DEVICE_MAX_CONNECTIONS=1",
+    cost="kernels start in the order in which they are queued, so that communication overlaps",
+    environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+)

@@ -1,0 +1,142 @@
+"""Transformer Engine's real modules on the host: forwards and backwards by torch and Megatron's own collectives.
+
+Everything about them but the kernels is as on a GPU: the classes that Megatron builds, their parameters and names,
+initialisation, extra state and sharded state.  So whatever depends on these can be tested where there is no GPU.
+`cpu.install()` puts these forwards in place where MEGATRON_GROWTH_TE_ON_HOST is 1 and Transformer Engine is installed.
+
+Shape legend: S sequence (a rank's part of it under sequence parallelism), B batch, I inputs and O outputs of a matrix
+on this rank, A query heads and G query groups of this rank, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megatron_growth.backend.replacements import Replacement
+from megatron_growth.errors import UnsupportedError
+
+Linear = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def replacements() -> list[Replacement]:
+    """The forwards of the modules that Megatron's GPT layers are made of; imports Transformer Engine.
+
+    Raises:
+        UnsupportedError: Transformer Engine cannot be loaded.
+    """
+    try:
+        import transformer_engine.pytorch as te
+    except Exception as error:
+        raise UnsupportedError(
+            f"Transformer Engine cannot be loaded: {error}",
+            where="MEGATRON_GROWTH_TE_ON_HOST",
+            fix="install it with `make env-te`, and set what .venv-te/activate.sh sets",
+        ) from error
+    why = "Transformer Engine's kernels need a GPU"
+    forwards = {
+        te.Linear: linear,
+        te.LayerNormLinear: norm_and_linear,
+        te.RMSNorm: rms_norm,
+        te.LayerNorm: layer_norm,
+        te.DotProductAttention: attention,
+    }
+    return [Replacement(module, "forward", forward, why) for module, forward in forwards.items()]
+
+
+def linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Linear:
+    """`te.Linear`: (S, B, I) to (S, B, O); with the bias (O,) beside it where the module returns it unadded."""
+    return _with_bias(self, _multiply(self, inp))
+
+
+def norm_and_linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Linear:
+    """`te.LayerNormLinear`: norm over I, then the matrix; with bias and normed input beside it where asked for."""
+    normed = _norm(self, inp, self.layer_norm_weight, self.layer_norm_bias, self.normalization)
+    out = _with_bias(self, _multiply(self, normed))
+    if not self.return_layernorm_output:
+        return out
+    if self.return_layernorm_output_gathered and self.sequence_parallel and self.tp_size > 1:
+        from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+        normed = gather_from_sequence_parallel_region(normed, group=self.tp_group)
+    return (*out, normed) if isinstance(out, tuple) else (out, normed)
+
+
+def rms_norm(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """`te.RMSNorm` over the last axis."""
+    return _norm(self, inp, self.weight, None, "RMSNorm")
+
+
+def layer_norm(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """`te.LayerNorm` over the last axis."""
+    return _norm(self, inp, self.weight, self.bias, "LayerNorm")
+
+
+def attention(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,  # noqa: ARG001
+    *,
+    attn_mask_type: str | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """`te.DotProductAttention` with a causal mask or none: (S, B, A, D) and twice (S, B, G, D) to (S, B, A * D).
+
+    Raises:
+        UnsupportedError: another mask, packed sequences, an attention bias, or dropout.
+    """
+    kind = attn_mask_type or self.attn_mask_type
+    unknown = [name for name, value in options.items() if value is not None and name != "qkv_format"]
+    if kind not in ("causal", "no_mask") or unknown or (self.training and self.attention_dropout):
+        raise UnsupportedError(
+            f"attention on the host knows no mask of type {kind}, no dropout and no {', '.join(unknown) or 'options'}",
+            where="Transformer Engine on the host",
+        )
+    heads = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
+    context = F.scaled_dot_product_attention(
+        *heads,
+        is_causal=kind == "causal",
+        scale=self.unfused_attention.softmax_scale,
+        enable_gqa=query.size(2) != key.size(2),
+    )
+    return context.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+
+def _multiply(self: Any, inp: torch.Tensor) -> torch.Tensor:
+    """The matrix, with the collectives of its parallel mode; without the bias."""
+    from megatron.core.tensor_parallel import mappings
+
+    group, parallel = self.tp_group, self.tp_size > 1
+    if parallel and self.parallel_mode == "column":
+        gather = mappings.gather_from_sequence_parallel_region
+        enter = gather if self.sequence_parallel else mappings.copy_to_tensor_model_parallel_region
+        inp = enter(inp, group=group)
+    out = F.linear(inp, self.weight.to(inp.dtype))
+    if parallel and self.parallel_mode == "row":
+        scatter = mappings.reduce_scatter_to_sequence_parallel_region
+        leave = scatter if self.sequence_parallel else mappings.reduce_from_tensor_model_parallel_region
+        out = leave(out, group=group)
+    return out
+
+
+def _with_bias(self: Any, out: torch.Tensor) -> Linear:
+    """`out` with the bias added, or beside it, as the module is configured."""
+    if not self.use_bias:
+        return (out, torch.empty(0)) if self.return_bias else out
+    bias = self.bias.to(out.dtype)
+    return (out, bias) if self.return_bias else out + bias
+
+
+def _norm(self: Any, inp: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> torch.Tensor:
+    """RMSNorm or LayerNorm over the last axis; half-precision inputs are normed in fp32."""
+    values, size = inp.float(), (inp.size(-1),)
+    factor = weight.float() + (1.0 if self.zero_centered_gamma else 0.0)
+    if kind == "RMSNorm":
+        normed = F.rms_norm(values, size, factor, self.eps)
+    else:
+        normed = F.layer_norm(values, size, factor, bias.float() if bias is not None else None, self.eps)
+    return normed.to(inp.dtype)
