@@ -1,0 +1,208 @@
+"""ReLoRA's layers and restarts on Megatron's parallel linears: against PEFT on transformers' Llama, then every layout
+against one process."""
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_growth.methods.relora_layers import Form
+from megatron_growth.testing import run_distributed
+from megatron_growth.testing.reference import to_transformers
+from tests.distributed import relora_workers as workers
+from tests.distributed.relora_workers import SHAPE, Run
+
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+LAYOUTS = {
+    "TP 2": (2, {"tensor": 2}),
+    "TP 2 with sequence parallelism": (2, {"tensor": 2, "sp": True}),
+    "PP 2": (2, {"pipeline": 2}),
+    "DP 2": (2, {}),
+    "DP 2, distributed optimizer": (2, {"distributed": True}),
+    "DP 2, distributed optimizer, overlap": (2, {"distributed": True, "overlap": True}),
+    "TP 2 with SP x DP 2, distributed optimizer": (4, {"tensor": 2, "sp": True, "distributed": True}),
+}
+
+
+# PEFT ------------------------------------------------------------------------------------------------------------------
+
+
+class Peft:
+    """transformers' Llama with PEFT's LoRA on every linear layer, holding the same weights.
+
+    PEFT adapts q, k and v apart; Megatron's fused QKV has one A and the B of all three, and so has gate with up: the
+    oracle's As are one parameter.
+    """
+
+    def __init__(self, form=Form(rank=4, alpha=8)):
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=form.rank, lora_alpha=form.alpha, target_modules=[*ATTENTION, *MLP])
+        model = get_peft_model(to_transformers(workers.state(), SHAPE), config)
+        self.model = model.float().train()
+        for name, p in self.model.named_parameters():
+            p.requires_grad_("lora_" in name or not any(f"{kind}." in name for kind in (*ATTENTION, *MLP)))
+        for layer in self.layers:
+            q, k, v = (getattr(layer.self_attn, f"{x}_proj") for x in "qkv")
+            k.lora_A["default"].weight = v.lora_A["default"].weight = q.lora_A["default"].weight
+            layer.mlp.up_proj.lora_A["default"].weight = layer.mlp.gate_proj.lora_A["default"].weight
+
+    @property
+    def layers(self):
+        return self.model.base_model.model.model.layers
+
+    def linears(self, name):
+        """The PEFT layers that one Megatron linear is, and the rows of it that each has."""
+        layer = self.layers[int(name.split(".")[2])]
+        kind, rows = name.split(".")[-1], np.arange(SHAPE.ffn * 2)
+        if kind == "linear_qkv":
+            heads = np.arange(SHAPE.query_groups * (SHAPE.heads_per_group + 2) * SHAPE.head_dim)
+            grouped = heads.reshape(SHAPE.query_groups, SHAPE.heads_per_group + 2, SHAPE.head_dim)
+            parts = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
+            return [(getattr(layer.self_attn, f"{x}_proj"), part.reshape(-1)) for x, part in parts.items()]
+        if kind == "linear_fc1":
+            return [(layer.mlp.gate_proj, rows[: SHAPE.ffn]), (layer.mlp.up_proj, rows[SHAPE.ffn :])]
+        return [(layer.self_attn.o_proj if kind == "linear_proj" else layer.mlp.down_proj, slice(None))]
+
+    def set(self, name, a, b):
+        """Give an adapter both factors."""
+        with torch.no_grad():
+            for linear, rows in self.linears(name):
+                linear.lora_A["default"].weight.copy_(a)
+                linear.lora_B["default"].weight.copy_(b[rows] if torch.is_tensor(b) else torch.zeros(()))
+
+    def merge(self):
+        """PEFT's own merge of the current adapters into the base weights."""
+        for linear in {id(m): m for m in self.model.modules() if hasattr(m, "get_delta_weight")}.values():
+            linear.base_layer.weight.data += linear.get_delta_weight("default")
+
+    def loss(self, step):
+        tokens = workers.tokens_of(step)
+        logits = self.model(tokens[:, :-1], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("name", ["one process", "TP 2", "TP 2 with sequence parallelism", "DP 2"])
+def test_outputs_and_gradients_are_those_of_peft(name):
+    processes, layout = {"one process": (1, {}), **LAYOUTS}[name]
+    loss, gradients, factors = run_distributed(workers.gradients, processes, Run(**layout))[0]
+    oracle = Peft()
+    for key in factors:
+        if key.endswith("lora_a"):
+            oracle.set(key.removesuffix(".lora_a"), factors[key], factors[key.replace("lora_a", "lora_b")])
+    expected = oracle.loss(0)
+    expected.backward()
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    for key, found in gradients.items():
+        linears = oracle.linears(key.rsplit(".", 1)[0])
+        for linear, rows in linears:
+            if key.endswith("lora_b"):
+                torch.testing.assert_close(found[rows], linear.lora_B["default"].weight.grad, atol=1e-5, rtol=1e-4)
+        if key.endswith("lora_a"):
+            torch.testing.assert_close(found, linears[0][0].lora_A["default"].weight.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    """Three ways to reset, on one process, six steps with a restart after the third."""
+    return {how: run_distributed(workers.train, 1, Run(), restarts=(3,), how=how)[0] for how in HOW}
+
+
+HOW = ("zero", "random", "magnitude")
+
+
+def test_training_with_a_restart_is_that_of_peft_and_torch(one_process):
+    """PEFT's Llama, torch's AdamW and clipping, PEFT's own merge; six steps, a restart after the third."""
+    found, oracle = one_process["zero"], Peft()
+    trained = [p for p in oracle.model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1]
+    groups = [{"params": decayed}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for name, (first, _) in found["initial"].items():
+        oracle.set(name, first, 0)
+    losses, norms = [], []
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = oracle.loss(step)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if step == 2:
+            oracle.merge()
+            for name, (_, second) in found["initial"].items():
+                oracle.set(name, second, 0)
+                for linear, _ in oracle.linears(name):
+                    for factor in (linear.lora_A["default"].weight, linear.lora_B["default"].weight):
+                        for key in ("exp_avg", "exp_avg_sq"):
+                            optimizer.state[factor][key].zero_()
+    assert found["losses"] == pytest.approx(losses, abs=1e-5)
+    assert found["norms"] == pytest.approx(norms, rel=1e-4)
+
+
+# Layouts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "how"),
+    [(name, "magnitude") for name in LAYOUTS] + [("TP 2 with SP x DP 2, distributed optimizer", "random")],
+)
+def test_every_layout_trains_alike(one_process, layout, how):
+    processes, given = LAYOUTS[layout]
+    ranks = run_distributed(workers.train, processes, Run(**given), restarts=(3,), how=how)
+    expected, weights = one_process[how], {}
+    for rank in ranks:
+        weights |= rank["weights"]
+    assert ranks[0]["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert ranks[0]["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    assert weights.keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+    assert all(rank["drift"] == 0 and rank["around"][0][2] for rank in ranks)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_restart_keeps_the_function_and_the_others_moments(one_process, how):
+    (before, after, same, moments) = one_process[how]["around"][0]
+    assert after == pytest.approx(before, abs=1e-6)
+    assert same
+    for first, second in moments.values():
+        kept = (first != 0).float().mean()
+        assert torch.equal(first != 0, (second != 0) & (first != 0))
+        assert not bool(((second == 0) & (first != 0)).any())
+        assert {"zero": kept == 0, "random": kept < 0.3, "magnitude": 0 < kept <= 0.11}[how]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.999])
+def test_pruning_by_magnitude_keeps_what_lies_above_torchs_quantile(share):
+    from megatron_growth.methods.relora_restart import largest
+
+    values = torch.rand(997, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(largest(values, share), values > torch.quantile(values, share))
+
+
+def test_layers_without_adapters_train_in_full(one_process):
+    """Adapters in one layer only; the other keeps its name, trains, and every layout agrees."""
+    one = run_distributed(workers.train, 1, Run(layers=(0,)), restarts=(3,))[0]
+    assert {n.split(".")[2] for n in one["weights"] if ".lora_" in n} == {"0"}
+    for processes, layout in (LAYOUTS["TP 2 with sequence parallelism"], LAYOUTS["PP 2"]):
+        found = run_distributed(workers.train, processes, Run(layers=(0,), **layout), restarts=(3,))[0]
+        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+
+
+# Planted faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("fault", "layout"),
+    [
+        ("no sequence-parallel mark", "TP 2 with sequence parallelism"),
+        ("no copy to the tensor-parallel region", "TP 2"),
+        ("merge before the parameters have come", "DP 2, distributed optimizer, overlap"),
+        ("a mask for each moment", "DP 2"),
+    ],
+)
+def test_planted_faults_are_seen(one_process, fault, layout):
+    processes, given = LAYOUTS[layout]
+    ranks = run_distributed(workers.train, processes, Run(**given), restarts=(3,), how="magnitude", fault=fault)
+    assert ranks[0]["losses"] != pytest.approx(one_process["magnitude"]["losses"], abs=1e-5)
