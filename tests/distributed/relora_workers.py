@@ -7,8 +7,10 @@ import dataclasses
 import torch
 import torch.distributed as dist
 
-from megatron_growth.methods import optimizer_tensors, relora_layers, relora_restart
-from megatron_growth.methods.relora_layers import Form
+from megatron_growth.methods.parts import optimizer_tensors
+from megatron_growth.methods.relora import layers as relora_layers
+from megatron_growth.methods.relora import restart as relora_restart
+from megatron_growth.methods.relora.layers import Form
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing.models import tiny_gpt
 from megatron_growth.testing.reference import random_state
@@ -16,6 +18,7 @@ from tests.distributed.growth_workers import set_weights
 
 SHAPE = ModelShape(hidden=32, ffn=96, layers=2, heads=4, query_groups=2, vocab=128)
 SEQUENCE, BATCH, MICRO = 16, 8, 2
+FORM = Form(rank=4, alpha=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Run:
     bf16: bool = False
     distributed: bool = False
     overlap: bool = False
-    form: Form = Form(rank=4, alpha=8)
+    form: Form = FORM
     layers: tuple | None = None
     lr: float = 3e-3
     shape: ModelShape = SHAPE

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_growth.methods.relora_layers import Form
 from megatron_growth.testing import run_distributed
 from megatron_growth.testing.reference import to_transformers
 from tests.distributed import relora_workers as workers
@@ -23,7 +22,7 @@ LAYOUTS = {
 }
 
 
-# PEFT ------------------------------------------------------------------------------------------------------------------
+# PEFT -----------------------------------------------------------------------------------------------------------------
 
 
 class Peft:
@@ -33,7 +32,7 @@ class Peft:
     oracle's As are one parameter.
     """
 
-    def __init__(self, form=Form(rank=4, alpha=8)):
+    def __init__(self, form=workers.FORM):
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=form.rank, lora_alpha=form.alpha, target_modules=[*ATTENTION, *MLP])
@@ -139,7 +138,7 @@ def test_training_with_a_restart_is_that_of_peft_and_torch(one_process):
     assert found["norms"] == pytest.approx(norms, rel=1e-4)
 
 
-# Layouts ---------------------------------------------------------------------------------------------------------------
+# Layouts --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_a_restart_keeps_the_function_and_the_others_moments(one_process, how):
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.999])
 def test_pruning_by_magnitude_keeps_what_lies_above_torchs_quantile(share):
-    from megatron_growth.methods.relora_restart import largest
+    from megatron_growth.methods.relora.restart import largest
 
     values = torch.rand(997, generator=torch.Generator().manual_seed(1))
     assert torch.equal(largest(values, share), values > torch.quantile(values, share))
@@ -189,7 +188,7 @@ def test_layers_without_adapters_train_in_full(one_process):
         assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
 
 
-# Planted faults --------------------------------------------------------------------------------------------------------
+# Planted faults -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault

@@ -241,9 +241,10 @@ def attach(chunks: Sequence[torch.nn.Module], form: Form, layers: Sequence[int] 
 
 
 def _adapt(module: Any, name: str, form: Form) -> Adapter:
-    if isinstance(module, Adapter):
+    stock: Any = type(module)
+    if issubclass(stock, Adapter):
         raise UnsupportedError("the layer has an adapter already", where=name, fix="plug in once")
-    row, stock = _is_row(module, name), type(module)
+    row = _is_row(module, name)
     group = getattr(module, "tp_group", None) or module._tp_group
     _check_rank(module, name, form, group.size(), row)
     if hasattr(module, "return_layernorm_output"):  # Transformer Engine's fused norm: the adapter reads what W reads

@@ -2,7 +2,7 @@
 
     W <- W + alpha/r B A        A <- new random values, B <- 0        moments of A and B: zeroed or pruned
 
-Merging needs no communication: one of the two factors is whole on every rank (see `relora_layers.py`).  A weight kept
+Merging needs no communication: one of the two factors is whole on every rank (see `layers.py`).  A weight kept
 in bf16 is rounded from an fp32 master on the host, to which every merge is added; adding to the bf16 weight itself lost
 4 to 7 % of what twenty merges had learned (measured on a model of two layers).
 
@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from megatron_growth.errors import UserError
-from megatron_growth.methods import optimizer_tensors
-from megatron_growth.methods.relora_layers import FACTORS, adapters, generator, lora_master
+from megatron_growth.methods.parts import optimizer_tensors
+from megatron_growth.methods.relora.layers import FACTORS, adapters, generator, lora_master
 
 Reset = Literal["zero", "random", "magnitude"]
 
