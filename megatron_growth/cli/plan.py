@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plot-lr", metavar="FILE", help="draw the learning rate of all stages in one picture")
     parser.add_argument("--plot-memory", metavar="FILE", help="draw the memory of all stages in one picture")
+    parser.add_argument(
+        "--command", metavar="STAGE", help="print Megatron's words of this stage or baseline, one flag a line, instead"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="--command: GPUs of the stage (default: 8, or --cluster)")
+    parser.add_argument("--host", action="store_true", help="--command: the words of a machine without a GPU")
+    parser.add_argument("--run", metavar="DIR", type=Path, help="--command: the folders and data of this run directory")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
 
 
@@ -41,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
         _list(args.json)
         return 0
     recipe = recipes.load(args.recipe, args.variant)
+    if args.command is not None:
+        return _command(recipe, args)
+    _only_with_command(args)
     plan = plan_run(recipe)
     on_cluster = _on_cluster(recipe, plan, args)
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
@@ -51,6 +61,38 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         _print(plan, on_cluster, fit, written)
+    return 0
+
+
+def _only_with_command(args: argparse.Namespace) -> None:
+    from megatron_growth.errors import RecipeError
+
+    for flag in ("gpus", "host", "run"):
+        if getattr(args, flag):
+            raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
+
+
+def _command(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Print the words of one stage."""
+    from megatron_growth.errors import RecipeError
+    from megatron_growth.planner import plan_run
+    from megatron_growth.planner.planning import DEFAULT_GPUS
+    from megatron_growth.run.command import lines, stage_words
+    from megatron_growth.run.directory import existing
+
+    if args.gpus is not None and args.gpus < 1:
+        raise RecipeError(f"--gpus {args.gpus}: a stage needs at least one GPU")
+    profile = _profile(args) if args.cluster else None
+    gpus = args.gpus or (profile.gpus if profile else 1 if args.host else DEFAULT_GPUS)
+    words = stage_words(
+        recipe,
+        plan_run(recipe, gpus),
+        args.command,
+        run=existing(args.run) if args.run else None,
+        machine="host" if args.host else "gpu",
+        profile=profile,
+    )
+    sys.stdout.write(json.dumps(words, indent=2) + "\n" if args.json else "\n".join(lines(words)) + "\n")
     return 0
 
 

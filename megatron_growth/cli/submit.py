@@ -112,9 +112,11 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
 def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> _Request:
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import plan_cluster, with_recommended
+    from megatron_growth.run import flags
     from megatron_growth.run.train import Request, selected
 
     ranks = profile.nodes * profile.ranks_of_a_node
+    flags.check(recipe, profile)
     plan = plan_run(recipe, ranks)
     if args.recommended:
         recipe = with_recommended(recipe, plan_cluster(recipe, plan, profile))

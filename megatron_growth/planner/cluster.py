@@ -132,7 +132,7 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
     if not fitting:
         raise _nothing_fits(stage, profile, choices)
     best = min((c for c in fitting if c.step_seconds <= fitting[0].step_seconds * (1 + TOLERANCE)), key=_simplicity)
-    shape, width = stage.shape, 2 if recipe.precision == "bf16" else 4
+    shape, width = stage.shape, 4 if stage.precision == "fp32" else 2
     planned = None
     if profile.gpus % stage.layout.model_parallel_size == 0:
         dp = profile.gpus // stage.layout.model_parallel_size
@@ -148,7 +148,7 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
         alternatives=tuple(_distinct(fitting, best)),
         planned=planned,
         reason=_reason(best, choices, stage, profile),
-        checkpoint_bytes=checkpoint_bytes(stage.parameters, recipe.precision),
+        checkpoint_bytes=checkpoint_bytes(stage.parameters, stage.precision),
         weights_bytes=width * (stage.parameters.total + stage.parameters.adapters),
     )
 
@@ -203,7 +203,7 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     inventory = _inventory(recipe, stage, layout.tp)
     setting = Setting.of_layout(
         layout,
-        precision=recipe.precision,
+        precision=stage.precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=micro,
         sequence_length=stage.sequence_length,
@@ -242,7 +242,7 @@ def _step_seconds(inventory: Inventory, setting: Setting, memory: RankMemory, pr
     work = per_token * tokens * setting.micro_batches * setting.dp
     compute = work / (profile.gpus * profile.gpu.peak_tflops * 1e12 * profile.gpu.mfu)
     compute *= _imbalance(setting) + (setting.pp - 1) / (setting.vpp * setting.micro_batches)
-    width = 2 if setting.precision == "bf16" else 4
+    width = 4 if setting.precision == "fp32" else 2
     inside, between = profile.network.inside_node * 1e9, profile.network.between_nodes * 1e9
     passes = 4 + (2 if setting.recompute == "full" else 0)
     reduced = passes * width * tokens * inventory.shape.hidden * max(setting.layers_per_chunk) * setting.vpp

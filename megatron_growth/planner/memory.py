@@ -116,7 +116,7 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
 
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
     """The estimate for one pipeline rank (any tensor-parallel rank of it: they are alike)."""
-    weight = 2 if setting.precision == "bf16" else 4
+    weight = 4 if setting.precision == "fp32" else 2
     here = _on_rank(inventory, setting, pipeline_rank)
     trained = sum(weights.trained for weights in here)
     moments = sum(weights.moments for weights in here)
@@ -127,7 +127,7 @@ def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> R
         pipeline_rank=pipeline_rank,
         weights_bytes=weight * sum(weights.held for weights in here),
         gradients_bytes=4 * trained,
-        masters_bytes=-(-4 * trained // shards) if setting.precision == "bf16" else 0,
+        masters_bytes=-(-4 * trained // shards) if setting.precision != "fp32" else 0,
         moments_bytes=-(-4 * moments // shards),
         activations_bytes=activations,
         logits_bytes=_logits(inventory.shape, setting, weight) if last else 0,

@@ -14,6 +14,7 @@ from megatron_growth.planner.inventory import Inventory, take_inventory, unmatch
 from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
 from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout, Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
+from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
 from megatron_growth.recipes.source import KeyPath
 from megatron_growth.shape import ModelShape
@@ -188,7 +189,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     if stage.source is not None:
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
     samples = steps * stage.global_batch_size
-    memory = peak_memory(draft.inventory, setting_of(recipe.precision, draft))
+    memory = peak_memory(draft.inventory, setting_of(precision_of(recipe, stage), draft))
     flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
         name=stage.name,
@@ -219,6 +220,9 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),
         stop_iterations=stage.stop_iterations,
+        precision=precision_of(recipe, stage),
+        megatron=flags.merged(stage.megatron),
+        state_is_grown=any(s.source == stage.name and s.growth.optimizer_state != "reset" for s in recipe.stages),
         note=getattr(stage, "note", ""),
         formulas=_formulas(draft, budget, steps, exact, memory),
     )
@@ -261,6 +265,11 @@ def _formulas(
         + f" = {memory.total_bytes / 1e9:.3g}"
         + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else ""),
     }
+
+
+def precision_of(recipe: Recipe, stage: Stage) -> str:
+    """The precision that a stage trains in."""
+    return stage.precision or recipe.precision
 
 
 def setting_of(precision: str, draft: _Draft) -> Setting:

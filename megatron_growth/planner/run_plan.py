@@ -42,7 +42,7 @@ class Parameters:
 def checkpoint_bytes(parameters: Parameters, precision: str) -> int:
     """Size of one checkpoint on disk: weights and adapters, and for what trains fp32 masters (bf16 only) and Adam's
     two moments."""
-    width, state = (2, 12) if precision == "bf16" else (4, 8)
+    width, state = (4, 8) if precision == "fp32" else (2, 12)
     adapters = parameters.adapters
     return width * (parameters.total + adapters) + state * (parameters.trainable + adapters)
 
@@ -112,6 +112,9 @@ class StagePlan:
         optimizer: settings of the optimizer.
         memory: estimate for the rank that needs most.
         stop_iterations: where the paper stopped early.
+        precision: `fp32`, `bf16` or `fp8` (bf16 with the layers' matrices in FP8).
+        megatron: further Megatron flags, see `recipes.flags`.
+        state_is_grown: a later stage grows this one's optimizer state, too.
         formulas: how each derived number came about, by its name.
     """
 
@@ -143,6 +146,9 @@ class StagePlan:
     optimizer: dict[str, Any]
     memory: RankMemory
     stop_iterations: int | None = None
+    precision: str = "bf16"
+    megatron: dict[str, Any] = field(default_factory=dict)
+    state_is_grown: bool = False
     note: str = ""
     formulas: dict[str, str] = field(default_factory=dict)
 

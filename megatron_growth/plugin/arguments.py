@@ -117,6 +117,13 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         help="save and exit after the evaluation (--eval-interval) whose validation loss is at or below this",
     )
 
+    group.add_argument(
+        "--growth-reshardable-end",
+        action="store_true",
+        help="save the distributed optimizer's state of the last checkpoint as --dist-ckpt-optim-fully-reshardable "
+        "does, so that it can be grown; those before it in Megatron's cheaper form",
+    )
+
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
@@ -151,6 +158,7 @@ class PluginOptions:
     metrics: Path | None
     evaluate_at_start: bool
     stop_below: float | None
+    reshardable_end: bool
     layer_spec: LayerSpec
     sublayers: Sublayers
     document_masks: bool  # Megatron's --reset-attention-mask
@@ -181,6 +189,7 @@ class PluginOptions:
             metrics=args.growth_metrics,
             evaluate_at_start=args.growth_evaluate_at_start,
             stop_below=args.growth_stop_below,
+            reshardable_end=args.growth_reshardable_end,
             layer_spec=args.growth_layer_spec,
             sublayers=args.growth_sublayers,
             document_masks=bool(getattr(args, "reset_attention_mask", False)),

@@ -31,6 +31,7 @@ from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoi
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.patterns import Rule, decide, parse_rules
+from megatron_growth.plugin import reshardable
 from megatron_growth.plugin.groups import ParameterRules
 from megatron_growth.plugin.scheduler import GROUP_KEY, WHICH_SCHEDULE
 
@@ -56,6 +57,8 @@ def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable
         common = dist_checkpointing.load_common_state_dict(folder)
         if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
             args.growth_provenance = common["args"].growth_provenance
+        metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common) or {}
+        reshardable.check_layout(common["args"], metadata, args, str(folder))
         frozen = _frozen_at_save(common, rules)
         if not _has_optimizer(common) or (frozen == set(rules.frozen) and _groups_pair(optimizer, common)):
             with _matching_groups(optimizer, args):

@@ -71,13 +71,14 @@ def _wanted(options: PluginOptions) -> bool:
         or options.metrics
         or options.evaluate_at_start
         or options.stop_below is not None
+        or options.reshardable_end
         or options.layer_spec != "stock"
         or options.sublayers != "full"
     )
 
 
 def _plug(model_cfg: Any, options: PluginOptions, events: Events) -> None:
-    from megatron_growth.plugin import scheduler
+    from megatron_growth.plugin import reshardable, scheduler
     from megatron_growth.plugin.datasets import around_build
     from megatron_growth.plugin.groups import ParameterRules
     from megatron_growth.plugin.growing import grow_hook
@@ -95,6 +96,8 @@ def _plug(model_cfg: Any, options: PluginOptions, events: Events) -> None:
     if options.rules:
         rebind.bind("get_megatron_optimizer_config", rules.around_optimizer_config)
         rebind.bind("_build_sharded_state_dict_metadata", rules.around_metadata)
+    if options.reshardable_end:
+        rebind.bind("_build_sharded_state_dict_metadata", reshardable.around_metadata)
     if options.windowed or options.evaluate_at_start:
         rebind.bind("build_train_valid_test_datasets", lambda original: around_build(original, options))
     if options.metrics or options.evaluate_at_start:

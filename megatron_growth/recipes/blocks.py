@@ -27,6 +27,7 @@ Positive = Annotated[int, Number, Field(ge=1)]
 Count = Annotated[int, Number, Field(ge=0)]
 Integer = Annotated[int, Number]
 Rate = Annotated[float, Number, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "fp8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 # Vocabulary sizes of tokenizers that need no file to be known.
@@ -176,6 +177,10 @@ class Checkpoint(Block):
     """Those whose step is a multiple of this stay, too. [steps]"""
     async_save: bool = False
     """Write them while training goes on (Megatron's --async-save)."""
+    reshardable: Literal["auto", "always"] = "auto"
+    """When the distributed optimizer's state is saved in the form that loads at other tensor- and pipeline-parallel
+    sizes, which gathers it in host memory: `auto` (in the last checkpoint of a stage whose state is grown; in fp32 in
+    every one) or `always`."""
 
 
 class Printed(Block):

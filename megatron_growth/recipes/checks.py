@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.recipes import flags
 from megatron_growth.recipes.blocks import vocabulary_of
 from megatron_growth.recipes.reporting import Problem
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
@@ -21,6 +22,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
         *_operators(recipe),
         *_budgets(recipe),
         *_early_stops(recipe),
+        *_flags(recipe),
     ]
 
 
@@ -145,3 +147,12 @@ def _early_stops(recipe: Recipe) -> Iterator[Problem]:
             yield path, f"stage {stage.name} would stop at the loss of its own variant"
         elif recipe.variants and stage.stop_at not in recipe.variants:
             yield path, f"no variant is called {stage.stop_at!r}; {nearest(stage.stop_at, recipe.variants)}"
+
+
+def _flags(recipe: Recipe) -> Iterator[Problem]:
+    """Flags of the escape hatch that the plan owns; a stage holds the recipe's, too, on the lines of the recipe."""
+    yield from ((("megatron", flag), message) for flag, message in flags.problems(recipe.megatron))
+    for index, stage in enumerate(recipe.stages):
+        yield from ((("stages", index, "megatron", f), message) for f, message in flags.problems(stage.megatron))
+    for name, baseline in recipe.baselines.items():
+        yield from ((("baselines", name, "megatron", f), m) for f, m in flags.problems(baseline.megatron))

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr
 
 from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes import flags
 from megatron_growth.recipes.blocks import Block, Name, Positive, Rate
-from megatron_growth.recipes.reporting import validate
+from megatron_growth.recipes.flags import FlagValue
+from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
 
 # Beside the package in a checkout, below the prefix in an installation.
@@ -44,6 +46,22 @@ class Network(Block):
 
     inside_node: Rate = 450.0
     between_nodes: Rate = 50.0
+
+
+class Communication(Block):
+    """Megatron's switches that pay on some networks and cost on others; measure before they stay on.
+
+    Attributes:
+        tp_overlap: overlap a tensor-parallel layer's communication with its matrices (Transformer Engine, sequence
+            parallelism; --tp-comm-overlap).
+        user_buffers: register the gradient buffers with NCCL (--use-nccl-ub).
+        pad_buckets: pad gradient buckets to sizes at which NCCL is fast over many nodes
+            (--ddp-pad-buckets-for-high-nccl-busbw).
+    """
+
+    tp_overlap: bool = False
+    user_buffers: bool = False
+    pad_buckets: bool = False
 
 
 class Slurm(Block):
@@ -102,6 +120,7 @@ class ClusterProfile(Block):
         ranks_per_node: training processes a node; its GPUs when left out.
         max_restarts: restarts in a row without a new checkpoint before a stage gives up.
         hang_minutes: minutes without a finished iteration that count as a hang.
+        megatron: further Megatron flags for every stage here, below those of the recipe (`recipes/flags.py`).
     """
 
     name: Name
@@ -109,6 +128,7 @@ class ClusterProfile(Block):
     gpus_per_node: Positive
     gpu: Gpu
     network: Network = Network()
+    communication: Communication = Communication()
     slurm: Slurm | None = None
     environment: Environment = Environment()
     paths: Paths = Paths()
@@ -116,6 +136,7 @@ class ClusterProfile(Block):
     ranks_per_node: Positive | None = None
     max_restarts: Annotated[int, Field(ge=0)] = 3
     hang_minutes: Rate = 30
+    megatron: dict[str, FlagValue] = Field(default_factory=dict)
 
     _source: Source = PrivateAttr(default_factory=Source)
 
@@ -165,4 +186,6 @@ def loads_cluster(text: str, file: str = "cluster profile") -> ClusterProfile:
 def _build(document: object, source: Source) -> ClusterProfile:
     profile = validate(ClusterProfile, document, source, "cluster profile")
     profile._source = source
+    if problems := [(("megatron", flag), message) for flag, message in flags.problems(profile.megatron)]:
+        raise report(problems, source, "cluster profile")
     return profile

@@ -20,7 +20,7 @@ from megatron_growth.recipes.source import KeyPath, Place, Places, Source, parse
 
 FOLDER = Path(__file__).parent
 MOST_EXTENSIONS = 20
-INHERITED = ("schedule", "growth", "optimizer")  # blocks of the recipe that every stage starts from
+INHERITED = ("schedule", "growth", "optimizer", "megatron")  # blocks of the recipe that every stage starts from
 OF_ITS_OWN = (
     *("name", "from", "growth", "freeze", "rules", "adapters"),
     *("stop_iterations", "stop_at", "stop_below"),
@@ -172,7 +172,7 @@ def _inherit(document: dict[str, Any], places: Places) -> None:
     for name, baseline in baselines.items():
         if isinstance(baseline, dict):
             last = {key: value for key, value in stages[-1].items() if key not in OF_ITS_OWN}
-            _inherit_blocks(last, baseline, ("baselines", name), places, ("schedule", "optimizer"))
+            _inherit_blocks(last, baseline, ("baselines", name), places, ("schedule", "optimizer", "megatron"))
             baselines[name] = {"name": name, **deepcopy(last), **baseline}
 
 

@@ -28,12 +28,14 @@ from megatron_growth.recipes.blocks import (
     Name,
     NotNegative,
     Positive,
+    Precision,
     Printed,
     Rate,
     Ratio,
     Share,
     vocabulary_of,
 )
+from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.source import Source
 
 
@@ -185,6 +187,10 @@ class Stage(Block):
     """How parameters of certain names train; the first that matches counts."""
     adapters: Adapters | None = None
     """ReLoRA adapters."""
+    precision: Precision | None = None
+    """Of this stage; the recipe's when left out."""
+    megatron: dict[str, FlagValue] = Field(default_factory=dict)
+    """Further Megatron flags of this stage, over those of the recipe."""
 
 
 class Baseline(Stage):
@@ -210,8 +216,12 @@ class Recipe(Block):
     """What all sizes have in common."""
     data: Data
     """Text, tokenizer, and how stages share them."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Of weights and activations in training."""
+    precision: Precision = "bf16"
+    """Of weights and activations in training; `fp8` is bf16 with the layers' matrices in FP8 (Transformer Engine,
+    Hopper or newer)."""
+    megatron: dict[str, FlagValue] = Field(default_factory=dict)
+    """Further Megatron flags of every stage, without the dashes: `{log-interval: 10, profile: true}`; `false` takes a
+    default away. Flags that other keys set are refused."""
     optimizer: Optimizer = Optimizer()
     """Of every stage that does not say otherwise."""
     schedule: Schedule = Schedule()

@@ -1,18 +1,24 @@
-"""From a planned stage to the words of Megatron's command line.  A pure function: no files, no Megatron."""
+"""From a planned stage to the words of Megatron's command line.  A pure function: no files, no Megatron.
+
+What follows from the machine instead of the recipe is in `gpu_options.py`, further flags of the user in `flags.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
+from megatron_growth.recipes.flags import Flags, merged
+from megatron_growth.run import gpu_options
 from megatron_growth.run.directory import StageDirectory
+from megatron_growth.run.flags import Options, words
+from megatron_growth.run.gpu_options import Machine
 
-Options = dict[str, Any]
 _MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd")
 
 
@@ -30,6 +36,8 @@ class Launch:
         wandb_name: name of the run there.
         stop_below: validation loss at which training ends early, or None.
         train: False to evaluate the finished stage only; nothing is saved then.
+        machine: what the stage runs on.
+        cluster_flags: Megatron flags of the cluster's profile; those of the recipe go before them.
     """
 
     directory: StageDirectory
@@ -41,6 +49,12 @@ class Launch:
     wandb_name: str = ""
     stop_below: float | None = None
     train: bool = True
+    machine: Machine = "gpu"
+    cluster_flags: Flags = field(default_factory=dict)
+
+    def on(self, machine: Machine, cluster_flags: Flags) -> Launch:
+        """The same launch on a machine, with the flags of its profile."""
+        return replace(self, machine=machine, cluster_flags=cluster_flags)
 
 
 def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list[str]:
@@ -57,17 +71,20 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
     Raises:
         UnsupportedError: the stage asks for adapters or for an optimizer that is not AdamW.
     """
-    _check(stage)
+    _check(stage, launch.machine)
     options: Options = {
         **_model(recipe, stage),
+        **gpu_options.precision(stage),
         **_layout(stage),
         **_batches(recipe, stage, launch),
         **_optimizer(stage),
         **_schedule(stage),
         **_files(recipe, stage, launch),
         **_growth(stage, launch),
+        **gpu_options.speed(stage, launch.machine),
+        **merged(launch.cluster_flags, stage.megatron),
     }
-    return [*_words(options), *launch.data_flags]
+    return [*words(options), *launch.data_flags]
 
 
 def world_size(stage: StagePlan) -> int:
@@ -75,7 +92,11 @@ def world_size(stage: StagePlan) -> int:
     return stage.layout.model_parallel_size * (stage.layout.dp or 1)
 
 
-def _check(stage: StagePlan) -> None:
+def _check(stage: StagePlan, machine: Machine) -> None:
+    if stage.precision == "fp8" and machine == "host":
+        raise UnsupportedError(
+            f"stage {stage.name} trains in FP8, which needs a GPU", fix="set precision: bf16 to train it on the host"
+        )
     if stage.adapters:
         raise UnsupportedError(
             f"stage {stage.name} trains with adapters, which this release does not run",
@@ -110,7 +131,6 @@ def _model(recipe: Recipe, stage: StagePlan) -> Options:
         "untie-embeddings-and-output-weights": not shape.tied_embeddings,
         "hidden-dropout": 0,
         "attention-dropout": 0,
-        "bf16": recipe.precision == "bf16",
         "growth-layer-spec": "auto",
         "growth-sublayers": shape.sublayers if shape.layers else "none",
     }
@@ -138,9 +158,7 @@ def _layout(stage: StagePlan) -> Options:
         options["recompute-granularity"] = layout.recompute
         if layout.recompute == "full":
             options |= {"recompute-method": "uniform", "recompute-num-layers": 1}
-    if layout.distributed_optimizer and (layout.dp or 1) > 1:
-        # Fully reshardable: the only form that loads into another layout, and the only one that loads in fp32.
-        options |= {"use-distributed-optimizer": True, "dist-ckpt-optim-fully-reshardable": True}
+    options["use-distributed-optimizer"] = gpu_options.distributed_optimizer(stage)
     return options
 
 
@@ -206,7 +224,6 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         "growth-metrics": folder.metrics,
         "data-cache-path": launch.data_cache,
         "dataloader-type": "single",
-        "num-workers": 0,
         # SIGTERM: finish the iteration, save, end.
         "exit-signal-handler": True,
     }
@@ -214,9 +231,9 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
         if launch.stop_below is not None:
             options["growth-stop-below"] = launch.stop_below
+        options |= gpu_options.saving(recipe, stage)
     else:
         options["skip-train"] = True
-        options["async-save"] = recipe.checkpoint.async_save
     if launch.wandb_project:
         options |= {
             "wandb-project": launch.wandb_project,
@@ -253,17 +270,3 @@ def written(operator: str | dict[str, Any]) -> str:
         return operator
     parameters = ",".join(f"{key}={value}" for key, value in operator.items() if key != "name")
     return f"{operator['name']}:{parameters}" if parameters else str(operator["name"])
-
-
-def _words(options: Options) -> list[str]:
-    """`--name value` for every option; True is a bare flag, False is left out, a list is several values."""
-    words: list[str] = []
-    for name, value in options.items():
-        if value is False:
-            continue
-        words.append(f"--{name}")
-        if isinstance(value, list):
-            words += map(str, value)
-        elif value is not True:
-            words.append(str(value))
-    return words

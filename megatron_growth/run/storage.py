@@ -23,7 +23,7 @@ def checkpoints_kept(stage: StagePlan, recipe: Recipe) -> int:
 def bytes_needed(stages: Sequence[StagePlan], recipe: Recipe) -> int:
     """What all checkpoints of these stages take at their fullest moment."""
     return sum(
-        checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, recipe.precision) for stage in stages
+        checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, stage.precision) for stage in stages
     )
 
 

@@ -25,7 +25,7 @@ from megatron_growth.errors import (
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.metrics import Follower, read
-from megatron_growth.run import checkpoints, dataset, directory, early_stop, failures, launch, state
+from megatron_growth.run import checkpoints, dataset, directory, early_stop, failures, flags, launch, state
 from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.lock import exclusive
@@ -83,6 +83,7 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
     gpus = local_devices()
     plan = plan_run(recipe, gpus=max(1, gpus))
     stages = selected(plan, request)
+    flags.check(recipe)
     for stage in stages:
         _check_machine(stage, gpus)
     directory.check_free(path)
@@ -184,6 +185,7 @@ class _Job:
                 wandb_name=f"{self.recipe.name}-{stage.name}",
                 stop_below=early_stop.target_of(self.recipe, stage.name, self.run.path),
                 train=reached < end,
+                machine="gpu" if local_devices() else "host",
             )
             self._launch(stage, title, launched, reached)
         self._finish(stage, title)

@@ -6,12 +6,14 @@ and then is `megatron_growth.run.pretrain`.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
+from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE
 
 
 def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
@@ -28,7 +30,7 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
     from megatron_growth import recipes
     from megatron_growth.data.manifest import load_manifest
     from megatron_growth.planner import plan_run
-    from megatron_growth.run import checkpoints, dataset, early_stop
+    from megatron_growth.run import checkpoints, dataset, early_stop, gpu_options
     from megatron_growth.run.arguments import Launch, megatron_arguments
 
     recipe = recipes.load(run.recipe)
@@ -45,7 +47,8 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
         stop_below=early_stop.target_of(recipe, name, run.path),
         train=reached < early_stop.end_of(folder, stage.iterations),
     )
-    return megatron_arguments(recipe, stage, launched)
+    machine = gpu_options.machine_here()
+    return megatron_arguments(recipe, stage, launched.on(machine, json.loads(os.environ.get(FLAGS_VARIABLE, "{}"))))
 
 
 def main() -> int:

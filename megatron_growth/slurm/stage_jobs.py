@@ -6,6 +6,7 @@ launch/stage.sbatch says what the variables mean.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.recipes.cluster import LAUNCH
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.gpu_options import cluster_flags
 
 _NAME_LENGTH = 24
+FLAGS_VARIABLE = "GROWTH_MEGATRON_FLAGS"  # the cluster's Megatron flags for a stage, as JSON
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _job(run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: in
         options=_options(path / "stages" / stage.name, name, profile, nodes),
         script=script_path(),
         arguments=(str(path), stage.name),
-        environment=_environment(profile, ranks),
+        environment=_environment(profile, stage, ranks),
     )
 
 
@@ -180,7 +183,7 @@ def _options(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tu
     return (*options, *slurm.extra)
 
 
-def _environment(profile: ClusterProfile, ranks: int) -> dict[str, str]:
+def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int) -> dict[str, str]:
     own = profile.environment
     variables = dict(own.variables) | {
         "GROWTH_LAUNCHER": profile.launcher,
@@ -189,6 +192,8 @@ def _environment(profile: ClusterProfile, ranks: int) -> dict[str, str]:
         "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
         "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
     }
+    if flags := cluster_flags(profile, stage):
+        variables[FLAGS_VARIABLE] = json.dumps(flags)
     if own.modules:
         variables["GROWTH_MODULES"] = " ".join(own.modules)
     if own.venv:

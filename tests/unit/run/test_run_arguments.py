@@ -122,8 +122,8 @@ def test_switches_of_the_model(nano):
     stage = plan.stages[0]
     shape = stage.shape.with_(bias=True, tied_embeddings=True, query_groups=2, gated=False)
     model = recipe.model.model_copy(update={"position": "none", "scaled_init": True})
-    other = recipe.model_copy(update={"model": model, "precision": "bf16"})
-    found = options(megatron_arguments(other, replace(stage, shape=shape), launch(stage)))
+    other = recipe.model_copy(update={"model": model})
+    found = options(megatron_arguments(other, replace(stage, shape=shape, precision="bf16"), launch(stage)))
     assert {"--add-qkv-bias", "--bf16", "--group-query-attention"} <= found.keys()
     absent = ("--disable-bias-linear", "--untie-embeddings-and-output-weights", "--swiglu", "--no-scaled-init")
     assert not {*absent, "--rotary-base"} & found.keys()
@@ -134,7 +134,24 @@ def test_a_distributed_optimizer_needs_more_than_one_rank(nano):
     stage = plan.stages[0]
     assert "--use-distributed-optimizer" not in megatron_arguments(recipe, stage, launch(stage))
     wide = replace(stage, layout=replace(stage.layout, dp=2))
-    assert "--dist-ckpt-optim-fully-reshardable" in megatron_arguments(recipe, wide, launch(wide))
+    assert "--use-distributed-optimizer" in megatron_arguments(recipe, wide, launch(wide))
+
+
+def test_state_is_gathered_at_a_save_only_where_that_is_needed(nano):
+    """Fully reshardable: always in fp32, in bf16 at the end of a stage whose state is grown, or when asked for."""
+    recipe, plan = nano
+    full, last = "--dist-ckpt-optim-fully-reshardable", "--growth-reshardable-end"
+    wide = replace(plan.stages[0], layout=replace(plan.stages[0].layout, dp=2))
+
+    def found(stage, recipe=recipe):
+        return {full, last} & set(megatron_arguments(recipe, stage, launch(stage)))
+
+    assert found(wide) == {full}
+    bf16 = replace(wide, precision="bf16")
+    assert found(bf16) == set()
+    assert found(replace(bf16, state_is_grown=True)) == {last}
+    always = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"reshardable": "always"})})
+    assert found(replace(bf16, state_is_grown=True), always) == {full}
 
 
 def test_operators_are_written_as_the_plugin_reads_them():

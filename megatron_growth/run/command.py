@@ -1,0 +1,115 @@
+"""The Megatron words of a stage for a person: `plan RECIPE --command STAGE`.
+
+With a run directory the words are those that its next launch would take; without one, folders are named below
+`RUN/` and the tokenizer's end of a document is its last id: placeholders that Megatron's parser takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_growth.errors import RunError, nearest
+from megatron_growth.planner import RunPlan, StagePlan
+from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.run import checkpoints, dataset, early_stop, flags
+from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.directory import RunDirectory, StageDirectory
+from megatron_growth.run.gpu_options import Machine, cluster_flags
+
+PLACEHOLDER = Path("RUN")
+
+
+def stage_words(
+    recipe: Recipe,
+    plan: RunPlan,
+    name: str,
+    *,
+    run: RunDirectory | None = None,
+    machine: Machine = "gpu",
+    profile: ClusterProfile | None = None,
+) -> list[str]:
+    """The words of Megatron's command line for one stage or baseline.
+
+    Args:
+        recipe: of the plan.
+        plan: of the recipe, for the GPUs at hand.
+        name: of the stage or baseline.
+        run: a run directory with prepared data; None for placeholders.
+        machine: what the stage runs on; the host's words hold what stands in for a GPU there.
+        profile: of the cluster, for its Megatron flags.
+
+    Raises:
+        RunError: there is no such stage, or the run has no data yet.
+        RecipeError: Megatron refuses a flag of `megatron:`.
+        UnsupportedError: the stage cannot be trained by this release.
+    """
+    known = [stage.name for stage in (*plan.stages, *plan.baselines)]
+    if name not in known:
+        raise RunError(f"the recipe {plan.name} has no stage or baseline {name!r}", fix=nearest(name, known))
+    flags.check(recipe, profile)
+    stage = plan.stage(name)
+    launch = _placeholders(recipe, plan, stage) if run is None else _of_run(recipe, plan, stage, run)
+    launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
+    words = megatron_arguments(recipe, stage, launch)
+    if machine == "host":
+        from megatron_growth.backend import cpu
+
+        words += cpu.cpu_flags(words)
+    return words
+
+
+def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
+    folder = StageDirectory(PLACEHOLDER / "stages" / stage.name)
+    data = PLACEHOLDER / "data"
+    return Launch(
+        directory=folder,
+        source=StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None,
+        data_flags=(
+            *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
+            *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
+            *("--null-tokenizer-eod-id", str(recipe.vocab - 1)),
+        ),
+        data_cache=PLACEHOLDER / "cache",
+        validation_samples=recipe.evaluation.iterations * plan.stages[-1].global_batch_size,
+        stop_below=_fixed_stop(recipe, stage.name),
+    )
+
+
+def _fixed_stop(recipe: Recipe, name: str) -> float | None:
+    """A loss at which the recipe itself stops a stage; that of another variant is known in a run only."""
+    return next((s.stop_below for s in recipe.stages if s.name == name), None)
+
+
+def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) -> Launch:
+    from megatron_growth.data.manifest import FILE_NAME, load_manifest
+
+    if not (run.data / FILE_NAME).is_file():
+        raise RunError(
+            "the run has no prepared data yet",
+            where=str(run.data),
+            fix="leave out --run to see the words with placeholders, or `megatron-growth train` prepares it",
+        )
+    manifest = load_manifest(run.data)
+    folder = StageDirectory(run.stage(stage.name).path.absolute())
+    reached = checkpoints.tracked(folder.checkpoints) or 0
+    return Launch(
+        directory=folder,
+        source=run.stage(stage.source).checkpoints.absolute() if stage.source else None,
+        data_flags=tuple(dataset.flags(run, manifest)),
+        data_cache=run.path.absolute() / "cache",
+        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
+        stop_below=early_stop.target_of(recipe, stage.name, run.path),
+        train=not reached or reached < early_stop.end_of(folder, stage.iterations),
+    )
+
+
+def lines(words: list[str]) -> list[str]:
+    """One flag a line, with its values, quoted for a shell."""
+    import shlex
+
+    found: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            found.append([])
+        found[-1].append(shlex.quote(word))
+    return [" ".join(line) for line in found]

@@ -1,0 +1,106 @@
+"""The escape hatch against Megatron's own parser: flags that it does not have, and values that it does not take.
+
+What the plan owns is refused when a recipe or a profile is read (`recipes/flags.py`); the names and types of the other
+flags are Megatron's, and only its parser knows them.  Building that parser imports Megatron (seconds), so it is done
+for recipes and profiles that use the hatch, and once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
+
+Options = dict[str, Any]
+
+
+def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
+    """Refuse flags that Megatron would refuse, before anything is started.
+
+    Raises:
+        RecipeError: all problems of the recipe and the profile, with file and line.
+    """
+    problems = [
+        f"{place.where(*path, flag)}: {message}"
+        for place, path, flags in _hatches(recipe, profile)
+        for flag, message in _problems(flags)
+    ]
+    if problems:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+        raise RecipeError(f"Megatron does not take what `megatron:` gives it:\n{listed}")
+
+
+def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:
+    """(who knows the line, key path, flags) of every escape hatch that is used."""
+    yield recipe, ("megatron",), recipe.megatron
+    for index, stage in enumerate(recipe.stages):
+        yield recipe, ("stages", index, "megatron"), stage.megatron
+    for name, baseline in recipe.baselines.items():
+        yield recipe, ("baselines", name, "megatron"), baseline.megatron
+    if profile is not None:
+        yield profile, ("megatron",), profile.megatron
+
+
+def _problems(flags: Flags) -> Iterator[tuple[str, str]]:
+    """(flag, message) of every flag that Megatron's parser refuses."""
+    if not flags:
+        return
+    known = _actions()
+    for flag, value in flags.items():
+        action = known.get(spelled(flag))
+        if action is None:
+            yield flag, f"Megatron has no flag --{spelled(flag)}; {nearest(spelled(flag), known)}"
+        elif message := _unfit(action, spelled(flag), value):
+            yield flag, message
+
+
+def _unfit(action: argparse.Action, name: str, value: FlagValue) -> str | None:
+    """Why an action of the parser does not take a value; None when it does."""
+    switch = action.nargs == 0
+    if switch != isinstance(value, bool):
+        return f"--{name} takes {'no value: write true' if switch else 'a value'} (got {value!r})"
+    if switch:
+        return None
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    parser._add_action(action)
+    try:
+        _, rest = parser.parse_known_args(words({name: value}))
+    except argparse.ArgumentError as error:
+        return f"--{name}: {error.message}"
+    return f"--{name} takes fewer values (got {value!r})" if rest else None
+
+
+@functools.cache
+def _actions() -> dict[str, argparse.Action]:
+    """Megatron's flags by their name without dashes."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(add_help=False, allow_abbrev=False))
+    return {
+        option.removeprefix("--"): action
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+def words(options: Options) -> list[str]:
+    """`--name value` for every option; True is a bare flag, False is left out, a list is several values."""
+    found: list[str] = []
+    for name, value in options.items():
+        if value is False:
+            continue
+        found.append(f"--{name}")
+        if isinstance(value, list | tuple):
+            found += map(str, value)
+        elif value is not True:
+            found.append(str(value))
+    return found
+
+
+__all__ = ["Options", "check", "merged", "words"]

@@ -1,0 +1,99 @@
+"""Megatron's options that follow from the machine and not from the recipe: speed, precision, checkpoints.
+
+Every one of them can be changed by `megatron:` in a recipe or a cluster profile; those of precision and checkpoints
+follow from the recipe's own keys.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron_growth.planner import StagePlan
+from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.recipes.flags import merged
+from megatron_growth.run.flags import Options
+
+Machine = Literal["gpu", "host"]
+
+# Python's garbage collector pauses ranks at moments of its own; together and seldom, nobody waits for it.
+GC_INTERVAL = 100
+# NCCL's timeout: reading 100 GB of checkpoint, or a sample order built by rank 0, takes longer than Megatron's 10.
+TIMEOUT_MINUTES = 60
+LOADER_WORKERS = 2
+
+
+def machine_here() -> Machine:
+    """What this process would train on."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "host"
+
+
+def speed(stage: StagePlan, machine: Machine) -> Options:
+    """What makes training faster on a GPU and changes no result; on the host the loader stays in the process."""
+    if machine == "host":
+        return {"num-workers": 0}
+    options: Options = {
+        "cross-entropy-loss-fusion": True,
+        "cross-entropy-fusion-impl": "native",
+        "num-workers": LOADER_WORKERS,
+        "manual-gc": True,
+        "manual-gc-interval": GC_INTERVAL,
+        "distributed-timeout-minutes": TIMEOUT_MINUTES,
+    }
+    if (stage.layout.dp or 1) > 1:
+        # Each rank reads a share of the checkpoint and hands it on; else every data-parallel rank reads all of it.
+        options |= {"ckpt-fully-parallel-load": True, "overlap-grad-reduce": True}
+        if stage.layout.distributed_optimizer:
+            options["overlap-param-gather"] = True
+    return options
+
+
+def cluster_flags(profile: ClusterProfile, stage: StagePlan) -> Options:
+    """Megatron flags that a cluster's profile adds to a stage: its switches where they apply, and its `megatron:`."""
+    switches, layout = profile.communication, stage.layout
+    found: Options = {}
+    if switches.tp_overlap and layout.tp > 1 and layout.sequence_parallel:
+        found["tp-comm-overlap"] = True
+    if switches.user_buffers and distributed_optimizer(stage):
+        found["use-nccl-ub"] = True
+    if switches.pad_buckets and distributed_optimizer(stage):
+        found["ddp-pad-buckets-for-high-nccl-busbw"] = True
+    return found | merged(profile.megatron)
+
+
+def precision(stage: StagePlan) -> Options:
+    """fp32, bf16, or bf16 with the layers' matrices in FP8: E4M3 forward, E5M2 backward, one scale a tensor."""
+    options: Options = {"bf16": stage.precision != "fp32"}
+    if stage.precision == "fp8":
+        options |= {"fp8-format": "hybrid", "fp8-recipe": "tensorwise"}
+        # Weights are held, and gathered after a step, in FP8; that is the distributed optimizer's gather.
+        options["fp8-param-gather"] = distributed_optimizer(stage)
+    return options
+
+
+def saving(recipe: Recipe, stage: StagePlan) -> Options:
+    """How checkpoints are written."""
+    options: Options = {}
+    if recipe.checkpoint.async_save:
+        # Megatron drops --async-save without a lasting worker, and its default strategy is another package's.
+        options |= {"async-save": True, "use-persistent-ckpt-worker": True, "async-strategy": "mcore"}
+    return options | resharding(recipe, stage)
+
+
+def resharding(recipe: Recipe, stage: StagePlan) -> Options:
+    """In which form the distributed optimizer's state is stored.
+
+    The fully reshardable form gathers a tensor-parallel shard's whole state on one rank at every save; the default one
+    writes each rank's buckets as they are, which load at another data-parallel size only, and not at all in fp32.
+    """
+    if not distributed_optimizer(stage):
+        return {}
+    if stage.precision == "fp32" or recipe.checkpoint.reshardable == "always":
+        return {"dist-ckpt-optim-fully-reshardable": True}
+    return {"growth-reshardable-end": True} if stage.state_is_grown else {}
+
+
+def distributed_optimizer(stage: StagePlan) -> bool:
+    """Whether the optimizer's state is divided among data-parallel ranks."""
+    return stage.layout.distributed_optimizer and (stage.layout.dp or 1) > 1

@@ -1,0 +1,146 @@
+"""`megatron: {flag: value}` in recipe, stage and cluster profile: what passes, what is refused, and by which name."""
+
+import pytest
+import yaml
+
+from megatron_growth import recipes
+from megatron_growth.errors import RecipeError
+from megatron_growth.planner import plan_run
+from megatron_growth.planner.cluster import plan_cluster, with_recommended
+from megatron_growth.recipes.cluster import loads_cluster
+from megatron_growth.recipes.flags import OWNED
+from megatron_growth.run import flags
+from megatron_growth.run.command import stage_words
+from megatron_growth.run.gpu_options import speed
+
+FOLDER = recipes.path_of("nano-progressive").parent
+
+
+PLANNED = ("train-iters", "--tensor-model-parallel-size", "fp16", "growth-freeze", "lr_decay_iters")
+
+
+def recipe_with(**changes):
+    """nano-progressive with a `megatron` of its own, and one of its second stage."""
+    document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text())
+    document["megatron"] = changes.get("recipe", {})
+    document["stages"][1]["megatron"] = changes.get("stage", {})
+    return recipes.loads(yaml.safe_dump(document), file="mine.yaml")
+
+
+def profile_with(flags):
+    document = yaml.safe_load((recipes.cluster.FOLDER / "h100-8x.yaml").read_text())
+    return loads_cluster(yaml.safe_dump(document | {"megatron": flags}), file="cluster.yaml")
+
+
+def words_of(recipe, stage, profile=None):
+    return stage_words(recipe, plan_run(recipe, 8), stage, profile=profile)
+
+
+def value_after(words, flag):
+    return words[words.index(flag) + 1]
+
+
+def test_a_stage_goes_before_its_recipe_and_that_before_the_cluster():
+    recipe = recipe_with(recipe={"log-interval": 5, "empty_unused_memory_level": 1}, stage={"log-interval": 7})
+    profile = profile_with({"log-interval": 3, "num-workers": 4, "empty-unused-memory-level": 2})
+    first, second = (words_of(recipe, name, profile) for name in ("nano-92k", "nano-157k"))
+    assert value_after(first, "--log-interval") == "5"
+    assert value_after(second, "--log-interval") == "7"
+    for words in (first, second):
+        assert value_after(words, "--empty-unused-memory-level") == "1"
+        assert value_after(words, "--num-workers") == "4"
+        assert words.count("--log-interval") == 1
+
+
+def test_the_last_stage_hands_its_flags_to_its_baselines():
+    document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text())
+    document["stages"][-1]["megatron"] = {"log-interval": 9}
+    recipe = recipes.loads(yaml.safe_dump(document))
+    assert value_after(words_of(recipe, "scratch"), "--log-interval") == "9"
+    assert value_after(words_of(recipe, "nano-92k"), "--log-interval") == "1"
+
+
+def test_false_takes_a_default_away_and_a_list_is_several_values():
+    recipe = recipe_with(recipe={"manual-gc": False, "profile-ranks": [0, 3], "profile": True})
+    words = words_of(recipe, "nano-92k")
+    assert "--manual-gc" not in words
+    at = words.index("--profile-ranks")
+    assert words[at + 1 : at + 3] == ["0", "3"]
+    assert "--profile" in words
+
+
+@pytest.mark.parametrize("flag", PLANNED)
+def test_a_flag_of_the_plan_is_refused_by_name(flag):
+    name = flag.removeprefix("--").replace("_", "-")
+    with pytest.raises(RecipeError, match=rf"mine.yaml:\d+ .*--{name} is the plan's own: it follows from"):
+        recipe_with(recipe={flag: 1})
+    with pytest.raises(RecipeError, match=rf"mine.yaml:\d+ .*--{name} is the plan's own"):
+        recipe_with(stage={flag: 1})
+    with pytest.raises(RecipeError, match=rf"cluster.yaml:\d+ .*--{name} is the plan's own"):
+        profile_with({flag: 1})
+
+
+@pytest.mark.parametrize(
+    ("flags_given", "message"),
+    [
+        ({"overlap-grad-reduse": True}, "no flag --overlap-grad-reduse; did you mean overlap-grad-reduce"),
+        ({"log-interval": True}, "--log-interval takes a value"),
+        ({"log-interval": "often"}, "--log-interval: .*invalid int value: 'often'"),
+        ({"log-interval": [1, 2]}, "--log-interval takes fewer values"),
+        ({"profile": 1}, "--profile takes no value: write true"),
+        ({"cross-entropy-fusion-impl": "tee"}, "invalid choice: 'tee'"),
+    ],
+)
+def test_what_megatron_refuses_is_refused_with_the_line(flags_given, message):
+    with pytest.raises(RecipeError, match=message):
+        flags.check(recipe_with(stage=flags_given))
+    with pytest.raises(RecipeError, match=rf"cluster.yaml:\d+ .*{message}"):
+        flags.check(recipe_with(), profile_with(flags_given))
+
+
+def test_two_spellings_of_one_flag_are_refused():
+    with pytest.raises(RecipeError, match="--log-interval is given twice"):
+        recipe_with(recipe={"log-interval": 5, "log_interval": 6})
+
+
+def every_stage():
+    """(recipe, plan, name) of every stage and baseline of every shipped recipe and variant."""
+    for shipped in recipes.names():
+        for variant in (None, *recipes.load(shipped).variants):
+            recipe = recipes.load(shipped, variant)
+            plan = plan_run(recipe, 8)
+            yield from ((recipe, plan, stage) for stage in (*plan.stages, *plan.baselines))
+
+
+def test_every_flag_of_a_plan_is_owned_or_a_default():
+    """Else the escape hatch could give Megatron a second, contradicting value without a word."""
+    free = {"log-interval", "ckpt-fully-parallel-load"}  # may be changed
+    for recipe, plan, stage in every_stage():
+        if stage.adapters or stage.optimizer["name"] != "adamw":
+            continue
+        given = {word[2:] for word in stage_words(recipe, plan, stage.name) if word.startswith("--")}
+        loose = {f for f in given if not f.startswith("growth-")} - OWNED.keys() - speed(stage, "gpu").keys() - free
+        assert not loose, f"{recipe.name} {stage.name}"
+
+
+def test_owned_flags_are_megatrons():
+    known = flags._actions()
+    assert {name for name in OWNED if name not in known} == {"no-scaled-init"}  # run/pretrain.py adds it
+
+
+def test_switches_of_a_cluster_apply_where_they_can():
+    profile = recipes.load_cluster("h100-8x")
+    switched = profile.model_copy(
+        update={"communication": profile.communication.model_copy(update={"tp_overlap": True, "user_buffers": True})}
+    )
+    recipe = recipes.load("progressive-8b")
+    assert "--tp-comm-overlap" not in words_of(recipe, "1B", switched)
+    assert {"--tp-comm-overlap", "--use-nccl-ub"} <= set(words_of(recipe, "8B", switched))
+    assert not {"--tp-comm-overlap", "--use-nccl-ub"} & set(words_of(recipe, "8B", profile))
+
+
+def test_a_recommended_layout_keeps_the_flags():
+    document = yaml.safe_load((FOLDER / "progressive-8b.yaml").read_text()) | {"megatron": {"log-interval": 7}}
+    recipe = recipes.loads(yaml.safe_dump(document))
+    cluster = plan_cluster(recipe, plan_run(recipe, 32), recipes.load_cluster("h100-8x"))
+    assert value_after(words_of(with_recommended(recipe, cluster), "8B"), "--log-interval") == "7"

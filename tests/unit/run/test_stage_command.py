@@ -1,0 +1,54 @@
+"""`plan RECIPE --command STAGE`: the words, one flag a line or as JSON, with placeholders or a run's own folders."""
+
+import json
+import shlex
+
+import pytest
+
+from megatron_growth.cli.main import main
+
+
+def command(capsys, *words):
+    code = main(["plan", *words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_json_and_text_are_the_same_words(capsys):
+    _, text, _ = command(capsys, "progressive-8b", "--command", "8B")
+    _, document, _ = command(capsys, "progressive-8b", "--command", "8B", "--json")
+    words = json.loads(document)
+    assert shlex.split(text) == words
+    assert all(line.startswith("--") for line in text.splitlines())
+    assert words[words.index("--growth-from") + 1] == "RUN/stages/4B/checkpoints"
+
+
+def test_gpus_decide_what_the_recipe_leaves_open(capsys):
+    _, one, _ = command(capsys, "progressive-8b", "--command", "1B", "--gpus", "1", "--json")
+    _, many, _ = command(capsys, "progressive-8b", "--command", "1B", "--json")
+    assert "--use-distributed-optimizer" not in json.loads(one)
+    assert "--overlap-param-gather" in json.loads(many)
+
+
+def test_the_host_has_its_own_words(capsys):
+    _, host, _ = command(capsys, "nano-progressive", "--command", "nano-284k", "--host", "--json")
+    words = json.loads(host)
+    assert words[words.index("--distributed-backend") + 1] == "gloo"
+    assert "--manual-gc" not in words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("progressive-8b", "--command", "9B"), "has no stage or baseline '9B'"),
+        (("progressive-8b", "--gpus", "8"), "--gpus belongs to --command"),
+        (("progressive-8b", "--host"), "--host belongs to --command"),
+        (("progressive-8b", "--command", "8B", "--gpus", "0"), "at least one GPU"),
+        (("progressive-8b", "--command", "8B", "--run", "/nowhere"), "/nowhere"),
+        (("step-368m", "--command", "stage-2"), "adapters"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(capsys, words, message):
+    code, out, err = command(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
