@@ -1,0 +1,88 @@
+"""A folder that is there whole or not at all: written as `X.partial` under a lock, then renamed to `X`.
+
+The lock is held through the rename.  Who waited for it may then hold the lock of a folder that has become the result,
+so a waiter looks again at what is there instead of going on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_growth.errors import RunError
+from megatron_growth.records import owned
+from megatron_growth.records.storage import fsync_path, storage_errors
+
+LOCK = ".lock"
+WAIT_SECONDS = 60.0
+
+
+@contextmanager
+def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Iterator[Path | None]:
+    """The folder to write into, locked and ours; None when the target is there (look whether it is the result).
+
+    Args:
+        target: what the folder becomes (`publish`).
+        purpose: what is written, in a few words; a `.partial` of another purpose is refused.
+        wait: seconds for a process that holds it; the worker processes of a killed command need a moment to notice.
+
+    Raises:
+        RunError: somebody else's folder is in the way, or another process is still writing after the wait.
+        StorageError: the file system refused.
+    """
+    partial = target.with_name(target.name + ".partial")
+    deadline = time.monotonic() + wait
+    while True:
+        if os.path.lexists(target):
+            yield None
+            return
+        with storage_errors(partial):
+            owned.claim(partial, purpose)
+            descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if _locked(descriptor) and _is_still(descriptor, partial / LOCK):
+                yield partial
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise RunError(
+                "another process is writing this folder", where=str(partial), fix="wait for it, or end it first"
+            )
+        time.sleep(0.1)
+
+
+def publish(partial: Path, target: Path, purpose: str) -> None:
+    """Rename a finished folder to its target, and take our marks out of it.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with storage_errors(target):
+        fsync_path(partial)
+        partial.rename(target)
+        fsync_path(target.parent)
+        owned.release(target, purpose)
+        (target / LOCK).unlink()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """The file that was locked is still the one at this path."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
