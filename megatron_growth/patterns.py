@@ -7,6 +7,9 @@ wherever it lies.  A pattern is matched against the whole name:
     {a,b}             one of the alternatives:       decoder.layers.{0,2,4}.*
     {0..3}            one of the numbers 0 to 3:     decoder.layers.{0..3}.*
 
+A norm in front of a linear layer has two spellings, with and without Transformer Engine (`layout/names.py`): a pattern
+that matches either takes it, whichever the model is built with.
+
 A rule is (pattern, schedule).  The first rule that matches a parameter decides: its schedule is `frozen`, a multiple
 of the run's learning rate, or a schedule of its own.  A parameter that no rule matches trains as without rules.
 """
@@ -114,11 +117,6 @@ def parse_rules(freeze: str | Sequence[str] = (), schedules: Sequence[str] = ())
     for rule in rules:
         expand(rule.pattern)
     return tuple(rules)
-
-
-def decide(rules: Sequence[Rule], name: str) -> Rule | None:
-    """The first rule that matches a parameter, or None."""
-    return next((rule for rule in rules if rule.matches(name)), None)
 
 
 def near_patterns(pattern: str, names: Iterable[str]) -> str:

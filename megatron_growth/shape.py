@@ -6,15 +6,18 @@ Shape legend used in this package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from megatron_growth.errors import GrowthPlanError
 
 Sublayers = Literal["full", "attention"]
 
+# Switches that came after the first grown checkpoints, which carry a hash over the written form of their shapes.
+_LATER = ("qkv_bias", "qk_norm")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ModelShape:
     """Sizes and architecture switches that decide which parameters exist and how large they are.
 
@@ -30,6 +33,8 @@ class ModelShape:
         gated: SwiGLU (two input projections) rather than one.
         norm: "RMSNorm" or "LayerNorm", as in Megatron's --normalization.
         bias: linear layers of attention and FFN have biases.
+        qkv_bias: the fused QKV projection has a bias; follows from `bias`, alone it is Qwen 2's.
+        qk_norm: queries and keys of each head are normalised, over head_dim, before attention (Qwen 3).
         sublayers: "attention" has no FFN (Reuse, "One Attn").
     """
 
@@ -45,8 +50,11 @@ class ModelShape:
     norm: str = "RMSNorm"
     bias: bool = False
     sublayers: Sublayers = "full"
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "qkv_bias", self.qkv_bias or self.bias)
         object.__setattr__(self, "query_groups", self.query_groups or self.heads)
         if not self.head_dim:
             if self.hidden % self.heads:
@@ -66,6 +74,12 @@ class ModelShape:
                 fix=f"choose query groups that divide {self.heads}",
             )
 
+    def __repr__(self) -> str:
+        """As a dataclass writes it, without later switches that say nothing new."""
+        implied = {"qkv_bias": self.bias, "qk_norm": False}
+        shown = [f.name for f in fields(self) if f.name not in _LATER or getattr(self, f.name) != implied[f.name]]
+        return f"ModelShape({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
     @property
     def heads_per_group(self) -> int:
         """Query heads that share one key/value head."""
@@ -84,11 +98,15 @@ class ModelShape:
 
     @property
     def small_parameters_per_layer(self) -> int:
-        """Norm weights, norm biases and linear biases of one layer."""
+        """Weights and biases of norms, and biases of linear layers, of one layer."""
         sublayers = 2 if self.sublayers == "full" else 1
         count = sublayers * self.hidden * (2 if self.norm == "LayerNorm" else 1)
+        if self.qkv_bias:
+            count += (self.heads + 2 * self.query_groups) * self.head_dim
+        if self.qk_norm:
+            count += 2 * self.head_dim * (2 if self.norm == "LayerNorm" else 1)
         if self.bias:
-            count += (self.heads + 2 * self.query_groups) * self.head_dim + self.hidden
+            count += self.hidden
             if self.sublayers == "full":
                 count += (2 if self.gated else 1) * self.ffn + self.hidden
         return count

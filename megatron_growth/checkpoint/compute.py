@@ -31,6 +31,7 @@ from megatron_growth.checkpoint.plan import (
 )
 from megatron_growth.checkpoint.source import Source, SourceTensor
 from megatron_growth.errors import CheckpointError
+from megatron_growth.layout.parameters import MASTER, MOMENTS
 
 BLOCK_ROWS = 128
 STREAM_BYTES = 8 << 20
@@ -124,7 +125,7 @@ class Computer:
 
     def _fill_init(self, region: Region, row: int, run: Run, target: Tensor) -> None:
         """Initial values; optimizer moments of new elements are zero."""
-        if region.moment in ("exp_avg", "exp_avg_sq"):
+        if region.moment in MOMENTS:
             target.zero_()
             return
         p = region.parameter
@@ -149,7 +150,7 @@ class Computer:
 
     def _tensor(self, region: Region) -> SourceTensor:
         key = (region.parameter.name, region.moment)
-        if region.moment == "param" and key not in self.source.tensors:
+        if region.moment == MASTER and key not in self.source.tensors:
             key = (region.parameter.name, None)  # fp32 training: the weight is its own master
         if key not in self.source.tensors:
             raise CheckpointError(
@@ -281,7 +282,7 @@ class Computer:
             z.mul_(torch.from_numpy(run.coefficient))
         if row_factor is not None:
             z.mul_(row_factor)
-        if run.noise is not None and run.code == COPY and region.moment in (None, "param"):
+        if run.noise is not None and run.code == COPY and region.moment in (None, MASTER):
             start = init_values.stream(self.planner.growth.seed.value, "noise", region.parameter.name, region.layer)
             rows = np.arange(record.rows.start + at, record.rows.start + at + len(target))
             noise = init_values.normals(start, rows, run.source) * (run.noise * np.float32(self.init_std.of("weight")))

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.layout.parameters import ATTENTION, MLP
+from megatron_growth.layout.names import full_name
+from megatron_growth.layout.parameters import EMBEDDING, FC1, FC2, PROJ, QKV
 from megatron_growth.layout.symmetry import Copies, count_copies
 from megatron_growth.shape import ModelShape
 
 SAMPLE = 512
 SAMPLED_LAYERS = 4
 BLOCK_ROWS = 2048
-WRITERS = (ATTENTION + "linear_proj.weight", MLP + "linear_fc2.weight")
-UNITS = (ATTENTION + "linear_qkv.weight", MLP + "linear_fc1.weight")
-EMBEDDING = "embedding.word_embeddings.weight"
+WRITERS, UNITS = (PROJ, FC2), (QKV, FC1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def copies_in(source: Source, shape: ModelShape) -> CopyReport:
     for name in (*WRITERS, *UNITS):
         if (name, None) in source.tensors:
             for layer in range(shape.layers) if name in WRITERS else layers:
-                state[name.replace("layers.", f"layers.{layer}.", 1)] = _sample(source, name, layer)
+                state[full_name(name, layer)] = _sample(source, name, layer)
     copies = count_copies(state, shape)
     units = shape.ffn if shape.sublayers == "full" else 0
     return CopyReport(copies, layers, shape.hidden, shape.heads * len(layers), units * len(layers))

@@ -161,6 +161,8 @@ def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
         norm=config.normalization,
         bias=config.add_bias_linear,
         sublayers="attention" if layered and not has_ffn else "full",
+        qkv_bias=bool(config.add_qkv_bias),
+        qk_norm=bool(config.qk_layernorm),
     )
 
 

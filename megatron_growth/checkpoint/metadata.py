@@ -22,7 +22,7 @@ from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup
-from megatron_growth.layout.parameters import ATTENTION, MLP
+from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, FC1, FC2, OUTPUT, QKV, QKV_BIAS, QUERY_NORM
 from megatron_growth.operators import GrowthMap
 from megatron_growth.shape import ModelShape
 
@@ -98,12 +98,12 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
     """
     _refuse_other_architectures(source, args)
     tensors = source.tensors
-    embedding = tensors.get(("embedding.word_embeddings.weight", None))
+    embedding = tensors.get((EMBEDDING, None))
     if embedding is None:
         raise UnsupportedError("the checkpoint has no word embedding", where=str(source.path))
     vocab, hidden = embedding.shape
-    qkv, fc1 = tensors.get((ATTENTION + "linear_qkv.weight", None)), tensors.get((MLP + "linear_fc1.weight", None))
-    fc2 = tensors.get((MLP + "linear_fc2.weight", None))
+    qkv, fc1 = tensors.get((QKV, None)), tensors.get((FC1, None))
+    fc2 = tensors.get((FC2, None))
     heads = int(args.num_attention_heads)
     groups = int(args.num_query_groups) if getattr(args, "group_query_attention", False) else heads
     head_dim = int(getattr(args, "kv_channels", None) or hidden // heads)
@@ -117,11 +117,13 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
             vocab=vocab,
             query_groups=groups,
             head_dim=head_dim,
-            tied_embeddings=("output_layer.weight", None) not in tensors,
+            tied_embeddings=(OUTPUT, None) not in tensors,
             gated=fc1.shape[0] == 2 * ffn if fc1 else bool(getattr(args, "swiglu", True)),
             norm=str(getattr(args, "normalization", "LayerNorm")),
             bias=(ATTENTION + "linear_proj.bias", None) in tensors,
             sublayers="attention" if qkv and not fc1 else "full",
+            qkv_bias=(QKV_BIAS, None) in tensors,
+            qk_norm=(QUERY_NORM, None) in tensors,
         )
     except GrowthPlanError as error:
         raise CheckpointError(f"the sizes of the checkpoint contradict each other: {error.what}") from None

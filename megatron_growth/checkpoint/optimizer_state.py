@@ -20,10 +20,10 @@ from megatron_growth.axes import INIT, ZERO, Side
 from megatron_growth.checkpoint.plan import COPY
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
+from megatron_growth.layout.parameters import MOMENTS
 
 Policy = Literal["reset", "grow", "asymmetric"]
 POLICIES: tuple[str, ...] = get_args(Policy)
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_policy(policy: str) -> Policy:

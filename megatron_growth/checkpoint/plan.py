@@ -18,6 +18,7 @@ import numpy as np
 
 from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerTake, Side
 from megatron_growth.layout import Parameter, sides
+from megatron_growth.layout.parameters import FINAL_NORM, MOMENTS
 from megatron_growth.operators import GrowthMap
 
 COPY = 0
@@ -182,7 +183,7 @@ class Planner:
                 return self._filled(region, constant)
             sources: Sequence[tuple[int | None, float]] = take.sources
         else:
-            if parameter.name.startswith("decoder.final_layernorm") and not self.growth.layers.final_norm:
+            if parameter.name.startswith(FINAL_NORM) and not self.growth.layers.final_norm:
                 return self._filled(region, INIT)
             sources = [(None, 1.0)]
         square = region.moment == "exp_avg_sq"
@@ -197,7 +198,7 @@ class Planner:
         return ZERO if take.zero_output and parameter.is_output_projection else 0
 
     def _filled(self, region: Region, code: int) -> tuple[SourcePart, ...]:
-        if code == INIT and region.moment in ("exp_avg", "exp_avg_sq"):
+        if code == INIT and region.moment in MOMENTS:
             code = ZERO
         (j0, j1), (k0, k1) = region.rows, region.columns
         row = Run(j0, j1, code, np.full(j1 - j0, code))

@@ -24,6 +24,7 @@ from megatron_growth.checkpoint.paths import METADATA, resolve
 from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
+from megatron_growth.layout.parameters import LAYERS
 
 _CRC_BLOCK = 16 << 20
 
@@ -121,9 +122,10 @@ class Source:
     def _add(self, item: Item, size: torch.Size) -> None:
         """Register one stored chunk under its parameter."""
         parsed = parse_key(item.key)
-        stacked = parsed.layer is None and parsed.name.startswith("decoder.layers.")
+        layered = parsed.name.startswith(LAYERS)
+        stacked = layered and parsed.layer is None
         shape = tuple(size[1:] if stacked else size)
-        prefix = item.key[: item.key.index("decoder.layers." if parsed.layer is not None else parsed.name)]
+        prefix = item.key[: item.key.index(LAYERS if layered else parsed.name)]
         new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None)
         tensor = self.tensors.setdefault((parsed.name, parsed.moment), new)
         number = len(self.items)

@@ -9,7 +9,7 @@ from megatron_growth.axes import MEAN
 from megatron_growth.checkpoint.plan import COPY, GAP_ROWS, Planner, Region, column_window, reads, row_spans
 from megatron_growth.checkpoint.source import Source, SourceTensor
 from megatron_growth.checkpoint.target import Part
-from megatron_growth.layout.parameters import dimensions
+from megatron_growth.layout.parameters import MASTER, dimensions
 
 
 @dataclass
@@ -51,7 +51,7 @@ def summarise(parts: Iterable[Part], planner: Planner, source: Source) -> list[R
 def source_tensor(source: Source, region: Region) -> SourceTensor | None:
     """The stored tensor that a region is made from; fp32 weights are their own masters."""
     found = source.tensors.get((region.parameter.name, region.moment))
-    if found is None and region.moment == "param":
+    if found is None and region.moment == MASTER:
         return source.tensors.get((region.parameter.name, None))
     return found
 

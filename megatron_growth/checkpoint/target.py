@@ -13,8 +13,8 @@ import torch
 
 from megatron_growth.checkpoint.plan import Region
 from megatron_growth.checkpoint.source import Source, SourceTensor
-from megatron_growth.layout import Parameter, lookup, parameters_of
-from megatron_growth.layout.parameters import dimensions
+from megatron_growth.layout import Parameter, full_name, lookup, parameters_of
+from megatron_growth.layout.parameters import EMBEDDING, dimensions
 from megatron_growth.operators import GrowthMap
 
 ITEM_BYTES = 64 << 20
@@ -79,21 +79,14 @@ def target_tensors(
     A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding.
     """
     known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
-    embedding = source.tensors["embedding.word_embeddings.weight", None]
+    embedding = source.tensors[EMBEDDING, None]
     moments = [None, *sorted({m for _, m in known if m})]
     names = [p.name for p in parameters_of(growth.target)]
-    names += [name for name, moment in known if moment is None and name not in names and _in_target(name, growth)]
     for moment in moments:
         for name in names:
-            like = source.tensors["embedding.word_embeddings.weight", moment] if moment else embedding
+            like = source.tensors[EMBEDDING, moment] if moment else embedding
             default = SourceTensor(like.dtype, (), like.prefix, _per_layer(source))
             yield (name, moment), known.get((name, moment), default)
-
-
-def _in_target(name: str, growth: GrowthMap) -> bool:
-    """Parameters that `parameters_of` does not list: QKV bias alone, query and key norms."""
-    parameter = lookup(name)
-    return not parameter.layered or (parameter.sublayer == "attention" and growth.target.layers > 0)
 
 
 def _per_layer(source: Source) -> bool:
@@ -108,7 +101,7 @@ def _items(
     lead: tuple[int, ...] = ()
     count: tuple[int, ...] = ()
     if layer is not None and tensor.per_layer:
-        key = tensor.prefix + parameter.name.replace("layers.", f"layers.{layer}.", 1)
+        key = tensor.prefix + full_name(parameter.name, layer)
     elif layer is not None:
         lead, count = (layer,), (growth.target.layers,)
     columns = body[1] if len(body) > 1 else 1

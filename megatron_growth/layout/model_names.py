@@ -1,4 +1,5 @@
-"""Layout-free names for the parameters of a Megatron model: the same on every rank, whatever TP, PP and VPP are.
+"""Layout-free names for the parameters of a Megatron model: the same on every rank, whatever TP, PP and VPP are, and
+with Transformer Engine as without.
 
 Megatron numbers the layers of each model chunk from zero.  Here layers carry their number in the whole model, so
 `decoder.layers.5.mlp.linear_fc2.weight` is the sixth layer on whichever stage it lies.  With tied embeddings the last
@@ -7,16 +8,12 @@ pipeline stage holds a copy of the embedding as its output layer; that copy goes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import torch
 
-_LAYER = re.compile(r"^(decoder\.layers)\.(\d+)\.(.+)$")
-_WRAPPERS = re.compile(r"^(?:module\.)+")
-
-EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT = "output_layer.weight"
+from megatron_growth.layout.names import full_name, parse_key
+from megatron_growth.layout.parameters import EMBEDDING, LAYERS, OUTPUT
 
 
 def unwrapped(chunk: torch.nn.Module) -> torch.nn.Module:
@@ -33,13 +30,15 @@ def global_name(model: torch.nn.Module, local_name: str) -> str:
         model: a GPTModel; its layers know their own number (`layer_number`, from 1).
         local_name: as `named_parameters()` gives it, with or without the prefixes of wrappers.
     """
-    name = _WRAPPERS.sub("", local_name)
-    if match := _LAYER.match(name):
-        layer = model.get_submodule(f"{match[1]}.{match[2]}")
-        return f"{match[1]}.{int(layer.layer_number) - 1}.{match[3]}"
-    if name == OUTPUT and getattr(model, "share_embeddings_and_output_weights", False):
+    while local_name.startswith("module."):
+        local_name = local_name.removeprefix("module.")
+    key = parse_key(local_name)
+    if key.layer is not None:
+        layer = model.get_submodule(f"{LAYERS}{key.layer}")
+        return full_name(key.name, int(layer.layer_number) - 1)
+    if key.name == OUTPUT and getattr(model, "share_embeddings_and_output_weights", False):
         return EMBEDDING
-    return name
+    return key.name
 
 
 def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -1,6 +1,8 @@
-"""The one table of parameters that growth understands: name -> axes of its rows and columns, and how it starts.
+"""The one table of a model's parameters: name, axes of rows and columns, first value, spelling, tensor-parallel split.
 
-Row and column axes are named as `sides.py` builds them:
+Growth, freezing, learning rates, checkpoints, FLOPs and memory all read it.  A parameter goes by its key in a Megatron
+checkpoint, without the layer's number; `names.py` adds and removes that number.  Row and column axes are named as
+`sides.py` builds them:
 
     vocab                   never grown by an operator; padding rows are initialised
     hidden                  the residual stream
@@ -23,9 +25,30 @@ from megatron_growth.shape import ModelShape
 
 Use = Literal["write", "read", "norm", "norm_bias", "keep"]
 Init = Literal["weight", "output", "embedding", "one", "zero"]
+Kind = Literal["embedding", "linear", "vector", "output"]
+Split = Literal["column", "row", "none"]
+Sublayer = Literal["attention", "ffn"]
 
-ATTENTION = "decoder.layers.self_attention."
-MLP = "decoder.layers.mlp."
+LAYERS = "decoder.layers."
+ATTENTION = LAYERS + "self_attention."
+MLP = LAYERS + "mlp."
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+FINAL_NORM = "decoder.final_layernorm."
+QKV = ATTENTION + "linear_qkv.weight"
+QKV_BIAS = ATTENTION + "linear_qkv.bias"
+QUERY_NORM = ATTENTION + "q_layernorm.weight"
+PROJ = ATTENTION + "linear_proj.weight"
+FC1 = MLP + "linear_fc1.weight"
+FC2 = MLP + "linear_fc2.weight"
+
+# Adam's state of a trained parameter, as checkpoints name it: the power of the gradient that each moment averages, and
+# the fp32 master of a bf16 weight.
+MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2}
+MASTER = "param"
+
+# Axes that tensor parallelism cuts: the rows of column-parallel layers, the columns of row-parallel ones.
+_SPLIT_AXES = {"vocab", "qkv", "heads", "ffn", "gate_up"}
 
 
 @dataclass(frozen=True)
@@ -33,19 +56,21 @@ class Parameter:
     """One parameter family.
 
     Attributes:
-        name: checkpoint key without a layer number.
+        name: checkpoint key without a layer number; Transformer Engine's spelling.
         rows: (axis, use) of the first dimension.
         columns: (axis, use) of the second dimension, None for vectors.
         init: distribution of the model's own initial value: "weight", "output" (output projections) and "embedding" are
             N(0, std), each with a standard deviation of its own.
         sublayer: "attention" or "ffn" for parameters of a layer, None outside the layers.
+        local: what Megatron's layers without Transformer Engine call it; "" where that is the same.
     """
 
     name: str
     rows: tuple[str, Use]
     columns: tuple[str, Use] | None = None
     init: Init = "weight"
-    sublayer: Literal["attention", "ffn"] | None = None
+    sublayer: Sublayer | None = None
+    local: str = ""
 
     @property
     def layered(self) -> bool:
@@ -57,34 +82,52 @@ class Parameter:
         """It writes a sub-layer's result into the residual stream; zero makes that sub-layer the identity."""
         return self.layered and self.rows == ("hidden", "write")
 
+    @property
+    def kind(self) -> Kind:
+        """`linear` and `output` are matrices that every token is multiplied with."""
+        if self.name == EMBEDDING:
+            return "embedding"
+        return "output" if self.name == OUTPUT else "linear" if self.columns else "vector"
 
-def _norm(name: str, sublayer: Literal["attention", "ffn"] | None = None) -> list[Parameter]:
-    """Weight and bias of a norm; Megatron writes `x.weight` outside the layers and `x_weight` for fused ones."""
+    @property
+    def split(self) -> Split:
+        """Which of its dimensions tensor parallelism cuts: rows ("column"-parallel) or columns ("row"-parallel)."""
+        if self.rows[0] in _SPLIT_AXES:
+            return "column"
+        return "row" if self.columns and self.columns[0] in _SPLIT_AXES else "none"
+
+
+def _norm(name: str, sublayer: Sublayer | None = None, local: str = "", axis: str = "hidden") -> list[Parameter]:
+    """Weight and bias of a norm; Megatron writes `x.weight`, `x_weight` for one that is fused into a linear layer."""
     separator = "_" if name.endswith("layer_norm") else "."
+    weight, bias = (axis, "norm"), (axis, "norm_bias")
+    if axis == "head_dim":
+        weight, bias = (axis, "keep"), (axis, "keep")
     return [
-        Parameter(f"{name}{separator}weight", ("hidden", "norm"), init="one", sublayer=sublayer),
-        Parameter(f"{name}{separator}bias", ("hidden", "norm_bias"), init="zero", sublayer=sublayer),
+        Parameter(f"{name}{separator}weight", weight, None, "one", sublayer, local and f"{LAYERS}{local}.weight"),
+        Parameter(f"{name}{separator}bias", bias, None, "zero", sublayer, local and f"{LAYERS}{local}.bias"),
     ]
 
 
+# In the order of the forward pass.
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
-        Parameter("embedding.word_embeddings.weight", ("vocab", "keep"), ("hidden", "write"), "embedding"),
-        *_norm(ATTENTION + "linear_qkv.layer_norm", "attention"),
-        Parameter(ATTENTION + "linear_qkv.weight", ("qkv", "write"), ("hidden", "read"), sublayer="attention"),
-        Parameter(ATTENTION + "linear_qkv.bias", ("qkv", "write"), init="zero", sublayer="attention"),
-        Parameter(ATTENTION + "q_layernorm.weight", ("head_dim", "keep"), init="one", sublayer="attention"),
-        Parameter(ATTENTION + "k_layernorm.weight", ("head_dim", "keep"), init="one", sublayer="attention"),
-        Parameter(ATTENTION + "linear_proj.weight", ("hidden", "write"), ("heads", "read"), "output", "attention"),
+        Parameter(EMBEDDING, ("vocab", "keep"), ("hidden", "write"), "embedding"),
+        *_norm(ATTENTION + "linear_qkv.layer_norm", "attention", local="input_layernorm"),
+        Parameter(QKV, ("qkv", "write"), ("hidden", "read"), sublayer="attention"),
+        Parameter(QKV_BIAS, ("qkv", "write"), init="zero", sublayer="attention"),
+        *_norm(ATTENTION + "q_layernorm", "attention", axis="head_dim"),
+        *_norm(ATTENTION + "k_layernorm", "attention", axis="head_dim"),
+        Parameter(PROJ, ("hidden", "write"), ("heads", "read"), "output", "attention"),
         Parameter(ATTENTION + "linear_proj.bias", ("hidden", "write"), None, "zero", "attention"),
-        *_norm(MLP + "linear_fc1.layer_norm", "ffn"),
-        Parameter(MLP + "linear_fc1.weight", ("gate_up", "write"), ("hidden", "read"), sublayer="ffn"),
+        *_norm(MLP + "linear_fc1.layer_norm", "ffn", local="pre_mlp_layernorm"),
+        Parameter(FC1, ("gate_up", "write"), ("hidden", "read"), sublayer="ffn"),
         Parameter(MLP + "linear_fc1.bias", ("gate_up", "write"), init="zero", sublayer="ffn"),
-        Parameter(MLP + "linear_fc2.weight", ("hidden", "write"), ("ffn", "read"), "output", "ffn"),
+        Parameter(FC2, ("hidden", "write"), ("ffn", "read"), "output", "ffn"),
         Parameter(MLP + "linear_fc2.bias", ("hidden", "write"), None, "zero", "ffn"),
-        *_norm("decoder.final_layernorm"),
-        Parameter("output_layer.weight", ("vocab", "keep"), ("hidden", "read")),
+        *_norm(FINAL_NORM.removesuffix(".")),
+        Parameter(OUTPUT, ("vocab", "keep"), ("hidden", "read")),
     )
 }
 
@@ -107,13 +150,15 @@ def parameters_of(shape: ModelShape) -> list[Parameter]:
     def exists(p: Parameter) -> bool:
         if p.layered and (not shape.layers or (p.sublayer == "ffn" and shape.sublayers == "attention")):
             return False
-        if p.name.endswith(("layer_norm_bias", "layernorm.bias")):
-            return shape.norm == "LayerNorm"
-        if p.name.endswith(".bias"):
-            return shape.bias
-        if p.rows[0] == "head_dim":  # query and key norms: not part of the shapes of the papers
+        if p.rows[0] == "head_dim" and not shape.qk_norm:
             return False
-        return p.name != "output_layer.weight" or not shape.tied_embeddings
+        if p.rows[1] == "norm_bias" or (p.rows[0] == "head_dim" and p.init == "zero"):
+            return shape.norm == "LayerNorm"
+        if p.name == QKV_BIAS:
+            return shape.qkv_bias
+        if p.init == "zero":
+            return shape.bias
+        return p.name != OUTPUT or not shape.tied_embeddings
 
     return [p for p in PARAMETERS.values() if exists(p)]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from megatron_growth.axes import INIT, ZERO, Side
-from megatron_growth.layout.parameters import Parameter
+from megatron_growth.layout.parameters import FINAL_NORM, Parameter
 from megatron_growth.operators.base import GrowthMap, UnitMaps
 from megatron_growth.shape import ModelShape
 
@@ -27,7 +27,7 @@ def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[S
     """
     rows = _side(*parameter.rows, growth, layer)
     columns = _side(*parameter.columns, growth, layer) if parameter.columns else None
-    if parameter.name.startswith("decoder.final_layernorm.") and growth.source.tied_embeddings:
+    if parameter.name.startswith(FINAL_NORM) and growth.source.tied_embeddings:
         # A tied output layer keeps the embedding's columns (write), so what is missing to `read` goes into the norm.
         hidden = growth.width.hidden
         share = hidden.read.coefficient / hidden.write.coefficient

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_growth.layout.names import parse_key
-from megatron_growth.layout.parameters import ATTENTION, MLP, PARAMETERS
+from megatron_growth.layout.parameters import EMBEDDING, FC1, PARAMETERS, QKV
 from megatron_growth.shape import ModelShape
 
 Array = NDArray[np.floating[Any]]
@@ -56,13 +56,13 @@ def count_copies(state: Mapping[str, Array], shape: ModelShape) -> Copies:
     heads = units = 0
     for name, value in _tensors(state):
         parameter = PARAMETERS[name]
-        if name == "embedding.word_embeddings.weight":
+        if name == EMBEDDING:
             writes.append(value.T)
         elif parameter.is_output_projection and parameter.columns:
             writes.append(value)
-        elif name == ATTENTION + "linear_qkv.weight":
+        elif name == QKV:
             heads += copies_among(_heads(value, shape))
-        elif name == MLP + "linear_fc1.weight":
+        elif name == FC1:
             parts = np.split(value, 2 if shape.gated else 1)
             units += copies_among(np.concatenate(parts, axis=1))
     # (H, all that is written): its Gram matrix is small whatever the vocabulary and depth.

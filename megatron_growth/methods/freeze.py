@@ -12,7 +12,6 @@ output is then made to require a gradient, which nothing below it uses.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +20,9 @@ import torch.distributed as dist
 
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
-from megatron_growth.patterns import Rule, decide, near_patterns
-
-_LAYER = re.compile(r"(?<=^decoder\.layers)\.\d+(?=\.)")
+from megatron_growth.layout.names import parse_key
+from megatron_growth.layout.rules import decide, near, takes
+from megatron_growth.patterns import Rule
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Assignment:
     @property
     def splits_layers(self) -> bool:
         """Whether some layer's parameter is frozen while the same parameter of another layer is trained."""
-        frozen, trainable = ({_LAYER.sub("", name) for name in names} for names in (self.frozen, self.trainable))
+        frozen, trainable = ({parse_key(name).name for name in names} for names in (self.frozen, self.trainable))
         return bool(frozen & trainable)
 
     def table(self) -> str:
@@ -109,10 +108,10 @@ def assign(rules: Sequence[Rule], names: Sequence[str]) -> Assignment:
         rule = decide(rules, name)
         (by_rule[rules.index(rule)] if rule is not None else unmatched).append(name)
     for rule in rules:
-        if not any(rule.matches(name) for name in names):
+        if not any(takes(rule, name) for name in names):
             raise RecipeError(
                 f"the pattern {rule.pattern!r} matches no parameter of the model",
-                fix=near_patterns(rule.pattern, names),
+                fix=near(rule.pattern, names),
             )
     matches = tuple(Match(rule, tuple(by_rule[i])) for i, rule in enumerate(rules))
     assignment = Assignment(matches, tuple(unmatched))

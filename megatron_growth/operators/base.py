@@ -137,7 +137,7 @@ def check_shapes(source: ModelShape, target: ModelShape) -> None:
             where=f"hidden {source.hidden} / {source.heads} heads -> hidden {target.hidden} / {target.heads} heads",
             fix="keep the head dimension and grow the number of heads; attention scores depend on it",
         )
-    for name in ("gated", "norm", "bias", "tied_embeddings"):
+    for name in ("gated", "norm", "bias", "qkv_bias", "qk_norm", "tied_embeddings"):
         if getattr(source, name) != getattr(target, name):
             raise GrowthPlanError(
                 f"{name} differs: the source has {getattr(source, name)}, the target {getattr(target, name)}",

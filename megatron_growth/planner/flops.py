@@ -14,9 +14,10 @@ that for the backward pass.  Norms, activations, softmax and the optimizer are n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from megatron_growth.planner.inventory import Inventory, Parameter
+from megatron_growth.layout.parameters import LAYERS, OUTPUT, QKV
+from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.shape import ModelShape
 
 
@@ -107,29 +108,27 @@ def exact_flops_per_token(inventory: Inventory, sequence_length: int, *, recompu
         elif p.kind == "output":
             flops += 2 * p.size * (1 + p.trainable + (p.trainable or below))
         below = below or p.trainable or p.adapter > 0
-        if p.name.endswith("linear_qkv.weight"):
+        if p.name.endswith(QKV.removeprefix(LAYERS)):
             flops += scores * (1 + again + 2 * below)
     return flops
 
 
-def _adapter_input_gradient(p: Parameter, below: bool) -> int:
+def _adapter_input_gradient(p: Entry, below: bool) -> int:
     """Weights of an adapter through which a gradient passes: always its second factor, its first if needed below."""
     inputs, outputs = p.ends
     rank = p.adapter // (inputs + outputs)
     return rank * outputs + (rank * inputs if below else 0)
 
 
-def _in_forward_order(inventory: Inventory) -> list[Parameter]:
+def _in_forward_order(inventory: Inventory) -> list[Entry]:
     """All parameters from the embedding to the output layer; a tied output layer is listed again at the end."""
     order = list(inventory.parameters)
     return [*order, _head(inventory)] if inventory.shape.tied_embeddings else order
 
 
-def _head(inventory: Inventory) -> Parameter:
+def _head(inventory: Inventory) -> Entry:
     """The output layer; the embedding in its place when they are tied."""
     if not inventory.shape.tied_embeddings:
         return inventory.parameters[-1]
     first = inventory.parameters[0]
-    return Parameter(
-        "output_layer.weight", first.size, "output", inventory.shape.layers, "column", first.ends[::-1], first.trainable
-    )
+    return replace(first, name=OUTPUT, kind="output", layer=inventory.shape.layers, ends=first.ends[::-1])

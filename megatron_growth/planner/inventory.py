@@ -1,31 +1,25 @@
 """Every parameter of a model by its layout-free Megatron name: what freezing, FLOPs and memory are counted over.
 
-Names are those of Megatron's local layer spec, as `megatron_growth.layout.model_names` gives them at run time.
-
-Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary, r adapter rank.
+Counted from the table of `layout/parameters.py`; names are those that `layout.model_names` gives at run time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
-from megatron_growth.patterns import Rule, decide, near_patterns
+from megatron_growth.layout.names import full_name
+from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, parameters_of
+from megatron_growth.layout.rules import decide, near, takes
+from megatron_growth.patterns import Rule
 from megatron_growth.shape import ModelShape
-
-EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT = "output_layer.weight"
-FINAL_NORM = "decoder.final_layernorm.weight"
-
-Kind = Literal["embedding", "linear", "vector", "output"]
-Split = Literal["column", "row", "none"]
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter.
+class Entry:
+    """One parameter of a model, with what the planner counts.
 
     Attributes:
         name: layout-free, `decoder.layers.3.mlp.linear_fc1.weight`.
@@ -57,7 +51,7 @@ class Inventory:
     """
 
     shape: ModelShape
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[Entry, ...]
 
     @cached_property
     def trainable(self) -> int:
@@ -75,47 +69,23 @@ class Inventory:
         return sum(p.adapter for p in self.parameters)
 
 
-def parameters_of(shape: ModelShape) -> list[Parameter]:
-    """All parameters of a model, everything trainable, no adapters."""
-    found = [Parameter(EMBEDDING, shape.vocab * shape.hidden, "embedding", -1, "column", (shape.vocab, shape.hidden))]
-    for layer in range(shape.layers):
-        found += _layer(shape, layer)
-    found += _norm(FINAL_NORM.removesuffix(".weight"), shape, shape.layers)
-    if not shape.tied_embeddings:
-        found.append(
-            Parameter(OUTPUT, shape.vocab * shape.hidden, "output", shape.layers, "column", (shape.hidden, shape.vocab))
-        )
-    return found
+def entries_of(shape: ModelShape) -> list[Entry]:
+    """All parameters of a model in the order of the forward pass, everything trainable, no adapters."""
+    table = parameters_of(shape)
+    below = [_entry(p, shape, None, -1) for p in table if p.kind == "embedding"]
+    layers = [_entry(p, shape, layer, layer) for layer in range(shape.layers) for p in table if p.layered]
+    above = [_entry(p, shape, None, shape.layers) for p in table if not p.layered and p.kind != "embedding"]
+    return [*below, *layers, *above]
 
 
-def _layer(shape: ModelShape, layer: int) -> list[Parameter]:
-    prefix = f"decoder.layers.{layer}"
-    h, queries = shape.hidden, shape.heads * shape.head_dim
-    qkv = queries + 2 * shape.query_groups * shape.head_dim
-    found = _norm(f"{prefix}.input_layernorm", shape, layer)
-    found += _linear(f"{prefix}.self_attention.linear_qkv", h, qkv, "column", shape, layer)
-    found += _linear(f"{prefix}.self_attention.linear_proj", queries, h, "row", shape, layer)
-    if shape.sublayers == "full":
-        inner = shape.ffn * (2 if shape.gated else 1)
-        found += _norm(f"{prefix}.pre_mlp_layernorm", shape, layer)
-        found += _linear(f"{prefix}.mlp.linear_fc1", h, inner, "column", shape, layer)
-        found += _linear(f"{prefix}.mlp.linear_fc2", shape.ffn, h, "row", shape, layer)
-    return found
-
-
-def _linear(name: str, inputs: int, outputs: int, split: Split, shape: ModelShape, layer: int) -> list[Parameter]:
-    found = [Parameter(f"{name}.weight", inputs * outputs, "linear", layer, split, (inputs, outputs))]
-    if shape.bias:
-        bias_split: Split = "column" if split == "column" else "none"
-        found.append(Parameter(f"{name}.bias", outputs, "vector", layer, bias_split))
-    return found
-
-
-def _norm(name: str, shape: ModelShape, layer: int) -> list[Parameter]:
-    found = [Parameter(f"{name}.weight", shape.hidden, "vector", layer)]
-    if shape.norm == "LayerNorm":
-        found.append(Parameter(f"{name}.bias", shape.hidden, "vector", layer))
-    return found
+def _entry(parameter: Parameter, shape: ModelShape, layer: int | None, place: int) -> Entry:
+    sizes = dimensions(parameter, shape)
+    ends = (0, 0)
+    if len(sizes) == 2:
+        # Megatron stores out x in; the embedding goes from tokens (rows) to hidden (columns).
+        ends = sizes if parameter.kind == "embedding" else (sizes[1], sizes[0])
+    name = full_name(parameter.name, layer)
+    return Entry(name, math.prod(sizes), parameter.kind, place, parameter.split, ends)
 
 
 def take_inventory(
@@ -135,18 +105,16 @@ def take_inventory(
     rules = [Rule(pattern) for pattern in freeze]
     adapted = set(adapted_layers)
     marked = []
-    for p in parameters_of(shape):
-        adapter = adapter_rank * sum(p.ends) if p.kind == "linear" and p.layer in adapted else 0
-        rule = decide(rules, p.name)
-        marked.append(Parameter(p.name, p.size, p.kind, p.layer, p.split, p.ends, not (rule and rule.frozen), adapter))
+    for entry in entries_of(shape):
+        adapter = adapter_rank * sum(entry.ends) if entry.kind == "linear" and entry.layer in adapted else 0
+        rule = decide(rules, entry.name)
+        marked.append(replace(entry, trainable=not (rule and rule.frozen), adapter=adapter))
     return Inventory(shape, tuple(marked))
 
 
 def unmatched(shape: ModelShape, freeze: Sequence[str]) -> list[tuple[str, str]]:
     """(pattern, nearest patterns) for every pattern that names no parameter of the model."""
-    names = [p.name for p in parameters_of(shape)]
+    names = [entry.name for entry in entries_of(shape)]
     return [
-        (pattern, near_patterns(pattern, names))
-        for pattern in freeze
-        if not any(Rule(pattern).matches(name) for name in names)
+        (pattern, near(pattern, names)) for pattern in freeze if not any(takes(Rule(pattern), name) for name in names)
     ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_growth.planner.inventory import Inventory, Parameter
+from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list
     return found
 
 
-def _galore_state(p: Parameter, setting: Setting) -> int:
+def _galore_state(p: Entry, setting: Setting) -> int:
     """GaLore: two moments of rank x the longer side, and the projector of rank x the shorter side."""
     inputs, outputs = p.ends
     sides = (inputs, outputs // setting.tp) if p.split == "column" else (inputs // setting.tp, outputs)
@@ -175,7 +175,7 @@ def _galore_state(p: Parameter, setting: Setting) -> int:
     return rank * (2 * max(sides) + min(sides))
 
 
-def _places(p: Parameter, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:
+def _places(p: Entry, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:
     """Pipeline ranks that hold a parameter: a tied embedding lies on the first and the last."""
     if p.kind == "embedding":
         return {0, setting.pp - 1} if shape.tied_embeddings else {0}
@@ -187,7 +187,7 @@ def _pipeline_rank_of_layer(setting: Setting) -> list[int]:
     return [c % setting.pp for c, count in enumerate(setting.layers_per_chunk) for _ in range(count)]
 
 
-def _adapter_on_rank(p: Parameter, tp: int) -> int:
+def _adapter_on_rank(p: Entry, tp: int) -> int:
     """Adapter weights of one rank: the factor on the split side is split, the other one is whole."""
     if not p.adapter:
         return 0

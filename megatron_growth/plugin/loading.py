@@ -30,7 +30,9 @@ from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoi
 
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
-from megatron_growth.patterns import Rule, decide, parse_rules
+from megatron_growth.layout.parameters import MASTER, MOMENTS
+from megatron_growth.layout.rules import decide
+from megatron_growth.patterns import Rule, parse_rules
 from megatron_growth.plugin import reshardable
 from megatron_growth.plugin.groups import ParameterRules
 from megatron_growth.plugin.scheduler import GROUP_KEY, WHICH_SCHEDULE
@@ -40,7 +42,6 @@ Group = dict[str, Any]
 
 _RATES = ("max_lr", "min_lr", GROUP_KEY)
 _STRUCTURE = tuple(key for key in param_group_identifier_keys if key not in _RATES)
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT_FORMATS = ("dp_reshardable", "dp_zero_gather_scatter", "fully_sharded_bucket_space")
 
 
@@ -210,7 +211,7 @@ def load_state_by_name(
     parts = list(leaves(optimizer))
     for part in parts:
         part.init_state_fn(part.optimizer, part.config)
-    for moment in (*_MOMENTS, *_masters(common, metadata)):
+    for moment in (*MOMENTS, *_masters(common, metadata)):
         tensors = _read(sharded, moment, folder)
         for part in parts:
             _store(part, moment, tensors)
@@ -233,7 +234,7 @@ def load_state_by_name(
 def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
     """The key under which a checkpoint has the optimizer's fp32 weights, if it has any beside the model's."""
     if metadata.get("distrib_optim_sharding_type"):
-        return ["param"]
+        return [MASTER]
     return ["fp32_param"] if common["args"].bf16 or common["args"].fp16 else []
 
 
@@ -276,12 +277,12 @@ def _store(part: Any, moment: str, tensors: dict[int, torch.Tensor]) -> None:
             if (tensor := tensors.get(id(parameter))) is not None:
                 place = part._get_model_param_range_map(parameter)["param"]
                 own = part._get_main_param_and_optimizer_states(parameter)
-                name = "param" if moment == "fp32_param" else moment
+                name = MASTER if moment == "fp32_param" else moment
                 own[name].data.copy_(tensor.flatten()[place.start : place.end])
         return
     for main, parameter in _main_and_model_parameters(part):
         if (tensor := tensors.get(id(parameter))) is not None:
-            target = main if moment in ("param", "fp32_param") else part.optimizer.state[main][moment]
+            target = main if moment in (MASTER, "fp32_param") else part.optimizer.state[main][moment]
             target.data.copy_(tensor)
 
 

@@ -17,8 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from megatron_growth.axes import INIT, MEAN, ZERO, LayerTake, Side
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout import Parameter, lookup, parameters_of, parse_key, sides
-from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+from megatron_growth.layout import Parameter, full_name, lookup, parameters_of, parse_key, sides
+from megatron_growth.layout.parameters import ATTENTION, FINAL_NORM, MLP, dimensions
 from megatron_growth.operators import GrowthMap
 from megatron_growth.shape import ModelShape
 
@@ -32,7 +32,7 @@ def keys_of(parameter: Parameter, shape: ModelShape) -> list[str]:
     """The per-layer keys of one parameter family, bottom to top; one key for a parameter outside the layers."""
     if not parameter.layered:
         return [parameter.name]
-    return [parameter.name.replace("layers.", f"layers.{layer}.", 1) for layer in range(shape.layers)]
+    return [full_name(parameter.name, layer) for layer in range(shape.layers)]
 
 
 def random_state(
@@ -77,7 +77,7 @@ def _grow_one(key: str, old: State, growth: GrowthMap, initial: Array, init_std:
     parsed = parse_key(key)
     parameter = lookup(parsed.name)
     if parsed.layer is None:
-        if key.startswith("decoder.final_layernorm.") and not growth.layers.final_norm:
+        if key.startswith(FINAL_NORM) and not growth.layers.final_norm:
             return initial
         rows, columns = sides(parameter, growth, None)
         return fill(old[key], rows, columns, initial, _noise(key, growth, None, rows, columns, init_std))

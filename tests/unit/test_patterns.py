@@ -3,7 +3,8 @@
 import pytest
 
 from megatron_growth.errors import RecipeError
-from megatron_growth.patterns import FROZEN, Rule, decide, expand, parse_rules, split_patterns
+from megatron_growth.layout.rules import decide
+from megatron_growth.patterns import FROZEN, Rule, expand, parse_rules, split_patterns
 
 NAMES = (
     "embedding.word_embeddings.weight",

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_growth.axes import INIT
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout import ModelKey, lookup, parameters_of, parse_key, sides
+from megatron_growth.layout import ModelKey, canonical, lookup, parameters_of, parse_key, sides, spellings
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
@@ -22,6 +22,9 @@ SHAPES = [
     ModelShape(8, 6, 1, 2, 10, sublayers="attention"),
     ModelShape(8, 6, 2, 2, 10, tied_embeddings=True, gated=False, norm="LayerNorm", bias=True),
     ModelShape(8, 6, 3, 4, 10, query_groups=1, norm="LayerNorm", bias=True),
+    ModelShape(8, 6, 3, 4, 10, query_groups=2, qkv_bias=True),
+    ModelShape(8, 6, 3, 4, 10, query_groups=2, qk_norm=True),
+    ModelShape(8, 6, 3, 4, 10, norm="LayerNorm", qk_norm=True, bias=True, sublayers="attention"),
 ]
 
 
@@ -88,3 +91,39 @@ def test_an_unknown_parameter_is_refused_by_name_with_the_nearest_known_one():
     with pytest.raises(UnsupportedError, match="linear_fc3") as error:
         lookup("decoder.layers.mlp.linear_fc3.weight")
     assert "decoder.layers.mlp.linear_fc" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("fused", "local"),
+    [
+        ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
+        ("self_attention.linear_qkv.layer_norm_bias", "input_layernorm.bias"),
+        ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
+        ("mlp.linear_fc1.layer_norm_bias", "pre_mlp_layernorm.bias"),
+    ],
+)
+def test_both_spellings_of_a_norm_are_one_name(fused, local):
+    both = tuple(f"decoder.layers.11.{name}" for name in (fused, local))
+    assert {canonical(name) for name in both} == {both[0]}
+    assert spellings(both[0]) == spellings(both[1]) == both
+    assert parse_key(f"decoder.layers.{local}") == ModelKey(f"decoder.layers.{fused}")
+    assert parse_key(f"optimizer.state.exp_avg.{both[1]}") == ModelKey(f"decoder.layers.{fused}", 11, "exp_avg")
+
+
+def test_a_parameter_with_one_spelling_keeps_it():
+    for name in (
+        "decoder.final_layernorm.weight",
+        "decoder.layers.3.self_attention.q_layernorm.weight",
+        "no.such.name",
+    ):
+        assert spellings(name) == (name,)
+        assert canonical(name) == name
+
+
+def test_a_shape_is_written_as_before_it_had_later_switches():
+    """Grown checkpoints carry a hash over the written form; verify compares it."""
+    assert repr(OLD).endswith("bias=False, sublayers='full')")
+    assert repr(SHAPES[3]).endswith("bias=True, sublayers='full')")
+    assert repr(SHAPES[5]).endswith("sublayers='full', qkv_bias=True)")
+    assert repr(SHAPES[6]).endswith("sublayers='full', qk_norm=True)")
+    assert all(eval(repr(shape)) == shape for shape in SHAPES)

@@ -71,3 +71,55 @@ def test_a_rule_behind_another_that_takes_everything_is_no_error():
 def test_everything_frozen_is_refused():
     with pytest.raises(RecipeError, match="every parameter of the model is frozen"):
         assign(parse_rules("*"), all_names([Chunk()]))
+
+
+def norms(fused):
+    """A layer's norms and matrices as Transformer Engine names them, or as Megatron does without it."""
+    layer = torch.nn.Module()
+    layer.layer_number = 3
+    layer.self_attention, layer.mlp = torch.nn.Module(), torch.nn.Module()
+    for part, linear, norm in (
+        ("self_attention", "linear_qkv", "input_layernorm"),
+        ("mlp", "linear_fc1", "pre_mlp_layernorm"),
+    ):
+        module = torch.nn.Linear(2, 2, bias=False)
+        setattr(getattr(layer, part), linear, module)
+        if fused:
+            module.layer_norm_weight = torch.nn.Parameter(torch.ones(2))
+        else:
+            setattr(layer, norm, torch.nn.RMSNorm(2))
+    chunk = torch.nn.Module()
+    chunk.decoder = torch.nn.Module()
+    chunk.decoder.layers = torch.nn.ModuleList([layer])
+    chunk.decoder.final_layernorm = torch.nn.RMSNorm(2)
+    return chunk
+
+
+@pytest.mark.parametrize(
+    ("pattern", "elements"),
+    [
+        ("decoder.layers.*.input_layernorm.*", 2),
+        ("decoder.layers.*.self_attention.linear_qkv.layer_norm_weight", 2),
+        ("decoder.layers.2.pre_mlp_layernorm.weight", 2),
+        ("*.mlp.linear_fc1.layer_norm_*", 2),
+        ("*layernorm*", 6),
+        ("*layer_norm*", 4),
+        ("*.mlp.*", 6),
+        ("*.linear_*.weight", 8),
+    ],
+)
+def test_a_pattern_takes_the_same_norms_with_transformer_engine_and_without(pattern, elements):
+    taken = {}
+    for fused in (False, True):
+        chunk = norms(fused)
+        assignment = assign(parse_rules(pattern), all_names([chunk]))
+        assert freeze([chunk], assignment) == elements
+        assert sum(p.numel() for p in chunk.parameters() if not p.requires_grad) == elements
+        taken[fused] = assignment
+    assert taken[False] == taken[True]
+
+
+def test_a_misspelt_norm_is_answered_with_the_spelling_that_was_meant():
+    with pytest.raises(RecipeError) as error:
+        assign(parse_rules("decoder.layers.2.input_layer_norm.weight"), all_names([norms(fused=True)]))
+    assert "decoder.layers.2.input_layernorm.weight" in error.value.fix
