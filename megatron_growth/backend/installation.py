@@ -55,8 +55,11 @@ INSTALLATIONS: dict[str, Installation] = {
 }
 
 
-def detect() -> Installation:
+def detect(*, with_transformer_engine: bool = True) -> Installation:
     """What this machine has; imports Transformer Engine when there is a GPU for it.
+
+    Args:
+        with_transformer_engine: False looks as if it were not installed.
 
     Raises:
         UnsupportedError: Transformer Engine is installed and cannot be loaded.
@@ -65,7 +68,7 @@ def detect() -> Installation:
     return Installation(
         gpu=found[0].name if found else "",
         capability=found[0].capability if found else (0, 0),
-        transformer_engine=transformer_engine(bool(found)),
+        transformer_engine=transformer_engine(bool(found)) if with_transformer_engine else "",
         apex=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         makefile=has_makefile(),
     )

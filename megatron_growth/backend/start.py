@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 
 from megatron_growth.backend import cpu
-from megatron_growth.backend.installation import detect
+from megatron_growth.backend.installation import FIRST_WITH_FP8, Installation, detect
 from megatron_growth.backend.replacements import apply
 from megatron_growth.backend.stand_ins import environment, missing_words, stand_ins, tensor_parallel_size
+from megatron_growth.errors import UserError
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
@@ -22,8 +23,10 @@ def prepare(argv: Sequence[str]) -> list[str]:
 
     Raises:
         UnsupportedError: Transformer Engine is installed and cannot be loaded.
+        UserError: the words ask for what this machine cannot do.
     """
     here = detect()
+    refuse_impossible(here, argv)
     rows = stand_ins(here, tensor_parallel_size(argv))
     for name, value in environment(rows).items():
         os.environ.setdefault(name, value)
@@ -31,3 +34,33 @@ def prepare(argv: Sequence[str]) -> list[str]:
         return [*argv, *cpu.cpu_flags(argv)]
     apply(one for row in rows for one in row.replacements())
     return [*argv, *missing_words(rows, argv)]
+
+
+def refuse_impossible(here: Installation, argv: Sequence[str]) -> None:
+    """Refuse words that only a better installation or another GPU could carry out, before a GPU is used.
+
+    Raises:
+        UserError: naming the word, what is missing, and what to do.
+    """
+    words = {word.split("=")[0] for word in argv}
+    engine = "install Transformer Engine (docs/gpu.md)"
+    for flag in sorted({"--fp8-format", "--fp8-param-gather"} & words):
+        if here.gpu and here.capability < FIRST_WITH_FP8:
+            capability = f"{here.capability[0]}.{here.capability[1]}"
+            raise UserError(
+                f"{here.gpu} (compute capability {capability}) has no FP8; it begins with 8.9",
+                where=flag,
+                fix="train in bf16 (precision: bf16), or on a newer GPU",
+            )
+        if not (here.gpu and here.transformer_engine):
+            missing = "Transformer Engine" if here.gpu else "a GPU"
+            fix = "train in bf16 (precision: bf16)"
+            raise UserError(
+                f"FP8 needs {missing}, which is not here", where=flag, fix=f"{engine}, or {fix}" if here.gpu else fix
+            )
+    if "--tp-comm-overlap" in words and not (here.gpu and here.transformer_engine):
+        raise UserError(
+            "overlap of tensor-parallel communication needs Transformer Engine on a GPU, which is not here",
+            where="--tp-comm-overlap",
+            fix=f"leave the flag out, or {engine}",
+        )

@@ -13,7 +13,20 @@ from megatron_growth import __version__
 from megatron_growth.errors import GrowthError, nearest
 
 # In the order in which a run uses them.
-VERBS = ("plan", "prepare", "train", "grow", "inspect", "verify", "evaluate", "submit", "status", "report", "demo")
+VERBS = (
+    "plan",
+    "prepare",
+    "train",
+    "grow",
+    "inspect",
+    "verify",
+    "evaluate",
+    "submit",
+    "status",
+    "report",
+    "doctor",
+    "demo",
+)
 
 EPILOG = """\
 a first run, on a laptop:
