@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 
 from megatron_growth.layout.names import full_name, parse_key
 from megatron_growth.layout.parameters import EMBEDDING, LAYERS, OUTPUT
@@ -47,3 +48,18 @@ def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, t
         model = unwrapped(chunk)
         for name, parameter in model.named_parameters():
             yield global_name(model, name), parameter
+
+
+def all_names(chunks: Sequence[torch.nn.Module], group: dist.ProcessGroup | None = None) -> tuple[str, ...]:
+    """Layout-free names of the parameters of the whole model, sorted.
+
+    Args:
+        chunks: this rank's model chunks.
+        group: the pipeline-parallel group, whose ranks hold different layers; None for a model that is whole here.
+    """
+    names = {name for name, _ in named_parameters(chunks)}
+    if group is not None and group.size() > 1:
+        gathered: list[set[str] | None] = [None] * group.size()
+        dist.all_gather_object(gathered, names, group=group)
+        names = set().union(*(part or set() for part in gathered))
+    return tuple(sorted(names))

@@ -1,1 +1,28 @@
-"""How parameters train: freezing and learning rates by pattern."""
+"""How parameters train: one file or folder a method, registered by name.  `get("freeze:patterns=[embedding.*]")`."""
+
+from megatron_growth.methods.base import (
+    SCHEDULE_KEY,
+    Cost,
+    Factor,
+    Method,
+    StageFacts,
+    TrainedModel,
+    cost_of,
+    frozen_names,
+)
+from megatron_growth.methods.registry import METHODS, get, register, written
+
+__all__ = [
+    "METHODS",
+    "SCHEDULE_KEY",
+    "Cost",
+    "Factor",
+    "Method",
+    "StageFacts",
+    "TrainedModel",
+    "cost_of",
+    "frozen_names",
+    "get",
+    "register",
+    "written",
+]

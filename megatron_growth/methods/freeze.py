@@ -12,129 +12,70 @@ output is then made to require a gradient, which nothing below it uses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-import torch.distributed as dist
+from pydantic import BeforeValidator
 
-from megatron_growth.errors import RecipeError
-from megatron_growth.layout.model_names import named_parameters, unwrapped
-from megatron_growth.layout.names import parse_key
-from megatron_growth.layout.rules import decide, near, takes
-from megatron_growth.patterns import Rule
+from megatron_growth.methods.base import Cost, CountedParameter
+from megatron_growth.methods.registry import register
+from megatron_growth.methods.rules import RuleMethod
+from megatron_growth.layout.rules import decide
+from megatron_growth.patterns import Rule, expand, split_patterns
+
+if TYPE_CHECKING:
+    import torch
 
 
+def as_patterns(value: object) -> object:
+    """Patterns from one comma-separated text or from several; RecipeError for braces that do not pair."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    patterns = tuple(pattern for word in value for pattern in split_patterns(str(word)))
+    for pattern in patterns:
+        expand(pattern)
+    return patterns
+
+
+@register
 @dataclass(frozen=True)
-class Match:
-    """What one rule took, over the whole model.
+class Freeze(RuleMethod):
+    """Parameters that match a pattern do not train.
 
     Attributes:
-        rule: the rule.
-        names: layout-free names of its parameters, sorted.
+        patterns: over layout-free names, see `megatron_growth.patterns`.
     """
 
-    rule: Rule
-    names: tuple[str, ...]
+    name: ClassVar[str] = "freeze"
+    paper: ClassVar[str] = "Reuse, sec. 3.2; STEP (2025), sec. 3"
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """Which rule each parameter of the whole model follows.
-
-    Attributes:
-        matches: one entry a rule, in order.
-        unmatched: names that no rule matched, sorted.
-    """
-
-    matches: tuple[Match, ...]
-    unmatched: tuple[str, ...]
+    patterns: Annotated[tuple[str, ...], BeforeValidator(as_patterns)]
 
     @property
-    def frozen(self) -> tuple[str, ...]:
-        """Names of all frozen parameters, sorted."""
-        return tuple(sorted(name for match in self.matches if match.rule.frozen for name in match.names))
+    def as_rules(self) -> tuple[Rule, ...]:
+        """One rule a pattern."""
+        return tuple(Rule(pattern) for pattern in self.patterns)
 
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """Names of all trainable parameters, sorted."""
-        matched = [name for match in self.matches if not match.rule.frozen for name in match.names]
-        return tuple(sorted([*matched, *self.unmatched]))
-
-    @property
-    def splits_layers(self) -> bool:
-        """Whether some layer's parameter is frozen while the same parameter of another layer is trained."""
-        frozen, trainable = ({parse_key(name).name for name in names} for names in (self.frozen, self.trainable))
-        return bool(frozen & trainable)
-
-    def table(self) -> str:
-        """Rules and what each matched, as lines for a log."""
-        lines = ["learning-rate and freezing rules (first match wins):"]
-        for match in self.matches:
-            lines.append(f"  {match.rule.pattern} = {match.rule.schedule}: {len(match.names)} parameters")
-            lines.extend(f"      {name}" for name in match.names)
-        lines.append(f"  (no rule): {len(self.unmatched)} parameters train with the run's schedule")
-        return "\n".join(lines)
+    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
+        """Neither gradient nor optimizer state."""
+        return Cost(trains=False) if decide(self.as_rules, parameter.name) else None
 
 
-def all_names(chunks: Sequence[torch.nn.Module], group: dist.ProcessGroup | None = None) -> tuple[str, ...]:
-    """Layout-free names of the parameters of the whole model, sorted.
-
-    Args:
-        chunks: this rank's model chunks.
-        group: the pipeline-parallel group, whose ranks hold different layers; None for a model that is whole here.
-    """
-    names = {name for name, _ in named_parameters(chunks)}
-    if group is not None and group.size() > 1:
-        gathered: list[set[str] | None] = [None] * group.size()
-        dist.all_gather_object(gathered, names, group=group)
-        names = set().union(*(part or set() for part in gathered))
-    return tuple(sorted(names))
-
-
-def assign(rules: Sequence[Rule], names: Sequence[str]) -> Assignment:
-    """Give every parameter its rule.
-
-    Args:
-        rules: in order of precedence.
-        names: the layout-free names of the whole model.
-
-    Raises:
-        RecipeError: a rule matches no parameter at all, or nothing is left to train.
-    """
-    by_rule: dict[int, list[str]] = {i: [] for i in range(len(rules))}
-    unmatched: list[str] = []
-    for name in names:
-        rule = decide(rules, name)
-        (by_rule[rules.index(rule)] if rule is not None else unmatched).append(name)
-    for rule in rules:
-        if not any(takes(rule, name) for name in names):
-            raise RecipeError(
-                f"the pattern {rule.pattern!r} matches no parameter of the model",
-                fix=near(rule.pattern, names),
-            )
-    matches = tuple(Match(rule, tuple(by_rule[i])) for i, rule in enumerate(rules))
-    assignment = Assignment(matches, tuple(unmatched))
-    if not assignment.trainable:
-        raise RecipeError(
-            "every parameter of the model is frozen; nothing is left to train",
-            where=", ".join(rule.pattern for rule in rules if rule.frozen),
-            fix="leave at least one parameter out of --growth-freeze",
-        )
-    return assignment
-
-
-def freeze(chunks: Sequence[torch.nn.Module], assignment: Assignment) -> int:
-    """Take the frozen parameters of this rank out of training.
+def take_out_of_training(chunks: Sequence[torch.nn.Module], frozen: Collection[str]) -> int:
+    """Freeze the named parameters of this rank.
 
     Args:
         chunks: this rank's model chunks, before they are wrapped.
-        assignment: of the whole model.
+        frozen: layout-free names over the whole model.
 
     Returns:
         The number of frozen elements on this rank.
     """
-    frozen = set(assignment.frozen)
+    from megatron_growth.layout.model_names import named_parameters, unwrapped
+
     elements = 0
     for name, parameter in named_parameters(chunks):
         if name in frozen:
@@ -163,6 +104,8 @@ def _recomputes_weights(config: object) -> bool:
 
 def _require_gradient(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor | None:
     """Forward hook: the output of a frozen module as a leaf that takes part in autograd."""
+    import torch
+
     if torch.is_grad_enabled() and not output.requires_grad:
         return output.requires_grad_(True)
     return None

@@ -12,10 +12,21 @@ Names and parameters are those of `megatron_growth.schedules`; `peak`, `iteratio
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
 
 from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
+from megatron_growth.methods.base import SCHEDULE_KEY, Cost, CountedParameter
+from megatron_growth.methods.registry import register
+from megatron_growth.methods.rules import RuleMethod
+from megatron_growth.layout.rules import decide
+from megatron_growth.patterns import Rule, parse_rules
 from megatron_growth.schedules import Schedule
 
 _BASE = ("peak", "iterations", "warmup_iterations")
@@ -36,6 +47,61 @@ class RunSchedule:
     iterations: int
     warmup_iterations: int
     min_lr_ratio: float
+
+
+def _as_words(value: object) -> object:
+    """Rules as PATTERN=SCHEDULE words; RecipeError for one that cannot be read."""
+    words = [value] if isinstance(value, str) else value
+    if isinstance(words, list | tuple):
+        for rule in parse_rules((), [str(word) for word in words]):
+            if not rule.frozen:
+                multiple(rule.schedule)
+    return words
+
+
+@register
+@dataclass(frozen=True)
+class Rates(RuleMethod):
+    """Parameters that match a pattern have a learning rate of their own; the first match wins.
+
+    Attributes:
+        rules: PATTERN=SCHEDULE each; the schedule is `frozen`, a multiple of the run's rate, or one by name.
+    """
+
+    name: ClassVar[str] = "rates"
+    paper: ClassVar[str] = "WSO (2026), appendix A, for the schedules"
+
+    rules: Annotated[tuple[str, ...], BeforeValidator(_as_words)]
+
+    @property
+    def as_rules(self) -> tuple[Rule, ...]:
+        """The rules taken apart."""
+        return parse_rules((), self.rules)
+
+    def schedules(self) -> tuple[str, ...]:
+        """Those that a rule names."""
+        trained = (rule for rule in self.as_rules if not rule.frozen)
+        return tuple(rule.schedule for rule in trained if multiple(rule.schedule) is None)
+
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        """Refuse schedules that do not exist."""
+        for text in self.schedules():  # what the run gives to a schedule is known when its optimizer is built
+            parse_schedule(text, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
+
+    def group(self, name: str, lr: float, min_lr: float) -> Mapping[str, Any]:
+        """A schedule by name, or the run's rates times the rule's multiple."""
+        rule = decide([rule for rule in self.as_rules if not rule.frozen], name)
+        if rule is None:
+            return {}
+        factor = multiple(rule.schedule)
+        if factor is None:
+            return {SCHEDULE_KEY: rule.schedule}
+        return {"max_lr": lr * factor, "min_lr": min_lr * factor}
+
+    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
+        """Nothing of its own, but for what a rule freezes."""
+        rule = decide(self.as_rules, parameter.name)
+        return Cost(trains=False) if rule is not None and rule.frozen else None
 
 
 def multiple(text: str) -> float | None:

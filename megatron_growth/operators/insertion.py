@@ -15,7 +15,7 @@ from megatron_growth.operators.base import DepthOperator, Seed, need_layers
 
 
 def _split(value: Any) -> Any:
-    """`1+3+5`, as a list is written on the command line, where commas separate parameters."""
+    """`1+3+5`, the other way to write a list on the command line."""
     return value.split("+") if isinstance(value, str) and value[:1].isdigit() else value
 
 
@@ -28,7 +28,7 @@ class Insertion(DepthOperator):
 
     Attributes:
         positions: which old layers a new one is put above: "even" spreads them, "upper" and "lower" take the top or
-            the bottom ones, a list names them, counted from 0 (`1+3+5` on the command line).
+            the bottom ones, a list names them, counted from 0 (`[1,3,5]` or `1+3+5` on the command line).
         above_top: whether a new layer may lie above the top one.
     """
 

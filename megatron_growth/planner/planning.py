@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_growth import operators, schedules
+from megatron_growth import methods, operators, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
@@ -216,6 +216,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         growth=growth,
         freeze=draft.freeze,
         rules=tuple((rule.pattern, str(rule.schedule)) for rule in stage.rules),
+        methods=tuple(map(methods.written, draft.stage.methods)),
         adapters=_adapters(draft),
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),

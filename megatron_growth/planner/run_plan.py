@@ -107,6 +107,7 @@ class StagePlan:
         source: name of the stage it grows from, or None.
         freeze: patterns of parameters that do not train.
         rules: (pattern, schedule) pairs beyond freezing.
+        methods: written forms of the `megatron_growth.methods` that train parameters besides.
         adapters: settings of the adapters, or None.
         schedule: written form of a `megatron_growth.schedules` schedule.
         optimizer: settings of the optimizer.
@@ -151,6 +152,7 @@ class StagePlan:
     state_is_grown: bool = False
     note: str = ""
     formulas: dict[str, str] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
 
     @property
     def memory_bytes_per_gpu(self) -> int:

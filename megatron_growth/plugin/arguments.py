@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from megatron_growth import methods
 from megatron_growth.errors import UnsupportedError, UserError
-from megatron_growth.methods.rates import RunSchedule, multiple, parse_schedule
-from megatron_growth.patterns import Rule, parse_rules
+from megatron_growth.methods import Method
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
+ASKS = {"asks": True}  # marks an option that, when it is not as by default, asks the plugin to do something
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -83,6 +84,13 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         "'frozen', or a schedule of its own ('*=wsd:stable_fraction=0.75,min_lr_ratio=0.1')",
     )
     group.add_argument(
+        "--growth-method",
+        metavar="METHOD",
+        nargs="+",
+        default=[],
+        help="how parameters train besides, as NAME or NAME:parameter=value,... each",
+    )
+    group.add_argument(
         "--growth-data-start",
         metavar="N",
         type=int,
@@ -146,22 +154,22 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 class PluginOptions:
     """The --growth-* arguments of one run, checked.  Attributes are named after their flags."""
 
-    source: Path | None
-    width: str
-    depth: str
-    seed: int
-    optimizer_state: OptimizerState
-    rules: tuple[Rule, ...]
-    data_start: int | None
-    data_pool: int | None
-    data_repeat: bool
-    metrics: Path | None
-    evaluate_at_start: bool
-    stop_below: float | None
-    reshardable_end: bool
-    layer_spec: LayerSpec
-    sublayers: Sublayers
-    document_masks: bool  # Megatron's --reset-attention-mask
+    source: Path | None = field(default=None, metadata=ASKS)
+    width: str = "aki"
+    depth: str = "stack"
+    seed: int = 0
+    optimizer_state: OptimizerState = "reset"
+    methods: tuple[Method, ...] = field(default=(), metadata=ASKS)
+    data_start: int | None = None
+    data_pool: int | None = field(default=None, metadata=ASKS)
+    data_repeat: bool = False
+    metrics: Path | None = field(default=None, metadata=ASKS)
+    evaluate_at_start: bool = field(default=False, metadata=ASKS)
+    stop_below: float | None = field(default=None, metadata=ASKS)
+    reshardable_end: bool = field(default=False, metadata=ASKS)
+    layer_spec: LayerSpec = field(default="stock", metadata=ASKS)
+    sublayers: Sublayers = field(default="full", metadata=ASKS)
+    document_masks: bool = False  # Megatron's --reset-attention-mask
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> PluginOptions:
@@ -169,7 +177,7 @@ class PluginOptions:
 
         Raises:
             UserError: flags contradict each other, or add_arguments() was not given to Megatron.
-            RecipeError: a pattern or rule cannot be read.
+            RecipeError: a pattern, a rule or a method cannot be read.
         """
         if not hasattr(args, "growth_from"):
             raise UserError(
@@ -182,7 +190,7 @@ class PluginOptions:
             depth=args.growth_depth,
             seed=args.growth_seed,
             optimizer_state=args.growth_optimizer_state,
-            rules=parse_rules(args.growth_freeze, args.growth_schedule),
+            methods=methods_of(args),
             data_start=args.growth_data_start,
             data_pool=args.growth_data_pool,
             data_repeat=args.growth_data_repeat,
@@ -202,12 +210,16 @@ class PluginOptions:
         """Whether the run reads a window of a shared sample order."""
         return self.data_pool is not None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is asked of the plugin."""
+        return any(getattr(self, f.name) != f.default for f in fields(self) if f.metadata.get("asks"))
+
     def _check(self, args: argparse.Namespace) -> None:
         self._check_growth(args)
         self._check_data(args)
-        for rule in self.rules:  # what the run gives to a schedule is known when its optimizer is built
-            if not rule.frozen and multiple(rule.schedule) is None:
-                parse_schedule(rule.schedule, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
+        for method in self.methods:
+            method.check_arguments(args)
         self._check_evaluation(args)
         unsupported = {
             "--use-megatron-fsdp": getattr(args, "use_megatron_fsdp", False),
@@ -215,9 +227,9 @@ class PluginOptions:
             "--init-model-with-meta-device": getattr(args, "init_model_with_meta_device", False),
         }
         for flag, is_set in unsupported.items():
-            if is_set and (self.source or self.rules):
+            if is_set and (self.source or self.methods):
                 raise UnsupportedError(f"growing and freezing do not support {flag}", fix=f"leave out {flag}")
-        if self.rules and getattr(args, "decoupled_lr", None) is not None:
+        if self.methods and getattr(args, "decoupled_lr", None) is not None:
             raise UserError(
                 "--decoupled-lr and --growth-schedule both set the embedding's learning rate",
                 fix="write it as a rule: --growth-schedule 'embedding.*=MULTIPLE' 'output_layer.*=MULTIPLE'",
@@ -273,3 +285,19 @@ class PluginOptions:
                 )
         if self.data_repeat and self.data_pool is None:
             raise UserError("--growth-data-repeat needs --growth-data-start and --growth-data-pool")
+
+
+def methods_of(args: argparse.Namespace) -> tuple[Method, ...]:
+    """The methods that arguments name, those of a checkpoint as well as a run's; freezing before rates.
+
+    Raises:
+        RecipeError: a method cannot be read.
+    """
+    written: Sequence[str] = getattr(args, "growth_method", None) or ()
+    freeze, rates = getattr(args, "growth_freeze", None), getattr(args, "growth_schedule", None)
+    found: list[Method] = []
+    if freeze:
+        found.append(methods.get({"name": "freeze", "patterns": freeze}))
+    if rates:
+        found.append(methods.get({"name": "rates", "rules": rates}))
+    return (*found, *map(methods.get, written))

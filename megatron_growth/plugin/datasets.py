@@ -8,7 +8,15 @@ from typing import Any
 from megatron.training import get_args, training
 
 from megatron_growth.data.windows import window_train_dataset
+from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+
+
+def addition(options: PluginOptions) -> Addition:
+    """Nothing for a run that reads all of its data, and only when it trains."""
+    if not (options.windowed or options.evaluate_at_start):
+        return Addition()
+    return Addition(bind={"build_train_valid_test_datasets": lambda original: around_build(original, options)})
 
 
 def around_build(original: Callable[..., Any], options: PluginOptions) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from megatron.training import get_args, training
 
 from megatron_growth.plugin import stopping
+from megatron_growth.plugin.addition import Addition, Wrap
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.records.metrics import MetricsFile, Record
 
@@ -40,6 +41,21 @@ class Events:
         self._evaluation: tuple[int, str] | None = None
         self._validation_loss: float | None = None
         self._mark = time.perf_counter()
+
+    def addition(self) -> Addition:
+        """What the flags and the user's functions of this run need."""
+        options = self._options
+        has_metrics, stops = options.metrics is not None, options.stop_below is not None
+        wanted: dict[str, tuple[bool, Wrap]] = {
+            "train": (has_metrics or options.evaluate_at_start, self.around_train),
+            "training_log": (has_metrics, self.around_training_log),
+            "save_checkpoint_and_time": (has_metrics, self.around_save),
+            "evaluate": (has_metrics or stops, self.around_evaluate),
+            "evaluate_and_print_results": (has_metrics or stops, self.around_evaluate_and_print),
+            "setup_model_and_optimizer": (bool(self.after_setup), self.around_setup),
+            "post_training_step_callbacks": (bool(self.after_iteration), self.around_callbacks),
+        }
+        return Addition(bind={name: wrap for name, (is_wanted, wrap) in wanted.items() if is_wanted})
 
     # Records ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +159,7 @@ class Events:
             now = time.perf_counter()
             seconds, self._mark = now - self._mark, now
             rate = learning_rate
-            if self._options.rules:  # a rank without trainable parameters has no learning rate of its own
+            if self._options.methods:  # a rank without trainable parameters has no learning rate of its own
                 reduced = training.reduce_max_stat_across_model_parallel_group(learning_rate)
                 rate = reduced if rate is None else rate
             self.record(_iteration(iteration, loss_dict, rate, grad_norm, seconds, skipped_iter))

@@ -12,9 +12,15 @@ from megatron.training import get_args, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
 from megatron_growth.errors import CheckpointError, UserError
+from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
 Chunks = list[torch.nn.Module]
+
+
+def addition(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Addition:
+    """Nothing without a source to grow from."""
+    return Addition(before_wrap=grow_hook(options, record)) if options.source else Addition()
 
 
 def has_own_checkpoint(load: str | None, save: str | None) -> bool:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+
+
+def addition(options: PluginOptions) -> Addition:
+    """Nothing for Megatron's own layers."""
+    if options.layer_spec == "stock" and options.sublayers == "full":
+        return Addition()
+    return Addition(configure=lambda model_cfg: choose_layer_spec(model_cfg, options))
 
 
 def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:

@@ -31,37 +31,50 @@ from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoi
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.layout.parameters import MASTER, MOMENTS
-from megatron_growth.layout.rules import decide
-from megatron_growth.patterns import Rule, parse_rules
+from megatron_growth.methods import SCHEDULE_KEY, frozen_names
 from megatron_growth.plugin import reshardable
-from megatron_growth.plugin.groups import ParameterRules
-from megatron_growth.plugin.scheduler import GROUP_KEY, WHICH_SCHEDULE
+from megatron_growth.plugin.active import ActiveMethods
+from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.arguments import methods_of
+from megatron_growth.plugin.scheduler import WHICH_SCHEDULE
 
 Chunks = list[torch.nn.Module]
 Group = dict[str, Any]
 
-_RATES = ("max_lr", "min_lr", GROUP_KEY)
+_RATES = ("max_lr", "min_lr", SCHEDULE_KEY)
 _STRUCTURE = tuple(key for key in param_group_identifier_keys if key not in _RATES)
 _FLAT_FORMATS = ("dp_reshardable", "dp_zero_gather_scatter", "fully_sharded_bucket_space")
 
 
-def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable[..., Any]:
+def addition(active: ActiveMethods) -> Addition:
+    """Loading across a stage boundary."""
+    return Addition(bind={"load_checkpoint": lambda original: around_load(original, active)})
+
+
+def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable[..., Any]:
     """Load as Megatron does, across changed learning rates and changed freezing."""
 
     def load_checkpoint(model: Chunks, optimizer: Any, opt_param_scheduler: Any, *rest: Any, **kwargs: Any) -> Any:
         args = get_args()
-        if optimizer is None or args.finetune or args.no_load_optim or not checkpoint_exists(args.load):
+        folder = get_load_checkpoint_path_by_args(args) if checkpoint_exists(args.load) else None
+        if folder is None or not dist_checkpointing.check_is_distributed_checkpoint(folder):
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
-        folder = get_load_checkpoint_path_by_args(args)
-        if not dist_checkpointing.check_is_distributed_checkpoint(folder):
-            return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+        with active.loading(folder):
+            if optimizer is None or args.finetune or args.no_load_optim:
+                return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+            return load_all(folder, model, optimizer, opt_param_scheduler, *rest, **kwargs)
+
+    def load_all(
+        folder: str, model: Chunks, optimizer: Any, opt_param_scheduler: Any, *rest: Any, **kwargs: Any
+    ) -> Any:
+        args = get_args()
         common = dist_checkpointing.load_common_state_dict(folder)
         if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
             args.growth_provenance = common["args"].growth_provenance
         metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common) or {}
         reshardable.check_layout(common["args"], metadata, args, str(folder))
-        frozen = _frozen_at_save(common, rules)
-        if not _has_optimizer(common) or (frozen == set(rules.frozen) and _groups_pair(optimizer, common)):
+        frozen = set(frozen_names(methods_of(common["args"]), active.model.names))
+        if not _has_optimizer(common) or (frozen == set(active.model.frozen) and _groups_pair(optimizer, common)):
             with _matching_groups(optimizer, args):
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         args.no_load_optim = True
@@ -74,15 +87,6 @@ def around_load(original: Callable[..., Any], rules: ParameterRules) -> Callable
         return result
 
     return load_checkpoint
-
-
-def _frozen_at_save(common: dict[str, Any], rules: ParameterRules) -> set[str]:
-    """Names that were frozen when a checkpoint was saved, by the arguments that it holds."""
-    saved = common["args"]
-    freeze, schedule = getattr(saved, "growth_freeze", []), getattr(saved, "growth_schedule", [])
-    saved_rules: tuple[Rule, ...] = parse_rules(freeze, schedule)
-    deciding = ((name, decide(saved_rules, name)) for name in rules.names)
-    return {name for name, rule in deciding if rule is not None and rule.frozen}
 
 
 # Parameter groups --------------------------------------------------------------------------------------------------

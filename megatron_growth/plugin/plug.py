@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.plugin import rebind
+from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def plug_into(
     """
     options = PluginOptions.from_args(args)
     unplug()
-    if not (_wanted(options) or after_setup or after_iteration):
+    if not (options.wanted or after_setup or after_iteration):
         return model_cfg
     rebind.check_version()
     if not hasattr(model_cfg, "pre_wrap_hooks") or not hasattr(model_cfg, "transformer_layer_spec"):
@@ -50,8 +51,8 @@ def plug_into(
         )
     from megatron_growth.plugin.events import Events
 
-    events = Events(options, after_setup, after_iteration)
-    _plug(model_cfg, options, events)
+    for addition in _additions(options, Events(options, after_setup, after_iteration)):
+        _add(model_cfg, addition)
     return model_cfg
 
 
@@ -63,52 +64,26 @@ def unplug() -> None:
     rebind.unbind_all()
 
 
-def _wanted(options: PluginOptions) -> bool:
-    return bool(
-        options.source
-        or options.rules
-        or options.windowed
-        or options.metrics
-        or options.evaluate_at_start
-        or options.stop_below is not None
-        or options.reshardable_end
-        or options.layer_spec != "stock"
-        or options.sublayers != "full"
-    )
+def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
+    """What every part of the plugin adds to this run, in the order in which the parts act; each knows when."""
+    from megatron_growth.plugin import datasets, growing, layers, loading, reshardable, scheduler
+    from megatron_growth.plugin.active import ActiveMethods
+
+    active = ActiveMethods(options.methods)
+    yield layers.addition(options)
+    yield growing.addition(options, events.record)
+    yield active.addition()
+    yield reshardable.addition(options)
+    yield scheduler.addition(active)
+    yield loading.addition(active)
+    yield datasets.addition(options)
+    yield events.addition()
 
 
-def _plug(model_cfg: Any, options: PluginOptions, events: Events) -> None:
-    from megatron_growth.plugin import reshardable, scheduler
-    from megatron_growth.plugin.datasets import around_build
-    from megatron_growth.plugin.groups import ParameterRules
-    from megatron_growth.plugin.growing import grow_hook
-    from megatron_growth.plugin.layers import choose_layer_spec
-    from megatron_growth.plugin.loading import around_load
-
-    rules = ParameterRules(options.rules)
-    if options.layer_spec != "stock" or options.sublayers != "full":
-        choose_layer_spec(model_cfg, options)
-    if options.source:
-        model_cfg.pre_wrap_hooks.append(grow_hook(options, events.record))
-    model_cfg.pre_wrap_hooks.append(rules.apply)
-    rebind.bind("get_optimizer_param_scheduler", lambda original: scheduler.around_build(original, options.rules))
-    rebind.bind("load_checkpoint", lambda original: around_load(original, rules))
-    if options.rules:
-        rebind.bind("get_megatron_optimizer_config", rules.around_optimizer_config)
-        rebind.bind("_build_sharded_state_dict_metadata", rules.around_metadata)
-    if options.reshardable_end:
-        rebind.bind("_build_sharded_state_dict_metadata", reshardable.around_metadata)
-    if options.windowed or options.evaluate_at_start:
-        rebind.bind("build_train_valid_test_datasets", lambda original: around_build(original, options))
-    if options.metrics or options.evaluate_at_start:
-        rebind.bind("train", events.around_train)
-    if options.metrics:
-        rebind.bind("training_log", events.around_training_log)
-        rebind.bind("save_checkpoint_and_time", events.around_save)
-    if options.metrics or options.stop_below is not None:
-        rebind.bind("evaluate", events.around_evaluate)
-        rebind.bind("evaluate_and_print_results", events.around_evaluate_and_print)
-    if events.after_setup:
-        rebind.bind("setup_model_and_optimizer", events.around_setup)
-    if events.after_iteration:
-        rebind.bind("post_training_step_callbacks", events.around_callbacks)
+def _add(model_cfg: Any, addition: Addition) -> None:
+    if addition.configure:
+        addition.configure(model_cfg)
+    if addition.before_wrap:
+        model_cfg.pre_wrap_hooks.append(addition.before_wrap)
+    for name, wrap in addition.bind.items():
+        rebind.bind(name, wrap)

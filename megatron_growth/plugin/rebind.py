@@ -54,6 +54,11 @@ TARGETS: dict[str, Target] = {
             "args",
         ),
         Target(
+            "get_megatron_optimizer",
+            "train with the optimizer that a method wants (--growth-method)",
+            "config model_chunks config_overrides use_gloo_process_groups pg_collection dump_param_to_param_group_map",
+        ),
+        Target(
             "get_optimizer_param_scheduler",
             "follow the schedules of --growth-schedule, and let a changed learning rate load",
             "optimizer",
@@ -66,7 +71,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "_build_sharded_state_dict_metadata",
-            "save layers under a key each when only some are trained (--growth-freeze); save the last checkpoint so "
+            "save layers under a key each when only some are trained (--growth-freeze, --growth-method); save the last checkpoint so "
             "that its optimizer state can be grown (--growth-reshardable-end)",
             "args dp_cp_group",
             "megatron.training.checkpointing",

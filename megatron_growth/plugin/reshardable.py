@@ -14,6 +14,13 @@ from typing import Any
 from megatron.training import get_args
 
 from megatron_growth.errors import CheckpointError
+from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.arguments import PluginOptions
+
+
+def addition(options: PluginOptions) -> Addition:
+    """Nothing without --growth-reshardable-end."""
+    return Addition(bind={"_build_sharded_state_dict_metadata": around_metadata}) if options.reshardable_end else Addition()
 
 
 def around_metadata(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -11,15 +11,21 @@ from megatron.training import get_args
 
 from megatron_growth import schedules
 from megatron_growth.errors import RunError, UnsupportedError
-from megatron_growth.methods.rates import RunSchedule, multiple, parse_schedule
-from megatron_growth.patterns import Rule
+from megatron_growth.methods import SCHEDULE_KEY
+from megatron_growth.methods.rates import RunSchedule, parse_schedule
+from megatron_growth.plugin.active import ActiveMethods
+from megatron_growth.plugin.addition import Addition
 from megatron_growth.schedules import Schedule
 
-GROUP_KEY = "growth_schedule"
 _STATE_KEY = "growth"
 WHICH_SCHEDULE = (
     "--override-opt_param-scheduler takes this run's, --use-checkpoint-opt_param-scheduler the checkpoint's"
 )
+
+
+def addition(active: ActiveMethods) -> Addition:
+    """The scheduler that knows the schedules of the run's methods."""
+    return Addition(bind={"get_optimizer_param_scheduler": lambda original: around_build(original, active.schedules)})
 
 
 class RuleScheduler(OptimizerParamScheduler):
@@ -43,7 +49,7 @@ class RuleScheduler(OptimizerParamScheduler):
 
     def get_lr(self, param_group: dict[str, Any]) -> float:
         """The learning rate of a group at `num_steps`."""
-        schedule = self.rules.get(param_group.get(GROUP_KEY, ""))
+        schedule = self.rules.get(param_group.get(SCHEDULE_KEY, ""))
         if schedule is None:
             return super().get_lr(param_group)
         return schedule.lr(self.num_steps / self.samples_per_iteration)
@@ -86,15 +92,19 @@ class RuleScheduler(OptimizerParamScheduler):
         self.wsd_decay_steps, self.lr_wsd_decay_style = saved["wsd_decay_steps"], saved["lr_wsd_decay_style"]
 
 
-def around_build(original: Callable[..., Any], rules: Iterable[Rule]) -> Callable[..., Any]:
-    """Build a RuleScheduler in place of Megatron's."""
-    rules = tuple(rules)
+def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callable[..., Any]:
+    """Build a RuleScheduler in place of Megatron's.
+
+    Args:
+        original: Megatron's `get_optimizer_param_scheduler`.
+        written: the schedules that parameter groups may name.
+    """
 
     def get_optimizer_param_scheduler(optimizer: Any) -> RuleScheduler:
         stock = original(optimizer)
         args = get_args()
         run = run_schedule(args, stock)
-        named = {r.schedule: parse_schedule(r.schedule, run) for r in rules if is_named(r)}
+        named = {text: parse_schedule(text, run) for text in written}
         if named and getattr(args, "rampup_batch_size", None):
             raise UnsupportedError(
                 "a schedule of its own counts iterations of one size, but --rampup-batch-size changes it",
@@ -103,11 +113,6 @@ def around_build(original: Callable[..., Any], rules: Iterable[Rule]) -> Callabl
         return RuleScheduler(stock, named, args.global_batch_size)
 
     return get_optimizer_param_scheduler
-
-
-def is_named(rule: Rule) -> bool:
-    """Whether a rule names a schedule, rather than freezing or scaling."""
-    return not rule.frozen and multiple(rule.schedule) is None
 
 
 def run_schedule(args: argparse.Namespace, stock: OptimizerParamScheduler) -> RunSchedule:

@@ -11,10 +11,12 @@ The text under a key is its description in docs/recipes.md; a unit stands in bra
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, model_validator
 
+from megatron_growth import methods
+from megatron_growth.errors import GrowthError
 from megatron_growth.recipes.blocks import (
     Block,
     Budget,
@@ -37,6 +39,20 @@ from megatron_growth.recipes.blocks import (
 )
 from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.source import Source
+
+
+
+def _method(spec: Any) -> methods.Method:
+    """A method of a recipe, validated through the registry."""
+    if not isinstance(spec, str | dict | methods.Method):
+        raise ValueError("a method is NAME, NAME:parameter=value,... or a mapping with a name")
+    try:
+        return methods.get(spec)
+    except GrowthError as error:
+        raise ValueError(f"{error.what}; {error.fix}".rstrip("; ")) from None
+
+
+Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(methods.METHODS.document)]
 
 
 class Optimizer(Block):
@@ -185,6 +201,8 @@ class Stage(Block):
     """Names, with `*`, of parameters that do not train, such as `embedding.*`."""
     rules: tuple[Rule, ...] = ()
     """How parameters of certain names train; the first that matches counts."""
+    methods: tuple[Method, ...] = ()
+    """How parameters train besides: methods by name, after `freeze` and `rules`."""
     adapters: Adapters | None = None
     """ReLoRA adapters."""
     precision: Precision | None = None

@@ -261,6 +261,8 @@ def _growth(stage: StagePlan, launch: Launch) -> Options:
         options["growth-freeze"] = ",".join(stage.freeze)
     if rules := _rules(stage):
         options["growth-schedule"] = rules
+    if stage.methods:
+        options["growth-method"] = list(stage.methods)
     return options
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BINDING = (
     *("name", "shape", "samples", "iterations", "lr", "min_lr", "warmup_iterations", "global_batch_size"),
     *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "adapters", "schedule"),
-    "optimizer",
+    *("optimizer", "methods"),
 )
 _SHOWN_LINES = 30
 
@@ -232,7 +232,7 @@ def _binding_text(document: dict[str, Any]) -> str:
     """What training depends on, one value a line."""
     lines = [f"precision: {document['precision']}"]
     for stage in (*document["stages"], *document["baselines"]):
-        lines += [f"{stage['name']}.{key}: {json.dumps(stage.get(key), sort_keys=True)}" for key in _BINDING]
+        lines += [f"{stage['name']}.{key}: {json.dumps(stage.get(key) or None, sort_keys=True)}" for key in _BINDING]
     return "\n".join(lines) + "\n"
 
 

@@ -12,8 +12,9 @@ PACKAGE = Path(megatron_growth.__file__).parent
 # From the ground up; rooms in one tuple are neighbours and do not know each other, but where NEIGHBOURS says so.
 LEVELS = (
     ("errors", "__init__"),
-    ("shape", "records"),
-    ("axes", "patterns", "progress", "schedules"),
+    ("shape", "records", "words"),
+    ("axes", "patterns", "progress", "registry"),
+    ("schedules",),
     ("operators",),
     ("layout",),
     ("methods",),

@@ -4,9 +4,17 @@ import pytest
 import torch
 
 from megatron_growth.errors import RecipeError
-from megatron_growth.layout.model_names import global_name
-from megatron_growth.methods.freeze import all_names, assign, freeze
-from megatron_growth.patterns import parse_rules
+from megatron_growth.layout.model_names import all_names, global_name
+from megatron_growth.methods import frozen_names, get
+from megatron_growth.methods.freeze import take_out_of_training
+
+
+def freeze(*patterns):
+    return get({"name": "freeze", "patterns": list(patterns)})
+
+
+def rates(*rules):
+    return get({"name": "rates", "rules": list(rules)})
 
 
 class Layer(torch.nn.Module):
@@ -43,16 +51,15 @@ def test_the_tied_copy_on_the_last_stage_goes_by_the_embeddings_name():
 
 def test_frozen_parameters_and_only_they_lose_their_gradient():
     chunk = Chunk()
-    assignment = assign(parse_rules("embedding.*,decoder.layers.0.*"), all_names([chunk]))
-    assert freeze([chunk], assignment) == 8 + 4
+    frozen = frozen_names([freeze("embedding.*,decoder.layers.0.*")], all_names([chunk]))
+    assert take_out_of_training([chunk], frozen) == 8 + 4
     trainable = [name for name, p in chunk.named_parameters() if p.requires_grad]
     assert trainable == ["decoder.layers.1.mlp.weight", "output_layer.weight"]
-    assert assignment.splits_layers
-    assert not assign(parse_rules("decoder.layers.*"), all_names([chunk])).splits_layers
 
 
-def test_the_table_names_every_match():
-    table = assign(parse_rules("decoder.layers.0.*", ["*=0.5"]), all_names([Chunk()])).table()
+def test_the_description_names_every_match():
+    names, frozen = all_names([Chunk()]), ["decoder.layers.0.mlp.weight"]
+    table = freeze("decoder.layers.0.*").describe(names) + "\n" + rates("*=0.5").describe(names, frozen)
     assert "decoder.layers.0.* = frozen: 1 parameters" in table
     assert "* = 0.5: 3 parameters" in table
     assert "      output_layer.weight" in table
@@ -60,17 +67,24 @@ def test_the_table_names_every_match():
 
 def test_a_pattern_that_matches_nothing_names_what_is_near():
     with pytest.raises(RecipeError, match=r"'embeding\.\*' matches no parameter") as failure:
-        assign(parse_rules("embeding.*"), all_names([Chunk()]))
+        freeze("embeding.*").select(all_names([Chunk()]))
     assert "embedding.*" in failure.value.fix
 
 
 def test_a_rule_behind_another_that_takes_everything_is_no_error():
-    assert assign(parse_rules((), ["*=0.5", "output_layer.*=0.1"]), all_names([Chunk()])).matches[1].names == ()
+    names = all_names([Chunk()])
+    assert rates("*=0.5", "output_layer.*=0.1").select(names) == names
+    assert rates("*=0.5", "output_layer.*=0.1").group("output_layer.weight", 1.0, 0.0) == {"max_lr": 0.5, "min_lr": 0.0}
 
 
-def test_everything_frozen_is_refused():
-    with pytest.raises(RecipeError, match="every parameter of the model is frozen"):
-        assign(parse_rules("*"), all_names([Chunk()]))
+def test_what_is_frozen_is_not_scaled_and_the_first_rule_decides():
+    names = all_names([Chunk()])
+    mixed = rates("decoder.layers.0.*=0.5", "decoder.*=frozen", "*=wso")
+    assert frozen_names([freeze("embedding.*"), mixed], names) == (
+        "decoder.layers.1.mlp.weight",
+        "embedding.word_embeddings.weight",
+    )
+    assert mixed.schedules() == ("wso",)
 
 
 def norms(fused):
@@ -112,14 +126,13 @@ def test_a_pattern_takes_the_same_norms_with_transformer_engine_and_without(patt
     taken = {}
     for fused in (False, True):
         chunk = norms(fused)
-        assignment = assign(parse_rules(pattern), all_names([chunk]))
-        assert freeze([chunk], assignment) == elements
+        taken[fused] = frozen_names([freeze(pattern)], all_names([chunk]))
+        assert take_out_of_training([chunk], taken[fused]) == elements
         assert sum(p.numel() for p in chunk.parameters() if not p.requires_grad) == elements
-        taken[fused] = assignment
     assert taken[False] == taken[True]
 
 
 def test_a_misspelt_norm_is_answered_with_the_spelling_that_was_meant():
     with pytest.raises(RecipeError) as error:
-        assign(parse_rules("decoder.layers.2.input_layer_norm.weight"), all_names([norms(fused=True)]))
+        freeze("decoder.layers.2.input_layer_norm.weight").select(all_names([norms(fused=True)]))
     assert "decoder.layers.2.input_layernorm.weight" in error.value.fix

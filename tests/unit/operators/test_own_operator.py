@@ -58,7 +58,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[megatron_growth.operators]\nmine = no_such_module\n")
     monkeypatch.syspath_prepend(tmp_path)
-    registry._load_all.cache_clear()
+    registry.REGISTRIES["width"].forget_loaded()
     with pytest.raises(GrowthPlanError, match="'no_such_module' cannot be imported") as error:
         registry.names("width")
     assert "of broken" in error.value.where

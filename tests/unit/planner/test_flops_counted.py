@@ -33,14 +33,14 @@ def count(shape, freeze):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from megatron_growth.layout.model_names import named_parameters
-    from megatron_growth.methods.freeze import all_names, assign
-    from megatron_growth.methods.freeze import freeze as freeze_parameters
-    from megatron_growth.patterns import parse_rules
+    from megatron_growth.layout.model_names import all_names, named_parameters
+    from megatron_growth.methods import frozen_names, get
+    from megatron_growth.methods.freeze import take_out_of_training
 
     # The stock spec computes scores as plain matrix products, which the counter knows.
     model = tiny_gpt(shape, spec="stock", sequence=SEQUENCE)
-    freeze_parameters([model], assign(parse_rules(freeze), all_names([model])))
+    methods = [get({"name": "freeze", "patterns": freeze})] if freeze else []
+    take_out_of_training([model], frozen_names(methods, all_names([model])))
     parameters = {name: (p.numel(), p.requires_grad) for name, p in named_parameters([model])}
     tokens = torch.randint(0, shape.vocab, (BATCH, SEQUENCE))
     positions = torch.arange(SEQUENCE).expand_as(tokens)

@@ -37,15 +37,16 @@ def measure(tp, pp, bf16, distributed, tied, freeze):
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.transformer.module import Float16Module
 
-    from megatron_growth.methods.freeze import all_names, assign
-    from megatron_growth.methods.freeze import freeze as freeze_parameters
-    from megatron_growth.patterns import parse_rules
+    from megatron_growth.layout.model_names import all_names
+    from megatron_growth.methods import frozen_names, get
+    from megatron_growth.methods.freeze import take_out_of_training
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = tiny_gpt(SHAPE.with_(tied_embeddings=tied), tensor=tp, pipeline=pp, dtype=dtype)
     if freeze:
         group = parallel_state.get_pipeline_model_parallel_group()
-        freeze_parameters([model], assign(parse_rules(freeze), all_names([model], group)))
+        methods = [get({"name": "freeze", "patterns": freeze})]
+        take_out_of_training([model], frozen_names(methods, all_names([model], group)))
     module = Float16Module(model.config, model) if bf16 else model
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=bf16)
     wrapped = DistributedDataParallel(model.config, ddp, module)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from megatron_growth.errors import RecipeError, UnsupportedError, UserError
-from megatron_growth.patterns import Rule
+from megatron_growth.methods.freeze import Freeze
+from megatron_growth.methods.rates import Rates
 from megatron_growth.plugin import PluginOptions, add_arguments
 
 MEGATRONS = {
@@ -30,14 +31,22 @@ def options(*words, **megatrons):
 
 def test_the_defaults_ask_for_nothing():
     plain = options()
-    assert (plain.source, plain.rules, plain.metrics, plain.data_pool) == (None, (), None, None)
+    assert (plain.source, plain.methods, plain.metrics, plain.data_pool) == (None, (), None, None)
     assert plain.stop_below is None
     assert (plain.layer_spec, plain.sublayers, plain.evaluate_at_start) == ("stock", "full", False)
 
 
 def test_freezing_comes_before_the_schedules():
-    rules = options("--growth-freeze", "embedding.*,output_layer.*", "--growth-schedule", "*=wso").rules
-    assert rules == (Rule("embedding.*"), Rule("output_layer.*"), Rule("*", "wso"))
+    words = ["--growth-freeze", "embedding.*,output_layer.*", "--growth-schedule", "*=wso", "--growth-method"]
+    methods = options(*words, "freeze:patterns=[decoder.*]").methods
+    assert methods == (Freeze(("embedding.*", "output_layer.*")), Rates(("*=wso",)), Freeze(("decoder.*",)))
+
+
+def test_only_what_asks_for_something_is_wanted():
+    assert not options().wanted
+    assert not options("--growth-seed", "3", "--growth-width", "fpi").wanted
+    assert options("--growth-method", "freeze:patterns=a.*").wanted
+    assert options("--growth-layer-spec", "local").wanted
 
 
 @pytest.mark.parametrize(
@@ -68,6 +77,9 @@ def test_freezing_comes_before_the_schedules():
         (["--growth-freeze", "a.*"], {"decoupled_lr": 1e-4}, UserError, "both set the embedding's learning rate"),
         (["--growth-freeze", "a.{0"], {}, RecipeError, "braces"),
         (["--growth-schedule", "*=cosinus"], {}, RecipeError, "no schedule is called 'cosinus'"),
+        (["--growth-method", "freze:patterns=a.*"], {}, RecipeError, "no method is called 'freze'"),
+        (["--growth-method", "freeze:pattern=a.*"], {}, RecipeError, "no parameter 'pattern'"),
+        (["--growth-method", "freeze"], {}, RecipeError, "needs patterns"),
         (["--growth-schedule", "*=-1"], {}, RecipeError, "no rate to train with"),
     ],
 )

@@ -1,0 +1,282 @@
+"""What a method is: one way in which parameters train, from a recipe's words to the plain model at the end.
+
+A method is a frozen dataclass whose fields are its parameters, registered by name (`registry.py`); its hooks are called
+by the planner and, in the order of a training process, by `megatron_growth.plugin`, which knows Megatron's training
+loop so that methods need not.  Every hook but `select` does nothing by default.  Importing a method must be quick:
+torch and Megatron are imported inside the hooks that need them.
+
+Parameters go by their layout-free names, `decoder.layers.3.mlp.linear_fc1.weight`, the same on every rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_growth.shape import ModelShape
+
+# A parameter group with this key follows the schedule that it names, see `Method.group`.
+SCHEDULE_KEY = "growth_schedule"
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a plan knows of a stage, for settings that depend on it.
+
+    Attributes:
+        shape: of the stage's model.
+        old_layers: numbers of the layers that were there before this stage's growth; all without growth.
+    """
+
+    shape: ModelShape
+    old_layers: tuple[int, ...]
+
+
+class CountedParameter(Protocol):
+    """A parameter as the planner counts it.
+
+    `kind` is `linear` for a matrix of a layer, `split` is `column` (out), `row` (in) or `none`; `layer` is -1 below the
+    layers.
+    """
+
+    @property
+    def name(self) -> str:
+        """Layout-free name."""
+
+    @property
+    def size(self) -> int:
+        """Weights of the whole parameter."""
+
+    @property
+    def kind(self) -> str:
+        """What it is."""
+
+    @property
+    def layer(self) -> int:
+        """Its layer's number."""
+
+    @property
+    def split(self) -> str:
+        """How tensor-parallel ranks share it."""
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Features in and out."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A trained matrix that a method adds beside a parameter; every token is multiplied with it.
+
+    Attributes:
+        inputs, outputs: features of the whole matrix.
+        split: its tensor-parallel split.
+    """
+
+    inputs: int
+    outputs: int
+    split: str = "none"
+
+    @property
+    def size(self) -> int:
+        """Weights of the whole matrix."""
+        return self.inputs * self.outputs
+
+    def on_rank(self, tp: int) -> int:
+        """Weights on one of `tp` tensor-parallel ranks."""
+        return self.size if self.split == "none" else -(-self.size // tp)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one parameter costs under a method, where that differs from plain AdamW.
+
+    Attributes:
+        trains: whether the parameter itself trains.
+        factors: matrices added beside it, in the order in which a token passes them.
+        optimizer_numbers: fp32 numbers of optimizer state on one rank, the factors' not counted; None is AdamW's two a
+            trained weight.
+        kept_bytes: what the method keeps beside it on one rank, such as fp32 masters of frozen weights.
+        step_flops: of one optimizer step over the whole matrix, spread over the steps (a merge, a projection).
+    """
+
+    trains: bool = True
+    factors: tuple[Factor, ...] = ()
+    optimizer_numbers: int | None = None
+    kept_bytes: int = 0
+    step_flops: float = 0.0
+
+
+@dataclass
+class TrainedModel:
+    """One rank's share of the model that trains.
+
+    Attributes:
+        chunks: this rank's model chunks; wrapped by Megatron after `transform`.
+        names: of the parameters of the whole plain model, on every rank the same, sorted.
+        frozen: those of them that do not train.
+        log: says something once, on rank 0.
+        memory: what methods remember between their hooks, each under its own name.
+    """
+
+    chunks: list[torch.nn.Module]
+    names: tuple[str, ...] = ()
+    frozen: frozenset[str] = frozenset()
+    log: Callable[[str], None] = print
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base of all methods: named, typed parameters are the dataclass fields.
+
+    Attributes:
+        name: what a recipe and the command line call it.
+        paper: where it comes from, with the section.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters with their values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    # Before a run: no torch ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
+        """The parameters that this method takes.
+
+        Args:
+            names: of the whole plain model.
+            frozen: those that the methods before this one have frozen.
+
+        Raises:
+            RecipeError: the method was told to take what the model does not have.
+        """
+
+    def freezes(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:  # noqa: ARG002
+        """Those of the whole plain model's parameters that do not train under this method."""
+        return ()
+
+    def planned(self, facts: StageFacts) -> Self:  # noqa: ARG002
+        """The method with every setting that depends on the stage worked out, as the stage's processes get it."""
+        return self
+
+    def check(self, shape: ModelShape) -> None:  # noqa: B027
+        """Refuse a model that this method cannot train.
+
+        Raises:
+            RecipeError: naming what is possible.
+        """
+
+    def check_arguments(self, args: argparse.Namespace) -> None:  # noqa: B027
+        """Refuse Megatron flags that this method does not go with.
+
+        Raises:
+            UserError: naming the flag to leave out.
+        """
+
+    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
+        """What a parameter costs on one of `tp` tensor-parallel ranks; None where that is plain AdamW's."""
+        return None
+
+    def describe(self, names: Sequence[str], frozen: Collection[str] = ()) -> str:
+        """What this method takes, as lines for a log; as in `select`."""
+        taken = self.select(names, frozen)
+        return "\n".join([f"method {self.name}: {len(taken)} parameters", *(f"      {name}" for name in taken)])
+
+    # In a training process, in this order -------------------------------------------------------------------------
+
+    def transform(self, model: TrainedModel) -> None:  # noqa: B027
+        """Change the model before Megatron wraps it; grown or fresh weights are in place, a checkpoint's are not.
+
+        What `freezes` names is taken out of training afterwards, by whoever calls this.
+        """
+
+    def group(self, name: str, lr: float, min_lr: float) -> Mapping[str, Any]:  # noqa: ARG002
+        """What the optimizer group of a trained parameter has of its own: `max_lr`, `min_lr`, `wd_mult`, or
+        `SCHEDULE_KEY` with a schedule that `schedules` names.
+
+        Args:
+            name: layout-free, of the plain model or of what a method added.
+            lr, min_lr: the run's.
+        """
+        return {}
+
+    def schedules(self) -> tuple[str, ...]:
+        """The schedules that `group` may name, in their written form."""
+        return ()
+
+    def optimizer(self, build: Callable[..., Any]) -> Callable[..., Any]:
+        """How the optimizer is built.
+
+        Args:
+            build: Megatron's `get_megatron_optimizer`, or what a method before this one made of it.
+
+        Returns:
+            A function of the same signature; `build` itself for Megatron's own optimizer.
+        """
+        return build
+
+    def loading(
+        self,
+        model: TrainedModel,  # noqa: ARG002
+        saved_keys: Collection[str],  # noqa: ARG002
+    ) -> contextlib.AbstractContextManager[None]:
+        """Lasts while a checkpoint is loaded; `saved_keys` are those of its tensors."""
+        return contextlib.nullcontext()
+
+    def after_setup(self, model: TrainedModel, optimizer: Any, scheduler: Any) -> None:  # noqa: B027
+        """Model, optimizer and scheduler are in place and the run's checkpoint, if there is one, is loaded."""
+
+    def after_iteration(self, model: TrainedModel, optimizer: Any, scheduler: Any, iteration: int) -> None:  # noqa: B027
+        """After the optimizer's step, the log and the evaluation, and before the checkpoint."""
+
+    # In and after a checkpoint ------------------------------------------------------------------------------------
+
+    @classmethod
+    def owns(cls, key: str) -> bool:  # noqa: ARG003
+        """Whether a checkpoint's tensor is this method's own, so that a plain model does not have it."""
+        return False
+
+    def metadata(self, model: TrainedModel) -> Mapping[str, Any]:  # noqa: ARG002
+        """What a checkpoint must say of its content, such as `non_homogeneous_layers`."""
+        return {}
+
+    def merge(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors of a plain model.
+
+        Args:
+            tensors: whole ones by layout-free name, what the method added among them.
+        """
+        return {name: tensor for name, tensor in tensors.items() if not self.owns(name)}
+
+
+def frozen_names(methods: Sequence[Method], names: Sequence[str]) -> tuple[str, ...]:
+    """The parameters of the whole plain model that do not train under these methods, sorted."""
+    frozen: set[str] = set()
+    for method in methods:
+        frozen |= set(method.freezes(names, frozen))
+    return tuple(sorted(frozen))
+
+
+def cost_of(methods: Sequence[Method], parameter: CountedParameter, tp: int = 1) -> Cost:
+    """What a parameter costs under several methods: it trains when all let it, and what they add is added up."""
+    costs = [cost for method in methods if (cost := method.cost(parameter, tp)) is not None]
+    numbers = [cost.optimizer_numbers for cost in costs if cost.optimizer_numbers is not None]
+    return Cost(
+        trains=all(cost.trains for cost in costs),
+        factors=tuple(factor for cost in costs for factor in cost.factors),
+        optimizer_numbers=numbers[0] if numbers else None,
+        kept_bytes=sum(cost.kept_bytes for cost in costs),
+        step_flops=sum(cost.step_flops for cost in costs),
+    )

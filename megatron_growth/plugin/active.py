@@ -1,0 +1,202 @@
+"""The methods of one training process, and the places in Megatron where their hooks are called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.optimizer import ParamKey
+from megatron.training import get_args, print_rank_0
+
+from megatron_growth.errors import RecipeError
+from megatron_growth.layout.model_names import all_names, named_parameters
+from megatron_growth.layout.names import parse_key
+from megatron_growth.methods import Method, TrainedModel, frozen_names
+from megatron_growth.methods.freeze import take_out_of_training
+from megatron_growth.plugin.addition import Addition, Wrap
+
+Chunks = list[torch.nn.Module]
+
+
+class ActiveMethods:
+    """The methods of a run, in the order in which they were given; none leaves Megatron's training as it is.
+
+    Args:
+        methods: of the run.
+
+    Attributes:
+        model: this rank's share of the model; empty until it is built.
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self.methods = tuple(methods)
+        self.model = TrainedModel([], log=print_rank_0)
+
+    def apply(self, chunks: Chunks) -> Chunks:
+        """A `pre_wrap_hook`: let each method change the model, freeze what is frozen, and log every choice once.
+
+        Raises:
+            RecipeError: a method takes what the model does not have, or nothing is left to train.
+        """
+        model = self.model = TrainedModel(chunks, all_names(chunks, _pipeline_group()), log=print_rank_0)
+        if not self.methods:
+            return chunks
+        model.log(self.table())
+        model.frozen = frozenset(frozen_names(self.methods, model.names))
+        for method in self.methods:
+            method.transform(model)
+        take_out_of_training(chunks, model.frozen)
+        self._refuse_to_train_nothing()
+        return chunks
+
+    def table(self) -> str:
+        """What every method takes, and what none does, as lines for a log."""
+        lines, frozen, taken = ["how parameters train (the first match wins):"], set[str](), set[str]()
+        for method in self.methods:
+            lines.append(method.describe(self.model.names, frozen))
+            taken |= set(method.select(self.model.names, frozen))
+            frozen |= set(method.freezes(self.model.names, frozen))
+        lines.append(f"  (no rule): {len(set(self.model.names) - taken)} parameters train with the run's schedule")
+        return "\n".join(line for line in lines if line)
+
+    def _refuse_to_train_nothing(self) -> None:
+        trained = [name for name, p in named_parameters(self.model.chunks) if p.requires_grad]
+        if not _anywhere(bool(trained), _pipeline_group()):
+            raise RecipeError(
+                "every parameter of the model is frozen; nothing is left to train",
+                where=", ".join(f"method {method.name}" for method in self.methods),
+                fix="leave at least one parameter out of --growth-freeze",
+            )
+
+    @property
+    def splits_layers(self) -> bool:
+        """Whether some layer's parameter is frozen while the same parameter of another layer is trained."""
+        trained = set(self.model.names) - self.model.frozen
+        return bool({parse_key(name).name for name in self.model.frozen} & {parse_key(name).name for name in trained})
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """The schedules that parameter groups may name, in their written form."""
+        return tuple(dict.fromkeys(text for method in self.methods for text in method.schedules()))
+
+    def addition(self) -> Addition:
+        """What the methods of this run need."""
+        bind: dict[str, Wrap] = {}
+        if self._has("group"):
+            bind["get_megatron_optimizer_config"] = self.around_optimizer_config
+        if self._has("optimizer"):
+            bind["get_megatron_optimizer"] = self.around_optimizer
+        if self._has("after_setup"):
+            bind["setup_model_and_optimizer"] = self.around_setup
+        if self._has("after_iteration"):
+            bind["post_training_step_callbacks"] = self.around_callbacks
+        if self.methods:
+            bind["_build_sharded_state_dict_metadata"] = self.around_metadata
+        return Addition(before_wrap=self.apply, bind=bind)
+
+    def _has(self, hook: str) -> bool:
+        """Whether any method of this run has a hook of its own."""
+        return any(getattr(type(method), hook) is not getattr(Method, hook) for method in self.methods)
+
+    # Replacements -------------------------------------------------------------------------------------------------
+
+    def around_optimizer_config(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Give parameters with settings of their own a group of their own, through Megatron's own overrides."""
+
+        def get_megatron_optimizer_config(args: Any) -> Any:
+            config, overrides = original(args)
+            return config, {**(overrides or {}), **self._overrides(config)}
+
+        return get_megatron_optimizer_config
+
+    def _overrides(self, config: Any) -> dict[ParamKey, dict[str, Any]]:
+        """Marks on this rank's parameters, and what the group of each mark has of its own."""
+        found: list[dict[str, Any]] = []
+        for name, parameter in named_parameters(self.model.chunks):
+            own: dict[str, Any] = {}
+            for method in self.methods if parameter.requires_grad else ():
+                own |= method.group(name, config.lr, config.min_lr or 0.0)
+            if own:
+                if own not in found:
+                    found.append(own)
+                setattr(parameter, _mark(found.index(own)), True)
+        return {ParamKey(attr=_mark(i)): own for i, own in enumerate(found)}
+
+    def around_optimizer(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Let each method build the optimizer around what those before it build."""
+        for method in self.methods:
+            original = method.optimizer(original)
+        return original
+
+    def around_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Call `after_setup` when model, optimizer and scheduler are ready."""
+
+        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+            chunks, optimizer, scheduler = original(*args, **kwargs)
+            self.model.chunks = chunks
+            for method in self.methods:
+                method.after_setup(self.model, optimizer, scheduler)
+            return chunks, optimizer, scheduler
+
+        return setup_model_and_optimizer
+
+    def around_callbacks(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Call `after_iteration` before the checkpoint."""
+
+        def post_training_step_callbacks(
+            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
+        ) -> Any:
+            result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+            for method in self.methods:
+                method.after_iteration(self.model, optimizer, opt_param_scheduler, iteration)
+            return result
+
+        return post_training_step_callbacks
+
+    def around_metadata(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Save layers under a key each when only some of them have optimizer state, or when a method asks for it.
+
+        Megatron stacks the layers of a parameter into one global tensor, which must be complete.  The checkpoint
+        says how its layers are stored, so a later run loads it with or without the plugin.
+        """
+
+        def _build_sharded_state_dict_metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            metadata = original(*args, **kwargs)
+            flat = metadata.get("distrib_optim_sharding_type") == "dp_reshardable"
+            if self.splits_layers and not flat and not get_args().no_save_optim:
+                metadata["non_homogeneous_layers"] = True
+            for method in self.methods:
+                metadata.update(method.metadata(self.model))
+            return metadata
+
+        return _build_sharded_state_dict_metadata
+
+    @contextlib.contextmanager
+    def loading(self, folder: str) -> Iterator[None]:
+        """Lasts while the checkpoint of an iteration is loaded."""
+        with contextlib.ExitStack() as stack:
+            if self._has("loading"):
+                saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
+                for method in self.methods:
+                    stack.enter_context(method.loading(self.model, saved))
+            yield
+
+
+def _anywhere(here: bool, group: dist.ProcessGroup) -> bool:
+    """Whether something holds on any rank of a group."""
+    found: list[bool | None] = [None] * group.size()
+    dist.all_gather_object(found, here, group=group)
+    return any(found)
+
+
+def _pipeline_group() -> dist.ProcessGroup:
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def _mark(number: int) -> str:
+    """Name of the attribute that marks the parameters of one group for Megatron's `ParamKey`."""
+    return f"growth_group_{number}"

@@ -1,0 +1,180 @@
+"""The house's one pattern for what can be added: a frozen dataclass, one decorator, typed parameters, an entry point.
+
+Operators, methods and schedules are each a `Registry`.  A part of this package is a module, or a folder, of the
+registry's package and registers when that is imported, which must be quick: torch and Megatron only inside functions.
+An outside package declares an entry point in the registry's group, and the module that it names registers likewise:
+
+    @register
+    @dataclass(frozen=True)
+    class Mine(Method): ...
+
+A part is found by its `name`; its fields are its parameters, validated by their types, unknown ones refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_growth import words
+from megatron_growth.errors import UserError, nearest
+
+
+class Registry[T]:
+    """The parts of one kind, by name.
+
+    Args:
+        kind: what a part is called in messages, such as "width operator".
+        package: every module and folder in it is imported before a part is looked up.
+        group: the entry points that outside packages declare.
+        error: the class of the errors.
+    """
+
+    def __init__(self, kind: str, package: str, group: str, error: type[UserError]) -> None:
+        self.kind, self.package, self.group, self.error = kind, package, group, error
+        self._classes: dict[str, type[T]] = {}
+
+    def register[C](self, cls: type[C]) -> type[C]:
+        """Class decorator: make a part known by its `name`; two may not share one."""
+        name = getattr(cls, "name", "")
+        known = self._classes.setdefault(name, cls)  # type: ignore[arg-type]
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise self.error(
+                f"two {self.kind}s are called {name!r}",
+                where=f"{known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__}",
+                fix="rename one of them",
+            )
+        return cls
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load_all()
+        return sorted(self._classes)
+
+    def find(self, name: str) -> type[T]:
+        """The class of a registered part; an error with the nearest names when there is none."""
+        self._load_all()
+        if name not in self._classes:
+            raise self.error(f"no {self.kind} is called {name!r}", fix=nearest(name, self._classes))
+        return self._classes[name]
+
+    def get(self, spec: str | Mapping[str, Any], /, **overrides: Any) -> T:
+        """A part from its written form.
+
+        Args:
+            spec: `NAME`, `NAME:parameter=value,...`, or a mapping `{"name": NAME, "parameter": value}`.
+            overrides: parameters that win over those of `spec`.
+
+        Raises:
+            UserError: of the registry's class: the name or a parameter is unknown, missing or given twice, or a value
+                has the wrong type or is not finite.
+        """
+        name, parameters = self.read(spec)
+        return self.make(name, **(parameters | overrides))
+
+    def make(self, name: str, /, **parameters: Any) -> T:
+        """A part by name and parameters; errors as in `get`."""
+        cls = self.find(name)
+        known = parameters_of(cls)
+        for key, value in parameters.items():
+            if key not in known:
+                raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=nearest(key, known))
+            if _is_not_finite(value, known[key]):
+                raise self.error(f"the {self.kind} {name!r}: {key} is {value}, which is no number", where=key)
+        missing = [key for key, f in known.items() if is_required(f) and key not in parameters]
+        if missing:
+            raise self.error(f"the {self.kind} {name!r} needs {' and '.join(missing)}", where=", ".join(missing))
+        try:
+            return TypeAdapter(cls).validate_python(parameters)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self.error(
+                f"the {self.kind} {name!r}: {first['msg']} (got {first['input']!r})",
+                where=".".join(str(part) for part in first["loc"]),
+            ) from None
+
+    def read(self, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Name and parameters of a written form, not yet validated."""
+        if not isinstance(spec, str):
+            parameters = dict(spec)
+            if "name" not in parameters:
+                raise self.error(f"a {self.kind} without a name", fix=f"add name: {' or '.join(self.names())}")
+            return str(parameters.pop("name")), parameters
+        try:
+            return words.parse(spec)
+        except ValueError as error:
+            raise self.error(
+                f"cannot read the {self.kind} {spec!r}: {error}", fix="write NAME:parameter=value,parameter=value"
+            ) from None
+
+    def document(self, part: T) -> dict[str, Any]:
+        """`{"name": NAME, "parameter": value}` with the parameters that are not as they are by default; `get` reads it
+        back."""
+        changed = {
+            key: getattr(part, key) for key, f in parameters_of(type(part)).items() if getattr(part, key) != _default(f)
+        }
+        return {"name": getattr(part, "name", ""), **changed}
+
+    def written(self, part: T) -> str:
+        """`NAME:parameter=value,...` of a part; `get` reads it back."""
+        document = self.document(part)
+        return words.write(document.pop("name"), document)
+
+    def _load_all(self) -> None:
+        """Import every module of the package, and every part that an installed package offers; once."""
+        _ = self._loaded
+
+    @cached_property
+    def _loaded(self) -> bool:
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=self.group):
+            try:
+                point.load()
+            except ImportError as error:
+                raise self.error(
+                    f"the {self.kind} package {point.value!r} cannot be imported: {error}",
+                    where=f"entry point {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}",
+                    fix="repair or uninstall that package",
+                ) from error
+        return True
+
+    def forget_loaded(self) -> None:
+        """Look for outside packages again at the next look-up; for tests that install one."""
+        self.__dict__.pop("_loaded", None)
+
+
+def parameters_of(cls: type) -> dict[str, Field[Any]]:
+    """The parameters of a part's class by name: its fields."""
+    return {f.name: f for f in fields(cls)}
+
+
+def is_required(parameter: Field[Any]) -> bool:
+    """Whether a parameter has no default."""
+    return parameter.default is MISSING and parameter.default_factory is MISSING
+
+
+def _default(parameter: Field[Any]) -> Any:
+    factory: Callable[[], Any] | Any = parameter.default_factory
+    return parameter.default if factory is MISSING else factory()
+
+
+def _is_not_finite(value: Any, parameter: Field[Any]) -> bool:
+    """Whether a value is a number that is none: nan and infinity, also as words for a parameter that is a number."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, str) and "float" in str(parameter.type):
+        try:
+            return not math.isfinite(float(value))
+        except ValueError:
+            return False
+    return False
