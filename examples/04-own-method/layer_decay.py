@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from megatron_growth.errors import RecipeError
-from megatron_growth.methods import Method, register
+from megatron_growth.methods import GroupSettings, Method, register
 from megatron_growth.shape import ModelShape
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
@@ -41,10 +41,9 @@ class LayerDecay(Method):
         """Everything in the layers that trains."""
         return tuple(name for name in names if _LAYER.match(name) and name not in frozen)
 
-    def group(self, name: str, lr: float, min_lr: float) -> Mapping[str, Any]:
+    def group(self, name: str) -> GroupSettings | None:
         """The rates of a parameter's layer."""
         match = _LAYER.match(name)
         if match is None:
-            return {}
-        share = self.factor ** (self.layers - 1 - int(match[1]))
-        return {"max_lr": lr * share, "min_lr": min_lr * share}
+            return None
+        return GroupSettings(f"layer {match[1]}", self.factor ** (self.layers - 1 - int(match[1])))

@@ -22,8 +22,35 @@ if TYPE_CHECKING:
 
     from megatron_growth.shape import ModelShape
 
-# A parameter group with this key follows the schedule that it names, see `Method.group`.
-SCHEDULE_KEY = "growth_schedule"
+# Keys of a parameter group, from its `GroupSettings`; a group is the same in two runs when all three are.
+RULE_KEY, MULTIPLE_KEY, SCHEDULE_KEY = "growth_rule", "growth_multiple", "growth_schedule"
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What a method asks of the optimizer group that a parameter is in.
+
+    Attributes:
+        rule: a name for the choice that led to it, such as a pattern; with the rest, what a checkpoint's group is
+            known by.
+        multiple: of the run's learning rates.
+        schedule: a schedule in its written form instead, one of `Method.schedules`.
+        wd_mult: multiple of the weight decay; None leaves it to Megatron.
+    """
+
+    rule: str
+    multiple: float = 1.0
+    schedule: str | None = None
+    wd_mult: float | None = None
+
+    def as_group(self, lr: float, min_lr: float) -> dict[str, Any]:
+        """The keys of a parameter group of Megatron's, for the run's rates."""
+        keys: dict[str, Any] = {RULE_KEY: self.rule}
+        if self.schedule is not None:
+            keys[SCHEDULE_KEY] = self.schedule
+        else:
+            keys |= {MULTIPLE_KEY: self.multiple, "max_lr": lr * self.multiple, "min_lr": min_lr * self.multiple}
+        return keys if self.wd_mult is None else {**keys, "wd_mult": self.wd_mult}
 
 
 @dataclass(frozen=True)
@@ -202,15 +229,13 @@ class Method(ABC):
         What `freezes` names is taken out of training afterwards, by whoever calls this.
         """
 
-    def group(self, name: str, lr: float, min_lr: float) -> Mapping[str, Any]:  # noqa: ARG002
-        """What the optimizer group of a trained parameter has of its own: `max_lr`, `min_lr`, `wd_mult`, or
-        `SCHEDULE_KEY` with a schedule that `schedules` names.
+    def group(self, name: str) -> GroupSettings | None:  # noqa: ARG002
+        """What the optimizer group of a trained parameter has of its own, or None.
 
         Args:
             name: layout-free, of the plain model or of what a method added.
-            lr, min_lr: the run's.
         """
-        return {}
+        return None
 
     def schedules(self) -> tuple[str, ...]:
         """The schedules that `group` may name, in their written form."""

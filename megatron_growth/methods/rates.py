@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
 from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
-from megatron_growth.methods.base import SCHEDULE_KEY, Cost, CountedParameter
+from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import RuleMethod
 from megatron_growth.layout.rules import decide
@@ -88,15 +87,15 @@ class Rates(RuleMethod):
         for text in self.schedules():  # what the run gives to a schedule is known when its optimizer is built
             parse_schedule(text, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
 
-    def group(self, name: str, lr: float, min_lr: float) -> Mapping[str, Any]:
+    def group(self, name: str) -> GroupSettings | None:
         """A schedule by name, or the run's rates times the rule's multiple."""
         rule = decide([rule for rule in self.as_rules if not rule.frozen], name)
         if rule is None:
-            return {}
+            return None
         factor = multiple(rule.schedule)
         if factor is None:
-            return {SCHEDULE_KEY: rule.schedule}
-        return {"max_lr": lr * factor, "min_lr": min_lr * factor}
+            return GroupSettings(rule.pattern, schedule=rule.schedule)
+        return GroupSettings(rule.pattern, factor)
 
     def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
         """Nothing of its own, but for what a rule freezes."""

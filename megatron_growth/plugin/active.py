@@ -15,7 +15,7 @@ from megatron.training import get_args, print_rank_0
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.model_names import all_names, named_parameters
 from megatron_growth.layout.names import parse_key
-from megatron_growth.methods import Method, TrainedModel, frozen_names
+from megatron_growth.methods import GroupSettings, Method, TrainedModel, frozen_names
 from megatron_growth.methods.freeze import take_out_of_training
 from megatron_growth.plugin.addition import Addition, Wrap
 
@@ -114,17 +114,17 @@ class ActiveMethods:
         return get_megatron_optimizer_config
 
     def _overrides(self, config: Any) -> dict[ParamKey, dict[str, Any]]:
-        """Marks on this rank's parameters, and what the group of each mark has of its own."""
-        found: list[dict[str, Any]] = []
+        """Marks on this rank's parameters, and what the group of each mark has of its own; the first method decides."""
+        found: list[GroupSettings] = []
         for name, parameter in named_parameters(self.model.chunks):
-            own: dict[str, Any] = {}
-            for method in self.methods if parameter.requires_grad else ():
-                own |= method.group(name, config.lr, config.min_lr or 0.0)
-            if own:
-                if own not in found:
-                    found.append(own)
-                setattr(parameter, _mark(found.index(own)), True)
-        return {ParamKey(attr=_mark(i)): own for i, own in enumerate(found)}
+            asked = (method.group(name) for method in self.methods if parameter.requires_grad)
+            settings = next((s for s in asked if s is not None), None)
+            if settings is not None:
+                if settings not in found:
+                    found.append(settings)
+                setattr(parameter, _mark(found.index(settings)), True)
+        rates = (config.lr, config.min_lr or 0.0)
+        return {ParamKey(attr=_mark(i)): settings.as_group(*rates) for i, settings in enumerate(found)}
 
     def around_optimizer(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Let each method build the optimizer around what those before it build."""

@@ -184,3 +184,22 @@ def events(path):
     """The event lines of a metrics file, without times."""
     records = [json.loads(line) for line in Path(path).read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in ("seconds", "time")} for r in records if "event" in r]
+
+
+def train_several(jobs):
+    """Train once for each list of words, in the same processes, and return this rank's last Picture.
+
+    Starting a process takes longer than training a tiny model; Megatron forgets one run before the next.
+    """
+    import torch.distributed as dist
+    from megatron.training import training
+
+    import megatron_growth as growth
+
+    for number, argv in enumerate(jobs):
+        if number:
+            training.destroy_global_state()
+        picture = train(argv)
+        growth.unplug()
+        dist.barrier()
+    return picture

@@ -74,7 +74,7 @@ def test_a_pattern_that_matches_nothing_names_what_is_near():
 def test_a_rule_behind_another_that_takes_everything_is_no_error():
     names = all_names([Chunk()])
     assert rates("*=0.5", "output_layer.*=0.1").select(names) == names
-    assert rates("*=0.5", "output_layer.*=0.1").group("output_layer.weight", 1.0, 0.0) == {"max_lr": 0.5, "min_lr": 0.0}
+    assert rates("*=0.5", "output_layer.*=0.1").group("output_layer.weight").multiple == 0.5
 
 
 def test_what_is_frozen_is_not_scaled_and_the_first_rule_decides():

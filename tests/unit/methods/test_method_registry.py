@@ -124,8 +124,9 @@ def test_an_outside_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
     monkeypatch.setattr(methods.METHODS, "_classes", dict(methods.METHODS._classes))
     methods.METHODS.forget_loaded()
     decay = methods.get("layer-decay:layers=2,factor=0.5")
-    assert decay.group(NAMES[0], 1e-3, 1e-4) == {"max_lr": 5e-4, "min_lr": 5e-5}
-    assert decay.group(NAMES[2], 1e-3, 1e-4) == {}
+    own = decay.group(NAMES[0]).as_group(1e-3, 1e-4)
+    assert (own["max_lr"], own["min_lr"], own["growth_rule"]) == (5e-4, 5e-5, "layer 0")
+    assert decay.group(NAMES[2]) is None
     with pytest.raises(RecipeError, match="valid integer"):
         methods.get("layer-decay:layers=many")
     monkeypatch.undo()
