@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
+from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import RuleMethod
-from megatron_growth.layout.rules import decide
 from megatron_growth.patterns import Rule, expand, split_patterns
 
 if TYPE_CHECKING:

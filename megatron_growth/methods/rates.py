@@ -21,10 +21,10 @@ from pydantic import BeforeValidator
 
 from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
+from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import RuleMethod
-from megatron_growth.layout.rules import decide
 from megatron_growth.patterns import Rule, parse_rules
 from megatron_growth.schedules import Schedule
 

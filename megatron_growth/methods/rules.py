@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from megatron_growth.errors import RecipeError
-from megatron_growth.methods.base import Method
 from megatron_growth.layout.rules import decide, near, takes
+from megatron_growth.methods.base import Method
 from megatron_growth.patterns import Rule
 
 

@@ -72,8 +72,8 @@ def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     active = ActiveMethods(options.methods)
     yield layers.addition(options)
     yield growing.addition(options, events.record)
+    yield reshardable.addition(options)  # before the methods, which ask for the form that it chooses
     yield active.addition()
-    yield reshardable.addition(options)
     yield scheduler.addition(active)
     yield loading.addition(active)
     yield datasets.addition(options)

@@ -71,8 +71,8 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "_build_sharded_state_dict_metadata",
-            "save layers under a key each when only some are trained (--growth-freeze, --growth-method); save the last checkpoint so "
-            "that its optimizer state can be grown (--growth-reshardable-end)",
+            "save layers under a key each when only some are trained (--growth-freeze, --growth-method); save the last "
+            "checkpoint so that its optimizer state can be grown (--growth-reshardable-end)",
             "args dp_cp_group",
             "megatron.training.checkpointing",
         ),

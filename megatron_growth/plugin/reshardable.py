@@ -20,7 +20,9 @@ from megatron_growth.plugin.arguments import PluginOptions
 
 def addition(options: PluginOptions) -> Addition:
     """Nothing without --growth-reshardable-end."""
-    return Addition(bind={"_build_sharded_state_dict_metadata": around_metadata}) if options.reshardable_end else Addition()
+    if not options.reshardable_end:
+        return Addition()
+    return Addition(bind={"_build_sharded_state_dict_metadata": around_metadata})
 
 
 def around_metadata(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -41,7 +41,6 @@ from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.source import Source
 
 
-
 def _method(spec: Any) -> methods.Method:
     """A method of a recipe, validated through the registry."""
     if not isinstance(spec, str | dict | methods.Method):
