@@ -1,13 +1,18 @@
 """Turn text into the token dataset that training reads: Megatron's indexed dataset (.bin, .idx) and a manifest.
 
-The corpus is files or folders of text, JSONL (.gz, .zst) or Parquet, a Hugging Face dataset (hf:OWNER/NAME), or a
-built-in corpus that needs no download.  The result does not depend on the number of workers.  The command can be killed
-at any moment; the same words go on where it was, and do nothing when the dataset is complete.
+The corpus is files or folders of text, JSONL (.gz, .zst) or Parquet, a data set of the Hugging Face hub
+(hf:OWNER/NAME[:CONFIG][/SPLIT]; HF_ENDPOINT names another hub), whose Parquet files are fetched and deleted one by one,
+or a built-in corpus that needs no download.  What a folder holds and is not read is counted and named.
+
+The result does not depend on the number of workers.  The command can be killed at any moment; the same words go on
+where it was, and do nothing when the dataset is complete.
 
 examples:
   megatron-growth prepare --output data/demo
   megatron-growth prepare --corpus my-texts/ more.jsonl.zst --tokenizer gpt2 --output data/mine --workers 32
   megatron-growth prepare --corpus wiki.parquet --text-field body --tokenizer my-tokenizer/ --output data/wiki
+  megatron-growth prepare --corpus hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --max-tokens 1e9 \
+      --output data/web
 """
 
 from __future__ import annotations
@@ -32,22 +37,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["stdlib"],
         metavar="WHAT",
-        help="files, folders, hf:OWNER/NAME[:SPLIT], or the built-in 'stdlib': Python's own documentation and sources, "
-        "about 9.5 MB (default)",
+        help="files, folders, hf:OWNER/NAME[:CONFIG][/SPLIT], or the built-in 'stdlib': Python's own documentation and "
+        "sources, about 9.5 MB (default)",
     )
     add("--output", required=True, type=Path, metavar="DIR", help="folder to write; made in one step at the end")
     add(
         "--tokenizer",
         default="sentencepiece:1024",
         metavar="KIND",
-        help="gpt2; sentencepiece:VOCABULARY (trained on the corpus); a sentencepiece .model file; or a folder with a "
-        "Hugging Face tokenizer (default: sentencepiece:1024)",
+        help="gpt2; llama3; sentencepiece:VOCABULARY (trained on the corpus); a sentencepiece .model file; a folder "
+        "with a Hugging Face tokenizer; or hf:OWNER/NAME (default: sentencepiece:1024)",
     )
     add(
         "--tokenizer-files",
         default="",
         metavar="DIR",
         help="folder with GPT-2's vocab.bpe and encoder.json, so that --tokenizer gpt2 needs no network",
+    )
+    add(
+        "--max-tokens",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="stop at the document with which this many training tokens are reached, such as 20e9 (default: no limit)",
     )
     add("--text-field", default="text", metavar="NAME", help="JSONL field or Parquet column with the text (text)")
     add(
@@ -80,6 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print a summary of the manifest as JSON")
 
 
+def whole_number(text: str) -> int:
+    """A whole number above 0, also as 20e9."""
+    value = float(text)
+    if not 1 <= value < 1e18 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(value)
+
+
 def run(args: argparse.Namespace) -> int:
     """Prepare the dataset and print what it holds."""
     from megatron_growth.data.manifest import megatron_data_flags, megatron_tokenizer_flags
@@ -98,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         valid_fraction=args.valid_fraction,
         seed=args.seed,
         dtype=args.dtype,
+        max_tokens=args.max_tokens,
     )
     manifest, written = prepare(request, args.output, args.workers)
     flags = megatron_data_flags(args.output, manifest) + megatron_tokenizer_flags(manifest)
@@ -116,4 +137,7 @@ def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) ->
     tokenizer = manifest.tokenizer
     print(f"  {tokenizer.name}: {tokenizer.vocab_size} ids, end of document {tokenizer.eod}")
     print(f"  {manifest.text_bytes:,} bytes of text, {manifest.empty_documents} empty documents left out")
+    for reason, record in manifest.skipped.items():
+        more = ", ..." if record.count > len(record.names[:3]) else ""
+        print(f"  not read: {record.count} {reason}: {', '.join(record.names[:3])}{more}")
     print("  for Megatron: " + " ".join(flags))

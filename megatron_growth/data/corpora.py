@@ -7,6 +7,7 @@ included, without tests, without generated build data and without the tables of 
 
 from __future__ import annotations
 
+import re
 import sysconfig
 from pathlib import Path
 
@@ -20,6 +21,12 @@ _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__
 
 def unknown(name: str) -> DataError:
     """The error for something that is neither a path nor the name of a built-in corpus."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", name):
+        return DataError(
+            f"There is no file or folder {name!r}.",
+            where=f"--corpus {name}",
+            fix=f"Give a path that exists, or hf:{name} for a data set of the Hugging Face hub.",
+        )
     return DataError(
         f"There is no file or folder {name!r}, and no built-in corpus of that name; {nearest(name, CORPORA)}.",
         where=f"--corpus {name}",

@@ -7,17 +7,18 @@ is complete; one that exists is therefore finished, and a restart does not compu
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.data.readers import documents
-from megatron_growth.data.sources import Piece
+from megatron_growth.data.pieces import Piece
+from megatron_growth.data.readers import documents, place_name
 from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
-from megatron_growth.errors import DataError
+from megatron_growth.errors import DataError, GrowthError, first_line
 from megatron_growth.records.storage import atomic_path, storage_errors
 
 SPLITS = ("train", "valid")
@@ -44,14 +45,14 @@ class Shard:
     Attributes:
         tokens: per split, the ids [tokens] of all its documents one after the other, each ending in eod.
         lengths: per split, the tokens of each document [documents], eod included.
+        sizes: per split, the UTF-8 bytes of each document [documents].
         empty: documents left out because they hold no text.
-        text_bytes: UTF-8 bytes of all documents.
     """
 
     tokens: dict[str, np.ndarray]
     lengths: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
     empty: int
-    text_bytes: int
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,16 +66,19 @@ def _open_tokenizer(spec: TokenizerSpec, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def clean_documents(pieces: Sequence[Piece], text_field: str, document_per: str) -> Iterator[tuple[str, bytes]]:
-    """(text, UTF-8 bytes) of each document; lone surrogates, which JSON can write, become U+FFFD."""
+Origin = tuple[Piece, int]
+
+
+def clean_documents(pieces: Iterable[Piece], text_field: str, document_per: str) -> Iterator[tuple[str, bytes, Origin]]:
+    """(text, UTF-8 bytes, where it stands) of each document; lone surrogates, which JSON can write, become U+FFFD."""
     for piece in pieces:
-        for text in documents(piece, text_field, document_per):
+        for text, place in documents(piece, text_field, document_per):
             try:
                 data = text.encode()
             except UnicodeEncodeError:
                 text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
                 data = text.encode()
-            yield text, data
+            yield text, data, (piece, place)
 
 
 def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
@@ -82,15 +86,15 @@ def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
     tokenizer = _open_tokenizer(options.tokenizer, options.fingerprint)
     split = ValidationSplit(options.valid_fraction, options.seed)
     writers = {name: _SplitWriter(tokenizer, np.dtype(options.dtype)) for name in SPLITS}
-    empty = text_bytes = 0
-    for text, data in clean_documents(pieces, options.text_field, options.document_per):
+    empty = 0
+    for text, data, origin in clean_documents(pieces, options.text_field, options.document_per):
         if not text.strip():
             empty += 1
             continue
-        text_bytes += len(data)
-        writers["valid" if split.is_validation(data) else "train"].add(text)
+        writers["valid" if split.is_validation(data) else "train"].add(text, len(data), origin)
     parts = {name: writer.finish() for name, writer in writers.items()}
-    return Shard({n: p[0] for n, p in parts.items()}, {n: p[1] for n, p in parts.items()}, empty, text_bytes)
+    tokens, lengths, sizes = ({name: part[index] for name, part in parts.items()} for index in range(3))
+    return Shard(tokens, lengths, sizes, empty)
 
 
 class _SplitWriter:
@@ -99,41 +103,85 @@ class _SplitWriter:
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self._tokenizer, self._dtype = tokenizer, dtype
         self._texts: list[str] = []
+        self._origins: list[Origin] = []
         self._characters = 0
         self._parts: list[np.ndarray] = []
         self._lengths: list[int] = []
+        self._sizes: list[int] = []
         self._eod = np.array([tokenizer.eod], dtype=dtype)
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, size: int, origin: Origin) -> None:
         self._texts.append(text)
+        self._sizes.append(size)
+        self._origins.append(origin)
         self._characters += len(text)
         if self._characters >= _BATCH_CHARACTERS:
             self._flush()
 
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens of all documents, and tokens and bytes of each."""
         self._flush()
         tokens = np.concatenate(self._parts) if self._parts else np.empty(0, dtype=self._dtype)
-        return tokens, np.array(self._lengths, dtype=np.int64)
+        return tokens, np.array(self._lengths, dtype=np.int64), np.array(self._sizes, dtype=np.int64)
 
     def _flush(self) -> None:
-        for ids in self._tokenizer.encode_batch(self._texts) if self._texts else ():
-            if len(ids) and int(ids.max()) >= self._tokenizer.vocab_size:
+        for ids, origin in zip(self._encode() if self._texts else (), self._origins, strict=True):
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._tokenizer.vocab_size:
                 raise DataError(
-                    f"The tokenizer gave id {int(ids.max())}, but says its vocabulary is {self._tokenizer.vocab_size}.",
-                    where=self._tokenizer.name,
+                    f"The tokenizer gave ids from {int(ids.min())} to {int(ids.max())}, but its vocabulary is "
+                    f"{self._tokenizer.vocab_size}.",
+                    where=f"{self._tokenizer.name}, at {place_name(*origin)}",
                     fix="Repair the tokenizer's files: its added tokens do not fit its vocabulary.",
                 )
             self._parts.extend((ids.astype(self._dtype), self._eod))
             self._lengths.append(len(ids) + 1)
-        self._texts, self._characters = [], 0
+        self._texts, self._origins, self._characters = [], [], 0
+
+    def _encode(self) -> list[np.ndarray]:
+        """The ids of all texts; what a tokenizer raises becomes a DataError that names the document."""
+        with _tokenizing(f"one of {len(self._texts)} documents", ""):
+            try:
+                return self._tokenizer.encode_batch(self._texts)
+            except MemoryError:
+                raise
+            except BaseException as error:
+                if not _foreign(error):
+                    raise
+                for text, origin in zip(self._texts, self._origins, strict=True):
+                    with _tokenizing("this document", place_name(*origin)):
+                        self._tokenizer.encode_batch([text])
+                raise
+
+
+def _foreign(error: BaseException) -> bool:
+    """Whether a tokenizer raised this: its Rust panics are no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def _tokenizing(what: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except (GrowthError, MemoryError):
+        raise
+    except BaseException as error:
+        if not _foreign(error):
+            raise
+        raise DataError(
+            f"The tokenizer cannot encode {what}: {type(error).__name__}: {first_line(error)}",
+            where=where,
+            fix="Remove or repair the document, or use another --tokenizer.",
+        ) from error
 
 
 def save_shard(shard: Shard, path: Path) -> None:
     """Write `shard` to `path` atomically."""
     arrays = {f"{name}_tokens": shard.tokens[name] for name in SPLITS}
     arrays |= {f"{name}_lengths": shard.lengths[name] for name in SPLITS}
+    arrays |= {f"{name}_sizes": shard.sizes[name] for name in SPLITS}
+    counts = np.array([shard.empty, len(shard.tokens["train"])])
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, counts=np.array([shard.empty, shard.text_bytes]), **arrays)  # type: ignore[arg-type]
+        np.savez(stream, counts=counts, **arrays)  # type: ignore[arg-type]
 
 
 def load_shard(path: Path) -> Shard:
@@ -141,12 +189,19 @@ def load_shard(path: Path) -> Shard:
     with np.load(path) as stored:
         tokens = {name: stored[f"{name}_tokens"] for name in SPLITS}
         lengths = {name: stored[f"{name}_lengths"] for name in SPLITS}
-        empty, text_bytes = (int(count) for count in stored["counts"])
-    return Shard(tokens, lengths, empty, text_bytes)
+        sizes = {name: stored[f"{name}_sizes"] for name in SPLITS}
+        return Shard(tokens, lengths, sizes, int(stored["counts"][0]))
+
+
+def training_tokens(path: Path) -> int:
+    """Tokens for training in the shard stored at `path`, without reading them."""
+    with np.load(path) as stored:
+        return int(stored["counts"][1])
 
 
 def encode_to_file(pieces: Sequence[Piece], options: EncodeOptions, path: Path) -> int:
     """Encode a shard and store it at `path`; returns the bytes of input it covers."""
+    shard = encode_shard(pieces, options)  # what fails here is the input, not the output
     with storage_errors(path):
-        save_shard(encode_shard(pieces, options), path)
+        save_shard(shard, path)
     return sum(piece.bytes for piece in pieces)

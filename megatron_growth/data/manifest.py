@@ -7,7 +7,7 @@ tokenizer was trained, and this manifest, which names the SHA-256 of every input
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ class TokenizerRecord:
 
 
 @dataclass(frozen=True)
+class SkippedRecord:
+    """Files that are not read for one reason: how many, and the names of the first."""
+
+    count: int
+    names: list[str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A prepared dataset.
 
@@ -58,6 +66,7 @@ class Manifest:
         empty_documents: documents left out because they hold no text.
         text_bytes: UTF-8 bytes of the documents kept.
         versions: of the packages that decided the content.
+        skipped: what the corpus holds and is not read, by reason.
     """
 
     format: int
@@ -68,6 +77,7 @@ class Manifest:
     empty_documents: int
     text_bytes: int
     versions: dict[str, str]
+    skipped: dict[str, SkippedRecord] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain dictionaries."""
@@ -91,7 +101,7 @@ def load_manifest(folder: Path) -> Manifest:
         if document["format"] != FORMAT:
             raise DataError(f"The manifest has format {document['format']}, not {FORMAT}.", where=str(path), fix=fix)
         return _from_json(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "The manifest is damaged.", where=str(path), fix="Delete the folder and prepare again."
         ) from error
@@ -104,7 +114,9 @@ def _from_json(document: dict[str, Any]) -> Manifest:
         )
         for name, split in document["splits"].items()
     }
-    return Manifest(**(document | {"splits": splits, "tokenizer": TokenizerRecord(**document["tokenizer"])}))
+    skipped = {reason: SkippedRecord(**record) for reason, record in document.get("skipped", {}).items()}
+    tokenizer = TokenizerRecord(**document["tokenizer"])
+    return Manifest(**(document | {"splits": splits, "tokenizer": tokenizer, "skipped": skipped}))
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

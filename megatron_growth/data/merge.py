@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from megatron_growth.records.storage import fsync_path, sha256_of
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge_shards` wrote: a record per split, and the totals of `encode.Shard`."""
+    """What `merge_shards` wrote: a record per split, documents without text, and UTF-8 bytes of the others."""
 
     splits: dict[str, SplitRecord]
     empty: int
@@ -25,11 +25,19 @@ class Merged:
 
 
 def merge_shards(
-    shards: Sequence[Path], folder: Path, splits: Sequence[str], dtype: str, progress: Callable[[int, int], None]
+    shards: Sequence[Path],
+    folder: Path,
+    splits: Sequence[str],
+    dtype: str,
+    progress: Callable[[int, int], None],
+    max_tokens: int = 0,
 ) -> Merged:
     """Write `folder/SPLIT.bin` and `.idx` for each split; every document is one sequence that ends in eod.
 
-    Calls `progress` with (bytes of shards that are merged, bytes of all).
+    Args:
+        shards: in order.
+        progress: called with (bytes of shards that are merged, bytes of all).
+        max_tokens: training documents after the one that reaches this many tokens are left out; 0 for none.
     """
     new = _builder_class()
     builders = {name: new(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
@@ -38,12 +46,14 @@ def merge_shards(
     total = sum(path.stat().st_size for path in shards)
     for path in shards:
         shard = load_shard(path)
+        if max_tokens:
+            shard = _first(shard, max_tokens - tokens["train"])
         for name in splits:
             _append(builders[name], shard, name)
             documents[name] += len(shard.lengths[name])
             tokens[name] += len(shard.tokens[name])
         empty += shard.empty
-        text_bytes += shard.text_bytes
+        text_bytes += sum(int(sizes.sum()) for sizes in shard.sizes.values())
         done += path.stat().st_size
         progress(done, total)
     records = {}
@@ -52,6 +62,19 @@ def merge_shards(
         files = {file: _record(folder / file) for file in (f"{name}.bin", f"{name}.idx")}
         records[name] = SplitRecord(documents[name], tokens[name], files)
     return Merged(records, empty, text_bytes)
+
+
+def _first(shard: Shard, room: int) -> Shard:
+    """A shard with its first training documents only: as many as it takes to reach `room` tokens."""
+    ends = np.cumsum(shard.lengths["train"])
+    count = min(int(np.searchsorted(ends, room)) + 1, len(ends)) if room > 0 else 0
+    tokens = shard.tokens["train"][: ends[count - 1] if count else 0]
+    return replace(
+        shard,
+        tokens=shard.tokens | {"train": tokens},
+        lengths=shard.lengths | {"train": shard.lengths["train"][:count]},
+        sizes=shard.sizes | {"train": shard.sizes["train"][:count]},
+    )
 
 
 def _builder_class() -> type:

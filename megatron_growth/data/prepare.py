@@ -1,12 +1,10 @@
 """Text to Megatron's indexed dataset: several workers, the same bytes whatever their number, and an atomic finish.
 
-The work happens in `.NAME.partial` beside the output folder NAME:
+The work happens in `.NAME.partial` beside the output folder NAME, which carries our marker (`records/owned.py`):
 
 1. `request.json` holds the identity of what is being prepared; leftovers of another request are discarded.
-2. A sentencepiece tokenizer is trained, if asked for, into `tokenizer/`.
-3. Workers write `shards/NNNNNN.npz`, each renamed into place when complete; finished shards are kept on a restart.
-4. `result/` is merged from the shards in order through Megatron's `IndexedDatasetBuilder`, hashed, and made durable.
-5. One rename turns `result` into the output folder.
+2. `build.py` writes the dataset into `result/`.
+3. One rename turns `result` into the output folder.
 
 A SIGKILL at any moment leaves no output folder or a complete one, and the same command goes on where it was.
 """
@@ -18,33 +16,24 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from megatron_growth import __version__
-from megatron_growth.data import huggingface_datasets
-from megatron_growth.data.encode import SPLITS, EncodeOptions, clean_documents
-from megatron_growth.data.manifest import FILE_NAME, FORMAT, Manifest, TokenizerRecord, check_files, load_manifest
-from megatron_growth.data.merge import merge_shards
+from megatron_growth.data.build import FOLDERS, build
+from megatron_growth.data.manifest import FILE_NAME, Manifest, check_files, load_manifest
 from megatron_growth.data.request import PrepareRequest, differences
-from megatron_growth.data.sources import Piece, Source, discover, hash_sources, shards
-from megatron_growth.data.split import ValidationSplit
-from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
-from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
-from megatron_growth.data.workers import encode_all
+from megatron_growth.data.sources import discover, hash_sources
+from megatron_growth.data.tokenizers import load_tokenizer, resolved
 from megatron_growth.errors import DataError
-from megatron_growth.progress import Progress
+from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
 
+PURPOSE = "a dataset that is being prepared"
 _REQUEST = "request.json"
-_MODEL = Path("tokenizer", "sentencepiece.model")
-# Megatron's own bound (indexed_dataset.DType.optimal_dtype), a little below what uint16 could hold.
-_UINT16_VOCABULARY = 65_500
-_PACKAGES = ("megatron-core", "numpy", "tiktoken", "sentencepiece", "transformers")
 
 
 def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Manifest, bool]:
@@ -58,7 +47,10 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
     """
     output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
-    sources = hash_sources(discover(request.corpus), workers)
+    request = replace(request, tokenizer=resolved(request.tokenizer))
+    corpus = discover(request.corpus)
+    _say_what_is_skipped(corpus.skipped)
+    sources = hash_sources(corpus.sources, workers)
     fingerprint = "" if request.tokenizer.train_vocab_size else load_tokenizer(request.tokenizer).fingerprint
     identity = request.identity(sources, fingerprint)
     with storage_errors(output), _lock(partial):
@@ -66,32 +58,62 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
         written = manifest is None
         if manifest is None:
             _start_or_resume(partial, identity)
-            manifest = _build(request, sources, identity, partial, workers)
+            manifest = build(request, replace(corpus, sources=sources), identity, partial, workers)
             os.rename(partial / "result", output)
             fsync_path(output.parent)
-        shutil.rmtree(partial)
+        owned.remove(partial, PURPOSE)
     return manifest, written
+
+
+def _say_what_is_skipped(skipped: dict[str, list[str]]) -> None:
+    """On stderr, before the long work: what is not read may be what was wanted."""
+    if not skipped:
+        return
+    count = sum(map(len, skipped.values()))
+    print(f"not read: {'a file' if count == 1 else f'{count} files'} of the corpus", file=sys.stderr)
+    for reason, names in sorted(skipped.items()):
+        more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+        print(f"  {len(names)} {reason}: {', '.join(names[:5])}{more}", file=sys.stderr)
 
 
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
-    """Hold the folder of unfinished work; raises DataError when another process does."""
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
+    """Hold the folder of unfinished work; raises DataError when another process does, RunError when it is not ours."""
+    while True:
+        owned.claim(partial, PURPOSE)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            if not _locked(descriptor):
+                raise DataError(
+                    "Another process is preparing this dataset.",
+                    where=str(partial),
+                    fix="Wait until it has ended, or give another --output.",
+                )
+            if not _is_still(descriptor, partial):
+                continue  # the process that held it has just finished and removed it
+            yield
+            return
+        finally:
+            # Nothing begun, nothing left behind.
+            if _is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
+                owned.remove(partial, PURPOSE)
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(
-            "Another process is preparing this dataset.",
-            where=str(partial),
-            fix="Wait until it has ended, or give another --output.",
-        ) from error
-    finally:
-        os.close(descriptor)
-        # Nothing begun, nothing left behind.
-        if partial.is_dir() and not any(partial.iterdir()):
-            partial.rmdir()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """The folder that was opened is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:
@@ -112,112 +134,19 @@ def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:
 
 
 def _start_or_resume(partial: Path, identity: dict[str, Any]) -> None:
-    """Keep the unfinished work in `partial` if it is for this identity, else begin anew."""
+    """Keep the unfinished work in `partial` if it is for this identity and from this release, else begin anew."""
     request = partial / _REQUEST
-    if not request.is_file() or json.loads(request.read_text("utf-8")) != identity:
-        for path in partial.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_json(request, identity)
+    wanted = {"identity": identity, "release": __version__}
+    if _read_json(request) != wanted:
+        owned.empty(partial, PURPOSE)
+        write_json(request, wanted)
     shutil.rmtree(partial / "result", ignore_errors=True)
-    for folder in ("shards", "result", _MODEL.parent):
+    for folder in FOLDERS:
         (partial / folder).mkdir(exist_ok=True)
 
 
-def _build(
-    request: PrepareRequest, sources: Sequence[Source], identity: dict[str, Any], partial: Path, workers: int
-) -> Manifest:
-    """Everything between the request and the finished `result` folder."""
-    local = [
-        huggingface_datasets.export(source, partial / "downloads") if source.format == "huggingface" else source
-        for source in sources
-    ]
-    groups = shards(local)
-    spec = _trained(request, groups, partial)
-    tokenizer = load_tokenizer(spec)
-    dtype = _dtype(request.dtype, tokenizer)
-    options = EncodeOptions(
-        tokenizer=spec,
-        fingerprint=tokenizer.fingerprint,
-        dtype=dtype,
-        text_field=request.text_field,
-        document_per=request.document_per,
-        valid_fraction=request.valid_fraction,
-        seed=request.seed,
-    )
-    paths = _encode(groups, options, partial / "shards", workers)
-    result = partial / "result"
-    splits = SPLITS if request.valid_fraction else SPLITS[:1]
-    with Progress() as progress:
-        merged = merge_shards(paths, result, splits, dtype, lambda done, all_: progress("merge", done, all_))
-    if not any(split.documents for split in merged.splits.values()):
-        raise DataError("The corpus holds no text.", where=", ".join(request.corpus), fix="Give files that hold text.")
-    for name, split in merged.splits.items():
-        if not split.documents:
-            raise _empty_split(name, request, sum(split.documents for split in merged.splits.values()))
-    model = str(_MODEL) if request.tokenizer.train_vocab_size else ""
-    if model:
-        (result / _MODEL.parent).mkdir()
-        shutil.copyfile(partial / _MODEL, result / _MODEL)
-        fsync_path(result / _MODEL)
-    record = TokenizerRecord(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod, model)
-    manifest = Manifest(FORMAT, identity, record, dtype, merged.splits, merged.empty, merged.text_bytes, _versions())
-    write_json(result / FILE_NAME, manifest.to_json())
-    return manifest
-
-
-def _trained(request: PrepareRequest, groups: Sequence[Sequence[Piece]], partial: Path) -> TokenizerSpec:
-    """The tokenizer to use: the one asked for, or the one trained here on the documents for training."""
-    if not request.tokenizer.train_vocab_size:
-        return request.tokenizer
-    model = partial / _MODEL
-    if not model.is_file():
-        split = ValidationSplit(request.valid_fraction, request.seed)
-        pieces = [piece for group in groups for piece in group]
-        texts = (
-            text
-            for text, data in clean_documents(pieces, request.text_field, request.document_per)
-            if not split.is_validation(data)
-        )
-        train_sentencepiece(texts, request.tokenizer.train_vocab_size, model)
-    return replace(request.tokenizer, path=str(model), train_vocab_size=0)
-
-
-def _encode(groups: Sequence[Sequence[Piece]], options: EncodeOptions, folder: Path, workers: int) -> list[Path]:
-    """Encode the shards that are not finished yet; returns the paths of all, in order."""
-    paths = [folder / f"{index:06d}.npz" for index in range(len(groups))]
-    tasks = [(pieces, path) for pieces, path in zip(groups, paths, strict=True) if not path.is_file()]
-    total = sum(piece.bytes for pieces in groups for piece in pieces)
-    done = total - sum(piece.bytes for pieces, _ in tasks for piece in pieces)
-    with Progress() as progress:
-        progress("tokenize", done, total)
-        for count in encode_all(tasks, options, workers):
-            done += count
-            progress("tokenize", done, total)
-    return paths
-
-
-def _dtype(asked: str, tokenizer: Tokenizer) -> str:
-    fits = tokenizer.vocab_size < _UINT16_VOCABULARY
-    if asked == "uint16" and not fits:
-        raise DataError(
-            f"A vocabulary of {tokenizer.vocab_size} ids does not fit uint16, which Megatron uses below "
-            f"{_UINT16_VOCABULARY}.",
-            where="--dtype uint16",
-            fix="Use --dtype auto or int32, or a smaller vocabulary.",
-        )
-    return ("uint16" if fits else "int32") if asked == "auto" else asked
-
-
-def _empty_split(name: str, request: PrepareRequest, documents: int) -> DataError:
-    return DataError(
-        f"None of the {documents} documents fell into the {name} split at a validation fraction of "
-        f"{request.valid_fraction}.",
-        where=", ".join(request.corpus),
-        fix="Change --valid-fraction (0 for no validation set) or --seed, or cut text files into more documents with "
-        "--document-per paragraph.",
-    )
-
-
-def _versions() -> dict[str, str]:
-    python = ".".join(str(part) for part in sys.version_info[:3])
-    return {"megatron_growth": __version__, "python": python} | {name: version(name) for name in _PACKAGES}
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,45 +1,86 @@
 """Documents out of pieces: text, JSONL (plain, gzip, zstd), Parquet and the built-in topics.
 
-Every reader yields the text of one document after the other, and names file and line (or row) of what it cannot read.
+Every reader yields the text of one document after the other with its place in the file, a number that `place_name`
+turns into words when an error needs them.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.data import corpora
-from megatron_growth.data.sources import Piece
-from megatron_growth.errors import DataError, UnsupportedError, nearest
+from megatron_growth.data.compressed import errors_of, open_compressed
+from megatron_growth.data.parquet import rows
+from megatron_growth.data.pieces import COMPRESSED, Piece, reading
+from megatron_growth.errors import DataError, nearest
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
+# Not str.splitlines, which also cuts at U+2028, form feeds and their like: these are characters of a text.
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+Document = tuple[str, int]
 
 
-def documents(piece: Piece, text_field: str, document_per: str) -> Iterator[str]:
-    """The documents of `piece`.
+def documents(piece: Piece, text_field: str, document_per: str) -> Iterator[Document]:
+    """(text, place) of the documents of `piece`.
 
     Args:
         piece: what to read.
         text_field: key (JSONL) or column (Parquet) that holds the text.
         document_per: `file`, `paragraph` (separated by blank lines) or `line`: what one document of a text file is.
 
-    Raises DataError for what is not readable as that format.
+    Raises DataError for what is not readable as that format, or no longer what it was when the work began.
     """
-    if piece.source.format == "text":
-        return _text(piece, document_per)
-    if piece.source.format == "jsonl":
-        return _jsonl(piece, text_field)
-    if piece.source.format == "parquet":
-        return _parquet(piece, text_field)
-    return (text for _, text in corpora.stdlib_topics()[piece.begin : piece.end])
+    source = piece.source
+    if source.format == "topics":
+        for place, (_, text) in enumerate(corpora.stdlib_topics()[piece.begin : piece.end]):
+            yield text, place
+        return
+    with reading(source.path):
+        _check_size(piece)
+        if source.format == "text":
+            yield from _text(piece, document_per)
+        elif source.format == "jsonl":
+            yield from _jsonl(piece, text_field)
+        else:
+            yield from rows(source.path, text_field, piece.begin, piece.end)
+        _check_size(piece)
 
 
-def _text(piece: Piece, document_per: str) -> Iterator[str]:
+def place_name(piece: Piece, place: int) -> str:
+    """The place of a document for people: `FILE:LINE`, `FILE, row N`, or the file alone."""
+    source = piece.source
+    if source.format == "parquet":
+        return f"{source.path}, row {place}"
+    if source.format == "jsonl":
+        return f"{source.path}:{place if _compressed(piece) else _line_at(source.path, place)}"
+    if source.format == "topics":
+        return f"{source.name}, topic {place}"
+    return f"{source.path}:{place}" if place else source.path
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as every editor counts them."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def _check_size(piece: Piece) -> None:
+    size = os.stat(piece.source.path).st_size
+    if size != piece.source.bytes:
+        raise DataError(
+            f"This file had {piece.source.bytes} bytes when the work began and has {size} now.",
+            where=piece.source.path,
+            fix="Wait until whatever writes it has ended, then give the same command again.",
+        )
+
+
+def _text(piece: Piece, document_per: str) -> Iterator[Document]:
     data = Path(piece.source.path).read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -48,23 +89,24 @@ def _text(piece: Piece, document_per: str) -> Iterator[str]:
     if "\0" in text:
         raise _binary(piece, f"a zero byte at {data.index(0)}")
     if document_per == "file":
-        yield text
+        yield text, 0
     elif document_per == "line":
-        yield from text.splitlines()
+        yield from ((line, number) for number, line in enumerate(lines_of(text), start=1))
     else:
         yield from _paragraphs(text)
 
 
-def _paragraphs(text: str) -> Iterator[str]:
+def _paragraphs(text: str) -> Iterator[Document]:
     lines: list[str] = []
-    for line in text.splitlines():
+    number = 0
+    for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
             lines.append(line)
         elif lines:
-            yield "\n".join(lines)
+            yield "\n".join(lines), number - len(lines)
             lines = []
     if lines:
-        yield "\n".join(lines)
+        yield "\n".join(lines), number - len(lines) + 1
 
 
 def _binary(piece: Piece, evidence: str) -> DataError:
@@ -75,87 +117,69 @@ def _binary(piece: Piece, evidence: str) -> DataError:
     )
 
 
-def _jsonl(piece: Piece, field: str) -> Iterator[str]:
-    compressed = piece.source.path.lower().endswith((".gz", ".zst"))
-    lines = _compressed_lines(piece) if compressed else _range_lines(piece)
-    for offset, number, line in lines:
+def _jsonl(piece: Piece, field: str) -> Iterator[Document]:
+    lines = _compressed_lines(piece) if _compressed(piece) else _range_lines(piece)
+    for place, line in lines:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-            raise DataError(
-                f"This line is not JSON: {reason}.",
-                where=_line_name(piece, offset, number),
-                fix="A JSONL file holds one JSON object per line; repair or remove the line.",
-            ) from error
-        try:
-            text = _field(record, field)
+            yield _field(_parsed(line), field), place
         except DataError as error:
-            error.where = _line_name(piece, offset, number)
+            error.where = place_name(piece, place)
             raise
-        yield text
 
 
-def _range_lines(piece: Piece) -> Iterator[tuple[int, int, bytes]]:
-    """(byte offset, 0, line) of the lines that begin in [begin, end)."""
+def _compressed(piece: Piece) -> bool:
+    return piece.source.path.lower().endswith(COMPRESSED)
+
+
+def _range_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) of the lines that begin in [begin, end)."""
     with open(piece.source.path, "rb") as stream:
         if piece.begin:
             stream.seek(piece.begin - 1)
             stream.readline()
         while (offset := stream.tell()) < piece.end and (line := stream.readline()):
-            yield offset, 0, line
+            yield offset, line
 
 
-def _compressed_lines(piece: Piece) -> Iterator[tuple[int, int, bytes]]:
-    """(0, line number, line) of a compressed file."""
+def _compressed_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of a compressed file."""
+    path = piece.source.path
     try:
-        with _decompressed(piece.source.path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield 0, number, line
-    except (EOFError, gzip.BadGzipFile, zlib.error, _zstd_error()) as error:
+        with open_compressed(path) as stream:
+            yield from enumerate(stream, start=1)
+    except errors_of(path) as error:
         raise DataError(
-            f"The compressed file is damaged or cut short: {error}.",
-            where=piece.source.path,
-            fix="Fetch or write the file again.",
+            f"The compressed file is damaged or cut short: {error}.", where=path, fix="Fetch or write the file again."
         ) from error
 
 
-def _decompressed(path: str) -> io.BufferedIOBase:
-    if path.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    reader = _zstandard(path).ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)  # noqa: SIM115
-    return io.BufferedReader(reader, buffer_size=1 << 20)
+def _line_at(path: str, offset: int) -> int:
+    """The number of the line at a byte; counted only when an error needs it."""
+    number = 1
+    with open(path, "rb") as stream:
+        while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
 
 
-def _zstandard(path: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
-        import zstandard
-    except ImportError as error:
-        raise UnsupportedError(
-            "Reading .zst files needs the package zstandard.", where=path, fix="pip install megatron_growth[data]"
-        ) from error
-    return zstandard
-
-
-def _zstd_error() -> type[Exception]:
-    try:
-        import zstandard
-    except ImportError:
-        return EOFError
-    return zstandard.ZstdError
-
-
-def _line_name(piece: Piece, offset: int, number: int) -> str:
-    """`file:line`; the lines before `offset` are counted only when an error needs them."""
-    if not number:
-        number = 1
-        with open(piece.source.path, "rb") as stream:
-            while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
-                number += block.count(b"\n")
-                offset -= len(block)
-    return f"{piece.source.path}:{number}"
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8"
+    except json.JSONDecodeError as error:
+        reason = error.msg
+    except ValueError as error:  # a number of more than 4300 digits
+        reason = str(error)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise DataError(
+        f"This line is not JSON: {reason}.",
+        fix="A JSONL file holds one JSON object per line; repair or remove the line.",
+    )
 
 
 def _field(record: Any, field: str) -> str:
@@ -179,38 +203,3 @@ def missing_field(field: str, known: Iterable[str], where: str = "") -> DataErro
         where=where,
         fix="Name the field that holds the text with --text-field.",
     )
-
-
-def open_parquet(path: str) -> Any:
-    """The `pyarrow.parquet.ParquetFile` at `path`; raises DataError if it is none, UnsupportedError without pyarrow."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UnsupportedError(
-            "Reading Parquet needs the package pyarrow.", where=path, fix="pip install megatron_growth[data]"
-        ) from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(
-            "This is not a readable Parquet file.", where=path, fix="Fetch or write the file again."
-        ) from error
-
-
-def _parquet(piece: Piece, field: str) -> Iterator[str]:
-    file = open_parquet(piece.source.path)
-    names = file.schema_arrow.names
-    if field not in names:
-        raise missing_field(field, names, where=piece.source.path)
-    for group in range(piece.begin, piece.end):
-        column = file.read_row_group(group, columns=[field]).column(field)
-        for row, value in enumerate(column):
-            text = value.as_py()
-            if not isinstance(text, str):
-                raise DataError(
-                    f"The column {field!r} holds {type(text).__name__}, not text.",
-                    where=f"{piece.source.path}, row {row} of row group {group}",
-                    fix="Name the column that holds the text with --text-field.",
-                )
-            yield text

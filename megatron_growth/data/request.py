@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_growth.data.pieces import Source
 from megatron_growth.data.readers import DOCUMENT_UNITS
-from megatron_growth.data.sources import Source
 from megatron_growth.data.tokenizers import TokenizerSpec
 from megatron_growth.errors import DataError, nearest
 
@@ -19,13 +19,14 @@ class PrepareRequest:
     """A dataset to prepare.
 
     Attributes:
-        corpus: files, folders, names of built-in corpora, and `hf:NAME` of Hugging Face datasets.
+        corpus: files, folders, names of built-in corpora, and `hf:OWNER/NAME` of the Hugging Face hub.
         tokenizer: which tokenizer.
         text_field: key of JSONL objects, or Parquet column, that holds the text.
         document_per: `file`, `paragraph` or `line`: what one document of a plain text file is.
         valid_fraction: expected share of the documents set aside for validation, in [0, 1).
         seed: of the choice of validation documents.
         dtype: of the stored ids: `uint16`, `int32`, or `auto` for Megatron's choice by vocabulary size.
+        max_tokens: stop at the document with which this many training tokens are reached; 0 takes all of the corpus.
     """
 
     corpus: tuple[str, ...]
@@ -35,6 +36,7 @@ class PrepareRequest:
     valid_fraction: float = 0.01
     seed: int = 1234
     dtype: str = "auto"
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Raise DataError for a value outside its range."""
@@ -43,6 +45,10 @@ class PrepareRequest:
                 f"The validation fraction {self.valid_fraction} is outside [0, 1).",
                 where="--valid-fraction",
                 fix="Give for example 0.01.",
+            )
+        if self.max_tokens < 0:
+            raise DataError(
+                f"A dataset cannot hold {self.max_tokens} tokens.", where="--max-tokens", fix="Give 1 or more."
             )
         for value, known, option in (
             (self.document_per, DOCUMENT_UNITS, "--document-per"),
@@ -70,6 +76,7 @@ class PrepareRequest:
             "valid_fraction": self.valid_fraction,
             "seed": self.seed,
             "dtype": self.dtype,
+            **({"max_tokens": self.max_tokens} if self.max_tokens else {}),
         }
 
 

@@ -2,103 +2,83 @@
 
 The pieces depend on the inputs only, never on the number of workers, so the dataset does not either.  A plain JSONL
 file is cut at any byte (a line belongs to the piece that holds its first byte), a Parquet file at its row groups; a
-compressed or text file is one piece.
+compressed or text file is one piece.  What a folder holds and is not read is counted and named.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_growth.data import corpora
+from megatron_growth.data import corpora, hub
+from megatron_growth.data.hub_address import PREFIX
+from megatron_growth.data.parquet import row_groups
+from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, Piece, Source, format_of, reading
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import sha256_of
 
 MIB = 1 << 20
-_JSONL = (".jsonl", ".ndjson", ".json")
-_COMPRESSED = (".gz", ".zst")
-_TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".py")
+# Of one file of the hub, which is a whole batch: enough shards for many workers, and not a million of them.
+HUB_SHARD = 64 * MIB
 
 
 @dataclass(frozen=True)
-class Source:
-    """One input file, or one built-in collection.
+class Corpus:
+    """What the inputs hold.
 
     Attributes:
-        name: path relative to the input it was found in; part of the dataset's identity.
-        path: where it lies on this machine.
-        format: `text`, `jsonl`, `parquet` or `topics`.
-        bytes: its size on disk.
-        sha256: of its content, once hashed.
+        sources: what is read, in order.
+        skipped: what is not read, by reason: names.
     """
 
-    name: str
-    path: str
-    format: str
-    bytes: int
-    sha256: str = ""
+    sources: list[Source]
+    skipped: dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a source that one worker reads: bytes [begin, end) of JSONL, row groups of Parquet, or topics."""
-
-    source: Source
-    begin: int
-    end: int
-    bytes: int
-
-
-def discover(inputs: Sequence[str]) -> list[Source]:
-    """The sources of files, folders and built-in corpora, in the order given and by name inside each.
+def discover(inputs: Sequence[str]) -> Corpus:
+    """The sources of files, folders, built-in corpora and data sets of the hub, in the order given and by name inside
+    each, and what of them is not read.
 
     Raises DataError for a path that is not there or a folder without a file of a known kind.
     """
-    if len(inputs) == 1:
-        return _input(inputs[0])
-    # Two inputs may hold files of the same name.
-    return [
-        replace(source, name=f"{number}/{source.name}")
-        for number, given in enumerate(inputs)
-        for source in _input(given)
-    ]
+    sources: list[Source] = []
+    skipped: dict[str, list[str]] = {}
+    for number, given in enumerate(inputs):
+        found = _input(given)
+        # Two inputs may hold files of the same name.
+        several = len(inputs) > 1
+        sources += [replace(one, name=f"{number}/{one.name}") if several else one for one in found.sources]
+        for reason, names in found.skipped.items():
+            skipped.setdefault(reason, []).extend(names)
+    return Corpus(sources, skipped)
 
 
-def _input(given: str) -> list[Source]:
-    path = Path(given)
+def _input(given: str) -> Corpus:
     if given in corpora.CORPORA:
-        return _builtin(given)
-    if given.startswith("hf:"):
-        from megatron_growth.data import huggingface_datasets
-
-        return [huggingface_datasets.source(given)]
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file():
-        return [_file(path, path.name, format_of(path) or "text")]
+        return Corpus(_builtin(given), {})
+    if given.startswith(PREFIX):
+        found = hub.listing(given)
+        return Corpus(found.sources, found.skipped)
+    path = Path(given)
+    with reading(given):
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return Corpus([_file(path, path.name, format_of(path) or "text")], {})
+        if path.exists():
+            raise DataError(
+                "This is neither a file nor a folder.", where=given, fix="Give a file; write a stream to one first."
+            )
     raise corpora.unknown(given)
 
 
-def format_of(path: Path) -> str:
-    """`jsonl`, `parquet` or `text` by the file's name, or "" when the name tells nothing."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        return "jsonl" if len(suffixes) > 1 and suffixes[-2] in _JSONL else ""
-    last = suffixes[-1] if suffixes else ""
-    if last in _JSONL:
-        return "jsonl"
-    if last == ".parquet":
-        return "parquet"
-    return "text" if last in _TEXT else ""
-
-
 def _file(path: Path, name: str, kind: str) -> Source:
-    if kind == "text" and path.suffix.lower() in _COMPRESSED:
+    if kind == "text" and path.suffix.lower() in COMPRESSED:
         raise DataError(
             "A compressed file must be JSONL.",
             where=str(path),
@@ -107,23 +87,63 @@ def _file(path: Path, name: str, kind: str) -> Source:
     return Source(name, str(path), kind, path.stat().st_size)
 
 
-def _folder(folder: Path) -> list[Source]:
-    files = [path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder))]
-    named = sorted((path.relative_to(folder).as_posix(), path) for path in files)
-    found = [_file(path, name, kind) for name, path in named if (kind := format_of(path))]
+def _folder(folder: Path) -> Corpus:
+    found: list[Source] = []
+    skipped: dict[str, list[str]] = {}
+    for path in _walk(folder, skipped):
+        name = path.relative_to(folder)
+        if path.is_symlink() and not path.exists() and format_of(path):
+            raise DataError(
+                "This link leads nowhere.", where=str(path), fix="Repair the link, or remove it from the folder."
+            )
+        if not path.is_file():
+            skipped.setdefault("neither file nor folder", []).append(name.as_posix())
+        elif path.name.startswith("."):
+            skipped.setdefault("hidden", []).append(name.as_posix())
+        elif kind := format_of(path):
+            found.append(_file(path, name.as_posix(), kind))
+        else:
+            skipped.setdefault(_ending(path), []).append(name.as_posix())
     if not found:
-        endings = Counter(path.suffix or "(none)" for path in files)
-        seen = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5)) or "no files"
+        seen = ", ".join(f"{len(names)} {reason}" for reason, names in skipped.items()) or "no files"
         raise DataError(
             f"The folder holds no text, JSONL or Parquet file ({seen}).",
             where=str(folder),
-            fix=f"Known endings: {' '.join((*_TEXT, *_JSONL, '.parquet'))}, and .gz or .zst after a JSONL ending.",
+            fix=f"Known endings: {' '.join((*TEXT, *JSONL, '.parquet'))}, and .gz or .zst after a JSONL ending.",
         )
-    return found
+    return Corpus(found, skipped)
 
 
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _ending(path: Path) -> str:
+    """`.bz2`, `.txt.gz`, or what a file without an ending is called."""
+    last = path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffixes[-1:]
+    return "".join(last) or "(no ending)"
+
+
+def _walk(folder: Path, skipped: dict[str, list[str]]) -> Iterator[Path]:
+    """Every file below `folder`, by name; links to folders are followed, once.
+
+    Raises DataError for a folder that may not be read: what it holds would silently be missing.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    files: list[Path] = []
+    for at, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen:
+            folders.clear()
+            skipped.setdefault("a folder that was read before", []).append(Path(at).relative_to(folder).as_posix())
+            continue
+        seen.add(real)
+        hidden = [name for name in folders if name.startswith(".")]
+        for name in hidden:
+            skipped.setdefault("hidden", []).append((Path(at, name).relative_to(folder)).as_posix() + "/")
+        folders[:] = sorted(name for name in folders if name not in hidden)
+        files += [Path(at, name) for name in names]
+    return iter(sorted(files, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def _builtin(corpus: str) -> list[Source]:
@@ -135,8 +155,15 @@ def _builtin(corpus: str) -> list[Source]:
 def hash_sources(sources: Sequence[Source], threads: int) -> list[Source]:
     """The same sources with their SHA-256; files are read by several threads."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        digests = pool.map(lambda source: source.sha256 or sha256_of(Path(source.path)), sources)
+        digests = pool.map(_digest, sources)
         return [replace(source, sha256=digest) for source, digest in zip(sources, digests, strict=True)]
+
+
+def _digest(source: Source) -> str:
+    if source.sha256:
+        return source.sha256
+    with reading(source.path):
+        return sha256_of(Path(source.path))
 
 
 def shard_bytes(total: int) -> int:
@@ -144,9 +171,9 @@ def shard_bytes(total: int) -> int:
     return min(max(total // 256, MIB), 256 * MIB)
 
 
-def shards(sources: Sequence[Source]) -> list[tuple[Piece, ...]]:
-    """All pieces in order, grouped into shards of about `shard_bytes` each."""
-    limit = shard_bytes(sum(source.bytes for source in sources))
+def shards(sources: Sequence[Source], limit: int = 0) -> list[tuple[Piece, ...]]:
+    """All pieces in order, grouped into shards of about `limit` bytes each, or of `shard_bytes`."""
+    limit = limit or shard_bytes(sum(source.bytes for source in sources))
     groups: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
     size = 0
@@ -161,20 +188,13 @@ def shards(sources: Sequence[Source]) -> list[tuple[Piece, ...]]:
 
 def _pieces(source: Source, limit: int) -> Iterator[Piece]:
     if source.format == "parquet":
-        yield from _row_groups(source)
+        for index, size in enumerate(row_groups(source.path)):
+            yield Piece(source, index, index + 1, size)
     elif source.format == "topics":
         yield Piece(source, 0, len(corpora.stdlib_topics()), source.bytes)
-    elif source.format == "jsonl" and not source.path.lower().endswith(_COMPRESSED):
+    elif source.format == "jsonl" and not source.path.lower().endswith(COMPRESSED):
         for begin in range(0, source.bytes, limit):
             end = min(begin + limit, source.bytes)
             yield Piece(source, begin, end, end - begin)
     else:
         yield Piece(source, 0, source.bytes, source.bytes)
-
-
-def _row_groups(source: Source) -> Iterable[Piece]:
-    from megatron_growth.data.readers import open_parquet
-
-    metadata = open_parquet(source.path).metadata
-    for index in range(metadata.num_row_groups):
-        yield Piece(source, index, index + 1, metadata.row_group(index).total_byte_size)

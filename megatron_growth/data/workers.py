@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from megatron_growth.data.encode import EncodeOptions, encode_to_file
-from megatron_growth.data.sources import Piece
+from megatron_growth.data.pieces import Piece
 from megatron_growth.errors import GrowthError
 
 Task = tuple[Sequence[Piece], Path]

@@ -1,22 +1,26 @@
 """Tokenizers behind one small protocol, one file per kind.
 
-A kind is named on the command line as `gpt2`, `sentencepiece:VOCABULARY` (trained on the corpus), the path of a
-sentencepiece `.model`, or a folder with a Hugging Face tokenizer.  `TokenizerSpec` is what travels to worker
-processes; each of them opens its own `Tokenizer`.
+A kind is named on the command line as `gpt2`, `llama3`, `sentencepiece:VOCABULARY` (trained on the corpus), the path of
+a sentencepiece `.model`, a folder with a Hugging Face tokenizer, or `hf:OWNER/NAME` for one of the hub.
+`TokenizerSpec` is what travels to worker processes; each of them opens its own `Tokenizer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from megatron_growth.data.hub_address import PREFIX, parse
+from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError, nearest
 
-KINDS = ("gpt2", "sentencepiece:VOCABULARY", "FILE.model", "FOLDER")
+KINDS = ("gpt2", "llama3", "sentencepiece:VOCABULARY", "FILE.model", "FOLDER", "hf:OWNER/NAME")
+# Names for tokenizers of the hub.  Llama 3's is gated: a token with access is needed, or a folder that holds it.
+ON_THE_HUB = {"llama3": "hf:meta-llama/Llama-3.1-8B"}
 
 
 class Tokenizer(Protocol):
@@ -25,7 +29,7 @@ class Tokenizer(Protocol):
     Attributes:
         name: the kind and what distinguishes it, for people.
         fingerprint: SHA-256 of what decides the ids; equal fingerprints give equal ids.
-        vocab_size: number of ids, the end-of-document id included; ids are 0 … vocab_size - 1.
+        vocab_size: the largest id + 1, the end-of-document id included; an id below it may be unused.
         eod: id put after every document.
     """
 
@@ -45,8 +49,8 @@ class TokenizerSpec:
 
     Attributes:
         kind: `gpt2`, `sentencepiece` or `huggingface`.
-        path: the `.model` file or tokenizer folder; for `gpt2` the folder with `vocab.bpe` and `encoder.json`, or
-            "" for tiktoken's own cache.
+        path: the `.model` file, the tokenizer folder or its name on the hub; for `gpt2` the folder with `vocab.bpe` and
+            `encoder.json`, or "" for tiktoken's own cache.
         train_vocab_size: vocabulary of a sentencepiece model still to be trained on the corpus, or 0.
     """
 
@@ -69,8 +73,11 @@ def parse_spec(text: str, files: str = "") -> TokenizerSpec:
             fix="Leave the option out; other tokenizers name their files in --tokenizer.",
         )
     kind, _, size = text.partition(":")
+    if kind == "hf" or text in ON_THE_HUB:
+        address = parse(ON_THE_HUB.get(text, text), "--tokenizer")
+        return TokenizerSpec("huggingface", address.text)
     if kind == "sentencepiece":
-        if not size.isdecimal() or int(size) < 1:
+        if not (size.isascii() and size.isdecimal()) or len(size) > 9 or int(size) < 1:
             raise DataError(
                 f"The vocabulary size of {text!r} is not a positive number.",
                 where="--tokenizer",
@@ -78,19 +85,34 @@ def parse_spec(text: str, files: str = "") -> TokenizerSpec:
             )
         return TokenizerSpec("sentencepiece", train_vocab_size=int(size))
     path = Path(text)
-    if path.is_dir():
-        return TokenizerSpec("huggingface", str(path))
-    if path.is_file():
-        return TokenizerSpec("sentencepiece", str(path))
+    with reading(text):
+        if path.is_dir():
+            return TokenizerSpec("huggingface", str(path))
+        if path.is_file():
+            return TokenizerSpec("sentencepiece", str(path))
     raise DataError(
         f"Unknown tokenizer {text!r}: not a kind, and no such file or folder; {nearest(text, KINDS)}.",
         where="--tokenizer",
-        fix="Give gpt2, sentencepiece:VOCABULARY, a sentencepiece .model file or a Hugging Face tokenizer folder.",
+        fix="Give gpt2, llama3, sentencepiece:VOCABULARY, a sentencepiece .model file, a folder with a Hugging Face "
+        "tokenizer, or hf:OWNER/NAME.",
     )
+
+
+def resolved(spec: TokenizerSpec) -> TokenizerSpec:
+    """The spec with a path on this machine; the files of one of the hub are fetched into the hub's cache.
+
+    Raises DataError when the hub cannot be reached, or has no such tokenizer or no access for us.
+    """
+    if not spec.path.startswith(PREFIX):
+        return spec
+    from megatron_growth.data.tokenizers.huggingface import fetched
+
+    return replace(spec, path=str(fetched(spec.path)))
 
 
 def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """Open the tokenizer of `spec`; raises DataError when its files are missing or damaged."""
+    spec = resolved(spec)
     if spec.kind == "gpt2":
         from megatron_growth.data.tokenizers.gpt2 import GPT2Tokenizer
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.errors import DataError
+from megatron_growth.data.hub_address import api, hub_errors, parse
+from megatron_growth.errors import DataError, first_line
 from megatron_growth.records.storage import sha256_of
 
 # What decides the ids; a model's weights may lie in the same folder and do not.
@@ -30,7 +31,7 @@ class HuggingFaceTokenizer:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # transformers raises many types for a folder it cannot read
             raise DataError(
-                f"This folder holds no Hugging Face tokenizer: {str(error).splitlines()[0]}",
+                f"This folder holds no Hugging Face tokenizer: {first_line(error)}",
                 where=str(folder),
                 fix="Give a folder with tokenizer.json or the files that AutoTokenizer.save_pretrained writes.",
             ) from error
@@ -41,7 +42,8 @@ class HuggingFaceTokenizer:
                 fix='Set "eos_token" in its tokenizer_config.json.',
             )
         self.eod = int(self._tokenizer.eos_token_id)
-        self.vocab_size = len(self._tokenizer)
+        # Not len(): a vocabulary may have holes, and the embedding needs a row for the largest id.
+        self.vocab_size = max(self.eod, *self._tokenizer.get_vocab().values()) + 1
         self.name = f"huggingface {folder.name}"
         self.fingerprint = fingerprint(folder)
 
@@ -56,6 +58,20 @@ class HuggingFaceTokenizer:
             verbose=False,
         )
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+
+def fetched(address: str) -> Path:
+    """The folder with the tokenizer files of `hf:OWNER/NAME`, from the hub or its cache; nothing else is fetched.
+
+    Raises DataError when the hub has no such tokenizer, or none for us.
+    """
+    where = f"--tokenizer {address}"
+    found = parse(address, where)
+    with hub_errors(f"The tokenizer {found.name!r}", where):
+        folder = api(where).snapshot_download(
+            found.name, revision=found.revision, allow_patterns=[*_PATTERNS, "config.json"]
+        )
+    return Path(folder)
 
 
 def fingerprint(folder: Path) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.errors import DataError
+from megatron_growth.data.readers import lines_of
+from megatron_growth.errors import DataError, first_line
 from megatron_growth.records.storage import atomic_path, sha256_of
 
 # Enough text for any vocabulary this project trains; the trainer holds its input in memory.
@@ -36,10 +37,10 @@ class SentencePieceTokenizer:
                 where=str(model),
                 fix="Give a .model file written by sentencepiece, or sentencepiece:VOCABULARY to train one.",
             ) from error
+        self.fingerprint = sha256_of(model)
         pieces, eos = self._processor.vocab_size(), self._processor.eos_id()
         self.eod = eos if eos >= 0 else pieces
         self.vocab_size = max(pieces, self.eod + 1)
-        self.fingerprint = sha256_of(model)
         self.name = f"sentencepiece {model.name}"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -88,7 +89,7 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
         )
     except RuntimeError as error:
         raise DataError(
-            f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {str(error).splitlines()[0]}",
+            f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {first_line(error)}",
             where=f"--tokenizer sentencepiece:{vocab_size}",
             fix="Ask for a smaller vocabulary or give more text.",
         ) from error
@@ -99,7 +100,7 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     budget = TRAINING_CHARACTERS
     for text in texts:
-        for line in text.splitlines():
+        for line in lines_of(text):
             if line.strip() and "\0" not in line:
                 yield line
         budget -= len(text)

@@ -1,9 +1,6 @@
 """Every mistake a user can make with `prepare`: exit code 2, one message with where and what to do, no traceback."""
 
 import gzip
-import json
-import sys
-import types
 
 import pytest
 
@@ -130,42 +127,6 @@ def test_no_validation_document(refused, tmp_path):
     (tmp_path / "a.txt").write_text("one document only")
     said = refused(tmp_path / "a.txt", options=("--valid-fraction", "0.001"))
     assert "None of the 1 documents fell into the valid split" in said
-
-
-def test_a_hugging_face_dataset_without_package_or_network(refused, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "needs the package datasets" in refused("hf:owner/name")
-
-    def load_dataset(name, split):
-        raise ConnectionError(f"could not reach the hub for {name}, {split}")
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert "could not reach the hub for owner/name, test" in refused("hf:owner/name:test")
-
-
-def test_a_hugging_face_dataset_is_exported_and_prepared(monkeypatch, tmp_path, gpt2_files, capsys):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-
-    class Dataset:
-        """The part of `datasets.Dataset` that prepare uses."""
-
-        _fingerprint, info = "abc", types.SimpleNamespace(size_in_bytes=None)
-
-        def to_parquet(self, path, batch_size):
-            parquet.write_table(pyarrow.table({"text": texts(30)}), path, row_group_size=batch_size)
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, split: Dataset()))
-    words = ["prepare", "--corpus", "hf:owner/name", "--tokenizer", "gpt2", "--tokenizer-files", gpt2_files, "--json"]
-    words += ["--output", str(tmp_path / "out"), "--valid-fraction", "0.3"]
-    assert main(words) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert summary["written"] is True
-    assert summary["inputs"] == 1
-    assert sum(split["documents"] for split in summary["splits"].values()) == 30
-    assert summary["megatron_flags"][:2] == ["--train-data-path", str(tmp_path / "out" / "train")]
-    assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["written"] is False
 
 
 def test_a_manifest_that_is_missing_damaged_or_of_another_format(tmp_path):

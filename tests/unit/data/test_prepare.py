@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tiktoken
 
-from megatron_growth.data import encode, merge
+from megatron_growth.data import build, encode, merge
 from megatron_growth.data import prepare as prepare_module
 from megatron_growth.data.manifest import load_manifest, megatron_data_flags, megatron_tokenizer_flags
 from megatron_growth.data.prepare import prepare
@@ -62,7 +62,7 @@ def check_content(gpt2_files, output, documents):
 
 
 def test_tokens_are_those_of_tiktoken_document_by_document(corpus, request_for, gpt2_files, tmp_path):
-    assert len(shards(discover([str(corpus)]))) > 3
+    assert len(shards(discover([str(corpus)]).sources)) > 3
     manifest, written = prepare(request_for(corpus), tmp_path / "out")
     assert written
     check_content(gpt2_files, tmp_path / "out", DOCUMENTS)
@@ -79,12 +79,12 @@ def test_tokens_are_those_of_tiktoken_document_by_document(corpus, request_for, 
 
 @pytest.mark.fault
 def test_shards_out_of_order_or_a_lost_separator_are_caught(corpus, request_for, gpt2_files, tmp_path, monkeypatch):
-    original = prepare_module.merge_shards
-    monkeypatch.setattr(prepare_module, "merge_shards", lambda paths, *rest: original(paths[::-1], *rest))
+    original = build.merge_shards
+    monkeypatch.setattr(build, "merge_shards", lambda paths, *rest: original(paths[::-1], *rest))
     prepare(request_for(corpus), tmp_path / "reversed")
     with pytest.raises(AssertionError):
         check_content(gpt2_files, tmp_path / "reversed", DOCUMENTS)
-    monkeypatch.setattr(prepare_module, "merge_shards", original)
+    monkeypatch.setattr(build, "merge_shards", original)
     monkeypatch.setattr(merge, "_documents", lambda tokens, lengths: iter(np.split(tokens, np.cumsum(lengths) - 1)))
     prepare(request_for(corpus), tmp_path / "shifted")
     with pytest.raises(AssertionError):
@@ -141,8 +141,8 @@ def test_jsonl_cut_at_any_byte_reads_every_line_once(tmp_path, cut):
     size = path.stat().st_size
     source = Source("a.jsonl", str(path), "jsonl", size)
     pieces = [Piece(source, begin, min(begin + cut, size), cut) for begin in range(0, size, cut)]
-    read_back = [text for text, _ in encode.clean_documents(pieces, "text", "file")]
-    assert read_back == [text for text, _ in encode.clean_documents([Piece(source, 0, size, size)], "text", "file")]
+    read_back = [text for text, *_ in encode.clean_documents(pieces, "text", "file")]
+    assert read_back == [text for text, *_ in encode.clean_documents([Piece(source, 0, size, size)], "text", "file")]
     assert len(read_back) == 31
 
 
@@ -260,7 +260,7 @@ def test_finished_shards_are_used_again(corpus, request_for, tmp_path, monkeypat
     monkeypatch.setattr(encode, "encode_shard", stops_after_two)
     with pytest.raises(KeyboardInterrupt):
         prepare(request_for(corpus), tmp_path / "out")
-    total = len(shards(discover([str(corpus)])))
+    total = len(shards(discover([str(corpus)]).sources))
     prepare(request_for(corpus), tmp_path / "out")
     assert len(calls) == total + 1, "only the interrupted shard is computed twice"
 
@@ -315,7 +315,7 @@ def test_two_commands_on_one_output(corpus, request_for, tmp_path):
 
 
 def test_the_stdlib_corpus_is_prepared_documents_not_tests(tmp_path):
-    sources = discover(["stdlib"])
+    sources = discover(["stdlib"]).sources
     names = [source.name for source in sources]
     assert names[0] == "stdlib/pydoc-topics"
     assert names[1:] == sorted(names[1:])

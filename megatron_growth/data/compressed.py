@@ -1,0 +1,110 @@
+"""Compressed files read strictly: every frame must have its end, and nothing but frames may follow.
+
+The readers of gzip and zstandard take the end of a file for the end of the data in some of these cases (a second
+zstandard frame that is cut short, an empty file), which would silently give a part of the documents.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from megatron_growth.errors import UnsupportedError
+
+# A few bytes of zstandard can stand for 128 KiB, so little is read at a time.
+_READ = {".gz": 1 << 16, ".zst": 1 << 14}
+_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
+
+
+class Cut(ValueError):
+    """The compressed data end before their last frame does, or something else follows it."""
+
+
+def open_compressed(path: str) -> io.BufferedReader:
+    """The content of a `.gz` or `.zst` file.
+
+    Reading raises Cut for a file without a proper end, and the codec's own error (see `errors_of`) for damage.
+    """
+    ending = ".gz" if path.lower().endswith(".gz") else ".zst"
+    new: Callable[[], Any]
+    if ending == ".gz":
+        new = lambda: zlib.decompressobj(wbits=31)  # noqa: E731
+    else:
+        new = _zstandard(path).ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj
+    frames = _Frames(open(path, "rb"), new, _READ[ending], padding=ending == ".gz")  # noqa: SIM115
+    return io.BufferedReader(frames, buffer_size=1 << 20)
+
+
+def errors_of(path: str) -> tuple[type[Exception], ...]:
+    """What reading a damaged file may raise."""
+    return (Cut, zlib.error) if path.lower().endswith(".gz") else (Cut, _zstandard(path).ZstdError)
+
+
+class _Frames(io.RawIOBase):
+    """The decompressed bytes of frames that follow one another.
+
+    Args:
+        stream: the compressed file; closed with this one.
+        new: makes a decompressor of one frame, with `decompress`, `eof` and `unused_data`.
+        read: bytes to read at a time.
+        padding: whether zeros may stand between and after frames, as tapes leave them behind gzip members.
+    """
+
+    def __init__(self, stream: BinaryIO, new: Callable[[], Any], read: int, padding: bool) -> None:
+        self._stream, self._new, self._read, self._padding = stream, new, read, padding
+        self._frame: Any = None
+        self._finished = 0
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; 0 at the proper end."""
+        while not self._output:
+            if not self._step():
+                return 0
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._stream.close()
+        super().close()
+
+    def _step(self) -> bool:
+        """Decompress what is at hand; False at the end of the file."""
+        self._input = self._input or self._stream.read(self._read)
+        if not self._input:
+            if self._frame is not None:
+                raise Cut(f"frame {self._finished + 1} has no end")
+            if not self._finished:
+                raise Cut("it holds nothing, not even the header of a frame")
+            return False
+        if self._frame is None:
+            if self._padding and self._finished:
+                self._input = self._input.lstrip(b"\0")
+                if not self._input:
+                    return True
+            self._frame = self._new()
+        self._output = memoryview(self._frame.decompress(self._input))
+        self._input = b""
+        if self._frame.eof:
+            self._input, self._frame, self._finished = self._frame.unused_data, None, self._finished + 1
+        return True
+
+
+def _zstandard(path: str) -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UnsupportedError(
+            "Reading .zst files needs the package zstandard.", where=path, fix="pip install megatron_growth[data]"
+        ) from error
+    return zstandard

@@ -1,0 +1,79 @@
+"""What a corpus consists of: sources, and pieces of them that workers read independently."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_growth.errors import DataError, StorageError
+
+JSONL = (".jsonl", ".ndjson", ".json")
+COMPRESSED = (".gz", ".zst")
+TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".py")
+
+# The file is not there, or not for us: the user's choice of input.  Anything else is the file system's failure.
+_INPUT = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file, or one built-in collection.
+
+    Attributes:
+        name: path relative to the input it was found in; part of the dataset's identity.
+        path: where it lies on this machine, or its address on the hub.
+        format: `text`, `jsonl`, `parquet`, `topics`, or `hub` (Parquet that is not fetched yet).
+        bytes: its size on disk.
+        sha256: of its content, once hashed; a small file of the hub may have its git object's name instead.
+    """
+
+    name: str
+    path: str
+    format: str
+    bytes: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that one worker reads: bytes [begin, end) of JSONL, row groups of Parquet, or topics."""
+
+    source: Source
+    begin: int
+    end: int
+    bytes: int
+
+
+def format_of(path: Path) -> str:
+    """`jsonl`, `parquet` or `text` by the file's name, or "" when the name tells nothing."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        return "jsonl" if len(suffixes) > 1 and suffixes[-2] in JSONL else ""
+    last = suffixes[-1] if suffixes else ""
+    if last in JSONL:
+        return "jsonl"
+    if last == ".parquet":
+        return "parquet"
+    return "text" if last in TEXT else ""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an `OSError` met while an input is read into an error that names this input, not the output.
+
+    Raises DataError for a file that is not there or not allowed, StorageError for a file system that fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno is None or error.errno in _INPUT:
+            fix = "Check the path and its permissions, or leave the file out."
+            raise DataError(f"This input cannot be read: {reason}.", where=str(path), fix=fix) from error
+        fix = "Check the disk or the mount, then give the same command again."
+        raise StorageError(
+            f"The file system failed while an input was read: {reason}.", where=str(path), fix=fix
+        ) from (error)
