@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="--command: GPUs of the stage (default: 8, or --cluster)")
     parser.add_argument("--host", action="store_true", help="--command: the words of a machine without a GPU")
+    parser.add_argument(
+        "--installation",
+        choices=("container", "gpu", "pip"),
+        help="--command: what the GPUs' machine has: NVIDIA's container (Transformer Engine and Apex; the default), "
+        "pip install '.[gpu]' (Transformer Engine), or plain pip (neither)",
+    )
     parser.add_argument("--run", metavar="DIR", type=Path, help="--command: the folders and data of this run directory")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
 
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _only_with_command(args: argparse.Namespace) -> None:
     from megatron_growth.errors import RecipeError
 
-    for flag in ("gpus", "host", "run"):
+    for flag in ("gpus", "host", "installation", "run"):
         if getattr(args, flag):
             raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
 
@@ -82,6 +88,8 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
 
     if args.gpus is not None and args.gpus < 1:
         raise RecipeError(f"--gpus {args.gpus}: a stage needs at least one GPU")
+    if args.host and args.installation:
+        raise RecipeError("--host is an installation of its own", fix="leave out --installation")
     profile = _profile(args) if args.cluster else None
     gpus = args.gpus or (profile.gpus if profile else 1 if args.host else DEFAULT_GPUS)
     words = stage_words(
@@ -89,7 +97,7 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
         plan_run(recipe, gpus),
         args.command,
         run=existing(args.run) if args.run else None,
-        machine="host" if args.host else "gpu",
+        installation="host" if args.host else args.installation or "container",
         profile=profile,
     )
     sys.stdout.write(json.dumps(words, indent=2) + "\n" if args.json else "\n".join(lines(words)) + "\n")

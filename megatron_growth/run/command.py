@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_growth.backend.installation import INSTALLATIONS
+from megatron_growth.backend.stand_ins import missing_words, stand_ins
 from megatron_growth.errors import RunError, nearest
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
-from megatron_growth.run import checkpoints, dataset, early_stop, flags
+from megatron_growth.run import checkpoints, dataset, early_stop, flags, machine_check
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags
@@ -25,7 +27,7 @@ def stage_words(
     name: str,
     *,
     run: RunDirectory | None = None,
-    machine: Machine = "gpu",
+    installation: str = "container",
     profile: ClusterProfile | None = None,
 ) -> list[str]:
     """The words of Megatron's command line for one stage or baseline.
@@ -35,13 +37,13 @@ def stage_words(
         plan: of the recipe, for the GPUs at hand.
         name: of the stage or baseline.
         run: a run directory with prepared data; None for placeholders.
-        machine: what the stage runs on; the host's words hold what stands in for a GPU there.
+        installation: of `backend.installation.INSTALLATIONS`; the words hold what stands in for what it lacks.
         profile: of the cluster, for its Megatron flags.
 
     Raises:
         RunError: there is no such stage, or the run has no data yet.
         RecipeError: Megatron refuses a flag of `megatron:`.
-        UnsupportedError: the stage cannot be trained by this release.
+        UnsupportedError: the stage cannot be trained by this release, or not by that installation.
     """
     known = [stage.name for stage in (*plan.stages, *plan.baselines)]
     if name not in known:
@@ -49,13 +51,12 @@ def stage_words(
     flags.check(recipe, profile)
     stage = plan.stage(name)
     launch = _placeholders(recipe, plan, stage) if run is None else _of_run(recipe, plan, stage, run)
+    machine: Machine = "gpu" if INSTALLATIONS[installation].gpu else "host"
     launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
     words = megatron_arguments(recipe, stage, launch)
-    if machine == "host":
-        from megatron_growth.backend import cpu
-
-        words += cpu.cpu_flags(words)
-    return words
+    here = INSTALLATIONS[installation]
+    machine_check.check(words, here)
+    return [*words, *missing_words(stand_ins(here, stage.layout.tp), words)]
 
 
 def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
