@@ -109,13 +109,11 @@ def megatron_replacements() -> list[Replacement]:
         from megatron_growth.backend import te_on_host
 
         engine = te_on_host.replacements()
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron_growth.backend import async_save
 
-    # The first save starts a manager process; a spawned one imports the main script again, which takes seconds.
-    queue = functools.partial(filesystem_async.get_write_results_queue, mp_mode="fork")
     return [
         *engine,
-        Replacement(filesystem_async, "get_write_results_queue", queue, "fork the writers' manager process"),
+        *async_save.replacements(),
         *(one for row in rows for one in row.replacements()),
     ]
 

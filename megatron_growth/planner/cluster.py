@@ -14,6 +14,7 @@ with P pipeline ranks, v virtual stages, M micro-batches, t TP, d DP.  (Narayana
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -213,7 +214,7 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     seconds = _step_seconds(inventory, setting, memory, profile)
     tokens = stage.global_batch_size * stage.sequence_length
     hours = seconds * stage.iterations / 3600
-    useful = flops.exact_flops_per_token(inventory, stage.sequence_length) * tokens
+    useful = _flops_per_token(inventory, stage.sequence_length) * tokens
     return Choice(
         layout=layout,
         micro_batch_size=micro,
@@ -232,13 +233,18 @@ def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
     """The stage's parameters, the vocabulary padded for a tensor-parallel size."""
     shape = stage.shape.with_(vocab=layouts.pad_vocabulary(stage.vocab, recipe.model.vocab_multiple, tp))
     adapters = stage.adapters or {"rank": 0, "layer_numbers": ()}
-    return take_inventory(shape, stage.freeze, adapters["rank"], adapters["layer_numbers"])
+    return _taken(shape, tuple(stage.freeze), adapters["rank"], tuple(adapters["layer_numbers"]))
+
+
+# A few tensor-parallel sizes stand for hundreds of layouts: what depends on them alone is worked out once.
+_taken = functools.lru_cache(maxsize=64)(take_inventory)
+_flops_per_token = functools.lru_cache(maxsize=256)(flops.exact_flops_per_token)
 
 
 def _step_seconds(inventory: Inventory, setting: Setting, memory: RankMemory, profile: ClusterProfile) -> float:
     """Seconds of one optimizer step."""
     tokens = setting.sequence_length * setting.micro_batch_size
-    per_token = flops.exact_flops_per_token(inventory, setting.sequence_length, recompute=setting.recompute == "full")
+    per_token = _flops_per_token(inventory, setting.sequence_length, recompute=setting.recompute == "full")
     work = per_token * tokens * setting.micro_batches * setting.dp
     compute = work / (profile.gpus * profile.gpu.peak_tflops * 1e12 * profile.gpu.mfu)
     compute *= _imbalance(setting) + (setting.pp - 1) / (setting.vpp * setting.micro_batches)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from megatron_growth.backend.installation import INSTALLATIONS
 from megatron_growth.backend.stand_ins import missing_words, stand_ins
+from megatron_growth.backend.start import refuse_impossible
 from megatron_growth.errors import RunError, nearest
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
-from megatron_growth.run import checkpoints, dataset, early_stop, flags, machine_check
+from megatron_growth.run import checkpoints, dataset, early_stop, flags
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags
@@ -43,7 +44,8 @@ def stage_words(
     Raises:
         RunError: there is no such stage, or the run has no data yet.
         RecipeError: Megatron refuses a flag of `megatron:`.
-        UnsupportedError: the stage cannot be trained by this release, or not by that installation.
+        UnsupportedError: the stage cannot be trained by this release.
+        UserError: it cannot be trained on that installation.
     """
     known = [stage.name for stage in (*plan.stages, *plan.baselines)]
     if name not in known:
@@ -55,7 +57,7 @@ def stage_words(
     launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
     words = megatron_arguments(recipe, stage, launch)
     here = INSTALLATIONS[installation]
-    machine_check.check(words, here)
+    refuse_impossible(here, words)
     return [*words, *missing_words(stand_ins(here, stage.layout.tp), words)]
 
 

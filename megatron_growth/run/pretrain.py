@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_growth.backend.installation import detect
 from megatron_growth.backend.processes import die_with_parent
 from megatron_growth.backend.start import prepare
-from megatron_growth.run import failures, machine_check
+from megatron_growth.run import failures
 
 
 def add_arguments(parser: ArgumentParser) -> ArgumentParser:
@@ -183,7 +182,6 @@ def main() -> int:
     """Entry point of one rank; returns its exit code."""
     die_with_parent()
     with failures.recorded():
-        machine_check.check(sys.argv[1:], detect())
         sys.argv[1:] = prepare(sys.argv[1:])
         run()
     return 0

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import io
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,7 +61,10 @@ def _parsed(words: list[str]) -> Any:
     from megatron.training import arguments
 
     parser = _parser()
-    with mock.patch.object(arguments, "add_megatron_arguments", lambda _: parser), mock.patch("sys.argv", ["", *words]):
+    with (
+        mock.patch.object(arguments, "add_megatron_arguments", return_value=parser),
+        mock.patch("sys.argv", ["", *words]),
+    ):
         return arguments.parse_args()
 
 
@@ -101,9 +103,3 @@ def _faked(here: Installation) -> Iterator[None]:
         for name in ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd"):
             stack.enter_context(mock.patch.object(rope_utils, name, kernel))
         yield
-
-
-if __name__ == "__main__":
-    import json
-
-    print(validated(json.load(sys.stdin), installation("container", "Hopper"), 32).args)
