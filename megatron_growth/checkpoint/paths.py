@@ -1,13 +1,42 @@
-"""Find the checkpoint that a user means."""
+"""Find the checkpoint that a user means, and stay inside it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from megatron_growth.errors import CheckpointError
+from megatron_growth.records.storage import storage_errors
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = ".metadata"
+_TRACKER_BYTES = 256  # the longest that Megatron could write is far shorter
+
+
+def read_tracker(folder: Path) -> str | None:
+    """What the tracker of a --save folder says, None when there is none; "" when it is cut off or no text.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    try:
+        with (folder / TRACKER).open("rb") as stream:
+            data = stream.read(_TRACKER_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        word = data.decode("ascii").strip()
+    except UnicodeDecodeError:
+        return ""
+    return word if word.isprintable() and "/" not in word else ""
+
+
+def inside(folder: Path, name: str) -> bool:
+    """Whether a file name of a checkpoint's metadata leads to a place inside the checkpoint, links followed."""
+    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
+        return False
+    root = os.path.realpath(folder)
+    return os.path.realpath(os.path.join(root, name)).startswith(root.rstrip("/") + "/")
 
 
 def resolve(path: Path) -> Path:
@@ -15,21 +44,32 @@ def resolve(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is no checkpoint in torch_dist format.
+        StorageError: the file system refused.
     """
+    with storage_errors(path):
+        return _resolve(path)
+
+
+def _resolve(path: Path) -> Path:
     if (path / METADATA).exists():
         return path
-    tracker = path / TRACKER
-    if not tracker.is_file():
+    word = read_tracker(path)
+    if word is None:
         raise CheckpointError(
-            "there is no Megatron checkpoint here" if path.is_dir() else "this folder does not exist",
+            "there is no Megatron checkpoint here" if path.exists() else "this folder does not exist",
             where=str(path),
             fix=f"name the folder given to --save (it holds {TRACKER}) or one of its iter_* folders",
         )
-    word = tracker.read_text().strip()
-    folder = path / (word if word == "release" else f"iter_{int(word):07d}" if word.isdecimal() else word)
-    if (folder / METADATA).exists():
+    folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
+    if word not in ("", ".", "..") and (folder / METADATA).exists():
         return folder
     present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
+    if not word:
+        raise CheckpointError(
+            f"{TRACKER} was cut off, or is no text: it does not name a checkpoint",
+            where=str(path / TRACKER),
+            fix=f"name one of the folders: {', '.join(present)}" if present else "restore it from another copy",
+        )
     raise CheckpointError(
         f"{TRACKER} names {word!r}, which is no complete torch_dist checkpoint",
         where=str(folder),

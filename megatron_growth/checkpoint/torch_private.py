@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import io
 import pickle
+import stat
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo as StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
+from megatron_growth.checkpoint.paths import inside
 from megatron_growth.errors import CheckpointError
+from megatron_growth.records.storage import storage_errors
 
 # What a `.metadata` file may name.  Enough for every checkpoint that torch and Megatron write.
 _METADATA_CLASSES = {
@@ -40,39 +49,105 @@ _METADATA_CLASSES = {
 }
 
 
+class Damaged(CheckpointError):
+    """Read without an error, and not what a checkpoint holds: proven, not suspected."""
+
+
+class _Unlisted(Exception):
+    """A name that `_METADATA_CLASSES` does not list."""
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Loads the classes of `_METADATA_CLASSES` and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of a checkpoint's metadata")
+        raise _Unlisted(f"{module}.{name} is not part of a checkpoint's metadata")
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """The `.metadata` of a DCP directory, unpickled from an allow-list.
+    """The `.metadata` of a DCP directory, unpickled from an allow-list; the one way to read it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or names a class that metadata has no use for.
+        Damaged: the file was read, and is no metadata.
+        CheckpointError: it is missing, or names a class, or a file outside the checkpoint, that metadata has no use for.
+        StorageError: the file system refused; nothing is known about the checkpoint.
     """
     path = directory / ".metadata"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"no checkpoint can be read here: {error.strerror}",
-            where=str(path),
-            fix="name the folder given to Megatron's --save, or one of its iter_* folders (--ckpt-format torch_dist)",
-        ) from None
+    with storage_errors(path):
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise CheckpointError("the checkpoint's metadata is no file", where=str(path))
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointError(
+                "there is no checkpoint here",
+                where=str(path),
+                fix="name the folder given to Megatron's --save, or one of its iter_* folders "
+                "(--ckpt-format torch_dist)",
+            ) from None
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-    except Exception as error:
+        problem = _problem_of(metadata)
+    except _Unlisted as error:
         raise CheckpointError(
-            f"the checkpoint's metadata is damaged: {error}", where=str(path), fix="restore it from another copy"
+            f"the checkpoint's metadata is not plain metadata: {error}",
+            where=str(path),
+            fix="restore it from a copy that you trust, or save the checkpoint again",
         ) from None
-    if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"this is not checkpoint metadata but a {type(metadata).__name__}", where=str(path))
+    except Exception as error:  # bytes that are no pickle raise almost anything
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise Damaged(
+            f"the checkpoint's metadata is damaged: {problem}", where=str(path), fix="restore it from another copy"
+        )
+    for name in sorted({info.relative_path for info in metadata.storage_data.values()}):
+        if not inside(directory, name):
+            raise CheckpointError(
+                f"the checkpoint names a file outside its folder: {name!r}",
+                where=str(path),
+                fix="do not use this checkpoint, unless you moved its files and left links: then put them back",
+            )
     return metadata
+
+
+def _problem_of(metadata: Any) -> str | None:
+    """What in unpickled metadata is not as torch writes it; anything may be raised for objects half built."""
+    if not isinstance(metadata, Metadata):
+        return f"it holds a {type(metadata).__name__}"
+    if not isinstance(metadata.state_dict_metadata, dict) or not isinstance(metadata.storage_data, dict):
+        return "it has no list of what is stored"
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(key, str) or not isinstance(entry, TensorStorageMetadata | BytesStorageMetadata):
+            return f"{key!r} is described by a {type(entry).__name__}"
+        if isinstance(entry, TensorStorageMetadata) and not _is_tensor(entry):
+            return f"the sizes of {key} contradict each other"
+    for index, info in metadata.storage_data.items():
+        if not isinstance(index, MetadataIndex) or not isinstance(info, StorageInfo) or not isinstance(index.fqn, str):
+            return "an entry of its list of files is of another kind"
+        numbers = (info.offset, info.length, *(index.offset or ()))
+        if not isinstance(info.relative_path, str) or not _are_counts(numbers):
+            return f"the place of {index.fqn} is not a place in a file"
+    return None
+
+
+def _are_counts(numbers: Iterable[Any]) -> bool:
+    return all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _is_tensor(entry: TensorStorageMetadata) -> bool:
+    """Whether a tensor has a type, and its chunks lie inside of it."""
+    if not isinstance(entry.properties.dtype, torch.dtype) or not _are_counts(entry.size):
+        return False
+    for chunk in entry.chunks:
+        if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
+            return False
+        if not (_are_counts(chunk.offsets) and _are_counts(chunk.sizes)):
+            return False
+        if any(o + n > all_ for o, n, all_ in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -130,6 +205,7 @@ def locate_tensor(stream: IO[bytes], info: StorageInfo, shape: tuple[int, ...], 
 
     Raises:
         ValueError: the item is not the contiguous tensor that the metadata promises, or is damaged.
+        OSError: the file system refused.
     """
     if info.transform_descriptors:
         raise ValueError(f"the item is stored transformed ({', '.join(info.transform_descriptors)})")
@@ -137,6 +213,8 @@ def locate_tensor(stream: IO[bytes], info: StorageInfo, shape: tuple[int, ...], 
         tensor = torch.load(io.BufferedReader(ItemView(stream, info)), map_location="meta", weights_only=True)
         with zipfile.ZipFile(io.BufferedReader(ItemView(stream, info))) as archive:
             entry = next(e for e in archive.infolist() if e.filename.endswith("/data/0"))
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(f"the item cannot be read ({type(error).__name__}: {error})") from None
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():

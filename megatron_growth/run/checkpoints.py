@@ -1,21 +1,31 @@
-"""What a stage's checkpoint folder holds, and putting it right after a crash.
+"""What a stage's checkpoint folder holds, putting it right after a crash, and which checkpoints stay.
 
 Megatron writes `iter_0000100/` piece by piece, `.metadata` after the data, and names the iteration in
 `latest_checkpointed_iteration.txt` last, with a plain write.  A kill can leave a folder without metadata, a complete
 folder that the tracker does not name, or an empty tracker; a full disk or a copy can leave truncated data under good
 metadata.  `repair` finds the last whole checkpoint, names it, and removes the halves that lie beyond it.
+
+Only proven damage removes anything, and only in a folder that we marked while it was empty (`records.owned`): where
+the file system refuses to say, the run stops with a message.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_growth.checkpoint.paths import METADATA, TRACKER
-from megatron_growth.errors import CheckpointError
-from megatron_growth.records.storage import atomic_path, storage_errors
+from megatron_growth.checkpoint.paths import METADATA, TRACKER, read_tracker
+from megatron_growth.errors import CheckpointError, GrowthError
+from megatron_growth.recipes.schema import Checkpoint
+from megatron_growth.records import owned
+from megatron_growth.records.storage import storage_errors, write_whole
 
+PURPOSE = "the checkpoints of a stage"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 
 
@@ -25,42 +35,56 @@ def folder_of(checkpoints: Path, iteration: int) -> Path:
 
 
 def iterations(checkpoints: Path) -> list[int]:
-    """Iterations that have a folder, whole or not, ascending."""
-    if not checkpoints.is_dir():
+    """Iterations that have a folder, whole or not, ascending; raises OSError when that cannot be known."""
+    try:
+        entries = list(checkpoints.iterdir())
+    except FileNotFoundError:
         return []
-    found = (_FOLDER.fullmatch(path.name) for path in checkpoints.iterdir() if path.is_dir())
+    found = (_FOLDER.fullmatch(path.name) for path in entries if path.is_dir())
     return sorted(int(match.group(1)) for match in found if match)
 
 
 def tracked(checkpoints: Path) -> int | None:
-    """The iteration that Megatron would load; None when the tracker is absent or was cut off."""
-    tracker = checkpoints / TRACKER
-    text = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
+    """The iteration that Megatron would load; None when the tracker is absent, was cut off, or names no iteration."""
+    text = read_tracker(checkpoints) or ""
     return int(text) if text.isdecimal() else None
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why a checkpoint folder in torch_dist format is not whole, or None when it is.
+    """What proves that a checkpoint folder in torch_dist format is not whole, or None when it is.
 
     Every piece that the metadata names must lie inside its file.
-    """
-    from torch.distributed.checkpoint import FileSystemReader
 
-    for name in (METADATA, "metadata.json"):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    try:
-        metadata = FileSystemReader(folder).read_metadata()
-    except Exception as error:  # unpickling a truncated file raises almost anything
-        return f"{METADATA} cannot be read ({type(error).__name__})"
-    ends: dict[str, int] = {}
-    for piece in (metadata.storage_data or {}).values():
-        ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
-    for name, end in sorted(ends.items()):
-        size = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if size < end:
-            return f"{name} is missing" if size < 0 else f"{name} has {size} of at least {end} bytes"
+    Raises:
+        GrowthError: that cannot be known: the file system refused, or the metadata are of an unknown kind.
+    """
+    from megatron_growth.checkpoint.torch_private import Damaged, read_metadata
+
+    with storage_errors(folder):
+        for name in (METADATA, "metadata.json"):
+            if _size(folder / name) is None:
+                return f"{name} is missing"
+        try:
+            metadata = read_metadata(folder)
+        except Damaged as error:
+            return f"{METADATA} cannot be read ({error.what})"
+        ends: dict[str, int] = {}
+        for piece in metadata.storage_data.values():
+            ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
+        for name, end in sorted(ends.items()):
+            size = _size(folder / name)
+            if size is None or size < end:
+                return f"{name} is missing" if size is None else f"{name} has {size} of at least {end} bytes"
     return None
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None when the file system says that there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def verify(checkpoints: Path, iteration: int) -> Path:
@@ -68,19 +92,21 @@ def verify(checkpoints: Path, iteration: int) -> Path:
 
     Raises:
         CheckpointError: it is missing, truncated, or not the one that would be loaded.
+        StorageError: the file system refused.
     """
     folder = folder_of(checkpoints, iteration)
-    if not folder.is_dir():
-        there = ", ".join(map(str, iterations(checkpoints))) or "none"
+    with storage_errors(checkpoints):
+        there, named = iterations(checkpoints), tracked(checkpoints)
+    if iteration not in there:
         raise CheckpointError(
             f"there is no checkpoint of iteration {iteration}",
             where=str(checkpoints),
-            fix=f"iterations there: {there}; train the stage again",
+            fix=f"iterations there: {', '.join(map(str, there)) or 'none'}; train the stage again",
         )
     if problem := problem_of(folder):
         fix = "restore it from a copy, or remove the stage's `done` file and train it again"
         raise CheckpointError(f"the checkpoint is not whole: {problem}", where=str(folder), fix=fix)
-    if tracked(checkpoints) != iteration:
+    if named != iteration:
         fix = f"write {iteration} into {TRACKER}"
         raise CheckpointError(f"{TRACKER} does not name iteration {iteration}", where=str(checkpoints), fix=fix)
     return folder
@@ -89,39 +115,121 @@ def verify(checkpoints: Path, iteration: int) -> Path:
 def repair(checkpoints: Path) -> tuple[int, list[str]]:
     """Leave exactly the whole checkpoints up to the last one, and the tracker naming that.
 
+    A folder that is not there or is empty becomes ours: it is marked, and only then may anything in it be removed.
+
     Returns:
         The iteration to go on from (0 when there is none), and a sentence for everything that was done.
 
     Raises:
-        CheckpointError: a checkpoint had been finished, but no whole one is left.
-        StorageError: the file system refused.
+        CheckpointError: a checkpoint had been finished, but no whole one is left; or a half is in the way and the
+            folder is not ours.
+        StorageError: the file system refused; nothing was removed.
     """
-    named, notes, last = tracked(checkpoints), [], 0
-    for iteration in reversed(iterations(checkpoints)):
-        folder = folder_of(checkpoints, iteration)
-        problem = problem_of(folder)
-        if problem is None:
-            last = iteration
-            break
-        notes.append(f"checkpoint of iteration {iteration} is not whole ({problem})")
-    if not last and named:
-        raise CheckpointError(
-            f"no whole checkpoint is left: {'; '.join(notes) or 'their folders are gone'}",
-            where=str(checkpoints),
-            fix=f"restore one from a copy, or remove {checkpoints} to start the stage again",
-        )
     with storage_errors(checkpoints):
+        checkpoints = Path(os.path.realpath(checkpoints))  # a link to a larger disk is followed once, here
+        if not checkpoints.exists() or (checkpoints.is_dir() and not any(checkpoints.iterdir())):
+            owned.claim(checkpoints, PURPOSE)
+        named, notes, last = tracked(checkpoints), [], 0
+        for iteration in reversed(iterations(checkpoints)):
+            problem = problem_of(folder_of(checkpoints, iteration))
+            if problem is None:
+                last = iteration
+                break
+            notes.append(f"checkpoint of iteration {iteration} is not whole ({problem})")
+        if not last and named:
+            raise CheckpointError(
+                f"no whole checkpoint is left: {'; '.join(notes) or 'their folders are gone'}",
+                where=str(checkpoints),
+                fix=f"restore one from a copy, or remove {checkpoints} to start the stage again",
+            )
         for iteration in [i for i in iterations(checkpoints) if i > last]:
-            shutil.rmtree(folder_of(checkpoints, iteration))
-        _write_tracker(checkpoints, named, last)
+            _remove(checkpoints, iteration)
+        _set_tracker(checkpoints, named, last)
     if notes:
         notes.append(f"going on from iteration {last}" if last else "starting the stage again")
+    if not owned.is_claimed(checkpoints, PURPOSE):
+        notes.append(f"old checkpoints are kept: this program did not make {checkpoints}")
     return last, notes
 
 
-def _write_tracker(checkpoints: Path, named: int | None, last: int) -> None:
+def _remove(checkpoints: Path, iteration: int) -> None:
+    """Remove one checkpoint of a marked folder.
+
+    Raises:
+        CheckpointError: the folder has no mark of ours, or the checkpoint is a link.
+    """
+    folder = folder_of(checkpoints, iteration)
+    if folder.is_symlink() or not owned.is_claimed(checkpoints, PURPOSE):
+        why = "it is a link" if folder.is_symlink() else f"{checkpoints.name} was not made by this program"
+        raise CheckpointError(
+            f"the checkpoint of iteration {iteration} is in the way, and is not removed: {why}",
+            where=str(folder),
+            fix="move or remove it, then give the same command again",
+        )
+    # Without its metadata it is no checkpoint any more, even when the removal is cut short.
+    (folder / METADATA).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _set_tracker(checkpoints: Path, named: int | None, last: int) -> None:
+    """Name the last whole checkpoint; a tracker that was cut off before the first one goes."""
     if last and last != named:
-        with atomic_path(checkpoints / TRACKER) as temporary:
-            temporary.write_text(str(last), encoding="utf-8")
-    elif not last:
-        (checkpoints / TRACKER).unlink(missing_ok=True)
+        write_whole(checkpoints / TRACKER, str(last))
+    elif not last and read_tracker(checkpoints) == "" and owned.is_claimed(checkpoints, PURPOSE):
+        (checkpoints / TRACKER).unlink()
+
+
+# ----------------------------------------------------------------------------------------------------- which ones stay
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a running stage stay; never fewer than one that was verified.
+
+    Attributes:
+        last: the newest so many.
+        every: those whose iteration is a multiple of it; None for none.
+    """
+
+    last: int = 2
+    every: int | None = None
+
+    @classmethod
+    def of(cls, settings: Checkpoint) -> Keep:
+        """What a recipe says."""
+        return cls(settings.keep, settings.keep_every)
+
+
+def superfluous(iterations: Sequence[int], newest: int, keep: Keep) -> list[int]:
+    """The iterations that may go.
+
+    Args:
+        iterations: of all checkpoints, ascending.
+        newest: the last complete one; what lies beyond is being written, and stays.
+        keep: what stays.
+    """
+    complete = [i for i in iterations if i <= newest]
+    return [i for i in complete[: -keep.last] if not (keep.every and i % keep.every == 0)]
+
+
+def prune(checkpoints: Path, keep: Keep) -> list[int]:
+    """Remove superfluous checkpoints once the newest one has been verified; returns the iterations that went.
+
+    A newest checkpoint that is not whole, or of which that cannot be known, removes nothing: its predecessors are what
+    the run lives from.  Neither does a folder that is not ours.
+    """
+    checkpoints = Path(os.path.realpath(checkpoints))
+    try:
+        newest = tracked(checkpoints)
+        gone = superfluous(iterations(checkpoints), newest or 0, keep)
+        if newest is None or not gone or not owned.is_claimed(checkpoints, PURPOSE):
+            return []
+        if problem_of(folder_of(checkpoints, newest)):
+            return []
+    except (OSError, GrowthError):
+        return []
+    gone = [i for i in gone if not folder_of(checkpoints, i).is_symlink()]
+    with storage_errors(checkpoints):
+        for iteration in gone:
+            _remove(checkpoints, iteration)
+    return gone

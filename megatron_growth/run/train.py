@@ -29,7 +29,6 @@ from megatron_growth.run import checkpoints, dataset, directory, early_stop, fai
 from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.lock import exclusive
-from megatron_growth.run.retention import Keep, prune
 from megatron_growth.run.screen import Screen, duration
 
 _STOPPING = "stopping: the running iteration is finished and saved; press Ctrl-C again to end at once"
@@ -277,7 +276,7 @@ class _Watch:
             self._save()
         if begun and progress.checkpoint > self._checkpoint:
             self._checkpoint = progress.checkpoint
-            prune(self._folder.checkpoints, Keep.of(self._job.recipe.checkpoint))
+            checkpoints.prune(self._folder.checkpoints, checkpoints.Keep.of(self._job.recipe.checkpoint))
             self._save()
         starting = "growing" if self._status == "growing" else "starting"
         self._job.screen.show("" if begun else starting, progress)

@@ -23,7 +23,6 @@ from pathlib import Path
 from megatron_growth.errors import GrowthError, RunError, StageFailed, UserError, nearest
 from megatron_growth.run import checkpoints, early_stop, failures
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
-from megatron_growth.run.retention import Keep, prune
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Doctor, Limits
 from megatron_growth.slurm.record import Start
@@ -96,7 +95,7 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
 
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
-    stage, keep = run.stage(name), Keep.of(recipes.load(run.recipe).checkpoint)
+    stage, keep = run.stage(name), checkpoints.Keep.of(recipes.load(run.recipe).checkpoint)
     doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
     while not over:
         over = ended.wait(look_every)
@@ -105,7 +104,7 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
             raise _give_up(stage, problem)
         newest = checkpoints.tracked(stage.checkpoints)
         if newest != pruned:
-            prune(stage.checkpoints, keep)
+            checkpoints.prune(stage.checkpoints, keep)
             pruned = newest
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from megatron_growth.records import owned
 from megatron_growth.run import checkpoints
-from megatron_growth.run.retention import Keep, prune, superfluous
+from megatron_growth.run.checkpoints import Keep, prune, superfluous
+
+
+def stale(_: Path) -> int:
+    """What a network file system says of a file whose server was restarted."""
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 @pytest.fixture
@@ -16,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     import torch
     import torch.distributed.checkpoint as dcp
 
+    owned.claim(tmp_path, checkpoints.PURPOSE)
     for iteration in range(10, 60, 10):
         target = checkpoints.folder_of(tmp_path, iteration)
         dcp.save({"weight": torch.arange(8.0)}, checkpoint_id=target, no_dist=True)
@@ -52,3 +61,18 @@ def test_the_check_would_find_a_prune_that_does_not_verify(folder: Path, monkeyp
     monkeypatch.setattr(checkpoints, "problem_of", lambda _: None)
     with pytest.raises(AssertionError):
         test_nothing_goes_while_the_newest_is_not_whole(folder)
+
+
+@pytest.mark.parametrize("obstacle", ["no mark", "link", "unreadable"])
+def test_doubt_removes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str) -> None:
+    there = checkpoints.folder_of(folder, 10)
+    if obstacle == "no mark":
+        (folder / owned.MARKER).unlink()
+    elif obstacle == "link":
+        there.rename(folder / "elsewhere")
+        there.symlink_to(folder / "elsewhere")
+    else:
+        monkeypatch.setattr(checkpoints, "_size", stale)
+    gone = prune(folder, Keep(last=1))
+    assert gone == ([20, 30, 40] if obstacle == "link" else [])
+    assert (there / ".metadata").exists()
