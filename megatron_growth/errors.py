@@ -31,7 +31,7 @@ class GrowthError(Exception):
             lines.append(f"  where: {self.where}")
         if self.fix:
             lines.append(f"  what to do: {self.fix}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class UserError(GrowthError):
@@ -74,6 +74,17 @@ class StageFailed(GrowthError):
 
 class StorageError(GrowthError):
     """The file system refused: no space left, or a write that failed."""
+
+
+def unexpected(error: BaseException, where: str) -> GrowthError:
+    """An error of ours for one of a type that nobody expected, as it is handed to another process."""
+    fix = "add --debug to see where it comes from; it may be a fault of megatron_growth"
+    return GrowthError(f"{type(error).__name__}: {error}", where=where, fix=fix)
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown: what a terminal would obey (escapes, bells, right-to-left marks) is spelt out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

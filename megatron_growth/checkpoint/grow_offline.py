@@ -7,35 +7,33 @@ number of processes.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from megatron_growth.checkpoint import metadata, optimizer_state, writer
-from megatron_growth.checkpoint.compute import Computer
-from megatron_growth.checkpoint.init_values import Deviations
-from megatron_growth.checkpoint.optimizer_state import MomentRule, Policy
-from megatron_growth.checkpoint.paths import TRACKER
-from megatron_growth.checkpoint.plan import Planner
+from megatron_growth.checkpoint import metadata, writer
+from megatron_growth.checkpoint.offline_job import Job, plan
+from megatron_growth.checkpoint.paths import METADATA, TRACKER
 from megatron_growth.checkpoint.processes import Progress, run_shared
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.checkpoint.target import Part, TargetItem, target_parts
+from megatron_growth.checkpoint.target import TargetItem
 from megatron_growth.checkpoint.target_state import grown_common, grown_objects
-from megatron_growth.errors import GrowthError, RunError, StorageError
-from megatron_growth.operators import DepthOperator, GrowthMap, WidthOperator, build_map
+from megatron_growth.errors import GrowthError, RunError, StorageError, UserError
+from megatron_growth.progress import size
+from megatron_growth.records import owned
+from megatron_growth.records.storage import fsync_path, storage_errors, write_whole
+from megatron_growth.records.unfinished import LOCK, partial_of, publish, unfinished
 from megatron_growth.shape import ModelShape
 
-KEY_FILE, LOCK_FILE = ".growth-key", ".growth-lock"
-LOCK_SECONDS = 60.0
+__all__ = ["Job", "OfflineReport", "grow", "plan"]
+PURPOSE = "an unfinished growth"
+KEY_FILE = ".growth-key"
 SPARE_BYTES = 64 << 20
 
 
@@ -50,6 +48,7 @@ class OfflineReport:
         parts_resumed: parts that an earlier, interrupted run had finished.
         seconds: wall time of this run.
         provenance: what the target says about its origin.
+        iteration: at which training goes on; None for a fresh start.
     """
 
     path: str
@@ -60,79 +59,7 @@ class OfflineReport:
     parts_resumed: int
     seconds: float
     provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """An offline growth, planned: everything that the processes need.
-
-    Attributes:
-        source: the opened source checkpoint.
-        common: its common state.
-        growth: the map.
-        policy: of the optimizer state.
-        init_std: standard deviations of new values.
-        parts: what will be written.
-    """
-
-    source: Source
-    common: dict[str, Any]
-    growth: GrowthMap
-    policy: Policy
-    init_std: Deviations
-    parts: list[Part]
-
-    def key(self) -> str:
-        """Identifies the result: an interrupted growth is taken up again only when this is the same."""
-        words = (
-            metadata.content_hash(self.source),
-            self.growth.fingerprint(),
-            self.policy,
-            self.init_std,
-            [(part.name, part.bytes) for part in self.parts],
-            torch.__version__,
-        )
-        return hashlib.sha256(repr(words).encode()).hexdigest()
-
-    def computer(self) -> Computer:
-        """An executor of this job's plan."""
-        rule = None if self.policy == "reset" else MomentRule(self.policy)
-        return Computer(self.source, Planner(self.growth, rule), self.init_std)
-
-
-def plan(
-    source: Path,
-    target_shape: Callable[[ModelShape], ModelShape],
-    width: WidthOperator,
-    depth: DepthOperator,
-    *,
-    seed: int = 0,
-    policy: str = "reset",
-    trust_checkpoint: bool = False,
-) -> Job:
-    """Open the source and plan everything; writes nothing.
-
-    Args:
-        source: a Megatron --save folder or an iter_* folder.
-        target_shape: from the source's shape to the target's.
-        width, depth: operators.
-        seed: of every random choice.
-        policy: optimizer state: "reset", "grow" or "asymmetric".
-        trust_checkpoint: unpickle the source's saved objects freely.
-
-    Raises:
-        UserError: the source cannot be read, or the target cannot be reached from it.
-    """
-    checked = optimizer_state.check_policy(policy)
-    opened = Source(source)
-    common = metadata.common_state(opened, trust=trust_checkpoint)
-    args = metadata.saved_arguments(common, opened)
-    shape = metadata.shape_of(opened, args)
-    growth = build_map(shape, target_shape(shape), width, depth, seed)
-    if checked != "reset":
-        optimizer_state.check_source(opened, common)
-    parts = target_parts(growth, opened, optimizer=checked != "reset")
-    return Job(opened, common, growth, checked, Deviations.of_arguments(args, growth.target.layers), parts)
+    iteration: int | None = None
 
 
 def grow(
@@ -162,75 +89,86 @@ def grow(
         job.source, job.growth, job.common, init_std=job.init_std, optimizer_state=job.policy
     )
     provenance["rates"] = list(rates)
-    if target.exists():
-        if _is_result(target, provenance):
-            return _report(job, target, provenance, len(job.parts), begin)
-        raise RunError(
-            "the target exists already, and is something else",
-            where=str(target),
-            fix="remove it, or name another folder",
-        )
-    partial = target.with_name(target.name + ".partial")
-    keep = job.policy != "reset"
-    iteration = int(job.common.get("iteration", 0)) if keep else None
-    folder = partial / ("release" if iteration is None else f"iter_{iteration:07d}")
-    with _locked(partial):
-        _prepare(partial, folder, job)
-        resumed = [n for n in range(len(job.parts)) if writer.finished(folder, n) is not None]
-        _check_space(partial, job, resumed)
-        _run_parts(job, folder, [n for n in range(len(job.parts)) if n not in resumed], processes, progress)
-        common = grown_common(job.common, job.growth, provenance, keep_progress=keep, rates=rates)
-        objects = grown_objects(job.source, job.growth, common, keep_progress=keep)
-        _complete(job, partial, folder, objects, "release" if iteration is None else str(iteration))
-        partial.rename(target)
-        writer.sync_directory(target.parent)
-    return _report(job, target, provenance, len(resumed), begin)
+    place = Path(os.path.abspath(target))
+    resumed = None
+    with storage_errors(target):
+        if not os.path.lexists(place):
+            _refuse_source(job.source.path, partial_of(place))
+            with unfinished(place, PURPOSE) as partial:
+                if partial is not None:
+                    resumed = _write(job, partial, place, provenance, processes, rates, progress)
+        if resumed is None and not _is_result(job, place, provenance):
+            raise RunError(
+                "the target exists already, and is something else",
+                where=str(target),
+                fix="remove it, or name another folder",
+            )
+    return _report(job, target, provenance, len(job.parts) if resumed is None else resumed, begin)
+
+
+def _write(
+    job: Job,
+    partial: Path,
+    target: Path,
+    provenance: dict[str, Any],
+    processes: int,
+    rates: tuple[float | None, float | None],
+    progress: Progress,
+) -> int:
+    """Write what is missing of the target, under its lock, and give it its name; how many parts were there."""
+    folder = partial / ("release" if job.iteration is None else f"iter_{job.iteration:07d}")
+    _prepare(partial, folder, job)
+    resumed = [n for n in range(len(job.parts)) if writer.finished(folder, n) is not None]
+    _check_space(partial, job, resumed)
+    _run_parts(job, folder, [n for n in range(len(job.parts)) if n not in resumed], processes, progress)
+    keep = job.iteration is not None
+    common = grown_common(job.common, job.growth, provenance, keep_progress=keep, rates=rates)
+    objects = grown_objects(job.source, job.growth, common, keep_progress=keep, trust=job.trust)
+    _complete(job, partial, folder, objects)
+    publish(partial, target, PURPOSE)
+    return len(resumed)
 
 
 def _report(job: Job, target: Path, provenance: dict[str, Any], resumed: int, begin: float) -> OfflineReport:
     keys = {item.key for part in job.parts for item in part.items}
-    size, seconds = sum(part.bytes for part in job.parts), time.perf_counter() - begin
+    total, seconds = sum(part.bytes for part in job.parts), time.perf_counter() - begin
     return OfflineReport(
-        str(target), job.growth.source, job.growth.target, len(keys), size, resumed, seconds, provenance
+        str(target), job.growth.source, job.growth.target, len(keys), total, resumed, seconds, provenance, job.iteration
     )
 
 
-def _is_result(target: Path, provenance: dict[str, Any]) -> bool:
+def _is_result(job: Job, target: Path, provenance: dict[str, Any]) -> bool:
     """Whether a folder is what this job would write: an earlier run of the same command finished it."""
     try:
-        found = metadata.provenance_of(Source(target))
-    except GrowthError:
+        found = metadata.provenance_of(Source(target), trust=job.trust)
+    except UserError:
         return False
     return found == provenance
 
 
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Hold the unfinished target; worker processes of a killed run keep it until they have noticed."""
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / LOCK_FILE).open("w") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunError("another process is growing this target", where=str(partial)) from None
-                time.sleep(0.2)
-        yield
+def _refuse_source(source: Path, partial: Path) -> None:
+    """A source is never written over, whatever it is called."""
+    real, place = Path(os.path.realpath(source)), Path(os.path.realpath(partial))
+    if place == real or place in real.parents:
+        raise RunError(
+            f"the source lies in {partial.name}, which is where the unfinished target would be written",
+            where=str(partial),
+            fix="name another target with --to, or rename the source",
+        )
 
 
 def _prepare(partial: Path, folder: Path, job: Job) -> None:
     """Start the unfinished target, or take up one of the same job."""
     key, file = job.key(), partial / KEY_FILE
-    if not (file.exists() and file.read_text() == key):
-        for leftover in partial.iterdir():
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            elif leftover.name != LOCK_FILE:
-                leftover.unlink()
-        writer.write_atomically(file, key.encode())
+    if not (file.is_file() and file.read_text(encoding="utf-8") == key):
+        if any(partial.glob(f"*/{METADATA}")):
+            raise RunError(
+                "a complete checkpoint lies where the unfinished target would be written",
+                where=str(partial),
+                fix="move it away, or name another target",
+            )
+        owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
+        write_whole(file, key)
     folder.mkdir(exist_ok=True)
 
 
@@ -239,13 +177,13 @@ def _check_space(partial: Path, job: Job, resumed: Sequence[int]) -> None:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise StorageError(
-            f"the target needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free",
+            f"the target needs {size(needed)} more, {size(free)} are free",
             where=str(partial),
             fix="free some space, or write to another disk",
         )
 
 
-def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes], tracker: str) -> None:
+def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes]) -> None:
     """Metadata, tracker, and away with the records of the parts."""
     records = []
     for number in range(len(job.parts)):
@@ -254,14 +192,12 @@ def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes], 
             raise GrowthError("a part of the target is missing after all were written", where=str(folder))
         records.extend(part)
     stored = writer.write_objects(folder, len(job.parts), objects)
+    writer.write_metadata(folder, job.parts, records, stored)
     for number in range(len(job.parts)):
         writer.done_file(folder, number).unlink()
-    writer.write_metadata(folder, job.parts, records, stored)
-    writer.write_atomically(partial / TRACKER, tracker.encode())
+    write_whole(partial / TRACKER, "release" if job.iteration is None else str(job.iteration))
     (partial / KEY_FILE).unlink()
-    (partial / LOCK_FILE).unlink()
-    writer.sync_directory(folder)
-    writer.sync_directory(partial)
+    fsync_path(folder)
 
 
 # ------------------------------------------------------------------------------------------------------ the processes
@@ -275,7 +211,8 @@ def _run_parts(job: Job, folder: Path, todo: Sequence[int], processes: int, prog
             done(number)
 
     def write(numbers: Iterable[int], done: Callable[[int], None]) -> None:
-        _write_parts(job, folder, numbers, done)
+        with storage_errors(folder):
+            _write_parts(job, folder, numbers, done)
 
     job.source.close()  # every process opens its own files
     run_shared(check, _needed_items(job), [item.bytes for item in job.source.items], processes, "check", progress)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from megatron_growth.errors import GrowthError
+from megatron_growth.errors import GrowthError, unexpected
 
 Progress = Callable[[str, int, int], None]
 # What one process does: with its numbers, and a function to call with each that is finished.
@@ -75,8 +76,8 @@ def _follow(
             time.sleep(0.005)
         kind, value = queue.get()
         if kind == "error":
-            error, what_happened, where, fix = value
-            raise error(what_happened, where=where, fix=fix)
+            error, (what_happened, where, fix), trace = value
+            raise error(what_happened, where=where, fix=fix) from RuntimeError(trace)
         if kind == "end":
             running -= 1
         else:
@@ -89,8 +90,10 @@ def _process(work: Work, share: Sequence[int], queue: Any, parent: int) -> None:
     try:
         work(_while_wanted(share, parent), lambda number: queue.put(("done", number)))
         queue.put(("end", None))
-    except GrowthError as error:
-        queue.put(("error", (type(error), error.what, error.where, error.fix)))
+    except Exception as error:
+        # Whatever it is, the parent raises it; a process that merely died would leave no reason.
+        known = error if isinstance(error, GrowthError) else unexpected(error, "a process that shares the work")
+        queue.put(("error", (type(known), (known.what, known.where, known.fix), traceback.format_exc())))
 
 
 def _while_wanted(share: Sequence[int], parent: int) -> Iterator[int]:

@@ -7,6 +7,7 @@ for every layer.  Data is read with `preadv` into buffers of the caller.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,10 @@ from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
 from megatron_growth.layout.parameters import LAYERS
+from megatron_growth.records.storage import storage_errors
 
 _CRC_BLOCK = 16 << 20
+_OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\b")
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,14 @@ class Source:
     Args:
         path: a Megatron --save folder or an iter_* folder.
 
+    Attributes:
+        tensors: parameters, and optimizer tensors that show their parameter, by (name, moment).
+        passed_over: keys of optimizer state that does not: the flat buckets of Megatron's distributed optimizer.
+
     Raises:
-        CheckpointError: there is no readable checkpoint, or files it names are missing or too short.
+        CheckpointError: there is no readable checkpoint, or files it names are missing or too short, or it names others
+            than its own.
+        StorageError: the file system refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,6 +104,7 @@ class Source:
         self.path = path
         self.items: list[Item] = []
         self.tensors: dict[tuple[str, str | None], SourceTensor] = {}
+        self.passed_over: list[str] = []
         self._files: dict[str, int] = {}
         self._located: dict[int, torch_private.StoredTensor] = {}
         self.bytes_read = 0
@@ -102,36 +112,49 @@ class Source:
     # ------------------------------------------------------------------------------------------------------- structure
 
     def _index(self) -> None:
-        stored = self.metadata.storage_data
         by_key = defaultdict(list)
-        for index, info in stored.items():
-            by_key[index.fqn].append((tuple(index.offset) if index.offset is not None else None, info))
+        for index, info in self.metadata.storage_data.items():
+            by_key[index.fqn].append((tuple(index.offset or ()), info))
         for key, entry in self.metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
                 continue
             sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
-            if len(by_key[key]) != len(sizes):
+            if set(sizes) == {(0,) * len(entry.size)} and len(by_key[key]) == 1:  # whole: torch may leave out where
+                by_key[key] = [(next(iter(sizes)), by_key[key][0][1])]
+            found = [offsets for offsets, _ in by_key[key]]
+            if sorted(found) != sorted(sizes):
                 raise CheckpointError(
-                    f"the metadata lists {len(sizes)} chunks of {key}, {len(by_key[key])} are stored",
+                    f"the metadata lists {len(sizes)} chunks of {key}, {len({*found} & {*sizes})} of them are stored",
                     where=str(self.path / METADATA),
                     fix="the checkpoint was not saved completely; use another iteration",
                 )
-            for offsets, info in sorted(by_key[key], key=lambda pair: pair[0] or ()):
-                self._add(Item(key, offsets or (0,), sizes[offsets or (0,)], entry.properties.dtype, info), entry.size)
+            for offsets, info in sorted(by_key[key], key=lambda pair: pair[0]):
+                self._add(Item(key, offsets, sizes[offsets], entry.properties.dtype, info), entry.size)
+        self._check_complete()
 
     def _add(self, item: Item, size: torch.Size) -> None:
         """Register one stored chunk under its parameter."""
+        if item.bytes > item.info.length:
+            raise CheckpointError(
+                f"a chunk of {item.key} has {item.bytes} bytes, {item.info.length} are stored",
+                where=str(self.path / METADATA),
+                fix="the metadata is of another checkpoint; restore it from a copy",
+            )
         parsed = parse_key(item.key)
         layered = parsed.name.startswith(LAYERS)
         stacked = layered and parsed.layer is None
+        number = len(self.items)
+        self.items.append(item)
+        if parsed.moment is None and _OPTIMIZER.match(item.key):
+            if item.key not in self.passed_over:
+                self.passed_over.append(item.key)
+            return
         shape = tuple(size[1:] if stacked else size)
         prefix = item.key[: item.key.index(LAYERS if layered else parsed.name)]
         new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None)
         tensor = self.tensors.setdefault((parsed.name, parsed.moment), new)
-        number = len(self.items)
-        self.items.append(item)
         offsets, sizes = (item.offsets[1:], item.sizes[1:]) if stacked else (item.offsets, item.sizes)
-        if not 1 <= len(shape) <= 2:  # optimizer buckets and the like: not a parameter
+        if not 1 <= len(shape) <= 2 or not item.bytes:  # scalars and the like: not a parameter
             return
         box = [(o, o + n) for o, n in zip(offsets, sizes, strict=True)]
         rows, columns = box[0], (box[1] if len(box) > 1 else (0, 1))
@@ -141,6 +164,25 @@ class Source:
             layer = None if first is None else first + n
             tensor.boxes[layer].append(Box(rows, columns, number, n * area))
 
+    def _check_complete(self) -> None:
+        """Every weight is stored whole: each layer from 0 on, and of it as many elements as its shape says."""
+        for (name, moment), tensor in self.tensors.items():
+            if moment is not None or not 1 <= len(tensor.shape) <= 2:
+                continue
+            layered = name.startswith(LAYERS)
+            layers = sorted(layer for layer in tensor.boxes if layer is not None)
+            full = torch.Size(tensor.shape).numel()
+            areas = [
+                sum((b.rows[1] - b.rows[0]) * (b.columns[1] - b.columns[0]) for b in boxes)
+                for boxes in tensor.boxes.values()
+            ]
+            if any(area != full for area in areas) or not areas or (layered and layers != list(range(len(layers)))):
+                raise CheckpointError(
+                    f"the checkpoint does not hold all of {name}",
+                    where=str(self.path / METADATA),
+                    fix="the checkpoint was not saved completely; use another iteration",
+                )
+
     def _check_sizes(self) -> None:
         """Every file that the metadata names is there and long enough."""
         needed: dict[str, int] = {}
@@ -148,7 +190,8 @@ class Source:
             needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
         for name, size in sorted(needed.items()):
             path = self.path / name
-            actual = path.stat().st_size if path.is_file() else -1
+            with storage_errors(path):
+                actual = path.stat().st_size if path.is_file() else -1
             if actual < size:
                 keys = [
                     index.fqn
@@ -175,13 +218,15 @@ class Source:
 
     def _file(self, name: str) -> int:
         if name not in self._files:
-            self._files[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+            with storage_errors(self.path / name):
+                self._files[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
         return self._files[name]
 
     def _pread(self, name: str, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._file(name), [buffer[done:]], offset + done)
+            with storage_errors(self.path / name):
+                count = os.preadv(self._file(name), [buffer[done:]], offset + done)
             if count <= 0:
                 raise CheckpointError(
                     "the file ended too early", where=str(self.path / name), fix="it was truncated; restore it"
@@ -194,7 +239,7 @@ class Source:
             item = self.items[number]
             path = self.path / item.info.relative_path
             try:
-                with path.open("rb") as stream:
+                with storage_errors(path), path.open("rb") as stream:
                     found = torch_private.locate_tensor(stream, item.info, item.sizes, item.dtype)
             except ValueError as error:
                 raise CheckpointError(

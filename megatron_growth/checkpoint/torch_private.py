@@ -71,7 +71,7 @@ def read_metadata(directory: Path) -> Metadata:
 
     Raises:
         Damaged: the file was read, and is no metadata.
-        CheckpointError: it is missing, or names a class, or a file outside the checkpoint, that metadata has no use for.
+        CheckpointError: it is missing, or names a class that metadata has no use for, or a file outside the checkpoint.
         StorageError: the file system refused; nothing is known about the checkpoint.
     """
     path = directory / ".metadata"

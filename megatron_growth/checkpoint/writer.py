@@ -14,6 +14,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_growth.checkpoint.target import Part, TargetItem
 from megatron_growth.checkpoint.torch_private import StorageInfo
-from megatron_growth.errors import StorageError
+from megatron_growth.records.storage import storage_errors, write_whole
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 DONE, TEMPORARY = ".done", ".tmp"
@@ -81,42 +82,73 @@ class PartWriter:
         self._unsynced: list[Future[None]] = []
 
     def write(self, number: int, part: Part) -> None:
-        """Compute and write one part; returns before it is on disk, `close` waits for that."""
+        """Compute and write one part; returns before it is on disk, `close` waits for that.
+
+        Raises:
+            StorageError: the file system refused.
+        """
         name = part_file(number)
         path = self.directory / (name + TEMPORARY)
         records = []
-        stream = path.open("wb")
-        try:
-            for item in part.items:
-                values, start = self._buffer.tensor(item), stream.tell()
-                self.compute(item, values)
-                torch.save(values, stream)
-                records.append(Record(item.key, item.offsets, name, start, stream.tell() - start))
-        except OSError as error:
-            stream.close()
-            raise storage_error(error, path) from error
+        with storage_errors(path):
+            stream = path.open("wb")
+            recorder = _Recorder(stream)
+            try:
+                for item in part.items:
+                    values, start = self._buffer.tensor(item), stream.tell()
+                    self.compute(item, values)
+                    torch.save(values, recorder)
+                    records.append(Record(item.key, item.offsets, name, start, stream.tell() - start))
+            except BaseException:
+                with suppress(OSError):  # it flushes what could not be written
+                    stream.close()
+                if recorder.refused:
+                    raise recorder.refused from None
+                raise
         self._unsynced.append(self._background.submit(self._finish, stream, number, records))
         while len(self._unsynced) > 1:
             self._unsynced.pop(0).result()
 
     def _finish(self, stream: io.BufferedWriter, number: int, records: list[Record]) -> None:
         path = Path(stream.name)
-        try:
+        with storage_errors(path):
             stream.flush()
             os.fsync(stream.fileno())
             # Nobody reads it soon: the next part is written into the same page cache instead of fresh memory.
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             stream.close()
             path.rename(path.with_suffix(""))
-            write_atomically(done_file(self.directory, number), json.dumps([asdict(r) for r in records]).encode())
-        except OSError as error:
-            raise storage_error(error, path) from error
+            write_whole(done_file(self.directory, number), json.dumps([asdict(r) for r in records]))
 
     def close(self) -> None:
         """Wait until every part is on disk."""
         for future in self._unsynced:
             future.result()
         self._background.shutdown()
+
+
+class _Recorder:
+    """Remembers what the file system refused: torch may turn it into a RuntimeError without the reason."""
+
+    def __init__(self, stream: io.BufferedWriter) -> None:
+        self._stream = stream
+        self.refused: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """As of the stream."""
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.refused = self.refused or error
+            raise
+
+    def flush(self) -> None:
+        """As of the stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.refused = self.refused or error
+            raise
 
 
 def part_file(number: int) -> str:
@@ -139,41 +171,13 @@ def finished(directory: Path, number: int) -> list[Record] | None:
     ]
 
 
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """What the file system refused, as an error of ours."""
-    return StorageError(
-        f"the target could not be written: {error.strerror or error}",
-        where=str(path),
-        fix="free some space, or write elsewhere; the same command goes on where it stopped",
-    )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent or complete."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_objects(directory: Path, number: int, objects: Mapping[str, bytes]) -> list[Record]:
     """Write all stored objects into one file."""
     records, start, name = [], 0, part_file(number)
     for key, data in objects.items():
         records.append(Record(key, (), name, start, len(data)))
         start += len(data)
-    write_atomically(directory / name, b"".join(objects.values()))
+    write_whole(directory / name, b"".join(objects.values()))
     return records
 
 
@@ -195,8 +199,8 @@ def write_metadata(
         entries[r.key] = BytesStorageMetadata()
         storage[MetadataIndex(r.key)] = StorageInfo(r.file, r.start, r.length)
     metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(save_id=_identity(storage)))
-    write_atomically(directory / "metadata.json", json.dumps(BACKEND).encode())
-    write_atomically(directory / ".metadata", pickle.dumps(metadata))
+    write_whole(directory / "metadata.json", json.dumps(BACKEND))
+    write_whole(directory / ".metadata", pickle.dumps(metadata))
 
 
 def _identity(storage: Mapping[MetadataIndex, StorageInfo]) -> str:

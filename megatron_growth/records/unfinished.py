@@ -34,7 +34,7 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
         RunError: somebody else's folder is in the way, or another process is still writing after the wait.
         StorageError: the file system refused.
     """
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_of(target)
     deadline = time.monotonic() + wait
     while True:
         if os.path.lexists(target):
@@ -42,9 +42,15 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
             return
         with storage_errors(partial):
             owned.claim(partial, purpose)
-            descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # another process has just renamed it
+                continue
         try:
             if _locked(descriptor) and _is_still(descriptor, partial / LOCK):
+                if os.path.lexists(target):  # published just before we made a new folder
+                    owned.remove(partial, purpose)
+                    continue
                 yield partial
                 return
         finally:
@@ -54,6 +60,11 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
                 "another process is writing this folder", where=str(partial), fix="wait for it, or end it first"
             )
         time.sleep(0.1)
+
+
+def partial_of(target: Path) -> Path:
+    """The folder in which a target is written."""
+    return target.with_name(target.name + ".partial")
 
 
 def publish(partial: Path, target: Path, purpose: str) -> None:
@@ -66,8 +77,8 @@ def publish(partial: Path, target: Path, purpose: str) -> None:
         fsync_path(partial)
         partial.rename(target)
         fsync_path(target.parent)
-        owned.release(target, purpose)
         (target / LOCK).unlink()
+        owned.release(target, purpose)
 
 
 def _locked(descriptor: int) -> bool:
