@@ -126,6 +126,7 @@ def _write(
     objects = grown_objects(job.source, job.growth, common, keep_progress=keep, trust=job.trust)
     _complete(job, partial, folder, objects)
     publish(partial, target, PURPOSE)
+    (target / KEY_FILE).unlink()  # not before: a kill in between would leave a whole target that nobody takes up
     return len(resumed)
 
 
@@ -196,7 +197,6 @@ def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes]) 
     for number in range(len(job.parts)):
         writer.done_file(folder, number).unlink()
     write_whole(partial / TRACKER, "release" if job.iteration is None else str(job.iteration))
-    (partial / KEY_FILE).unlink()
     fsync_path(folder)
 
 

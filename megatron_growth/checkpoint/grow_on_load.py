@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint.agreement import together
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.errors import CheckpointError, GrowthError, GrowthPlanError, UnsupportedError
+from megatron_growth.errors import GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup, parse_key
 from megatron_growth.operators import DepthOperator, GrowthMap, WidthOperator, build_map, get
 from megatron_growth.shape import ModelShape
@@ -79,35 +79,10 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
     Raises:
         GrowthError: on every rank, when any rank failed.
     """
-    report, error = None, None
-    try:
-        report = _fill_local(model_chunks, Path(source), Request(**request))
-    except GrowthError as failure:
-        error = failure
-    agree(error, report.provenance["map"] if report else "")
-    assert report is not None
-    return report
-
-
-def agree(error: GrowthError | None, fingerprint: str) -> None:
-    """Raise on every rank what was raised on one, and refuse ranks that executed different maps."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        if error:
-            raise error
-        return
-    gathered: list[Any] = [None] * dist.get_world_size()
-    mine = None if error is None else (type(error), error.what, error.where, error.fix)
-    dist.all_gather_object(gathered, (mine, fingerprint))
-    if error:
-        raise error
-    for rank, (failed, _) in enumerate(gathered):
-        if failed:
-            kind, what, where, fix = failed
-            raise kind(what, where=f"rank {rank}: {where}", fix=fix)
-    if len({print_ for _, print_ in gathered}) > 1:
-        raise CheckpointError(
-            "the ranks disagree about the growth map", fix="give every rank the same operators, seed and source"
-        )
+    path = Path(source)
+    return together(
+        lambda: _fill_local(model_chunks, path, Request(**request)), str(path), lambda report: report.provenance["map"]
+    )
 
 
 def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Request) -> GrowthReport:

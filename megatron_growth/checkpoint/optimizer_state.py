@@ -42,9 +42,10 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
     if source.has_optimizer:
         return
     kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
-    if kind:
+    if kind or source.passed_over:
         raise CheckpointError(
-            f"the optimizer state is stored as flat buckets ({kind}), which do not show their parameters",
+            f"the optimizer state is stored as flat buckets ({kind or source.passed_over[0]}), which do not show their "
+            "parameters",
             where=str(source.path),
             fix="save it with --dist-ckpt-optim-fully-reshardable, or grow with --optimizer-state reset",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, norm_epsilon
+from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, load_object, norm_epsilon
 from megatron_growth.checkpoint.optimizer_state import rewrite_rates
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.operators import GrowthMap
@@ -70,38 +70,77 @@ def grown_common(
 
 
 def grown_objects(
-    source: Source, growth: GrowthMap, common: dict[str, Any], *, keep_progress: bool
+    source: Source, growth: GrowthMap, common: dict[str, Any], *, keep_progress: bool, trust: bool = False
 ) -> dict[str, bytes]:
     """Every stored object of the target: {key: bytes}.
 
-    Extra state (Transformer Engine's; empty elsewhere) follows the first source layer of each new layer.  Random
-    states are kept with the progress: Megatron uses them when the layout is the source's, and ignores them otherwise.
+    No pickle of the source is handed on unread: each is loaded from the allow-list first, unless it is trusted.
+    Random states are kept with the progress: Megatron uses them when the layout is the source's, and ignores them
+    otherwise.
+
+    Raises:
+        CheckpointError: an object names code that is not on the allow-list, or is damaged.
     """
-    buffer = io.BytesIO()
-    torch.save([common], buffer)
-    objects = {COMMON: buffer.getvalue(), **_extra_states(source, growth)}
+    objects = {COMMON: _stored([common]), **_extra_states(source, growth, trust)}
     if keep_progress:
-        objects |= {key: source.object_bytes(key) for key in source.objects("rng_state/")}
-        objects |= {key: source.object_bytes(key) for key in source.objects("rerun_state_machine_state/")}
+        for prefix in ("rng_state/", "rerun_state_machine_state/"):
+            for key in source.objects(prefix):
+                _load(source, key, trust)
+                objects[key] = source.object_bytes(key)
     return objects
 
 
-def _extra_states(source: Source, growth: GrowthMap) -> dict[str, bytes]:
+def _load(source: Source, key: str, trust: bool) -> Any:
+    return load_object(source.object_bytes(key), where=f"{source.path}, key {key}", trust=trust)
+
+
+def _stored(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _extra_states(source: Source, growth: GrowthMap, trust: bool) -> dict[str, bytes]:
+    """Extra state of every new layer: Transformer Engine's, which is empty unless FP8 was calibrated.
+
+    An empty one follows the first source layer of its new layer.  A calibration is of the source's own activations
+    and a pickle within the pickle: the grown model starts without one and calibrates anew.
+    """
     found: dict[str, dict[int, bytes]] = {}
     out: dict[str, bytes] = {}
     for key in source.objects(""):
+        if "_extra_state" not in key:
+            continue
+        value = _load(source, key, trust)
+        data = source.object_bytes(key) if _is_empty(value) else _stored(_emptied(value))
         if match := _EXTRA.match(key):
             layer = int(match.group(2) if match.group(2) is not None else match.group(4))
             name = match.group(1) + "{layer}" + match.group(3) if match.group(2) else key.rsplit("/", 1)[0]
-            found.setdefault(name, {})[layer] = source.object_bytes(key)
-        elif "_extra_state" in key:
-            out[key] = source.object_bytes(key)
+            found.setdefault(name, {})[layer] = data
+        else:
+            out[key] = data
     layers = growth.target.layers
     for name, by_layer in found.items():
         for layer, take in enumerate(growth.layers.takes):
-            data = by_layer[take.sources[0][0] if take.sources else min(by_layer)]
+            data = by_layer.get(take.sources[0][0] if take.sources else min(by_layer), by_layer[min(by_layer)])
             if "{layer}" in name:
-                out[name.format(layer=f"{layer}.") + "/shard_0_1"] = data
+                out[name.replace("{layer}", f"{layer}.") + "/shard_0_1"] = data
             else:
                 out[f"{name}/shard_{layer}_{layers}"] = data
     return out
+
+
+def _is_empty(value: Any) -> bool:
+    """Nothing at all, or a list or dictionary of nothing."""
+    if isinstance(value, list | tuple | dict):
+        return all(_is_empty(v) for v in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, io.BytesIO):
+        return not value.getbuffer().nbytes
+    return value is None or (isinstance(value, torch.Tensor) and value.numel() == 0)
+
+
+def _emptied(value: Any) -> Any:
+    """The same lists around an empty tensor, which Transformer Engine takes for "no calibration"."""
+    if isinstance(value, list):
+        return [_emptied(v) for v in value]
+    return torch.empty(0, dtype=torch.uint8)

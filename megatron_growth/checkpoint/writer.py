@@ -105,12 +105,11 @@ class PartWriter:
                 if recorder.refused:
                     raise recorder.refused from None
                 raise
-        self._unsynced.append(self._background.submit(self._finish, stream, number, records))
+        self._unsynced.append(self._background.submit(self._finish, stream, path, number, records))
         while len(self._unsynced) > 1:
             self._unsynced.pop(0).result()
 
-    def _finish(self, stream: io.BufferedWriter, number: int, records: list[Record]) -> None:
-        path = Path(stream.name)
+    def _finish(self, stream: io.BufferedWriter, path: Path, number: int, records: list[Record]) -> None:
         with storage_errors(path):
             stream.flush()
             os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Where the verbs print tables: names stay whole in a pipe."""
+"""Where the verbs print: names stay whole in a pipe, and text from a file is shown, not obeyed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from megatron_growth.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 PIPE_WIDTH = 150
 
@@ -18,3 +21,15 @@ def console() -> Console:
 
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if known else PIPE_WIDTH, highlight=False)
+
+
+def show(line: str) -> None:
+    """Print a line that may hold text from a file; its control characters are spelt out."""
+    print(printable(line))
+
+
+def plain(text: str) -> Text:
+    """A table's cell with text from a file: neither its control characters nor its brackets mean anything."""
+    from rich.text import Text
+
+    return Text(printable(text))

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.console import console
+from megatron_growth.cli.console import console, plain
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress, size
 
@@ -91,7 +91,18 @@ def run(args: argparse.Namespace) -> int:
         resumed = f", {report.parts_resumed} parts were there already" if report.parts_resumed else ""
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {report.path}" + _epsilon_hint(job))
+        print(_where_training_goes_on(report.iteration))
     return 0
+
+
+def _where_training_goes_on(iteration: int | None) -> str:
+    """Grown optimizer state belongs to an iteration: Adam's step count, and the place in the schedule and the data."""
+    if iteration is None:
+        return "training starts at iteration 0, with fresh optimizer state"
+    return (
+        f"training goes on at iteration {iteration}, with the source's optimizer state, schedule and place in the data:"
+        f" --train-iters counts from 0, so give more than {iteration}"
+    )
 
 
 def _epsilon_hint(job: Job) -> str:
@@ -153,6 +164,7 @@ def _print_plan(job: Job, as_json: bool) -> None:
             "parameters": [asdict(row) for row in rows],
             "bytes_read": read,
             "bytes_written": written,
+            "iteration": job.iteration,
         }
         print(json.dumps(document, indent=2))
     else:
@@ -167,10 +179,11 @@ def _print_table(rows: list[Row], read: int, written: int, job: Job) -> None:
     for row in rows:
         name = row.parameter + ("" if row.moment == "weight" else f" ({row.moment})")
         sizes = [" x ".join(map(str, shape)) or "-" for shape in (row.old, row.new)]
-        table.add_row(name, " x ".join(row.axes), *sizes, size(row.bytes_read), size(row.bytes_written))
+        table.add_row(plain(name), " x ".join(row.axes), *sizes, size(row.bytes_read), size(row.bytes_written))
     table.add_section()
     table.add_row(f"{len(rows)} in all", "", "", "", size(read), size(written))
     words = job.growth.provenance
     out = console()
     out.print(table)
     out.print(f"width {words['width']}, depth {words['depth']}, seed {words['seed']}, optimizer state {job.policy}")
+    out.print(_where_training_goes_on(job.iteration))

@@ -13,10 +13,13 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.console import console
+from megatron_growth.cli.console import console, plain, show
 from megatron_growth.progress import size
+
+if TYPE_CHECKING:
+    from megatron_growth.checkpoint.source import Source
 
 HELP = "print a checkpoint"
 
@@ -69,6 +72,7 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
         "parameters": shape.parameters,
         "bytes": sum(item.bytes for item in source.items),
         "optimizer_state": source.has_optimizer,
+        "optimizer": _optimizer(source),
         "saved_in_layout": layout,
         "hash": metadata.content_hash(source),
         "grown_from": getattr(arguments, metadata.PROVENANCE, None),
@@ -77,22 +81,26 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
     }
 
 
+def _optimizer(source: Source) -> str:
+    """In which form optimizer state is stored."""
+    if source.has_optimizer:
+        return "by parameter"
+    return f"in flat buckets ({len(source.passed_over)} keys), which cannot be grown" if source.passed_over else "none"
+
+
 def _print(document: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     shape = document["shape"]
     sizes = ", ".join(f"{key} {shape[key]}" for key in ("hidden", "ffn", "layers", "heads", "query_groups", "vocab"))
-    print(f"{document['path']}: iteration {document['iteration']}, {document['parameters']:,} parameters")
-    print(f"  {sizes}; {shape['norm']}, {'tied' if shape['tied_embeddings'] else 'untied'} embeddings")
-    print(f"  {size(document['bytes'])}, hash {document['hash'][:16]}")
+    show(f"{document['path']}: iteration {document['iteration']}, {document['parameters']:,} parameters")
+    show(f"  {sizes}; {shape['norm']}, {'tied' if shape['tied_embeddings'] else 'untied'} embeddings")
+    show(f"  {size(document['bytes'])}, hash {document['hash'][:16]}; optimizer state: {document['optimizer']}")
     if origin := document["grown_from"]:
-        print(
-            f"  grown from {origin['source']} (iteration {origin['source_iteration']}) by {origin['width']} and "
-            f"{origin['depth']}, seed {origin['seed']}"
-        )
+        show("  grown " + _origin(origin))
     if found := document["copies"]:
         copies = found["copies"]
-        print(
+        show(
             f"  copies: {copies['residual']} of {found['residual_of']} residual dimensions, {copies['heads']} of "
             f"{found['heads_of']} heads, {copies['units']} of {found['units_of']} FFN units"
             f" ({len(found['layers'])} layers looked at); effective rank {copies['effective_rank']:.1f}"
@@ -100,5 +108,13 @@ def _print(document: dict[str, Any]) -> None:
     table = Table(Column("tensor", overflow="fold"), "kind", "shape", "type", "chunks")
     for row in document["tensors"]:
         shape = " x ".join(map(str, row["shape"]))
-        table.add_row(row["name"], row["kind"], shape, row["dtype"], str(row["chunks"]))
+        table.add_row(*map(plain, (row["name"], row["kind"], shape, row["dtype"], str(row["chunks"]))))
     console().print(table)
+
+
+def _origin(origin: Any) -> str:
+    """Where it was grown from, as far as it says."""
+    if not isinstance(origin, dict):
+        return f"from {origin}"
+    said = {name: origin.get(name, "?") for name in ("source", "source_iteration", "width", "depth", "seed")}
+    return "from {source} (iteration {source_iteration}) by {width} and {depth}, seed {seed}".format(**said)

@@ -79,9 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 0
+    except (OSError, MemoryError) as error:
+        return _refused_by_the_machine(error, args.debug)
     except KeyboardInterrupt:
         print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def _refused_by_the_machine(error: OSError | MemoryError, debug: bool) -> int:
+    """What no part of the program expected the machine to refuse, as one message."""
+    if debug:
+        traceback.print_exc()
+    what = "no memory left" if isinstance(error, MemoryError) else f"the machine refused: {error.strerror or error}"
+    where = str(getattr(error, "filename", None) or "")
+    fix = "check the path, its permissions and its mount; --debug shows where it happened"
+    print(f"megatron-growth: {GrowthError(what, where=where, fix=fix)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

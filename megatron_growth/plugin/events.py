@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.training import get_args, training
 
+from megatron_growth.checkpoint.agreement import together
 from megatron_growth.plugin import stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 from megatron_growth.plugin.arguments import PluginOptions
@@ -74,14 +75,18 @@ class Events:
             return
         self._is_open = True
         iteration = get_args().iteration
-        if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
-            dropped = self._metrics.resume(iteration)
-            if dropped:
-                print(f"growth: {dropped} lines of {self._options.metrics} lay beyond iteration {iteration}: removed")
+        if self._metrics is not None:
+            together(lambda: self._resume(iteration), str(self._options.metrics))
         self.record({"event": "start", "iteration": iteration, "time": round(time.time(), 3)})
         for record in self._waiting:
             self.record(record)
         self._waiting.clear()
+
+    def _resume(self, iteration: int) -> None:
+        if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
+            dropped = self._metrics.resume(iteration)
+            if dropped:
+                print(f"growth: {dropped} lines of {self._options.metrics} lay beyond iteration {iteration}: removed")
 
     # Wrappers -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from megatron.training import get_args, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
+from megatron_growth.checkpoint.agreement import together
 from megatron_growth.errors import CheckpointError, UserError
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
@@ -33,7 +35,8 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
     Raises:
         UserError: a checkpoint lies in --save where --load will not find it; training would start anew over it.
     """
-    found = [checkpoint_exists(load), checkpoint_exists(save)] if dist.get_rank() == 0 else [False, False]
+    look = checkpoint_exists if dist.get_rank() == 0 else bool
+    found = [together(partial(look, path), str(path)) for path in (load, save)]
     dist.broadcast_object_list(found, src=0)
     loadable, saved = found
     if saved and not loadable:
@@ -89,7 +92,7 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         from megatron_growth.checkpoint.grow_on_load import fill
 
         source = Path(str(options.source))
-        check_vocabulary(source, args.vocab_size)
+        together(lambda: check_vocabulary(source, args.vocab_size), str(source))
         print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
         report = fill(chunks, source, width=options.width, depth=options.depth, seed=options.seed)
         args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run

@@ -23,12 +23,17 @@ def storage_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_ROOM:
-            what, fix = f"No space left to write: {error.strerror}.", "Free space, then give the same command again."
-        else:
-            what = f"The file system refused: {error.strerror or error}."
-            fix = "Check the path, its permissions and its mount, then give the same command again."
-        raise StorageError(what, where=str(error.filename or where), fix=fix) from error
+        raise refusal(error, where) from error
+
+
+def refusal(error: OSError, where: Path | str) -> StorageError:
+    """What the file system refused, as an error of ours."""
+    if error.errno in NO_ROOM:
+        what, fix = f"No space left to write: {error.strerror}.", "Free space, then give the same command again."
+    else:
+        what = f"The file system refused: {error.strerror or error}."
+        fix = "Check the path, its permissions and its mount, then give the same command again."
+    return StorageError(what, where=str(error.filename or where), fix=fix)
 
 
 def fsync_path(path: Path) -> None:

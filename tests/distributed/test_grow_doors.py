@@ -117,21 +117,43 @@ def refused(shape, layout, source, **request):
 
 
 def test_an_error_of_one_rank_reaches_all(source):
-    messages = run_distributed(one_rank_fails, 2, TARGET, {"tp": 2}, source)
-    assert all("the file ended too early" in message for message in messages)
+    """Whatever its type: nobody waits in a collective, and every rank raises the same."""
+    first, second = run_distributed(one_rank_fails, 2, TARGET, {"tp": 2}, source)
+    assert [kind for kind, _ in first] == ["CheckpointError", "StorageError", "GrowthError", "GrowthError"]
+    assert first == [(kind, text) for kind, text in second]
+    for (_, text), words in zip(
+        first, ("ended too early", "Stale file handle", "KeyError", "MemoryError"), strict=True
+    ):
+        assert words in text
 
 
 def one_rank_fails(shape, layout, source):
+    """On one rank: what `fill` raises when reading fails on rank 1, in several ways."""
+    import errno
+    import os
+
     import torch.distributed as dist
 
     from megatron_growth.checkpoint import source as module
     from megatron_growth.checkpoint.grow_on_load import fill
-    from megatron_growth.errors import CheckpointError
+    from megatron_growth.errors import GrowthError
 
-    if dist.get_rank() == 1:
-        module.os.preadv = lambda *_: 0
-    try:
-        fill(workers.build(shape, layout), source, width="aki", depth="stack")
-    except CheckpointError as error:
-        return str(error)
-    return "accepted"
+    def fails_with(error):
+        def read(*_):
+            raise error
+
+        return read
+
+    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    chunks, seen, real = workers.build(shape, layout), [], os.preadv
+    for read in (lambda *_: 0, *map(fails_with, (stale, KeyError("layer"), MemoryError()))):
+        if dist.get_rank() == 1:
+            module.os.preadv = read
+        try:
+            fill(chunks, source, width="aki", depth="stack")
+            seen.append(("accepted", ""))
+        except GrowthError as error:
+            seen.append((type(error).__name__, error.what))
+        finally:
+            module.os.preadv = real
+    return seen

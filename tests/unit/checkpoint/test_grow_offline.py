@@ -127,7 +127,7 @@ def test_killed_and_run_again(tmp_path, kill_at, monkeypatch):
 
     def grow_and_die():
         if kill_at[0] == "rename":
-            monkeypatch.setattr(grow_offline.writer, "sync_directory", lambda _: die("rename"))
+            monkeypatch.setattr(grow_offline, "publish", lambda *_: die("rename"))
         grow_offline.grow(planned(source), tmp_path / "grown", processes=2, progress=die)
 
     assert os.WTERMSIG(in_child(grow_and_die)) == signal.SIGKILL

@@ -2,10 +2,12 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_growth.checkpoint import grow_offline
 from megatron_growth.cli.main import main
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import saved_arguments
@@ -147,18 +149,37 @@ def test_not_enough_disk(tmp_path, capsys, monkeypatch):
     make_source(tmp_path / "source")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
     grow(tmp_path, *SIZES, code=1)
-    says(capsys, "GB are free", "free some space")
+    says(capsys, "are free", "free some space")
 
 
-def test_disk_full_while_writing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("as_runtime_error", [False, True])
+def test_disk_full_while_writing(tmp_path, capsys, monkeypatch, as_runtime_error):
+    """/dev/full refuses every write; torch may turn that into "unexpected pos", which names nothing."""
     make_source(tmp_path / "source")
+    real, opened = torch.save, Path.open
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def save(value, stream):
+        try:
+            real(value, stream)
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0") from None
 
-    monkeypatch.setattr(torch, "save", full)
+    def full(path, mode="r", *rest, **options):
+        if path.name.endswith(".distcp.tmp"):
+            path = Path("/dev/full")
+        return opened(path, mode, *rest, **options)
+
+    monkeypatch.setattr(torch, "save", save if as_runtime_error else real)
+    monkeypatch.setattr(Path, "open", full)
     grow(tmp_path, *SIZES, code=1)
-    says(capsys, "No space left on device", "goes on where it stopped")
+    says(capsys, "No space left on device", ".distcp.tmp", "give the same command again")
+
+
+def test_a_process_that_fails_in_an_unknown_way_says_how(tmp_path, capsys, monkeypatch):
+    make_source(tmp_path / "source")
+    monkeypatch.setattr(grow_offline, "_write_parts", lambda *_: {}["missing"])
+    grow(tmp_path, *SIZES, code=1)
+    says(capsys, "KeyError: 'missing'")
 
 
 def test_sizes_that_contradict_the_arguments(tmp_path, capsys):
