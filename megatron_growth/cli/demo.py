@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     baselines = tuple(name for name in args.baseline or ["scratch"] if name != "none")
     request = Request(baselines=baselines, guard=refuse_while_submitted)
-    folder = train(load_recipe(RECIPE, None, args.corpus), args.folder, request, Screen())
+    folder = train(load_recipe(RECIPE, None, args), args.folder, request, Screen())
     record = collect(folder.path)
     page = write_report(record, folder.path)
     for sentence in findings(record):

@@ -23,6 +23,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.data_options import whole_number
+
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import Manifest
 
@@ -90,14 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that tokenize (default: the cores of this process, %(default)s)",
     )
     add("--json", action="store_true", help="print a summary of the manifest as JSON")
-
-
-def whole_number(text: str) -> int:
-    """A whole number above 0, also as 20e9."""
-    value = float(text)
-    if not 1 <= value < 1e18 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(value)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.data_options import add_data_options
 from megatron_growth.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also submit this baseline of the recipe; may be given again",
     )
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory of a single run")
-    parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
+    add_data_options(parser)
     parser.add_argument(
         "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
     )
@@ -97,7 +97,7 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
         raise UserError("--run names one run directory, and several runs are asked for", fix="leave out --run")
     requests = []
     for name in args.recipes:
-        recipe = load_recipe(name, args.variant, args.corpus)
+        recipe = load_recipe(name, args.variant, args)
         for seed in seeds:
             folder = args.folder or Path(profile.paths.runs) / default_folder(recipe).name
             if seed is not None:

@@ -7,6 +7,7 @@ examples:
   megatron-growth train nano-progressive
   megatron-growth train nano-progressive --baseline scratch --run runs/first
   megatron-growth train my-recipe.yaml --corpus texts/ --stage 1B
+  megatron-growth train wso-1b --tokenizer my-tokenizer/ --data data/web
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megatron_growth.cli.data_options import add_data_options, with_data_options
 
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
@@ -34,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="also train this baseline of the recipe, after the stages; may be given again (default: none)",
     )
-    parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
+    add_data_options(parser)
     parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
 
 
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.run.variants import train_variants
     from megatron_growth.slurm.submit import refuse_while_submitted
 
-    recipe = load_recipe(args.recipe, args.variant, args.corpus)
+    recipe = load_recipe(args.recipe, args.variant, args)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
     request = Request(
         stage=args.stage,
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if recipe.variants and not args.variant:
 
         def load(name: str) -> Recipe:
-            return load_recipe(args.recipe, name, args.corpus)
+            return load_recipe(args.recipe, name, args)
 
         train_variants(load, tuple(recipe.variants), folder, request, Screen())
     else:
@@ -69,15 +71,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_recipe(name: str, variant: str | None, corpus: str | None) -> Recipe:
-    """The recipe, with another corpus in place of its own when one is given."""
+def load_recipe(name: str, variant: str | None, options: argparse.Namespace | None = None) -> Recipe:
+    """The recipe, with the data that the command line's options say in place of its own."""
     from megatron_growth import recipes
 
     recipe = recipes.load(name, variant)
-    if corpus is None:
-        return recipe
-    text = str(Path(corpus).absolute()) if Path(corpus).exists() else corpus
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"corpus": text})})
+    return recipe if options is None else with_data_options(recipe, options)
 
 
 def default_folder(recipe: Recipe) -> Path:

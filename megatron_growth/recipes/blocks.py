@@ -100,6 +100,11 @@ class Data(Block):
     """Key of JSONL objects, or column of Parquet files, that holds the text."""
     document_per: Literal["file", "paragraph", "line"] = "file"
     """What one document of a plain text file is."""
+    max_tokens: Positive | None = None
+    """Stop preparing at the document with which this many training tokens are reached; all of the corpus when left out.
+    [tokens]"""
+    prepared: str | None = None
+    """A folder that `megatron-growth prepare` wrote with this tokenizer, used in place of the corpus."""
     stages: Literal["disjoint", "same"] = "disjoint"
     """`disjoint` (every stage a new window of the one sample order) or `same` (every stage reads it from the start, as
     both stages of Reuse do)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from megatron_growth.data.manifest import (
 from megatron_growth.errors import DataError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
-from megatron_growth.records.storage import atomic_path, storage_errors
+from megatron_growth.records.storage import atomic_path, storage_errors, write_whole
 from megatron_growth.run.directory import RunDirectory
+
+# Another file system, one without hard links, somebody else's file, or too many links.
+_NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> Manifest:
@@ -37,6 +41,8 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
         manifest = load_manifest(run.data)
         check_files(run.data, manifest)
         return manifest
+    if recipe.data.prepared:
+        return _taken(Path(recipe.data.prepared), run, recipe)
     from megatron_growth.data.prepare import prepare
     from megatron_growth.data.request import PrepareRequest
     from megatron_growth.data.tokenizers import parse_spec
@@ -46,28 +52,78 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
         tokenizer=parse_spec(recipe.data.tokenizer),
         text_field=recipe.data.text_field,
         document_per=recipe.data.document_per,
+        max_tokens=recipe.data.max_tokens or 0,
         valid_fraction=recipe.data.valid_fraction,
         seed=recipe.data.seed,
     )
     return prepare(request, run.data, workers or len(os.sched_getaffinity(0)))[0]
 
 
-def share(source: RunDirectory, target: RunDirectory) -> None:
-    """Give a run the dataset of another one by hard links, unless it has one already.
+def _taken(folder: Path, run: RunDirectory, recipe: Recipe) -> Manifest:
+    """A dataset that was prepared before, as the run's own.
 
     Raises:
-        StorageError: the file system refused, or has no hard links.
+        DataError: it is damaged, or of another tokenizer than the recipe's.
+        StorageError: the file system refused.
     """
-    if (target.data / FILE_NAME).is_file() or not (source.data / FILE_NAME).is_file():
-        return
-    with storage_errors(target.path):
+    manifest = load_manifest(folder)
+    check_files(folder, manifest)
+    if wrong := _other_tokenizer(recipe.data.tokenizer, manifest):
+        raise DataError(
+            f"the dataset was prepared with {wrong}, the recipe's tokenizer is {recipe.data.tokenizer}",
+            where=str(folder),
+            fix="give the dataset's tokenizer with --tokenizer, or prepare the text again",
+        )
+    _link(folder, run.data)
+    return manifest
+
+
+def _other_tokenizer(wanted: str, manifest: Manifest) -> str:
+    """What tokenizer a dataset has, when it is not the one that is wanted; "" when it is, or cannot be told apart."""
+    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
+    from megatron_growth.data.tokenizers.gpt2 import FINGERPRINT as GPT2_FINGERPRINT
+
+    spec = parse_spec(wanted)
+    made = manifest.identity["tokenizer"]
+    has = f"{manifest.tokenizer.name} ({manifest.tokenizer.vocab_size} ids)"
+    if spec.train_vocab_size:
+        return "" if made["train_vocab_size"] == spec.train_vocab_size else has
+    if spec.kind != made["kind"]:
+        return has
+    if spec.kind == "gpt2" or Path(spec.path).exists():
+        fingerprint = GPT2_FINGERPRINT if spec.kind == "gpt2" else load_tokenizer(spec).fingerprint
+        return "" if fingerprint == manifest.tokenizer.fingerprint else has
+    return ""  # one of the hub: only its size is compared, against the recipe's vocabulary
+
+
+def share(source: RunDirectory, target: RunDirectory) -> None:
+    """Give a run the dataset of another one, unless it has one already.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    if not (target.data / FILE_NAME).is_file() and (source.data / FILE_NAME).is_file():
+        _link(source.data, target.data)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The files of a dataset under other names: hard links, or symbolic ones to another file system."""
+    with storage_errors(target):
         # The manifest last: with it the dataset is complete.
-        files = sorted((p for p in source.data.rglob("*") if p.is_file()), key=lambda p: p.name == FILE_NAME)
+        files = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name == FILE_NAME)
         for file in files:
-            linked = target.data / file.relative_to(source.data)
+            linked = target / file.relative_to(source)
             linked.parent.mkdir(parents=True, exist_ok=True)
+            if file.name == FILE_NAME:
+                write_whole(linked, file.read_bytes())
+                continue
             with atomic_path(linked) as temporary:
-                os.link(file, temporary)
+                try:
+                    os.link(file, temporary)
+                except OSError as error:
+                    if error.errno not in _NO_HARD_LINK:
+                        raise
+                    temporary.symlink_to(file.resolve())
 
 
 def flags(run: RunDirectory, manifest: Manifest) -> list[str]:
@@ -100,7 +156,7 @@ def check(recipe: Recipe, plan: RunPlan, manifest: Manifest) -> None:
     if have < need:
         raise DataError(
             f"the dataset is too short for the budget: it has {have:,} training tokens, the run needs {need:,}",
-            where=f"corpus {recipe.data.corpus}",
+            where=where_from(recipe),
             fix="give more text with --corpus, lower the recipe's budget, or set data.pool_tokens (Fixed Data)",
         )
 
@@ -118,7 +174,12 @@ def validation_samples(recipe: Recipe, stages: tuple[StagePlan, ...], manifest: 
     if have < largest:
         raise DataError(
             f"the validation set has {have} sequences of {length} tokens, a batch takes {largest}",
-            where=f"corpus {recipe.data.corpus}",
+            where=where_from(recipe),
             fix="raise data.valid_fraction in the recipe, or give more text",
         )
     return min(recipe.evaluation.iterations * stages[-1].global_batch_size, have)
+
+
+def where_from(recipe: Recipe) -> str:
+    """What a recipe's tokens come from, for messages."""
+    return f"dataset {recipe.data.prepared}" if recipe.data.prepared else f"corpus {recipe.data.corpus}"

@@ -1,0 +1,86 @@
+"""What `train` and `submit` may say about text: options that replace the `data` of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_growth.recipes import Recipe
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--data, --corpus, --tokenizer, --text-field, --max-tokens and --workers."""
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="a dataset that `prepare` wrote, in place of the recipe's corpus")
+    add("--corpus", metavar="WHAT", help="text to train on, in place of the recipe's; WHAT as for `prepare`")
+    add(
+        "--tokenizer",
+        metavar="KIND",
+        help="in place of the recipe's; KIND as for `prepare`; the model follows its size",
+    )
+    add("--text-field", metavar="NAME", help="JSONL field or Parquet column with the text, in place of the recipe's")
+    add("--max-tokens", type=whole_number, metavar="N", help="prepare no more training tokens than these, such as 20e9")
+    add("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
+
+
+def whole_number(text: str) -> int:
+    """A whole number above 0, also as 20e9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < 1e18 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(value)
+
+
+def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line says about its data; another tokenizer brings its vocabulary, and another
+    corpus is read whole.
+
+    Raises:
+        UserError: two of the options contradict each other.
+        DataError: the tokenizer, or the prepared dataset, is not there or damaged.
+    """
+    from megatron_growth.errors import UserError
+
+    given = {name: getattr(args, name, None) for name in ("data", "corpus", "tokenizer", "text_field", "max_tokens")}
+    data: dict[str, Any] = {}
+    if given["data"] and (given["corpus"] or given["text_field"] or given["max_tokens"]):
+        raise UserError(
+            "--data is prepared already: a corpus, a text field or a limit cannot change it",
+            where="--data",
+            fix="leave out --corpus, --text-field and --max-tokens, or leave out --data",
+        )
+    if given["data"]:
+        data["prepared"] = str(Path(given["data"]).absolute())
+    if given["corpus"]:
+        data["corpus"], data["prepared"], data["max_tokens"] = _path(given["corpus"]), None, None
+    if given["tokenizer"]:
+        data["tokenizer"] = _path(given["tokenizer"])
+    data |= {name: given[name] for name in ("text_field", "max_tokens") if given[name] is not None}
+    if not data:
+        return recipe
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    return _with_vocabulary(changed) if given["tokenizer"] else changed
+
+
+def _path(text: str) -> str:
+    return str(Path(text).absolute()) if Path(text).exists() else text
+
+
+def _with_vocabulary(recipe: Recipe) -> Recipe:
+    """The model's vocabulary is that of the tokenizer, which is opened when its name does not tell its size."""
+    from megatron_growth.data.manifest import load_manifest
+    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
+    from megatron_growth.recipes.blocks import vocabulary_of
+
+    vocab = None
+    if vocabulary_of(recipe.data.tokenizer) is None:
+        if recipe.data.prepared:
+            vocab = load_manifest(Path(recipe.data.prepared)).tokenizer.vocab_size
+        else:
+            vocab = load_tokenizer(parse_spec(recipe.data.tokenizer)).vocab_size
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"vocab": vocab})})
