@@ -3,6 +3,7 @@
 #   make PYTHON=/path/to/python3.12 env      choose the Python that .venv is made from
 
 VENV := .venv
+VENV_TE := .venv-te
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 TESTS ?= tests
@@ -11,13 +12,16 @@ BENCH ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format bench torture clean
+.PHONY: help env env-te demo test lint format bench torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env:  ## create .venv with the project and its tools
 	@bash ci/setup-env.sh $(VENV)
+
+env-te: env  ## create .venv-te beside it, with Transformer Engine, for tests/te (needs a CUDA compiler, no GPU)
+	@bash ci/install-te.sh $(VENV) $(VENV_TE)
 
 demo: env  ## pre-train a nano family in four stages beside a scratch baseline, and write the report
 	@$(BIN)/megatron-growth demo --run $(RUN)

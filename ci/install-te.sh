@@ -4,7 +4,7 @@
 #   ci/install-te.sh [BASE] [TARGET]      (default: .venv .venv-te)
 #
 # Megatron takes other paths as soon as Transformer Engine can be imported, so it does not go into BASE: TARGET is an
-# environment that sees all of BASE, and Transformer Engine too.  TARGET/activate.sh says what a process needs to load it.
+# environment that sees all of BASE, and Transformer Engine too.  TARGET/environment says what a process needs to load it.
 # On a machine with a GPU that is to train, install it into the environment itself: pip install '.[gpu]' (docs/gpu.md).
 #
 # Transformer Engine has no wheel of its torch part: it is compiled once (about ten minutes of one core), and pip keeps
@@ -91,10 +91,16 @@ CUDA_HOME="${cuda}" NVTE_FRAMEWORK=pytorch CUDNN_PATH="${nvidia}/cudnn" PATH="${
   CPATH="${nvidia}/cu13/include:${nvidia}/cudnn/include:${nvidia}/nccl/include${CPATH:+:${CPATH}}" \
   install --no-deps --no-build-isolation "transformer-engine-torch==${version}"
 
-cat >"${target}/activate.sh" <<TEXT
-# What a process needs to load Transformer Engine's libraries; written by ci/install-te.sh.
-export LD_LIBRARY_PATH="${nvidia}/cudnn/lib:${nvidia}/cu13/lib:${nvidia}/nccl/lib:${nvidia}/nvshmem/lib\${LD_LIBRARY_PATH:+:\${LD_LIBRARY_PATH}}"
-export CUDNN_HOME="${nvidia}/cudnn" NVRTC_HOME="${nvidia}/cu13" CURAND_HOME="${nvidia}/cu13"
+# What a process needs to load Transformer Engine's libraries, one NAME=VALUE a line.
+cat >"${target}/environment" <<TEXT
+LD_LIBRARY_PATH=${nvidia}/cudnn/lib:${nvidia}/cu13/lib:${nvidia}/nccl/lib:${nvidia}/nvshmem/lib
+CUDNN_HOME=${nvidia}/cudnn
+NVRTC_HOME=${nvidia}/cu13
+CURAND_HOME=${nvidia}/cu13
 TEXT
+mapfile -t variables <"${target}/environment"
+program='import torch; torch.cuda.is_available = lambda: True; import transformer_engine.pytorch'
+env "${variables[@]}" "${python}" -c "${program}" ||
+  cannot "what was installed cannot be loaded" "rm -r ${target} and try again"
 echo "${wanted}" >"${stamp}"
 echo "ready: ${target}/bin/python"

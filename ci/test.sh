@@ -18,5 +18,9 @@ export TOKENIZERS_PARALLELISM=false
 if [[ "$(id -u)" -eq 0 && " ${tests} " == *" tests"@( |/slurm)* ]]; then
     ci/install-slurm.sh || echo "the tests on a real Slurm will be skipped"
 fi
+# Transformer Engine, where there is what it takes (compiled once, kept by pip); without it tests/te says so and skips.
+if [[ " ${tests} " == *" tests"@( |/te)* && "${bin}" == */bin ]]; then
+    ci/install-te.sh "${bin%/bin}" .venv-te || echo "the tests on Transformer Engine will be skipped"
+fi
 # A file's tests share fixtures that train small models, so a file stays on one worker.
 exec "${bin}/pytest" "${tests}" --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,9 @@ class _Memory(ctypes.Structure):
 
 @functools.cache
 def devices() -> tuple[Device, ...]:
-    """The GPUs of this machine, whatever CUDA_VISIBLE_DEVICES hides; none where there is no driver."""
+    """The GPUs of this machine, all of them unless CUDA_VISIBLE_DEVICES hides all; none where there is no driver."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return ()
     library = _library()
     if library is None or library.nvmlInit_v2():
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megatron_growth.backend import cpu
 from megatron_growth.backend.installation import FIRST_WITH_FP8, Installation, detect
@@ -28,12 +28,17 @@ def prepare(argv: Sequence[str]) -> list[str]:
     here = detect()
     refuse_impossible(here, argv)
     rows = stand_ins(here, tensor_parallel_size(argv))
-    for name, value in environment(rows).items():
-        os.environ.setdefault(name, value)
+    os.environ |= variables(tensor_parallel_size(argv))
     if cpu.install():
         return [*argv, *cpu.cpu_flags(argv)]
     apply(one for row in rows for one in row.replacements())
     return [*argv, *missing_words(rows, argv)]
+
+
+def variables(tensor_parallel: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the environment of a rank must say on this machine before it touches CUDA, and does not say yet."""
+    rows = stand_ins(detect(with_transformer_engine=False), tensor_parallel)
+    return {name: value for name, value in environment(rows).items() if name not in inherited}
 
 
 def refuse_impossible(here: Installation, argv: Sequence[str]) -> None:

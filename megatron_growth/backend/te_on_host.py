@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from megatron_growth.backend.replacements import Replacement
 from megatron_growth.errors import UnsupportedError
 
-Linear = torch.Tensor | tuple[torch.Tensor, ...]
+type Output = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def replacements() -> list[Replacement]:
@@ -33,7 +33,7 @@ def replacements() -> list[Replacement]:
         raise UnsupportedError(
             f"Transformer Engine cannot be loaded: {error}",
             where="MEGATRON_GROWTH_TE_ON_HOST",
-            fix="install it with `make env-te`, and set what .venv-te/activate.sh sets",
+            fix="install it with `make env-te`, and set what .venv-te/environment says",
         ) from error
     why = "Transformer Engine's kernels need a GPU"
     forwards = {
@@ -46,12 +46,12 @@ def replacements() -> list[Replacement]:
     return [Replacement(module, "forward", forward, why) for module, forward in forwards.items()]
 
 
-def linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Linear:
+def linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Output:
     """`te.Linear`: (S, B, I) to (S, B, O); with the bias (O,) beside it where the module returns it unadded."""
     return _with_bias(self, _multiply(self, inp))
 
 
-def norm_and_linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Linear:
+def norm_and_linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Output:
     """`te.LayerNormLinear`: norm over I, then the matrix; with bias and normed input beside it where asked for."""
     normed = _norm(self, inp, self.layer_norm_weight, self.layer_norm_bias, self.normalization)
     out = _with_bias(self, _multiply(self, normed))
@@ -96,12 +96,14 @@ def attention(
             f"attention on the host knows no mask of type {kind}, no dropout and no {', '.join(unknown) or 'options'}",
             where="Transformer Engine on the host",
         )
-    heads = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
+    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
     context = F.scaled_dot_product_attention(
-        *heads,
+        query,
+        key,
+        value,
         is_causal=kind == "causal",
         scale=self.unfused_attention.softmax_scale,
-        enable_gqa=query.size(2) != key.size(2),
+        enable_gqa=query.size(1) != key.size(1),
     )
     return context.permute(2, 0, 1, 3).flatten(start_dim=2)
 
@@ -123,7 +125,7 @@ def _multiply(self: Any, inp: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _with_bias(self: Any, out: torch.Tensor) -> Linear:
+def _with_bias(self: Any, out: torch.Tensor) -> Output:
     """`out` with the bias added, or beside it, as the module is configured."""
     if not self.use_bias:
         return (out, torch.empty(0)) if self.return_bias else out

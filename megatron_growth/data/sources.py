@@ -149,7 +149,7 @@ def _walk(folder: Path, skipped: dict[str, list[str]]) -> Iterator[Path]:
 def _builtin(corpus: str) -> list[Source]:
     texts = json.dumps(corpora.stdlib_topics()).encode()
     topics = Source(f"{corpus}/pydoc-topics", "", "topics", len(texts), hashlib.sha256(texts).hexdigest())
-    return [topics, *(_file(path, f"{corpus}/{name}", "text") for name, path in corpora.stdlib_sources())]
+    return [topics, *(_file(path, f"{corpus}/{name}", "text") for name, path in corpora.sources_of(corpus))]
 
 
 def hash_sources(sources: Sequence[Source], threads: int) -> list[Source]:

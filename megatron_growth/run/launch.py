@@ -18,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from megatron_growth.backend import start
 from megatron_growth.backend.processes import request_death_signal
+from megatron_growth.backend.stand_ins import tensor_parallel_size
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import failures
 from megatron_growth.run.lock import TOKEN_VARIABLE, end_processes
@@ -34,9 +36,11 @@ def torchrun_command(processes: int, arguments: Sequence[str]) -> list[str]:
     return [*torchrun, "-m", ENTRY, *arguments]
 
 
-def environment(token: str, failures_folder: Path, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(
+    command: Sequence[str], token: str, failures_folder: Path, inherited: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """The environment of a stage's processes."""
-    variables = dict(inherited)
+    variables = dict(inherited) | start.variables(tensor_parallel_size(command), inherited)
     # One thread a process where nobody says otherwise: several ranks share the cores.
     variables.setdefault("OMP_NUM_THREADS", "1")
     variables |= {TOKEN_VARIABLE: token, failures.FAILURES_VARIABLE: str(failures_folder), "PYTHONUNBUFFERED": "1"}
@@ -99,7 +103,7 @@ def run_processes(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(token, failures_folder),
+            env=environment(command, token, failures_folder),
             start_new_session=True,
             preexec_fn=request_death_signal,
         )

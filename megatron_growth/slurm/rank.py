@@ -28,6 +28,7 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
         GrowthError: the run's recipe, data or source stage cannot serve.
     """
     from megatron_growth import recipes
+    from megatron_growth.backend import start
     from megatron_growth.data.manifest import load_manifest
     from megatron_growth.planner import plan_run
     from megatron_growth.run import checkpoints, dataset, early_stop, gpu_options
@@ -47,6 +48,8 @@ def stage_arguments(run: RunDirectory, name: str, ranks: int) -> list[str]:
         stop_below=early_stop.target_of(recipe, name, run.path),
         train=reached < early_stop.end_of(folder, stage.iterations),
     )
+    # Before torch is asked for a GPU.
+    os.environ |= start.variables(stage.layout.tp)
     machine = gpu_options.machine_here()
     return megatron_arguments(recipe, stage, launched.on(machine, json.loads(os.environ.get(FLAGS_VARIABLE, "{}"))))
 

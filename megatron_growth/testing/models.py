@@ -47,13 +47,15 @@ def tiny_gpt(
     from megatron.training.models import GPTModelConfig
     from megatron.training.models.gpt import GPTModelBuilder
 
-    from megatron_growth.backend.layer_spec import layer_spec
+    from megatron_growth.backend.layer_spec import layer_spec, usable_transformer_engine
 
     dtype = dtype or torch.float32
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(tensor, pipeline)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-    parallel = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
+    parallel: dict[str, Any] = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
+    if spec != "local" and usable_transformer_engine():
+        parallel["transformer_impl"] = "transformer_engine"
     config = GPTModelConfig(
         transformer=transformer_config(shape, dtype, **parallel, **transformer_options),
         transformer_layer_spec=layer_spec(spec, shape.sublayers if shape.layers else "none"),
@@ -88,6 +90,8 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, **options: Any) ->
         "activation_func": torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
         "normalization": shape.norm,
         "add_bias_linear": shape.bias,
+        "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
         "bf16": dtype == torch.bfloat16,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,

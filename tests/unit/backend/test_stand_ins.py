@@ -144,3 +144,29 @@ def test_a_start_on_the_host_is_made_ready():
     assert words.count("--no-rope-fusion") == 1
     assert installed
     assert connections == "1"
+
+
+def test_a_stage_is_launched_with_the_variables_of_its_layout(monkeypatch, tmp_path):
+    from megatron_growth.backend import nvml
+    from megatron_growth.run.launch import environment as launched
+    from megatron_growth.run.launch import torchrun_command
+
+    def of(tensor_parallel, capability, inherited):
+        monkeypatch.setattr(nvml, "devices", lambda: (nvml.Device("GPU", capability, 0),))
+        command = torchrun_command(8, ["--tensor-model-parallel-size", str(tensor_parallel)])
+        return launched(command, "token", tmp_path, inherited).get("CUDA_DEVICE_MAX_CONNECTIONS")
+
+    assert of(2, (9, 0), {}) == "1"
+    assert of(2, (9, 0), {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}) == "32"
+    assert of(1, (9, 0), {}) is of(2, (10, 0), {}) is None
+
+
+def test_no_gpu_is_seen_where_all_are_hidden(monkeypatch):
+    from megatron_growth.backend import nvml
+
+    monkeypatch.setattr(nvml, "_library", lambda: pytest.fail("the driver was asked"))
+    for hidden in ("", "-1"):
+        nvml.devices.cache_clear()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert nvml.devices() == ()
+    nvml.devices.cache_clear()
