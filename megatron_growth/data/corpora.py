@@ -4,7 +4,7 @@
 included, without tests, without generated build data and without the tables of character encodings.  It is about
 9.5 MB of English and Python; its exact content is that of the installed Python, whose version the manifest records.
 
-`packages` is `stdlib` and the sources of large packages that this one needs: some 130 MB, enough for models of tens of
+`packages` is `stdlib` and the sources of large packages that this one needs: about 145 MB, enough for models of tens of
 millions of parameters.  Its exact content is that of the installed versions.
 """
 
@@ -19,7 +19,7 @@ from megatron_growth.errors import DataError, nearest
 
 CORPORA = {
     "stdlib": "the Python standard library's own documentation and sources, about 9.5 MB",
-    "packages": "stdlib, and the sources of torch, transformers and other packages that this one needs, some 130 MB",
+    "packages": "stdlib, and the sources of torch, transformers and other packages that this one needs, about 145 MB",
 }
 PACKAGES = ("megatron", "numpy", "scipy", "sympy", "torch", "transformers")
 
@@ -47,7 +47,6 @@ def sources_of(corpus: str) -> list[tuple[str, Path]]:
     found = _sources(Path(sysconfig.get_path("stdlib")))
     if corpus == "packages":
         for name in PACKAGES:
-            # A package that is not imported: its folder, beside which others lie.
             spec = importlib.util.find_spec(name)
             for folder in spec.submodule_search_locations or () if spec else ():
                 found += [(Path(name) / inner, path) for inner, path in _sources(Path(folder))]
