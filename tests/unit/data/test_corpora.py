@@ -14,7 +14,7 @@ def test_the_packages_corpus_is_the_stdlib_and_large_packages():
     assert {"torch", "transformers", "megatron"} <= begins
     assert not [name for name, _ in large if "/tests/" in name]
     assert 100e6 < sum(path.stat().st_size for _, path in large) < 200e6
-    assert all(source.name.startswith("packages/") for source in discover(["packages"]))
+    assert all(source.name.startswith("packages/") for source in discover(["packages"]).sources)
 
 
 def test_its_packages_are_what_this_package_needs():
