@@ -1,6 +1,7 @@
 """The cases of the growth benchmarks, and their work in processes of its own: make a source, copy, grow the usual way.
 
 python growth_cases.py make CASE FOLDER reset|grow
+python growth_cases.py make-model SIZE FOLDER
 python growth_cases.py copy SOURCE TARGET
 python growth_cases.py usual CASE SOURCE TARGET
 """
@@ -54,8 +55,12 @@ CASES = {f"{a}-{b}": Case(FAMILY[a], FAMILY[b]) for a, b in (("1b", "2b"), ("2b"
 
 
 def make(case: str, folder: Path, optimizer_state: str) -> None:
+    """The source of a growth step."""
+    make_model(CASES[case].source, folder, optimizer_state)
+
+
+def make_model(shape: ModelShape, folder: Path, optimizer_state: str) -> None:
     """A checkpoint with random weights, chunked as Megatron saves it with TP 1 (fc1 in its two halves)."""
-    shape = CASES[case].source
     folder.mkdir(parents=True)
     noise = (torch.randn(1 << 22) * 0.02).repeat(64)
     kinds = [("", torch.bfloat16)]
@@ -197,6 +202,8 @@ if __name__ == "__main__":
     what, *words = sys.argv[1:]
     if what == "make":
         make(words[0], Path(words[1]), words[2])
+    elif what == "make-model":
+        make_model(FAMILY[words[0]], Path(words[1]), "reset")
     elif what == "copy":
         copy(Path(words[0]), Path(words[1]))
     else:

@@ -8,7 +8,7 @@ target layouts (TP, PP, virtual PP, uneven pipelines, DP) are independent.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Request:
     target_shape: ModelShape | None = None
     source_shape: ModelShape | None = None
     trust_checkpoint: bool = False
+    open_source: Callable[[Path], Source] = Source
 
 
 def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request: Any) -> GrowthReport:
@@ -72,6 +73,7 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
         target_shape: of the whole target; taken from the modules' configuration when None.
         source_shape: of the source; taken from the checkpoint when None.
         trust_checkpoint: unpickle the source's saved objects freely.
+        open_source: opens the source; other formats than Megatron's have an opener of their own.
 
     Returns:
         What was done on this rank.
@@ -88,7 +90,7 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
 def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Request) -> GrowthReport:
     begin = time.perf_counter()
     config = model_chunks[0].config
-    source = Source(path)
+    source = request.open_source(path)
     common = metadata.common_state(source, trust=request.trust_checkpoint)
     width, depth = request.width, request.depth
     growth = build_map(

@@ -67,7 +67,7 @@ class Job:
 
 
 def plan(
-    source: Path,
+    source: Path | Source,
     target_shape: Callable[[ModelShape], ModelShape],
     width: WidthOperator,
     depth: DepthOperator,
@@ -79,7 +79,7 @@ def plan(
     """Open the source and plan everything; writes nothing.
 
     Args:
-        source: a Megatron --save folder or an iter_* folder.
+        source: a Megatron --save folder, an iter_* folder, or a source that is open already.
         target_shape: from the source's shape to the target's.
         width, depth: operators.
         seed: of every random choice.
@@ -90,7 +90,7 @@ def plan(
         UserError: the source cannot be read, or the target cannot be reached from it.
     """
     checked = optimizer_state.check_policy(policy)
-    opened = Source(source)
+    opened = source if isinstance(source, Source) else Source(source)
     common = metadata.common_state(opened, trust=trust_checkpoint)
     args = metadata.saved_arguments(common, opened)
     shape = metadata.shape_of(opened, args)

@@ -64,7 +64,7 @@ class Verification:
 
 def verify(
     target: Path,
-    source: Path,
+    source: Path | Source,
     *,
     samples: int = 4,
     everything: bool = False,
@@ -75,7 +75,7 @@ def verify(
     """Check a grown checkpoint against the one that it was grown from.
 
     Args:
-        target, source: --save folders or iter_* folders.
+        target, source: --save folders or iter_* folders; the source may be open already.
         samples: slices of each parameter to recompute.
         everything: recompute every element instead.
         seed: of the choice of slices.
@@ -83,7 +83,7 @@ def verify(
     Raises:
         CheckpointError: names the file and key that are wrong.
     """
-    opened, origin = Source(target), Source(source)
+    opened, origin = Source(target), source if isinstance(source, Source) else Source(source)
     checked = check_chunks(opened, progress)
     provenance = metadata.provenance_of(opened, trust=trust_checkpoint)
     growth = rebuild(opened, origin, provenance, trust=trust_checkpoint)

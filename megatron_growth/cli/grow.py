@@ -39,7 +39,14 @@ SIZES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `grow`."""
-    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the small checkpoint")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the small checkpoint, or a Hugging Face folder",
+    )
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
     for name in SIZES:
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="of the target")
@@ -64,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from megatron_growth.checkpoint import grow_offline
+    from megatron_growth.exchange import open_source
     from megatron_growth.operators import get
 
     torch.set_num_threads(1)
     wanted = _wanted(args)
     job = grow_offline.plan(
-        args.source,
+        open_source(args.source),
         lambda source: _target_shape(source, args, wanted),
         get("width", wanted["width"]),
         get("depth", wanted["depth"]),

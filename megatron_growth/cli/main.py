@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import logging
 import sys
 import traceback
@@ -20,6 +21,8 @@ VERBS = (
     "grow",
     "inspect",
     "verify",
+    "import",
+    "export",
     "evaluate",
     "submit",
     "status",
@@ -47,7 +50,7 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megatron-growth {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in verbs:
-        module = importlib.import_module(f"megatron_growth.cli.{name}")
+        module = importlib.import_module(f"megatron_growth.cli.{name}{'_' * keyword.iskeyword(name)}")
         command = commands.add_parser(
             name,
             help=module.HELP,

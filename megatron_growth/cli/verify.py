@@ -1,4 +1,4 @@
-"""Check a grown checkpoint against its source: checksums of every chunk, origin, and slices recomputed bit by bit.
+"""Check a grown checkpoint, or an export, against its source: checksums, origin, and slices compared bit by bit.
 
 megatron-growth verify 2B --source runs/1B/checkpoints
 megatron-growth verify 2B --source runs/1B/checkpoints --all       every element instead of random slices
@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 
 HELP = "check a grown checkpoint against its source"
@@ -19,7 +20,7 @@ HELP = "check a grown checkpoint against its source"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `verify`."""
     parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the one it was grown from")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="what it was grown or exported from")
     parser.add_argument("--samples", type=int, default=4, metavar="N", help="random slices of each tensor")
     parser.add_argument("--all", action="store_true", help="recompute every element")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of slices")
@@ -37,12 +38,18 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.checkpoint.copies import copies_in
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.checkpoint.verify import verify
+    from megatron_growth.exchange import open_source
+    from megatron_growth.exchange.verify_export import is_export
 
     torch.set_num_threads(1)
+    if is_export(args.target):
+        return _verify_export(args)
+    if args.source is None:
+        raise UserError("a grown checkpoint is checked against its source", fix="name that with --source DIR")
     with Progress({"check": "checking the target"}, quiet=args.json) as progress:
         result = verify(
             args.target,
-            args.source,
+            open_source(args.source),
             samples=args.samples,
             everything=args.all,
             seed=args.seed,
@@ -64,5 +71,30 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"copies: {counts.residual} of {found.residual_of} residual dimensions, {counts.heads} of {found.heads_of} "
         f"heads, {counts.units} of {found.units_of} FFN units; effective rank {counts.effective_rank:.1f}"
+    )
+    return 0
+
+
+def _verify_export(args: argparse.Namespace) -> int:
+    from megatron_growth.exchange import open_source
+    from megatron_growth.exchange.verify_export import verify_export
+
+    source = open_source(args.source) if args.source else None
+    with Progress({"check": "checking the export"}, quiet=args.json) as progress:
+        result = verify_export(
+            args.target,
+            source,
+            everything=args.all,
+            seed=args.seed,
+            trust_checkpoint=args.trust_checkpoint,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps({"verified": True, **asdict(result)}, indent=2))
+        return 0
+    compared = f"{result.tensors} tensors ({result.rows} rows) equal the checkpoint bit for bit"
+    print(
+        f"verified: {result.files} files ({size(result.bytes_checked)}) match their checksums; "
+        + (compared if source else "name the checkpoint with --source to compare the tensors too")
     )
     return 0

@@ -54,16 +54,16 @@ def check_vocabulary(source: Path, tokens: int | None) -> None:
     Without this its embedding would pass for one with other padding.
 
     Args:
-        source: the checkpoint to grow from.
+        source: the checkpoint or Hugging Face folder to grow from.
         tokens: of this run's vocabulary, without padding; None when Megatron's arguments do not tell.
 
     Raises:
         CheckpointError: the numbers of tokens differ.
     """
     from megatron_growth.checkpoint import metadata
-    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange import open_source
 
-    opened = Source(source)
+    opened = open_source(source)
     try:
         saved = getattr(metadata.common_state(opened).get("args"), "vocab_size", None)
     finally:
@@ -90,11 +90,13 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
             print_rank_0(f"growth: {args.load} holds a checkpoint of this run; nothing is grown")
             return chunks
         from megatron_growth.checkpoint.grow_on_load import fill
+        from megatron_growth.exchange import open_source
 
         source = Path(str(options.source))
         together(lambda: check_vocabulary(source, args.vocab_size), str(source))
         print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
-        report = fill(chunks, source, width=options.width, depth=options.depth, seed=options.seed)
+        words = {"width": options.width, "depth": options.depth, "seed": options.seed}
+        report = fill(chunks, source, open_source=open_source, **words)
         args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run
         print_rank_0(f"growth: grown in {report.seconds:.1f} s; rank 0 read {report.bytes_read:,} bytes")
         record(

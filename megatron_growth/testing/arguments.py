@@ -108,6 +108,11 @@ def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
         "init_method_std": 0.02,
         "untie_embeddings_and_output_weights": not shape.tied_embeddings,
         "padded_vocab_size": shape.vocab,
+        "position_embedding_type": "rope",
+        "rotary_base": 10000,
+        "max_position_embeddings": 2048,
+        "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
         "consumed_train_samples": 0,
     }
     return argparse.Namespace(**sizes | more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.shape import ModelShape
@@ -25,6 +26,7 @@ def tiny_gpt(
     pipeline: int = 1,
     dtype: torch.dtype | None = None,
     seed: int = 1234,
+    rotary: Mapping[str, Any] | None = None,
     **transformer_options: Any,
 ) -> GPTModel:
     """This rank's part of a nano Llama (RoPE, no dropout), randomly initialised.
@@ -39,6 +41,7 @@ def tiny_gpt(
         pipeline: pipeline-parallel size.
         dtype: of the weights; fp32 if None.
         seed: of the weights.
+        rotary: fields of GPTModelConfig about rotary embeddings: rotary_base, rope_scaling, rope_scaling_factor.
         transformer_options: further fields of TransformerConfig.
     """
     import torch
@@ -63,6 +66,7 @@ def tiny_gpt(
         seq_length=sequence,
         position_embedding_type="rope",
         share_embeddings_and_output_weights=shape.tied_embeddings,
+        **(rotary or {}),
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return GPTModelBuilder(config).build_model(groups).to(dtype)

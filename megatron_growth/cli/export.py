@@ -1,0 +1,114 @@
+"""Write a Megatron checkpoint of any parallel layout as a Hugging Face model for transformers, vLLM and lm-eval.
+
+examples:
+  megatron-growth export runs/nano/stages/4/checkpoints --to hf/nano-4
+  megatron-growth export checkpoints --to hf/1B --dtype bfloat16 --tokenizer gpt2 --tokenizer-files FOLDER
+
+Weights are streamed: memory does not grow with the model.  A killed export goes on when the same command is given
+again.  Inside a run directory the tokenizer of its dataset is exported with the model.  `megatron-growth verify
+hf/nano-4 --source CHECKPOINT` compares the two afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_growth.errors import UserError
+from megatron_growth.progress import Progress, size
+
+if TYPE_CHECKING:
+    from megatron_growth.data.manifest import TokenizerRecord
+    from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec
+
+HELP = "write a checkpoint as a Hugging Face model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="a --save folder, or one of its iter_* folders")
+    parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as stored)")
+    parser.add_argument("--tokenizer", metavar="KIND", help="gpt2, a sentencepiece .model file, or a folder")
+    parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
+    parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
+    parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle its objects freely; this can run any code",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and export."""
+    import torch
+
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange.card import model_card
+    from megatron_growth.exchange.export import export
+    from megatron_growth.exchange.export_plan import plan_export
+    from megatron_growth.exchange.tokenizer_files import write_tokenizer
+
+    torch.set_num_threads(1)
+    spec, record = _tokenizer(args)
+    plan = plan_export(
+        Source(args.source),
+        dtype=args.dtype,
+        vocab=record.vocab_size if record else None,
+        eod=record.eod if record else None,
+        shard_bytes=bytes_of(args.shard_size),
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    processes = args.processes or min(4, os.cpu_count() or 1)
+    with Progress({"check": "checking the source", "write": "exporting"}, quiet=args.json) as progress:
+        report = export(
+            plan,
+            args.target,
+            companions=lambda folder: write_tokenizer(spec, folder) if spec else None,
+            card=model_card(plan, name=args.target.name, tokenizer=record.name if record else ""),
+            processes=processes,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps(asdict(report), indent=2))
+        return 0
+    resumed = f", {report.files_resumed} files were there already" if report.files_resumed else ""
+    print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
+    if spec is None:
+        print("no tokenizer was exported; put its files there, or name it with --tokenizer")
+    print(f"  megatron-growth verify {report.path} --source {args.source}")
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace) -> tuple[TokenizerSpec | None, TokenizerRecord | Tokenizer | None]:
+    """What to export as tokenizer: the one that is named, else that of the run directory, else none."""
+    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
+    from megatron_growth.exchange.tokenizer_files import tokenizer_of_run
+
+    if args.no_tokenizer:
+        return None, None
+    if args.tokenizer:
+        spec = parse_spec(args.tokenizer, args.tokenizer_files)
+        return spec, load_tokenizer(spec)
+    return tokenizer_of_run(args.source) or (None, None)
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size such as 500MB or 2GB.
+
+    Raises:
+        UserError: it is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B", text.strip(), re.IGNORECASE)
+    number = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()] if match else 0
+    if number < 1:
+        raise UserError(f"--shard-size {text!r} is no size", fix="write 500MB or 2GB")
+    return int(number)

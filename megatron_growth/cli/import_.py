@@ -1,0 +1,55 @@
+"""Write a Hugging Face Llama, Qwen2 or Qwen3 as a Megatron checkpoint that any parallel layout loads.
+
+examples:
+  megatron-growth import hf/SmolLM2-135M --to smol
+  torchrun ... pretrain_gpt.py ... --load smol        goes on training from it, iteration 0
+  megatron-growth grow --from hf/SmolLM2-135M ...     grows it without importing first
+
+The flags that Megatron needs for this architecture are printed at the end.  A killed import goes on when the same
+command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_growth.progress import Progress, size
+
+HELP = "write a Hugging Face model as a Megatron checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `import`."""
+    parser.add_argument("source", type=Path, metavar="FOLDER", help="with config.json and safetensors weights")
+    parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import: growth of a model into its own shape."""
+    import torch
+
+    from megatron_growth.checkpoint import grow_offline
+    from megatron_growth.exchange.flags import megatron_flags
+    from megatron_growth.exchange.source import HuggingFaceSource
+    from megatron_growth.operators import get
+
+    torch.set_num_threads(1)
+    source = HuggingFaceSource(args.source)
+    job = grow_offline.plan(source, lambda shape: shape, get("width", "zero-pad"), get("depth", "identity"))
+    processes = args.processes or min(4, os.cpu_count() or 1)
+    with Progress({"check": "checking the source", "write": "importing"}, quiet=args.json) as progress:
+        report = grow_offline.grow(job, args.target, processes=processes, progress=progress)
+    flags = megatron_flags(source.shape, source.arguments)
+    if args.json:
+        print(json.dumps({**asdict(report), "megatron_flags": flags}, indent=2))
+        return 0
+    print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
+    print("Megatron loads it with --load", report.path, "and these flags:")
+    print("  " + " ".join(flags))
+    return 0

@@ -1,0 +1,80 @@
+"""README.md of an exported model: where it comes from and how to load it, from what the checkpoint says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_growth.checkpoint.metadata import PROVENANCE
+from megatron_growth.exchange.export_plan import ExportPlan
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [megatron-core, megatron_growth]
+---
+
+# {name}
+
+A {family} of {parameters:,} parameters, exported from Megatron-Core with megatron_growth.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
+{tokenizer}```
+"""
+
+
+def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, Any] | None = None) -> str:
+    """The card.
+
+    Args:
+        plan: of the export.
+        name: title.
+        tokenizer: what it is called, "" when no tokenizer is exported.
+        run: what the run directory adds: recipe, stage, tokens, FLOPs.
+    """
+    args, shape = plan.args, plan.shape
+    facts: dict[str, Any] = {
+        "layers x hidden x FFN": f"{shape.layers} x {shape.hidden} x {shape.ffn}",
+        "heads / key-value heads / head size": f"{shape.heads} / {shape.query_groups} / {shape.head_dim}",
+        "vocabulary": f"{plan.vocab} ids (Megatron padded it to {shape.vocab})",
+        "tokenizer": tokenizer or "not exported",
+        "iteration": plan.iteration,
+        "samples x sequence length": _tokens(args),
+        **(run or {}),
+        **_grown(getattr(args, PROVENANCE, None)),
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
+    padding = (plan.shape.vocab - plan.vocab) * shape.hidden * (1 if shape.tied_embeddings else 2)
+    load = 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
+    return _CARD.format(
+        name=name,
+        family=plan.config["model_type"],
+        parameters=shape.parameters - padding,
+        rows=rows,
+        tokenizer=load,
+    )
+
+
+def _tokens(args: Any) -> str | None:
+    samples, length = getattr(args, "consumed_train_samples", None), getattr(args, "seq_length", None)
+    return f"{samples:,} x {length:,} = {samples * length:,} tokens" if samples and length else None
+
+
+def _grown(provenance: dict[str, Any] | None) -> dict[str, Any]:
+    """One row for every growth step, the last one first."""
+    rows: dict[str, Any] = {}
+    while provenance:
+        step = "grown from" if not rows else f"grown from, {len(rows) + 1} steps back"
+        rows[step] = (
+            f"iteration {provenance.get('source_iteration')} of a smaller model: width {provenance.get('width')}, "
+            f"depth {provenance.get('depth')}, seed {provenance.get('seed')}"
+        )
+        provenance = provenance.get("source_grown_from")
+    return rows

@@ -1,0 +1,233 @@
+"""config.json and Megatron's saved arguments: the same architecture said in two ways.
+
+Three families have a counterpart on both sides: Llama (no biases), Qwen2 (biases of query, key and value) and Qwen3
+(norms of query and key).  What one side has and the other cannot say is refused by name, never left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
+from megatron_growth.shape import ModelShape
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+def to_config(
+    shape: ModelShape, args: argparse.Namespace, *, vocab: int, dtype: str, eod: int | None
+) -> dict[str, Any]:
+    """The config.json of a Megatron model.
+
+    Args:
+        shape: its sizes.
+        args: the saved arguments.
+        vocab: rows of the exported embedding.
+        dtype: of the exported weights, as torch names it.
+        eod: id that ends a document, None when it is not known.
+
+    Raises:
+        UnsupportedError: no family of transformers has this architecture.
+    """
+    family = family_of(shape, args)
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "dtype": dtype,
+        "vocab_size": vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.query_groups,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": int(args.max_position_embeddings),
+        "rms_norm_eps": float(args.layernorm_epsilon),
+        "rope_parameters": _rope_out(args),
+        "tie_word_embeddings": shape.tied_embeddings,
+        "attention_dropout": 0.0,
+        "initializer_range": float(getattr(args, "init_method_std", 0.02)),
+        "bos_token_id": None,
+        "eos_token_id": eod,
+        "pad_token_id": None,
+        "use_cache": True,
+    }
+    if family == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False}
+    return config
+
+
+def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
+    """The transformers family of a Megatron model.
+
+    Raises:
+        UnsupportedError: there is none; names what no family has.
+    """
+    wrong = [
+        name
+        for name, is_wrong in (
+            (f"--normalization {shape.norm} (they have RMSNorm)", shape.norm != "RMSNorm"),
+            ("a feed-forward block without SwiGLU", not shape.gated),
+            ("biases in all linear layers", shape.bias),
+            ("layers without a feed-forward block", shape.sublayers != "full"),
+            ("no layers", not shape.layers),
+            (f"positions by {args.position_embedding_type!r}", args.position_embedding_type != "rope"),
+            ("interleaved rotary embeddings", bool(getattr(args, "rotary_interleaved", False))),
+            ("partial rotary embeddings", float(getattr(args, "rotary_percent", 1.0)) != 1.0),
+            ("attention windows", bool(getattr(args, "window_size", None))),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        raise UnsupportedError(
+            f"transformers' Llama, Qwen2 and Qwen3 have no counterpart of: {', '.join(wrong)}",
+            fix="only models that one of them can express are exported",
+        )
+    if shape.qk_norm and shape.qkv_bias:
+        raise UnsupportedError("no family has both query/key norms and QKV biases")
+    return "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
+
+
+def _rope_out(args: argparse.Namespace) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(args.rotary_base)}
+    if getattr(args, "use_rope_scaling", False):
+        rope |= {"rope_type": "llama3", "factor": float(args.rope_scaling_factor), **LLAMA3_ROPE}
+    return rope
+
+
+# --------------------------------------------------------------------------------------------------------------- import
+
+
+def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argparse.Namespace]:
+    """Sizes and Megatron arguments of a Hugging Face model.
+
+    Args:
+        config: the content of config.json, of transformers 4 or 5.
+        where: its path, for messages.
+
+    Raises:
+        UnsupportedError: Megatron has no counterpart; names what it is.
+        CheckpointError: a value that decides the model is missing, or sizes contradict each other.
+    """
+    family = config.get("model_type")
+    if family not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"models of type {family!r} cannot be imported", where=where, fix=nearest(str(family), ARCHITECTURES)
+        )
+    _refuse(config, family, where)
+    need = _Needed(config, where)
+    heads = need.integer("num_attention_heads")
+    shape = ModelShape(
+        hidden=need.integer("hidden_size"),
+        ffn=need.integer("intermediate_size"),
+        layers=need.integer("num_hidden_layers"),
+        heads=heads,
+        vocab=need.integer("vocab_size"),
+        query_groups=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or 0),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+    )
+    return shape, _arguments(config, shape, need, where)
+
+
+class _Needed:
+    """Values without which the model cannot be known."""
+
+    def __init__(self, config: dict[str, Any], where: str) -> None:
+        self._config, self._where = config, where
+
+    def number(self, name: str) -> float:
+        value = self._config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(
+                f"{name} is {value!r}; it must be a number above 0", where=self._where, fix="restore config.json"
+            )
+        return float(value)
+
+    def integer(self, name: str) -> int:
+        return int(self.number(name))
+
+
+def _refuse(config: dict[str, Any], family: str, where: str) -> None:
+    rope = _rope_of(config)
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    windowed = bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", family == "llama"))
+    wrong = {
+        "attention_bias": family != "qwen2" and bool(config.get("attention_bias", False)),
+        "mlp_bias": bool(config.get("mlp_bias", False)),
+        "sliding_window": windowed or "sliding_attention" in (config.get("layer_types") or ()),
+        f"hidden_act {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
+        f"rope scaling {scaling!r}": scaling not in ("default", "llama3"),
+        "partial_rotary_factor": float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))) != 1,
+        "quantization_config": bool(config.get("quantization_config")),
+    }
+    if scaling == "llama3":
+        wrong |= {
+            f"rope scaling with {name} {rope.get(name)} (Megatron has {value})": float(rope.get(name, value)) != value
+            for name, value in LLAMA3_ROPE.items()
+        }
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    if found:
+        raise UnsupportedError(f"Megatron has no counterpart of: {', '.join(found)}", where=where)
+
+
+def _rope_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings: transformers 5 has one block, 4 a base and an optional scaling."""
+    if config.get("rope_parameters"):
+        return dict(config["rope_parameters"])
+    return {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
+
+
+def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: str) -> argparse.Namespace:
+    """What Megatron would have saved: the arguments that decide the function, and counters at zero."""
+    rope = _rope_of(config)
+    base = float(rope.get("rope_theta", 10000.0))
+    if base != int(base):
+        raise UnsupportedError(f"rope_theta is {base}; Megatron's --rotary-base is a whole number", where=where)
+    dtype = config.get("dtype", config.get("torch_dtype", "float32"))
+    return argparse.Namespace(
+        num_layers=shape.layers,
+        encoder_num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        group_query_attention=shape.query_groups != shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        swiglu=True,
+        normalization="RMSNorm",
+        layernorm_epsilon=need.number("rms_norm_eps"),
+        apply_layernorm_1p=False,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        position_embedding_type="rope",
+        rotary_base=int(base),
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        use_rope_scaling="factor" in rope,
+        rope_scaling_factor=float(rope.get("factor", 8.0)),
+        untie_embeddings_and_output_weights=not shape.tied_embeddings,
+        max_position_embeddings=need.integer("max_position_embeddings"),
+        seq_length=need.integer("max_position_embeddings"),
+        vocab_size=shape.vocab,
+        padded_vocab_size=shape.vocab,
+        make_vocab_size_divisible_by=1,
+        init_method_std=float(config.get("initializer_range", 0.02)),
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        iteration=0,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+        skipped_train_samples=0,
+    )

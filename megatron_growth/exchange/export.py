@@ -1,0 +1,212 @@
+"""Write a Megatron checkpoint as a Hugging Face folder: streamed, with several processes, whole or not at all.
+
+The folder is written as `X.partial` and renamed when every file is on disk and config.json can be read with it.  A
+killed export goes on at the next file, also with another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.checkpoint.processes import Progress, run_shared
+from megatron_growth.errors import RunError, StorageError
+from megatron_growth.exchange import safetensors_files
+from megatron_growth.exchange.export_plan import ExportPlan
+from megatron_growth.exchange.shard_writer import ShardWriter
+from megatron_growth.records import owned
+from megatron_growth.records.storage import storage_errors, write_json, write_whole
+from megatron_growth.records.unfinished import LOCK, publish, unfinished
+
+MANIFEST = "export.json"
+CONFIG = "config.json"
+PURPOSE = "an unfinished export"
+_KEY, _DONE, _TEMPORARY = ".export-key", ".done", ".tmp"
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        path: the folder.
+        family: llama, qwen2 or qwen3.
+        files, tensors, bytes: of the weights.
+        files_resumed: that an earlier, interrupted run had finished.
+        seconds: wall time of this run.
+    """
+
+    path: str
+    family: str
+    files: int
+    tensors: int
+    bytes: int
+    files_resumed: int
+    seconds: float
+
+
+def export(
+    plan: ExportPlan,
+    target: Path,
+    *,
+    companions: Callable[[Path], None] = lambda _: None,
+    card: str = "",
+    processes: int = 1,
+    progress: Progress = lambda *_: None,
+) -> ExportReport:
+    """Carry out a planned export.
+
+    Args:
+        plan: of `plan_export`.
+        target: folder to create.
+        companions: writes further files, such as the tokenizer's, into the folder that it is given.
+        card: README.md of the folder.
+        processes: that read and write at the same time.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        RunError: the target is there and is something else, or another process is writing it.
+        CheckpointError: the source is damaged.
+        StorageError: not enough space, or a write failed.
+    """
+    begin = time.perf_counter()
+    with unfinished(target, PURPOSE) as partial:
+        if partial is None:
+            if _key_of(target) == plan.key():
+                return _report(plan, target, len(plan.shards), begin)
+            raise RunError(
+                "the target exists already, and is something else", where=str(target), fix="name another folder"
+            )
+        done = _prepare(partial, plan)
+        _check_space(partial, plan, done)
+        _write_shards(plan, partial, done, processes, progress)
+        with storage_errors(partial):
+            _write_rest(plan, partial, companions, card)
+        publish(partial, target, PURPOSE)
+    return _report(plan, target, len(done), begin)
+
+
+def _report(plan: ExportPlan, target: Path, resumed: int, begin: float) -> ExportReport:
+    return ExportReport(
+        path=str(target),
+        family=plan.config["model_type"],
+        files=len(plan.shards),
+        tensors=sum(len(shard.pieces) for shard in plan.shards),
+        bytes=plan.bytes,
+        files_resumed=resumed,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _key_of(folder: Path) -> str | None:
+    """The key of a finished export; None for any other folder."""
+    try:
+        return str(read_manifest(folder)["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """export.json of a finished export: where it comes from, and the checksum of every file of weights.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    document = json.loads((folder / MANIFEST).read_text("utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError(f"{MANIFEST} is no JSON object")
+    return document
+
+
+def _prepare(partial: Path, plan: ExportPlan) -> dict[int, int]:
+    """Start the folder, or take up one of the same export; returns the checksums of files that are there, by number."""
+    key = partial / _KEY
+    if not (key.is_file() and key.read_text("utf-8") == plan.key()):
+        owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
+        write_whole(key, plan.key())
+    done = {}
+    for number, shard in enumerate(plan.shards):
+        record = partial / (shard.name + _DONE)
+        if record.is_file() and (partial / shard.name).is_file():
+            done[number] = int(record.read_text("utf-8"))
+    return done
+
+
+def _check_space(partial: Path, plan: ExportPlan, done: dict[int, int]) -> None:
+    needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done) + _SPARE_BYTES
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise StorageError(
+            f"the export needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free",
+            where=str(partial),
+            fix="free some space, or write to another disk",
+        )
+
+
+def _write_shards(plan: ExportPlan, partial: Path, done: dict[int, int], processes: int, progress: Progress) -> None:
+    """Every file: written as `.tmp`, flushed, renamed, then its checksum beside it."""
+
+    def write(numbers: Iterable[int], finished: Callable[[int], None]) -> None:
+        writer = ShardWriter(plan.source, plan.dtype)
+        for number in numbers:
+            shard = plan.shards[number]
+            temporary = partial / (shard.name + _TEMPORARY)
+            with storage_errors(temporary):
+                crc = writer.write(temporary, shard)
+                temporary.rename(partial / shard.name)
+                write_whole(partial / (shard.name + _DONE), str(crc))
+            finished(number)
+
+    def check(numbers: Iterable[int], finished: Callable[[int], None]) -> None:
+        for number in plan.source.check_items(list(numbers)):
+            finished(number)
+
+    todo = [number for number in range(len(plan.shards)) if number not in done]
+    plan.source.close()  # every process opens its own files
+    if todo:
+        run_shared(check, _needed(plan), [item.bytes for item in plan.source.items], processes, "check", progress)
+    run_shared(write, todo, [shard.bytes for shard in plan.shards], processes, "write", progress)
+
+
+def _needed(plan: ExportPlan) -> list[int]:
+    """Stored chunks that the export reads."""
+    names = {piece.parameter.name for shard in plan.shards for piece in shard.pieces}
+    boxes = (box for name in names for layer in plan.source.tensors[name, None].boxes.values() for box in layer)
+    return sorted({box.item for box in boxes})
+
+
+def _write_rest(plan: ExportPlan, partial: Path, companions: Callable[[Path], None], card: str) -> None:
+    """Everything but the weights; config.json last, without which nobody loads the folder."""
+    checksums = {shard.name: int((partial / (shard.name + _DONE)).read_text("utf-8")) for shard in plan.shards}
+    if len(plan.shards) > 1:
+        write_json(partial / safetensors_files.INDEX, plan.index())
+    generation = {"eos_token_id": plan.eod, "bos_token_id": None, "pad_token_id": None, "do_sample": False}
+    write_json(partial / "generation_config.json", generation)
+    companions(partial)
+    if card:
+        write_whole(partial / "README.md", card)
+    write_json(partial / MANIFEST, manifest(plan, checksums))
+    for shard in plan.shards:
+        (partial / (shard.name + _DONE)).unlink()
+    (partial / _KEY).unlink()
+    write_json(partial / CONFIG, plan.config)
+
+
+def manifest(plan: ExportPlan, checksums: dict[str, int]) -> dict[str, Any]:
+    """export.json."""
+    from megatron_growth import __version__
+
+    return {
+        "key": plan.key(),
+        "source": str(plan.source.path.resolve()),
+        "iteration": plan.iteration,
+        "padded_vocabulary": plan.shape.vocab,
+        "files": {name: {"crc32": crc} for name, crc in checksums.items()},
+        "megatron_growth": __version__,
+    }

@@ -1,0 +1,138 @@
+"""What an export writes: which Hugging Face tensors go into which file.  Pure; opens nothing but the source."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
+from megatron_growth.exchange import safetensors_files
+from megatron_growth.exchange.config import DTYPES, to_config
+from megatron_growth.exchange.names import Piece, pieces
+from megatron_growth.shape import ModelShape
+
+SHARD_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the export."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything that the processes need.
+
+    Attributes:
+        source: the opened checkpoint.
+        args: its saved arguments.
+        shape: its sizes, with Megatron's padded vocabulary.
+        vocab: rows of the exported embedding.
+        dtype: of the exported weights.
+        eod: id that ends a document, None when it is not known.
+        config: config.json.
+        shards: the files.
+        iteration: of the checkpoint.
+    """
+
+    source: Source
+    args: argparse.Namespace
+    shape: ModelShape
+    vocab: int
+    dtype: torch.dtype
+    eod: int | None
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    iteration: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def index(self) -> dict[str, Any]:
+        """model.safetensors.index.json."""
+        weights = {piece.name: shard.name for shard in self.shards for piece in shard.pieces}
+        return {"metadata": {"total_size": self.bytes}, "weight_map": weights}
+
+    def key(self) -> str:
+        """Identifies the result: an interrupted export is taken up again only when this is the same."""
+        words = (
+            metadata.content_hash(self.source),
+            sorted(self.config.items(), key=lambda item: item[0]),
+            [(shard.name, shard.bytes) for shard in self.shards],
+        )
+        return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def plan_export(
+    source: Source,
+    *,
+    dtype: str | None = None,
+    vocab: int | None = None,
+    eod: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    trust_checkpoint: bool = False,
+) -> ExportPlan:
+    """Plan everything; writes nothing.
+
+    Args:
+        source: the opened checkpoint, of any parallel layout.
+        dtype: bfloat16, float16 or float32; the stored one when None.
+        vocab: ids of the tokenizer; what the checkpoint says when None.
+        eod: id that ends a document; what the checkpoint says when None.
+        shard_bytes: largest file, unless one tensor alone is larger.
+        trust_checkpoint: unpickle the checkpoint's saved objects freely.
+
+    Raises:
+        UnsupportedError: no transformers family has this architecture, or the dtype is unknown.
+        CheckpointError: the checkpoint cannot be read, or has fewer ids than asked for.
+    """
+    common = metadata.common_state(source, trust=trust_checkpoint)
+    args = metadata.saved_arguments(common, source)
+    shape = metadata.shape_of(source, args)
+    stored = source.tensors["embedding.word_embeddings.weight", None].dtype
+    words = dtype or str(stored).removeprefix("torch.")
+    if words not in DTYPES:
+        raise UnsupportedError(f"weights are not exported as {words!r}", fix=nearest(words, DTYPES))
+    kept = vocab or getattr(args, "vocab_size", None) or shape.vocab
+    if kept > shape.vocab:
+        raise CheckpointError(
+            f"the tokenizer has {kept} ids, the embedding only {shape.vocab} rows",
+            where=str(source.path),
+            fix="name the tokenizer that the model was trained with",
+        )
+    if eod is None:
+        eod = getattr(args, "null_tokenizer_eod_id", None)
+    target = getattr(torch, words)
+    config = to_config(shape, args, vocab=kept, dtype=words, eod=eod)
+    shards = _shards(list(pieces(shape, kept)), target, shard_bytes)
+    return ExportPlan(source, args, shape, kept, target, eod, config, shards, int(common.get("iteration", 0)))
+
+
+def _shards(found: Sequence[Piece], dtype: torch.dtype, limit: int) -> tuple[Shard, ...]:
+    """Tensors in order, into files of at most `limit` bytes, named as transformers names them."""
+    groups: list[tuple[list[Piece], int]] = [([], 0)]
+    for piece in found:
+        size = prod(piece.shape) * dtype.itemsize
+        if groups[-1][0] and groups[-1][1] + size > limit:
+            groups.append(([], 0))
+        groups[-1] = ([*groups[-1][0], piece], groups[-1][1] + size)
+    if len(groups) == 1:
+        return (Shard(safetensors_files.SINGLE, tuple(groups[0][0]), groups[0][1]),)
+    return tuple(
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), size)
+        for number, (group, size) in enumerate(groups, 1)
+    )

@@ -1,0 +1,110 @@
+"""Which rows of which Megatron parameter each Hugging Face tensor is.  Pure; both directions read it.
+
+Llama, Qwen2 and Qwen3 name their tensors alike.  Megatron fuses query, key and value by query group, and SwiGLU's gate
+and up projections; everything else is the same matrix under another name.  Neither side permutes for RoPE: both rotate
+halves of a head.
+
+Shape legend: A query heads, G query groups, D head dim, F ffn, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_growth.layout import Parameter, parameters_of
+from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+from megatron_growth.shape import ModelShape
+
+Range = tuple[int, int]
+
+_PLAIN = {
+    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "decoder.final_layernorm.weight": "model.norm.weight",
+    "output_layer.weight": "lm_head.weight",
+    ATTENTION + "linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    ATTENTION + "q_layernorm.weight": "self_attn.q_norm.weight",
+    ATTENTION + "k_layernorm.weight": "self_attn.k_norm.weight",
+    ATTENTION + "linear_proj.weight": "self_attn.o_proj.weight",
+    MLP + "linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
+    MLP + "linear_fc2.weight": "mlp.down_proj.weight",
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One Hugging Face tensor as rows of one Megatron parameter.
+
+    Attributes:
+        name: Hugging Face's, with its layer number.
+        parameter: Megatron's.
+        layer: global layer number, None outside the layers.
+        ranges: half-open row ranges of Megatron's tensor, in the order in which Hugging Face has them.
+        columns: of the tensor; None for a vector.
+    """
+
+    name: str
+    parameter: Parameter
+    layer: int | None
+    ranges: tuple[Range, ...]
+    columns: int | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the Hugging Face tensor."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, (rows,) or (rows, columns)."""
+        return (self.rows,) if self.columns is None else (self.rows, self.columns)
+
+
+def pieces(shape: ModelShape, vocab: int | None = None) -> Iterator[Piece]:
+    """Every Hugging Face tensor of a model, bottom to top.
+
+    Args:
+        shape: Megatron's, padded vocabulary included.
+        vocab: ids of the tokenizer; the padding rows above them are Megatron's alone.  All rows when None.
+    """
+    parameters = parameters_of(shape)
+    for parameter in parameters:
+        if not parameter.layered and parameter.name.startswith("embedding."):
+            yield from _of(parameter, None, shape, vocab)
+    for layer in range(shape.layers):
+        for parameter in parameters:
+            if parameter.layered:
+                yield from _of(parameter, layer, shape, vocab)
+    for parameter in parameters:
+        if not parameter.layered and not parameter.name.startswith("embedding."):
+            yield from _of(parameter, None, shape, vocab)
+
+
+def _of(parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None) -> Iterator[Piece]:
+    rows, *rest = dimensions(parameter, shape)
+    prefix = "" if layer is None else f"model.layers.{layer}."
+    columns = rest[0] if rest else None
+    for name, ranges in _parts(parameter, rows, shape, vocab).items():
+        yield Piece(prefix + name, parameter, layer, ranges, columns)
+
+
+def _parts(parameter: Parameter, rows: int, shape: ModelShape, vocab: int | None) -> dict[str, tuple[Range, ...]]:
+    """Hugging Face names, without the layer's prefix, and their rows."""
+    kind = parameter.name.rpartition(".")[2]
+    if parameter.rows[0] == "qkv":
+        return {f"self_attn.{part}_proj.{kind}": ranges for part, ranges in qkv_ranges(shape).items()}
+    if parameter.rows[0] == "gate_up":
+        return {f"mlp.gate_proj.{kind}": ((0, shape.ffn),), f"mlp.up_proj.{kind}": ((shape.ffn, rows),)}
+    kept = vocab if parameter.rows[0] == "vocab" and vocab is not None else rows
+    return {_PLAIN[parameter.name]: ((0, kept),)}
+
+
+def qkv_ranges(shape: ModelShape) -> dict[str, tuple[Range, ...]]:
+    """Rows of query, key and value heads in Megatron's fused tensor: each group has A / G queries, a key, a value."""
+    group, query = (shape.heads_per_group + 2) * shape.head_dim, shape.heads_per_group * shape.head_dim
+    starts = range(0, shape.query_groups * group, group)
+    return {
+        "q": tuple((at, at + query) for at in starts),
+        "k": tuple((at + query, at + query + shape.head_dim) for at in starts),
+        "v": tuple((at + query + shape.head_dim, at + group) for at in starts),
+    }

@@ -1,0 +1,23 @@
+"""Open whatever holds a model: a Megatron checkpoint, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_growth.checkpoint.source import Source
+
+
+def open_source(path: Path) -> Source:
+    """The source behind a path, for growing, inspecting and exporting.
+
+    Raises:
+        CheckpointError: there is neither, or it is damaged.
+        UnsupportedError: a Hugging Face model that Megatron cannot express.
+    """
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange.source import HuggingFaceSource, is_huggingface
+
+    path = Path(path)
+    return HuggingFaceSource(path) if is_huggingface(path) else Source(path)

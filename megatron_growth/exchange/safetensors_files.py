@@ -1,0 +1,140 @@
+"""The safetensors format at the level of bytes: where every tensor lies, and files written tensor by tensor.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, data_offsets), then
+the data.  The library `safetensors` writes whole tensors from memory; here a file may be larger than memory.  What is
+written is read back with the library in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_growth.errors import CheckpointError, nearest
+
+NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WORDS = {dtype: name for name, dtype in NAMES.items()}
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_HEADER = 100 << 20  # the library's own limit
+
+
+@dataclass(frozen=True)
+class StoredRange:
+    """One tensor of a file: name, type, shape, and where its bytes lie."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    bytes: int
+
+
+def read_header(path: Path) -> list[StoredRange]:
+    """The tensors of one file, checked against its size.
+
+    Raises:
+        CheckpointError: the file is cut, or its header lies about it.
+    """
+    fix = "restore the file from where it came"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
+            if length > min(_MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    f"this is no whole safetensors file: {size} bytes, its header would take {length}",
+                    where=str(path),
+                    fix=fix,
+                )
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path), fix=fix) from None
+    except ValueError as error:
+        raise CheckpointError(f"the header is damaged: {error}", where=str(path), fix=fix) from None
+    if not isinstance(header, dict):
+        raise CheckpointError("the header is damaged: it is no table of tensors", where=str(path), fix=fix)
+    header.pop("__metadata__", None)
+    return [_entry(path, name, entry, 8 + length, size, fix) for name, entry in header.items()]
+
+
+def _entry(path: Path, name: str, entry: Any, begin: int, size: int, fix: str) -> StoredRange:
+    try:
+        word, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        first, last = (int(n) for n in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError("the header is damaged", where=f"{path}, tensor {name}", fix=fix) from None
+    if word not in NAMES:
+        raise CheckpointError(
+            f"a tensor of type {word} cannot be read as weights",
+            where=f"{path}, tensor {name}",
+            fix=nearest(word, NAMES),
+        )
+    dtype = NAMES[word]
+    if min((*shape, first), default=0) < 0 or last - first != prod(shape) * dtype.itemsize or begin + last > size:
+        raise CheckpointError(
+            f"the header promises {list(shape)} {word} in bytes {first} to {last}; the file has {size - begin} of data",
+            where=f"{path}, tensor {name}",
+            fix=fix,
+        )
+    return StoredRange(name, dtype, shape, path, begin + first, last - first)
+
+
+def read_folder(folder: Path) -> dict[str, StoredRange]:
+    """All tensors of a model folder: one file, or those that the index names.
+
+    Raises:
+        CheckpointError: there are none, a file is missing, or files and index disagree.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise CheckpointError(
+                "the folder has no safetensors weights", where=str(folder), fix=f"it needs {SINGLE} or {INDEX}"
+            )
+        return {stored.name: stored for stored in read_header(folder / SINGLE)}
+    try:
+        mapping = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the index is damaged: {error}", where=str(index)) from None
+    found: dict[str, StoredRange] = {}
+    for name in sorted(set(mapping.values())):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"the index names {name!r}, which is no file of this folder", where=str(index))
+        found |= {stored.name: stored for stored in read_header(folder / name) if mapping.get(stored.name) == name}
+    if missing := sorted(set(mapping) - set(found)):
+        raise CheckpointError(
+            f"{len(missing)} tensors of the index are in no file, first {missing[0]}", where=str(index)
+        )
+    return found
+
+
+def header_bytes(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype, metadata: Mapping[str, str]
+) -> bytes:
+    """Length and header of a file of these tensors one after the other, padded to 8 bytes as the library does."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, shape in tensors:
+        size = prod(shape) * dtype.itemsize
+        header[name] = {"dtype": WORDS[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def sync(descriptor: int) -> None:
+    """Flush a file to disk, and give its page cache back to what is written next."""
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,142 @@
+"""A Hugging Face folder behind the reading interface of a Megatron checkpoint: growth does not know the difference.
+
+Every tensor of the folder is one stored item.  A Megatron parameter is rectangles of such items: the fused QKV of a
+model with G groups is 3 G of them.  Nothing is converted or copied ahead; bytes are read where growth asks for them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_growth.checkpoint.metadata import COMMON
+from megatron_growth.checkpoint.plan import Box
+from megatron_growth.checkpoint.source import Item, Source, SourceTensor
+from megatron_growth.checkpoint.torch_private import StorageInfo, StoredTensor
+from megatron_growth.errors import CheckpointError
+from megatron_growth.exchange.config import from_config
+from megatron_growth.exchange.names import Piece, pieces
+from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
+from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+
+CONFIG = "config.json"
+_LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
+_SAMPLE_BYTES = 1 << 16
+# Rotary frequencies that old conversions stored; they follow from the configuration.
+_DERIVED = ("rotary_emb.inv_freq",)
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a folder holds a Hugging Face model rather than a Megatron checkpoint."""
+    return (path / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"no Hugging Face model can be read here: {error.strerror}",
+            where=str(path),
+            fix="name a folder with config.json and safetensors weights",
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"config.json is damaged: {error}", where=str(path)) from None
+    if not isinstance(config, dict):
+        raise CheckpointError("config.json is no JSON object", where=str(path))
+    return config
+
+
+class HuggingFaceSource(Source):
+    """A folder with config.json and safetensors, opened for reading as if Megatron had saved it.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        CheckpointError: files are missing, cut, or lie about their sizes.
+        UnsupportedError: Megatron has no counterpart of the architecture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._begin(Path(path))
+        self.shape, self.arguments = from_config(read_config(self.path), str(self.path / CONFIG))
+        stored = read_folder(self.path)
+        for piece in pieces(self.shape):
+            self._add_piece(piece, stored)
+        known = {item.key for item in self.items}
+        surplus = [name for name in stored if name not in known and not self._derived(name)]
+        if surplus:
+            raise CheckpointError(
+                f"{len(surplus)} tensors have no place in the model of config.json: {', '.join(sorted(surplus)[:3])}",
+                where=str(self.path),
+                fix="config.json and weights belong to different models, or the architecture is not supported",
+            )
+
+    def _derived(self, name: str) -> bool:
+        return name.endswith(_DERIVED) or (name == "lm_head.weight" and self.shape.tied_embeddings)
+
+    def _add_piece(self, piece: Piece, stored: dict[str, StoredRange]) -> None:
+        found = stored.get(piece.name)
+        if found is None or found.shape != piece.shape:
+            raise CheckpointError(
+                f"{piece.name} is {'missing' if found is None else list(found.shape)}; "
+                f"config.json asks for {list(piece.shape)}",
+                where=str(self.path),
+                fix="config.json and weights belong to different models; restore the folder",
+            )
+        number = len(self.items)
+        info = StorageInfo(found.file.name, found.start, found.bytes)
+        self.items.append(Item(piece.name, (0,) * len(found.shape), found.shape, found.dtype, info))
+        self._located[number] = StoredTensor(found.start, found.bytes, 0)
+        key = (piece.parameter.name, None)
+        tensor = self.tensors.setdefault(key, SourceTensor(found.dtype, self._shape_of(piece)))
+        if tensor.dtype != found.dtype:
+            raise CheckpointError(
+                f"{piece.name} is {found.dtype}, other parts of the same parameter are {tensor.dtype}",
+                where=str(found.file),
+                fix="save the model in one precision",
+            )
+        columns, skip = (0, piece.columns or 1), 0
+        for rows in piece.ranges:
+            tensor.boxes[piece.layer].append(Box(rows, columns, number, skip))
+            skip += (rows[1] - rows[0]) * columns[1]
+
+    def _shape_of(self, piece: Piece) -> tuple[int, ...]:
+        return dimensions(piece.parameter, self.shape)
+
+    def objects(self, prefix: str) -> list[str]:
+        """The common state, made from config.json, and the empty extra state that Megatron expects of every linear."""
+        layers = range(self.shape.layers)
+        extra = [f"{name}._extra_state/shard_{n}_{self.shape.layers}" for name in _LINEARS for n in layers]
+        return sorted(key for key in (COMMON, *extra) if key.startswith(prefix))
+
+    def object_bytes(self, key: str) -> bytes:
+        """An object as Megatron pickles it."""
+        if key not in self.objects(key):
+            raise CheckpointError(f"the folder has no object {key!r}", where=str(self.path))
+        common = {"args": self.arguments, "iteration": 0, "checkpoint_version": 3.0}
+        buffer = io.BytesIO()
+        torch.save([common] if key == COMMON else [None], buffer)
+        return buffer.getvalue()
+
+    def stored_checksum(self, number: int) -> int:
+        """Safetensors store none, so one over the begin, middle and end of a tensor: it tells two models apart."""
+        info = self.items[number].info
+        crc = 0
+        for at in (0, info.length // 2, max(0, info.length - _SAMPLE_BYTES)):
+            data = bytearray(min(_SAMPLE_BYTES, info.length - at))
+            self._pread(info.relative_path, info.offset + at, memoryview(data))
+            crc = zlib.crc32(data, crc)
+        return crc

