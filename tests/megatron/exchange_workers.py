@@ -43,5 +43,5 @@ def grown_on_load(source, shape, ids, *, width, depth, tensor, epsilon=1e-5, rot
     from megatron_growth.testing.models import tiny_gpt
 
     model = tiny_gpt(shape, tensor=tensor, rotary=rotary, layernorm_epsilon=epsilon, sequence=ids.shape[1])
-    fill([model], open_source(source), width=width, depth=depth)
+    fill([model], source, width=width, depth=depth, open_source=open_source)
     return forward(model.eval(), ids)
