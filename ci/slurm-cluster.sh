@@ -62,7 +62,7 @@ write_configuration() {
   # What each node sees as /etc/hosts, so that the names that Slurm prints resolve.  All are 127.0.0.1, because that is
   # the address that a step's daemon answers srun at, and srun listens where its own host name points to.
   echo "127.0.0.1 localhost $(printf 'node%d ' $(seq "$NODES"))" >"$BASE/etc/hosts"
-  # cred_expire and the timeouts are short so that a requeue takes 6 s and a dead node is noticed after 6 s.
+  # cred_expire is short so that a requeue takes 6 s; the other timeouts are long, because a busy machine is no dead node.
   cat >"$SLURM_CONF" <<CONF
 ClusterName=growthtest
 SlurmctldHost=localhost(127.0.0.1)
@@ -98,10 +98,10 @@ PriorityType=priority/basic
 InactiveLimit=0
 KillWait=2
 MinJobAge=600
-SlurmctldTimeout=10
-SlurmdTimeout=6
-BatchStartTimeout=10
-MessageTimeout=5
+SlurmctldTimeout=60
+SlurmdTimeout=60
+BatchStartTimeout=60
+MessageTimeout=30
 CompleteWait=0
 OverTimeLimit=0
 JobRequeue=1
@@ -110,7 +110,7 @@ GresTypes=gpu
 NodeName=node[1-$NODES] NodeHostname=localhost Port=[$((port + 1))-$((port + NODES))] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEMORY_MB Gres=gpu:h100:$GPUS State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 CONF
 }

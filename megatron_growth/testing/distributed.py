@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ from megatron_growth.backend.processes import die_with_parent
 
 PRELOADED = ("megatron_growth.testing.preload",)
 LOG_TAIL = 40  # lines
-EXIT_SECONDS = 10.0  # that a rank may take to end once it has answered
+EXIT_SECONDS = 10.0  # that a rank may take to end once it has answered, and to show its stack once it is asked
+START_SECONDS = 120.0  # that the ranks may take until all have begun, or `timeout` where that is longer
+SHOW_STACK = signal.SIGUSR1
+BEGUN = b"begun"
 
 
 class DistributedFailure(RuntimeError):
@@ -55,7 +60,6 @@ class _Job:
     environment: dict[str, str]
     log: Path
     process_group: bool
-    timeout: float
 
 
 def run_distributed(
@@ -77,7 +81,8 @@ def run_distributed(
         function: a function of an importable module (not a lambda or an inner function).
         world_size: number of processes.
         args: its positional arguments; anything pickle takes.
-        timeout: seconds after which all processes are killed.
+        timeout: seconds that `function` may take from the moment when all ranks have begun it; then all processes
+            are killed.
         env: further environment variables.
         process_group: create the default process group; False leaves that to `function`.
         log_dir: folder for the output of each rank (rank-0.log ...); by default it is kept only for the message of
@@ -101,11 +106,11 @@ def run_distributed(
         variables = _rendezvous(store.port, world_size) | dict(env or {})
         logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
         jobs = [
-            _Job(function, args, kwargs, variables | _rank_variables(rank), logs[rank], process_group, timeout)
+            _Job(function, args, kwargs, variables | _rank_variables(rank), logs[rank], process_group)
             for rank in range(world_size)
         ]
-        connections = stack.enter_context(_processes(jobs))
-        return _collect(connections, logs, time.monotonic() + timeout)
+        processes, connections = stack.enter_context(_processes(jobs))
+        return _Collector(processes, connections, logs, timeout).results()
 
 
 def _rendezvous(port: int, world_size: int) -> dict[str, str]:
@@ -135,10 +140,12 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 
 @contextlib.contextmanager
-def _processes(jobs: Sequence[_Job]) -> Iterator[list[Connection]]:
+def _processes(jobs: Sequence[_Job]) -> Iterator[tuple[list[BaseProcess], list[Connection]]]:
     """Start one process per job; whatever happens, none is left when the block ends."""
     context = _server()
-    processes, connections, patience = [], [], 0.0
+    processes: list[BaseProcess] = []
+    connections: list[Connection] = []
+    patience = 0.0
     try:
         for rank, job in enumerate(jobs):
             receive, send = context.Pipe(duplex=False)
@@ -147,7 +154,7 @@ def _processes(jobs: Sequence[_Job]) -> Iterator[list[Connection]]:
             send.close()
             processes.append(process)
             connections.append(receive)
-        yield connections
+        yield processes, connections
         patience = EXIT_SECONDS
     finally:
         for process in processes:
@@ -159,28 +166,62 @@ def _processes(jobs: Sequence[_Job]) -> Iterator[list[Connection]]:
             connection.close()
 
 
-def _collect(connections: Sequence[Connection], logs: Sequence[Path], deadline: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    waiting = {connection: rank for rank, connection in enumerate(connections)}
-    while waiting:
-        ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
-        if not ready:
-            _raise_timeout(sorted(waiting.values()), logs)
-        for connection in [one for one in waiting if one in ready]:
-            rank = waiting.pop(connection)
-            try:
-                good, value = pickle.loads(connection.recv_bytes())
-            except EOFError:
-                raise DistributedFailure(rank, "the process died without a traceback", _tail(logs[rank])) from None
-            if not good:
-                raise DistributedFailure(rank, value, _tail(logs[rank]))
-            results[rank] = value
-    return [results[rank] for rank in range(len(connections))]
+class _Collector:
+    """Takes what the ranks send until each has answered, or one has failed, or the time is up."""
+
+    def __init__(
+        self, processes: Sequence[BaseProcess], connections: Sequence[Connection], logs: Sequence[Path], timeout: float
+    ) -> None:
+        self._processes, self._connections, self._logs, self._timeout = processes, connections, logs, timeout
+        self._begun: set[int] = set()
+        self._results: dict[int, Any] = {}
+
+    def results(self) -> list[Any]:
+        """What the function returned, by rank."""
+        ranks = range(len(self._connections))
+        waiting = {self._connections[rank]: rank for rank in ranks}
+        deadline = time.monotonic() + max(self._timeout, START_SECONDS)
+        while waiting:
+            ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self._raise_timeout(sorted(waiting.values()))
+            for connection in [one for one in waiting if one in ready]:
+                if self._take(connection, waiting[connection]):
+                    del waiting[connection]
+                elif len(self._begun) == len(ranks):
+                    deadline = time.monotonic() + self._timeout
+        return [self._results[rank] for rank in ranks]
+
+    def _take(self, connection: Connection, rank: int) -> bool:
+        """Take one message; True when it is the rank's last."""
+        try:
+            message = connection.recv_bytes()
+        except EOFError:
+            raise DistributedFailure(rank, "the process died without a traceback", _tail(self._logs[rank])) from None
+        if message == BEGUN:
+            self._begun.add(rank)
+            return False
+        good, value = pickle.loads(message)
+        if not good:
+            raise DistributedFailure(rank, value, _tail(self._logs[rank]))
+        self._results[rank] = value
+        return True
+
+    def _raise_timeout(self, ranks: Sequence[int]) -> None:
+        """Ask the ranks that have begun for their stacks, which they add to their logs, and wait for these."""
+        asked = [rank for rank in ranks if rank in self._begun]
+        for rank in asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._processes[rank].pid or 0, SHOW_STACK)
+        patience = time.monotonic() + EXIT_SECONDS
+        while time.monotonic() < patience and not all(_shown(self._logs[rank]) for rank in asked):
+            time.sleep(0.02)
+        raise DistributedFailure(-1, f"ranks {list(ranks)} were still running", _tail(self._logs[ranks[0]]))
 
 
-def _raise_timeout(ranks: Sequence[int], logs: Sequence[Path]) -> None:
-    """Each rank writes its stack to its log shortly before the deadline: see `_main`."""
-    raise DistributedFailure(-1, f"ranks {list(ranks)} were still running", _tail(logs[ranks[0]]))
+def _shown(log: Path) -> bool:
+    """Whether the stack of a rank's main thread stands in its log, down to this file."""
+    return " in _main\n" in log.read_text(errors="replace")
 
 
 def _tail(log: Path) -> str:
@@ -196,17 +237,16 @@ def _main(send: Connection, job: _Job) -> None:
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()
-    faulthandler.dump_traceback_later(0.8 * job.timeout)
+    faulthandler.register(SHOW_STACK, all_threads=True)
     os.environ.update(job.environment)
     try:
-        message = pickle.dumps((True, _call(job)))
+        message = pickle.dumps((True, _call(job, lambda: send.send_bytes(BEGUN))))
     except SystemExit as end:  # Megatron ends training early with sys.exit()
         message = pickle.dumps((not end.code, f"SystemExit: {end.code}" if end.code else None))
     except BaseException:
         message = pickle.dumps((False, traceback.format_exc()))
     with contextlib.suppress(BrokenPipeError):
         send.send_bytes(message)
-    faulthandler.cancel_dump_traceback_later()
 
 
 def _end_with_caller() -> None:
@@ -225,7 +265,7 @@ def _end_with_caller() -> None:
     die_with_parent()
 
 
-def _call(job: _Job) -> Any:
+def _call(job: _Job, begin: Callable[[], None]) -> Any:
     import torch
     import torch.distributed as dist
 
@@ -233,11 +273,11 @@ def _call(job: _Job) -> Any:
 
     torch.set_num_threads(1)
     cpu.install()
-    if not job.process_group:
-        return job.function(*job.args, **job.kwargs)
-    dist.init_process_group("gloo")
+    if job.process_group:
+        dist.init_process_group("gloo")
+    begin()
     result = job.function(*job.args, **job.kwargs)
     # No rank may leave while another still needs it as a peer.
-    if dist.is_initialized():
+    if job.process_group and dist.is_initialized():
         dist.barrier()
     return result

@@ -34,6 +34,8 @@ def cluster() -> Iterator[slurm_cluster.Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(running.configuration))
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         yield running
     running.close()
     shutil.rmtree(base)
@@ -69,14 +71,11 @@ def whole_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stand_ins(tmp_path: Path, whole_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDirectory]:
     """Makes a run whose stages do what they are told: `stand_ins("name", A={"crash_at": 3})`."""
-    monkeypatch.setenv("GROWTH_ENTRY", "stand_in")
+    monkeypatch.setenv("GROWTH_ENTRY", "tests.slurm.stand_in")
     monkeypatch.setenv("STAND_IN_CHECKPOINT", str(whole_checkpoint))
-    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
     def make(name: str = "run", tp: int = 1, **tricks: dict[str, Any]) -> RunDirectory:
         text = (HERE / "chain.yaml").read_text().replace("layout: {tp: 1,", f"layout: {{tp: {tp},")
-        text = text.replace("iterations: 160, global", "iterations: 30, global")
         recipe = recipes.loads(text)
         run = directory.create(tmp_path / name, recipe, plan_run(recipe))
         (run.path / "stand_in.json").write_text(json.dumps(tricks))

@@ -2,7 +2,9 @@
 the run directory's stand_in.json tells it to.
 
 Like Megatron it writes a line of metrics an iteration and a checkpoint at an interval, writes a checkpoint and leaves
-with 0 on TERM, and goes on from the newest checkpoint.
+with 0 on TERM, and goes on from the newest checkpoint.  `hold_at` makes its first launch wait after an iteration until it
+is told to stop or, with `until`, until the run directory has a file of that name: whatever a test does meanwhile comes
+before the stage's end.
 """
 
 from __future__ import annotations
@@ -43,20 +45,26 @@ def main() -> int:
             raise RuntimeError("a planned crash")
         if iteration == tricks.get("hang_at"):
             time.sleep(3600)
+        while iteration == tricks.get("hold_at") and not (first or told_to_stop or _exists(run, tricks.get("until"))):
+            time.sleep(0.02)
         loss = float("nan") if iteration == tricks.get("nan_at") else 5.0 - iteration / plan["iterations"]
-        time.sleep(0.05 if first and "fast_again" in tricks else tricks.get("seconds", 0.05))
+        time.sleep(0.05)
         if rank == 0:
             with open(folder / "metrics.jsonl", "a") as file:
                 line = {"iteration": iteration, "loss": None if loss != loss else loss, "lr": 1e-3}
                 line |= {"tokens": 512 * iteration, "seconds": 0.1, "tokens_per_second": 5120.0}
                 file.write(json.dumps(line) + "\n")
-        if told_to_stop or iteration - first == tricks.get("stop_after"):
+        if told_to_stop:
             save(iteration)
             return 0
         if iteration % tricks.get("save_interval", 10) == 0:
             save(iteration)
     save(plan["iterations"])
     return 0
+
+
+def _exists(run: Path, name: str | None) -> bool:
+    return name is not None and (run / name).exists()
 
 
 if __name__ == "__main__":

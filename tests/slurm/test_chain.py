@@ -13,7 +13,10 @@ from megatron_growth.records import metrics
 from megatron_growth.run import checkpoints
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
+from tests.held_stage import AFTER
 from tests.slurm.cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
+
+ITERATIONS = 30  # of every stage
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -30,49 +33,49 @@ def losses(run: RunDirectory, stage: str) -> list[float]:
     """Training losses of a stage, one an iteration, followed by its last validation loss."""
     records = [json.loads(line) for line in run.stage(stage).metrics.read_text().splitlines()]
     training = [record for record in records if "event" not in record]
-    assert [record["iteration"] for record in training] == list(range(1, 161))
+    assert [record["iteration"] for record in training] == list(range(1, ITERATIONS + 1))
     validation = metrics.read(run.stage(stage).metrics).validation
     assert validation is not None
     return [record["loss"] for record in training] + [validation]
 
 
-def wait_for_checkpoint(run: RunDirectory, stage: str) -> None:
-    """Until training is past its first checkpoint."""
-    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= 20 or not unfinished(), 400)
+def wait_until_held(run: RunDirectory, stage: str) -> None:
+    """Until training waits behind its first checkpoint, or nothing is left to wait for."""
+    wait_until(lambda: (checkpoints.tracked(run.stage(stage).checkpoints) or 0) >= AFTER or not unfinished())
 
 
-def test_disturbed_chain_ends_where_an_undisturbed_run_does(queue: Cluster, tmp_path: Path) -> None:
+def test_disturbed_chain_ends_where_an_undisturbed_run_does(
+    queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone, disturbed = RunDirectory(tmp_path / "alone"), RunDirectory(tmp_path / "disturbed")
-    growth("train", HERE / "chain.yaml", "--run", alone.path)
+    monkeypatch.setenv("GROWTH_ENTRY", "tests.held_stage")
     (tmp_path / "profile.yaml").write_text(PROFILE.replace("launcher: srun", "launcher: torchrun"))
     answer = growth(
         *("submit", HERE / "chain.yaml", "--run", disturbed.path, "--cluster", tmp_path / "profile.yaml", "--json")
     )
     numbers = [stage["job"] for stage in json.loads(answer)["runs"][0]["stages"]]
 
-    wait_for_checkpoint(disturbed, "A")  # what Slurm sends before the time limit
+    wait_until_held(disturbed, "A")  # what Slurm sends before the time limit
     slurm("scancel", "--signal=USR1", "--batch", numbers[0])
 
-    wait_for_checkpoint(disturbed, "B")
+    wait_until_held(disturbed, "B")
     queue.stop_node("node2")
-    try:
-        wait_until(lambda: "node2" in slurm("sinfo", "--noheader", "--states=down", "--format=%N"))
-    finally:
-        queue.start_node("node2")
+    queue.start_node("node2")
 
-    wait_for_checkpoint(disturbed, "C")
+    wait_until_held(disturbed, "C")
     slurm("scontrol", "requeue", numbers[2])
-    wait_for_end(600)
+    wait_for_end()
+    growth("train", HERE / "chain.yaml", "--run", alone.path)
 
     said = "".join((disturbed.stage(name).path / "job.txt").read_text() for name in "ABC" if unfinished() == [])
     assert [job(number)["JobState"] for number in numbers] == ["COMPLETED"] * 3, said
     for name in "ABC":
         starts = slurm_record.read(disturbed.stage(name)).starts
         assert len(starts) == 2, said
-        assert starts[1].iteration >= 20
+        assert starts[1].iteration >= AFTER
         assert starts[1].hosts == ("node1", "node2")
         kept = checkpoints.iterations(disturbed.stage(name).checkpoints)
-        assert (len(kept), kept[-1]) == (2, 160)
+        assert (len(kept), kept[-1]) == (2, ITERATIONS)
         assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
     status = json.loads(growth("status", disturbed.path, "--json"))
     assert [stage["restarts"] for stage in status["stages"]] == [1, 1, 1]

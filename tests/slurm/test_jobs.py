@@ -54,10 +54,11 @@ def reached(run: RunDirectory, stage: str) -> int:
 def test_chain_runs_in_order_and_submitting_again_starts_nothing(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:
-    run = stand_ins("a run; with 'odd' $(touch owned) \"name\" 100%")
+    run = stand_ins("a run; with 'odd' $(touch owned) \"name\" 100%", A={"hold_at": 5, "until": "go on"})
     first = submit(run, profile)
     assert submit(run, profile) == first
     assert len(unfinished()) == 3
+    (run.path / "go on").touch()
     wait_for_end()
     assert [job(number)["JobState"] for number in first] == ["COMPLETED"] * 3, said(run, "A")
     assert all(run.stage(name).is_done for name in "ABC")
@@ -84,10 +85,10 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
 
 def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins: StandIns) -> None:
     """Submitted by hand.  Slurm looks at limits every 30 s, and sends USR1 early rather than late."""
-    run = stand_ins(A={"seconds": 2, "fast_again": True, "save_interval": 1000})
+    run = stand_ins(A={"hold_at": 5, "save_interval": 1000})
     run.stage("A").path.mkdir(parents=True)
     output = run.stage("A").path / "job.txt"
-    options = ["--nodes=2", "--gpus-per-node=8", "--time=1", "--signal=B:USR1@30", f"--output={output}"]
+    options = ["--nodes=2", "--gpus-per-node=8", "--time=2", "--signal=B:USR1@90", f"--output={output}"]
     answer = slurm(
         "env", "GROWTH_RANKS_PER_NODE=1", "GROWTH_LAUNCHER=srun", "sbatch", *options, script_path(), run.path, "A"
     )
@@ -119,7 +120,7 @@ def test_a_node_that_does_not_see_the_run_is_named(
 
 
 def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
-    run = stand_ins(A={"seconds": 0.3, "save_interval": 1000})
+    run = stand_ins(A={"hold_at": 5, "save_interval": 1000})
     submit_chain(run, chain_of(run, profile)[:1], profile)
     wait_until(lambda: run.stage("A").metrics.exists())
     slurm("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
@@ -141,7 +142,7 @@ def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile:
 def test_failing_stage_ends_the_chain_with_a_reason(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, trick: dict[str, int], reason: str
 ) -> None:
-    run = stand_ins(A=trick | {"seconds": 0.1})
+    run = stand_ins(A=trick)
     numbers = submit(run, profile.model_copy(update={"hang_minutes": 0.12 if "hang_at" in trick else 30}))
     wait_for_end()
     assert [job(number)["JobState"] for number in numbers] == ["FAILED", "CANCELLED", "CANCELLED"], said(run, "A")
@@ -153,7 +154,7 @@ def test_failing_stage_ends_the_chain_with_a_reason(
 
 
 def test_cancelled_chain_leaves_nothing(queue: Cluster, stand_ins: StandIns, profile: ClusterProfile) -> None:
-    run = stand_ins(A={"seconds": 0.5})
+    run = stand_ins(A={"hold_at": 15})
     numbers = submit(run, profile)
     wait_until(lambda: reached(run, "A") >= 10)
     assert cancel_chain(run) == numbers[::-1]
@@ -165,7 +166,7 @@ def test_cancelled_chain_leaves_nothing(queue: Cluster, stand_ins: StandIns, pro
 def test_local_training_of_a_submitted_run_is_refused(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:
-    run = stand_ins(A={"seconds": 0.5})
+    run = stand_ins(A={"hold_at": 5})
     numbers = submit(run, profile)
     with pytest.raises(RunError, match=f"Slurm jobs work on .*{numbers[0]}"):
         refuse_while_submitted(run)
@@ -177,7 +178,7 @@ def test_local_training_of_a_submitted_run_is_refused(
 def test_cancelling_one_job_takes_its_followers_along(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:
-    run = stand_ins(A={"seconds": 0.5})
+    run = stand_ins(A={"hold_at": 5})
     numbers = submit(run, profile)
     slurm("scancel", numbers[0])
     wait_for_end()
@@ -205,10 +206,14 @@ def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
         pytest.skip(reason)
     base = Path(tempfile.mkdtemp(prefix="growth-slurm-"))
     program = (
-        "import cluster, pathlib, sys, time; cluster.Cluster(pathlib.Path(sys.argv[1])); print('up', flush=True); "
+        "import pathlib, sys, time; from tests.slurm.cluster import Cluster; Cluster(pathlib.Path(sys.argv[1])); "
+        "print('up', flush=True); "
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program + "time.sleep(600)", base], cwd=HERE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program + "time.sleep(600)", base],
+        cwd=HERE.parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     assert process.stdout.readline() == "up\n"
@@ -216,7 +221,7 @@ def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     try:
-        wait_until(lambda: not processes_of(base), 20)
+        wait_until(lambda: not processes_of(base))
     finally:
         shutil.rmtree(base)
 

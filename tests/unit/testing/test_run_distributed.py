@@ -60,7 +60,7 @@ def test_a_rank_that_dies_is_reported():
 
 def test_ranks_that_hang_are_ended_and_their_output_is_shown():
     with pytest.raises(DistributedFailure, match="in time") as failure:
-        run_distributed(never_finish, 2, timeout=6)
+        run_distributed(never_finish, 2, timeout=5)
     assert "about to wait" in str(failure.value)
     assert "never_finish" in str(failure.value), "the stack of the waiting rank is shown"
 
@@ -81,7 +81,7 @@ def test_a_killed_caller_leaves_no_process(tmp_path):
     )
     caller = subprocess.Popen([sys.executable, str(script)])
     me = psutil.Process(caller.pid)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     # The fork server and its resource tracker, and the two ranks.
     while len(me.children(recursive=True)) < 4 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -89,7 +89,7 @@ def test_a_killed_caller_leaves_no_process(tmp_path):
     assert len(family) >= 4
     caller.kill()
     caller.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not alive
 
 
