@@ -128,9 +128,8 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
     """--dry-run: every command, and the script that they submit."""
     from megatron_growth.run.storage import bytes_needed
-    from megatron_growth.slurm.stage_jobs import script_path
+    from megatron_growth.slurm.stage_jobs import SCRIPT
 
-    script = script_path()
     runs: list[dict[str, Any]] = []
     for request in requests:
         stages = [
@@ -140,13 +139,13 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
         need = bytes_needed(request.stages, request.recipe)
         runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
     if as_json:
-        print(json.dumps({"script": script.read_text(encoding="utf-8"), "runs": runs}, indent=2))
+        print(json.dumps({"script": SCRIPT.read_text(encoding="utf-8"), "runs": runs}, indent=2))
         return
     for one in runs:
         print(f"# {one['run']}: checkpoints of {one['checkpoint_bytes'] / 1e9:,.3g} GB at most")
         for stage in one["stages"]:
             print(f"# stage {stage['stage']}, nodes: {stage['nodes']}\n{stage['command']}\n")
-    print(f"# {script}\n{script.read_text(encoding='utf-8')}", end="")
+    print(f"# {SCRIPT}\n{SCRIPT.read_text(encoding='utf-8')}", end="")
 
 
 def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:

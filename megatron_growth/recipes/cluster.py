@@ -5,7 +5,6 @@ A profile says what the planner needs (nodes, GPUs, memory, speed) and what a jo
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,10 +17,7 @@ from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
 
-# Beside the package in a checkout, below the prefix in an installation.
-_CHECKOUT, _INSTALLED = Path(__file__).parents[2] / "launch", Path(sys.prefix) / "share" / "megatron_growth" / "launch"
-LAUNCH = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
-FOLDER = LAUNCH / "clusters"
+FOLDER = Path(__file__).with_name("clusters")
 
 
 class Gpu(Block):

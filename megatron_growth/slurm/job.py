@@ -1,4 +1,4 @@
-"""The parts of launch/stage.sbatch that are more than a few lines of shell.
+"""The parts of stage.sbatch that are more than a few lines of shell.
 
     python -m megatron_growth.slurm.job begin RUN STAGE     record a start, or give up; prints a free port
     python -m megatron_growth.slurm.job watch RUN STAGE     ends when training is ill; removes old checkpoints

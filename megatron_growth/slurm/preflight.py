@@ -2,7 +2,7 @@
 
 Each node runs `python -m megatron_growth.slurm.preflight RUN STAGE`.  A node writes what it sees to a file in the run
 directory, which by itself shows that the directory is shared; the first node reads all of them and compares.  The
-variables are those that launch/stage.sbatch sets: GROWTH_HOSTS, GROWTH_RANKS_PER_NODE, GROWTH_GPUS_PER_NODE.
+variables are those that stage.sbatch sets: GROWTH_HOSTS, GROWTH_RANKS_PER_NODE, GROWTH_GPUS_PER_NODE.
 
 Units: memory in bytes.
 """

@@ -1,6 +1,6 @@
 """From a planned stage and a cluster profile to the words of sbatch.  Pure functions: nothing is started or written.
 
-launch/stage.sbatch says what the variables mean.
+stage.sbatch says what the variables mean.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
-from megatron_growth.recipes.cluster import LAUNCH
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import cluster_flags
 
+SCRIPT = Path(__file__).with_name("stage.sbatch")
 _NAME_LENGTH = 24
 FLAGS_VARIABLE = "GROWTH_MEGATRON_FLAGS"  # the cluster's Megatron flags for a stage, as JSON
 
@@ -64,18 +64,6 @@ class StageJob:
         return shlex.join(["env", *variables, "sbatch", *self.words(after)])
 
 
-def script_path() -> Path:
-    """launch/stage.sbatch.
-
-    Raises:
-        RunError: it is missing.
-    """
-    script = LAUNCH / "stage.sbatch"
-    if not script.is_file():
-        raise RunError("the batch script is missing", where=str(script), fix="install megatron_growth again")
-    return script
-
-
 def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile) -> list[StageJob]:
     """The jobs of a run's stages, in the same order.
 
@@ -99,7 +87,7 @@ def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterP
         raise RecipeError(
             f"the cluster profile {profile.name} has no `slurm` section",
             where=profile.where("name"),
-            fix="run the stages here with `megatron-growth train`, or add the section (launch/clusters/h100-8x.yaml)",
+            fix="run the stages here with `megatron-growth train`, or add the section (the shipped profile h100-8x has one)",
         )
     problems, jobs = [], []
     for stage in stages:
@@ -154,7 +142,7 @@ def _job(run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: in
         name=name,
         nodes=nodes,
         options=_options(path / "stages" / stage.name, name, profile, nodes),
-        script=script_path(),
+        script=SCRIPT,
         arguments=(str(path), stage.name),
         environment=_environment(profile, stage, ranks),
     )

@@ -22,7 +22,7 @@ from megatron_growth.recipes import ClusterProfile
 from megatron_growth.run import checkpoints
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
-from megatron_growth.slurm.stage_jobs import StageJob, script_path, stage_jobs
+from megatron_growth.slurm.stage_jobs import SCRIPT, StageJob, stage_jobs
 from megatron_growth.slurm.submit import cancel_chain, refuse_while_submitted, submit_chain
 from tests.slurm.cluster import HERE, Cluster, job, slurm, unfinished, wait_for_end, wait_until, why_not
 
@@ -90,7 +90,7 @@ def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins
     output = run.stage("A").path / "job.txt"
     options = ["--nodes=2", "--gpus-per-node=8", "--time=2", "--signal=B:USR1@90", f"--output={output}"]
     answer = slurm(
-        "env", "GROWTH_RANKS_PER_NODE=1", "GROWTH_LAUNCHER=srun", "sbatch", *options, script_path(), run.path, "A"
+        "env", "GROWTH_RANKS_PER_NODE=1", "GROWTH_LAUNCHER=srun", "sbatch", *options, SCRIPT, run.path, "A"
     )
     number = answer.split()[-1]
     wait_for_end()
