@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self
 
+from megatron_growth.records.human import size
+
 LINE_SECONDS = 10.0
 
 
@@ -51,10 +53,3 @@ class Progress:
         elif time.monotonic() - self._last > LINE_SECONDS or done == total:
             self._last = time.monotonic()
             print(f"{label}: {size(done)} of {size(total)}", file=sys.stderr)
-
-
-def size(number: int) -> str:
-    """Bytes in a decimal unit that suits them: 2.4 MB, 16.9 GB."""
-    from rich.filesize import decimal
-
-    return decimal(number)

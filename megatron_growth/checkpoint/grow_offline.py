@@ -25,8 +25,8 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import TargetItem
 from megatron_growth.checkpoint.target_state import grown_common, grown_objects
 from megatron_growth.errors import GrowthError, RunError, StorageError, UserError
-from megatron_growth.progress import size
 from megatron_growth.records import owned
+from megatron_growth.records.human import size
 from megatron_growth.records.storage import fsync_path, storage_errors, write_whole
 from megatron_growth.records.unfinished import LOCK, partial_of, publish, unfinished
 from megatron_growth.shape import ModelShape

@@ -32,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, then report."""
     from megatron_growth.cli.train import load_recipe
+    from megatron_growth.records.human import duration
     from megatron_growth.report.collect import collect
     from megatron_growth.report.findings import findings
     from megatron_growth.report.page import write_report
-    from megatron_growth.run.screen import Screen, duration
+    from megatron_growth.run.screen import Screen
     from megatron_growth.run.train import Request, train
     from megatron_growth.slurm.submit import refuse_while_submitted
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
-from megatron_growth.progress import Progress, size
+from megatron_growth.progress import Progress
+from megatron_growth.records.human import size
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import Job

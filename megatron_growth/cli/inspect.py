@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain, show
-from megatron_growth.progress import size
+from megatron_growth.records.human import size
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.records.human import size
+
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan
     from megatron_growth.planner.cluster import ClusterPlan
@@ -164,8 +166,8 @@ def _print(plan: RunPlan, on_cluster: ClusterPlan | None, fit: dict[str, Any] | 
     if fit is not None:
         added = ", ".join(map(str, fit["layers_added"]))
         out.print(
-            f"\n{fit['memory_bytes'] / 1e9:g} GB of model state: {fit['stages']} stages that add {added} layers; "
-            f"peak {fit['peak_bytes'] / 1e9:.2f} GB"
+            f"\n{size(fit['memory_bytes'])} of model state: {fit['stages']} stages that add {added} layers; "
+            f"peak {size(fit['peak_bytes'], '.2f')}"
         )
     for file in written:
         out.print(f"wrote {file}")

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
+from megatron_growth.records.human import count, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,20 +57,39 @@ def run(args: argparse.Namespace) -> int:
 
     folder = directory.existing(args.folder)
     if args.watch is None:
-        _print(*_look(folder), args.json)
+        _print(_look(folder), args.json)
         return 0
     return _watch(folder, args.watch, args.json)
 
 
-def _look(folder: RunDirectory) -> tuple[RunStatus, dict[str, StageJobStatus]]:
-    """The status now, and the jobs of a run that was submitted."""
+@dataclass(frozen=True)
+class _Look:
+    """What there is to say now.
+
+    Attributes:
+        status: of the run.
+        jobs: of a run that was submitted, by stage.
+        silence: why Slurm could not be asked, or None.
+        go_on: the command that goes on with the run.
+    """
+
+    status: RunStatus
+    jobs: dict[str, StageJobStatus]
+    silence: str | None
+    go_on: str
+
+
+def _look(folder: RunDirectory) -> _Look:
     from megatron_growth.run.status import status_of
     from megatron_growth.slurm import status as slurm_status
+    from megatron_growth.slurm.submit import go_on_command
 
-    status = status_of(folder)
-    if not slurm_status.is_submitted(folder):
-        return status, {}
-    return status, slurm_status.jobs_of(folder, {stage.name: stage.tokens_per_second for stage in status.stages})
+    status, silence = status_of(folder), None
+    jobs: dict[str, StageJobStatus] = {}
+    if slurm_status.is_submitted(folder):
+        speeds = {stage.name: stage.tokens_per_second for stage in status.stages}
+        jobs, silence = slurm_status.jobs_of(folder, speeds)
+    return _Look(status, jobs, silence, go_on_command(folder))
 
 
 def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
@@ -78,44 +99,45 @@ def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
     out = console()
     if as_json or not out.is_terminal:
         while True:
-            status, jobs = _look(folder)
-            _print(status, jobs, as_json)
-            if status.complete:
+            look = _look(folder)
+            _print(look, as_json)
+            if look.status.complete:
                 return 0
             time.sleep(seconds)
     with Live(console=out, auto_refresh=False) as live:
         while True:
-            status, jobs = _look(folder)
-            live.update(_table(status, jobs), refresh=True)
-            if status.complete:
+            look = _look(folder)
+            live.update(_table(look), refresh=True)
+            if look.status.complete:
                 return 0
             time.sleep(seconds)
 
 
-def _print(status: RunStatus, jobs: dict[str, StageJobStatus], as_json: bool) -> None:
+def _print(look: _Look, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_document(status, jobs), indent=2), flush=True)
+        print(json.dumps(_document(look), indent=2), flush=True)
         return
-    console().print(_table(status, jobs))
+    console().print(_table(look))
 
 
-def _document(status: RunStatus, jobs: dict[str, StageJobStatus]) -> dict[str, Any]:
+def _document(look: _Look) -> dict[str, Any]:
     """The JSON document; a submitted run's stages have the figures of their jobs beside their own."""
-    document = status.to_json()
+    document = look.status.to_json()
     for stage in document["stages"]:
-        if stage["name"] in jobs:
-            stage |= asdict(jobs[stage["name"]])
-    return document
+        if stage["name"] in look.jobs:
+            stage |= asdict(look.jobs[stage["name"]])
+    return document | ({"slurm_answered": look.silence is None} if look.jobs else {})
 
 
-def _table(status: RunStatus, jobs: dict[str, StageJobStatus]) -> RenderableType:
+def _table(look: _Look) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    status, jobs = look.status, look.jobs
     parts = [_grid(f"{status.name}  ({status.path})", _COLUMNS, [_cells(stage) for stage in status.stages])]
     if jobs:
         parts.append(_grid("Slurm", _JOB_COLUMNS, [_job_cells(stage, job) for stage, job in jobs.items()]))
-    return Group(*parts, Text(_sentence(status, jobs)))
+    return Group(*parts, Text(_sentence(look)))
 
 
 def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
@@ -131,17 +153,15 @@ def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _cells(stage: StageStatus) -> list[str]:
-    from megatron_growth.run.screen import duration, number
-
     return [
         stage.name,
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
-        f"{number(stage.tokens)}/{number(stage.tokens_planned)}",
+        f"{count(stage.tokens)}/{count(stage.tokens_planned)}",
         _loss(stage.loss),
         _loss(stage.validation_loss),
-        number(stage.tokens_per_second) if stage.tokens_per_second else "-",
-        duration(stage.seconds_left) if stage.seconds_left is not None else "-",
+        count(stage.tokens_per_second) if stage.tokens_per_second else "-",
+        duration(stage.seconds_left),
         str(stage.checkpoint) if stage.checkpoint is not None else "-",
     ]
 
@@ -164,14 +184,17 @@ def _loss(value: float | None) -> str:
     return f"{value:.3f}" if value is not None else "-"
 
 
-def _sentence(status: RunStatus, jobs: dict[str, StageJobStatus]) -> str:
+def _sentence(look: _Look) -> str:
+    status = look.status
     if status.complete:
-        return f"complete; see `megatron-growth report {status.path}`"
+        return f"complete; see `{shlex.join(['megatron-growth', 'report', status.path])}`"
     if status.active:
         return "a command is working on it"
-    states = {job.job_state for job in jobs.values()}
+    if look.silence:
+        return f"what its Slurm jobs do is not known here: {look.silence}"
+    states = {job.job_state for job in look.jobs.values()}
     if states & {"RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED"}:
         return "its Slurm jobs are working on it"
-    if jobs:
-        return "no Slurm job of it is left; `megatron-growth submit`, as it was given, goes on where it was"
-    return "nothing is working on it here; the command that started it goes on where it was"
+    if look.jobs:
+        return f"no Slurm job of it is left; `{look.go_on}` goes on where it was"
+    return f"nothing is working on it here; `{look.go_on}` goes on where it was"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.data_options import add_data_options
 from megatron_growth.errors import UserError
+from megatron_growth.records.human import size
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `submit`."""
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="shipped recipes' names, or YAML files")
     parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes that one stage may use, instead of the profile's")
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="one run for each of these seeds")
     parser.add_argument(
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory of a single run")
     add_data_options(parser)
+    parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
     parser.add_argument(
         "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
     )
@@ -63,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.recipes import load_cluster
 
     profile = load_cluster(args.cluster)
+    if args.nodes is not None:
+        if args.nodes < 1:
+            raise UserError(f"--nodes {args.nodes} leaves no node to train on", fix="give 1 or more")
+        profile = profile.model_copy(update={"nodes": args.nodes})
     requests = _requests(args, profile)
     if args.dry_run:
         _show(requests, profile, args.json)
@@ -79,13 +86,14 @@ class _Request:
     plan: RunPlan
     stages: tuple[StagePlan, ...]
     folder: Path
+    wandb_project: str
 
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
         """Of its stages."""
         from megatron_growth.run.directory import RunDirectory
         from megatron_growth.slurm.stage_jobs import stage_jobs
 
-        return stage_jobs(RunDirectory(self.folder), self.stages, profile)
+        return stage_jobs(RunDirectory(self.folder), self.stages, profile, self.wandb_project)
 
 
 def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Request]:
@@ -113,16 +121,16 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import plan_cluster, with_recommended
     from megatron_growth.run import flags
+    from megatron_growth.run.stage import check_stages
     from megatron_growth.run.train import Request, selected
 
-    ranks = profile.nodes * profile.ranks_of_a_node
     flags.check(recipe, profile)
-    plan = plan_run(recipe, ranks)
-    if args.recommended:
-        recipe = with_recommended(recipe, plan_cluster(recipe, plan, profile))
-        plan = plan_run(recipe, ranks)
+    if args.recommended:  # the recipe's own layout need not fit these nodes
+        recipe = with_recommended(recipe, plan_cluster(recipe, plan_run(recipe), profile))
+    plan = plan_run(recipe, profile.nodes * profile.ranks_of_a_node)
     stages = selected(plan, Request(baselines=tuple(dict.fromkeys(args.baseline))))
-    return _Request(recipe, plan, tuple(stages), folder)
+    check_stages(recipe, stages, "gpu")
+    return _Request(recipe, plan, tuple(stages), folder, args.wandb)
 
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
@@ -142,7 +150,7 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
         print(json.dumps({"script": SCRIPT.read_text(encoding="utf-8"), "runs": runs}, indent=2))
         return
     for one in runs:
-        print(f"# {one['run']}: checkpoints of {one['checkpoint_bytes'] / 1e9:,.3g} GB at most")
+        print(f"# {one['run']}: checkpoints of {size(one['checkpoint_bytes'])} at most")
         for stage in one["stages"]:
             print(f"# stage {stage['stage']}, nodes: {stage['nodes']}\n{stage['command']}\n")
     print(f"# {SCRIPT}\n{SCRIPT.read_text(encoding='utf-8')}", end="")
@@ -174,10 +182,11 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     from megatron_growth.run import dataset, directory
     from megatron_growth.run.lock import exclusive
     from megatron_growth.run.storage import check_room
+    from megatron_growth.slurm.submit import refuse_while_submitted
 
     directory.check_free(request.folder)
     with exclusive(directory.RunDirectory(request.folder).lock):
-        run = directory.create(request.folder, request.recipe, request.plan)
+        run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
         check_room(run, request.stages, request.recipe)
         dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
     return run

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.errors import UserError
-from megatron_growth.progress import Progress, size
+from megatron_growth.progress import Progress
+from megatron_growth.records.human import size
 
 HELP = "check a grown checkpoint against its source"
 

@@ -308,13 +308,24 @@ def _nothing_fits(stage: StagePlan, profile: ClusterProfile, choices: list[Choic
 
 
 def with_recommended(recipe: Recipe, plan: ClusterPlan) -> Recipe:
-    """The recipe with every stage in the layout and micro-batch recommended for it on the cluster."""
+    """The recipe with every stage in the layout and micro-batch recommended for it on the cluster.
+
+    A baseline that took both from the last stage takes what is recommended for that.
+    """
     chosen = {stage.name: stage.recommended for stage in plan.stages}
     stages = []
     for stage in recipe.stages:
         choice = chosen[stage.name]
         layout = Layout.model_validate(asdict(choice.layout), extra="ignore")
         stages.append(stage.model_copy(update={"layout": layout, "micro_batch_size": choice.micro_batch_size}))
-    changed = recipe.model_copy(update={"stages": tuple(stages)})
+    before, last = recipe.stages[-1], stages[-1]
+    same = {"layout": last.layout, "micro_batch_size": last.micro_batch_size}
+    baselines = {
+        name: baseline.model_copy(update=same)
+        if (baseline.layout, baseline.micro_batch_size) == (before.layout, before.micro_batch_size)
+        else baseline
+        for name, baseline in recipe.baselines.items()
+    }
+    changed = recipe.model_copy(update={"stages": tuple(stages), "baselines": baselines})
     changed._source = recipe._source
     return changed

@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from megatron_growth.planner.cluster import Choice, ClusterPlan, StageOnCluster
-from megatron_growth.planner.table import gigabytes, plain_table
+from megatron_growth.planner.table import plain_table
+from megatron_growth.records.human import size
 
 COLUMNS = ("layout", "mb", "acc", "GiB", "s/step", "MFU", "hours", "GPU hours")
 
@@ -25,7 +26,7 @@ def render_cluster(plan: ClusterPlan) -> RenderableType:
             table.add_row("  or", *_cells(choice), style="dim")
     total = (
         f"All stages {plan.wall_hours:,.0f} hours, {plan.gpu_hours:,.0f} GPU hours; "
-        f"checkpoints on disk at the end {plan.storage_bytes / 1e12:.3g} TB."
+        f"checkpoints on disk at the end {size(plan.storage_bytes)}."
     )
     return Group(table, Text(), Text(total), Text(), *_reasons(plan))
 
@@ -56,6 +57,6 @@ def _reasons(plan: ClusterPlan) -> Iterator[RenderableType]:
 def _allowed(stage: StageOnCluster) -> str:
     tensor, pipeline = (", ".join(map(str, sizes)) for sizes in (stage.tensor_parallel_sizes, stage.pipeline_sizes))
     return (
-        f"TP {tensor}; PP {pipeline} or uneven; a checkpoint {gigabytes(stage.checkpoint_bytes)} GB, weights alone "
-        f"{gigabytes(stage.weights_bytes)} GB"
+        f"TP {tensor}; PP {pipeline} or uneven; a checkpoint {size(stage.checkpoint_bytes)}, weights alone "
+        f"{size(stage.weights_bytes)}"
     )

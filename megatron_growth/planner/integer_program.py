@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from megatron_growth.errors import RecipeError
+from megatron_growth.records.human import size
 
 TRAINED_BYTES = 16  # weight 2, gradient 2, master 4, two moments 8
 FROZEN_BYTES = 2
@@ -114,7 +115,7 @@ def smallest_stages(
             return stages, added
         best = min(best, peak)
     raise RecipeError(
-        f"no number of stages fits {memory_bytes / 1e9:.2f} GB; the smallest peak is {best / 1e9:.2f} GB",
+        f"no number of stages fits {size(memory_bytes)}; the smallest peak is {size(best)}",
         where="integer program",
         fix="lower the adapters' rank, shard the optimizer, or take GPUs with more memory",
     )

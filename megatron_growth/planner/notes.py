@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import Saving, StagePlan
 from megatron_growth.recipes.schema import Recipe
+from megatron_growth.records.human import size
 
 ROUNDING = 0.005  # a share of the budget below which rounding to whole iterations is not worth a note
 
@@ -117,8 +118,8 @@ def _full_rank_start(vanilla: int, adapted: int, printed: int) -> str:
 def _peaks(program: Program) -> Iterator[str]:
     if program.paper and program.paper_peak_bytes and program.solver_peak_bytes < program.paper_peak_bytes:
         yield (
-            f"The integer program's optimum is {_tuple(program.solver)} at {program.solver_peak_bytes / 1e9:.2f} GB; "
-            f"the paper's {_tuple(program.paper)} takes {program.paper_peak_bytes / 1e9:.2f} GB."
+            f"The integer program's optimum is {_tuple(program.solver)} at {size(program.solver_peak_bytes, '.2f')}; "
+            f"the paper's {_tuple(program.paper)} takes {size(program.paper_peak_bytes, '.2f')}."
         )
     printed = program.printed_peak_bytes
     if printed and program.paper_peak_bytes and round(program.paper_peak_bytes / 1e9, 1) != round(printed / 1e9, 1):

@@ -348,5 +348,6 @@ def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: floa
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ParallelLayoutError(
-            "these layouts do not fit their models:\n" + "\n".join(f"  {problem}" for problem in problems)
+            "these layouts do not fit their models:\n" + "\n".join(f"  {problem}" for problem in problems),
+            fix="change the layout or the batch of these stages; `plan RECIPE --cluster PROFILE` shows what fits",
         )

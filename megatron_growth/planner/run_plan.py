@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.memory import RankMemory
@@ -201,7 +204,7 @@ class RunPlan:
     """
 
     name: str
-    paper: str
+    paper: str | None
     summary: str
     variant: str | None
     variants: tuple[str, ...]
@@ -236,3 +239,22 @@ class RunPlan:
     def to_text(self) -> str:
         """`to_json` as text; equal plans give equal text."""
         return json.dumps(self.to_json(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> RunPlan:
+        """The plan that `to_text` wrote, here or in an earlier release, whose missing keys take their defaults.
+
+        Raises:
+            ValueError: the text is not JSON, or no plan; with the first key that is wrong.
+        """
+        try:
+            return _reader().validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{key}: {first['msg']}" if key else first["msg"]) from None
+
+
+@cache
+def _reader() -> TypeAdapter[RunPlan]:
+    return TypeAdapter(RunPlan)

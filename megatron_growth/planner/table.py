@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
+from megatron_growth.records.human import count, size
 
 SUMS = {
     "family": "training every size from scratch",
@@ -57,13 +58,13 @@ def _models(plan: RunPlan) -> Table:
         s, p = stage.shape, stage.parameters
         heads = str(s.heads) if s.heads == s.query_groups else f"{s.heads}/{s.query_groups}"
         ffn = f"{s.ffn}" if s.sublayers == "full" else "-"
-        sizes = (f"{s.hidden}", ffn, f"{s.layers}", heads, count(p.transformer), count(p.total))
-        table.add_row(stage.name, *sizes, count(p.frozen), count(p.adapters))
+        sizes = (f"{s.hidden}", ffn, f"{s.layers}", heads, _count(p.transformer), _count(p.total))
+        table.add_row(stage.name, *sizes, _count(p.frozen), _count(p.adapters))
     return table
 
 
 def _training(plan: RunPlan) -> Table:
-    columns = ("FLOPs", "exact", "tokens", "steps", "batch", "peak LR", "layout", "GB/GPU")
+    columns = ("FLOPs", "exact", "tokens", "steps", "batch", "peak LR", "layout", "memory/GPU")
     table = plain_table("Training", "stage", *columns)
     for stage in (*plan.stages, *plan.baselines):
         table.add_row(
@@ -75,7 +76,7 @@ def _training(plan: RunPlan) -> Table:
             f"{stage.global_batch_size:,}",
             f"{stage.lr:.3g}",
             str(stage.layout),
-            gigabytes(stage.memory_bytes_per_gpu),
+            size(stage.memory_bytes_per_gpu),
         )
     return table
 
@@ -102,13 +103,13 @@ def _saving(what: str, saving: Saving, last: StagePlan) -> str:
 def _integer_program(plan: RunPlan) -> Table:
     program = plan.integer_program
     assert program is not None
-    title = f"Layers that each stage adds; standard pre-training takes {program.vanilla_bytes / 1e9:.2f} GB"
-    table = plain_table(title, "integer program", "layers added", "peak GB", "GB of each stage")
+    title = f"Layers that each stage adds; standard pre-training takes {size(program.vanilla_bytes, '.2f')}"
+    table = plain_table(title, "integer program", "layers added", "peak", "each stage")
     rows = [("solver", program.solver, program.solver_stage_bytes), ("paper", program.paper, program.paper_stage_bytes)]
     for who, added, stage_bytes in rows:
         if added:
-            each = ", ".join(f"{b / 1e9:.2f}" for b in stage_bytes)
-            table.add_row(who, ", ".join(map(str, added)), f"{max(stage_bytes) / 1e9:.2f}", each)
+            each = ", ".join(size(b, ".2f") for b in stage_bytes)
+            table.add_row(who, ", ".join(map(str, added)), size(max(stage_bytes), ".2f"), each)
     return table
 
 
@@ -121,16 +122,6 @@ def _formulas(plan: RunPlan) -> Iterator[RenderableType]:
             yield Padding(Text.assemble((f"{name.replace('_', ' ')}: ", "dim"), formula), (0, 0, 0, 4))
 
 
-def count(number: float) -> str:
-    """A count in three digits: 1.30 B, 125 k, 0 as a dash."""
-    if not number:
-        return "-"
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size * 0.9995:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:g}"
-
-
-def gigabytes(number: float) -> str:
-    """Bytes in GB of 1e9, three digits."""
-    return f"{number / 1e9:.3g}"
+def _count(number: int) -> str:
+    """As `human.count`; a dash for nothing."""
+    return count(number) if number else "-"

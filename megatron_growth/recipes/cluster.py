@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
@@ -18,6 +18,21 @@ from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).with_name("clusters")
+
+# Variables that would be overwritten, and where their values come from.
+_SET_BY_THE_JOB = {
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), "from its nodes and ranks"),
+    "MASTER_PORT": "to a port that is free on the first node",
+    "GROWTH_LAUNCHER": "from the profile's `launcher`",
+    "GROWTH_RANKS_PER_NODE": "from the stage's layout and the profile's `ranks_per_node`",
+    "GROWTH_GPUS_PER_NODE": "from the profile's `gpus_per_node`",
+    "GROWTH_MAX_RESTARTS": "from the profile's `max_restarts`",
+    "GROWTH_HANG_MINUTES": "from the profile's `hang_minutes`",
+    "GROWTH_MODULES": "from the profile's `environment.modules`",
+    "GROWTH_VENV": "from the profile's `environment.venv`",
+    "GROWTH_CONTAINER_IMAGE": "from the profile's `environment.container`",
+    "GROWTH_CONTAINER_MOUNTS": "from the profile's `environment.container`",
+}
 
 
 class Gpu(Block):
@@ -97,6 +112,14 @@ class Environment(Block):
     container: Container | None = None
     variables: dict[str, str] = Field(default_factory=dict)
 
+    @field_validator("variables")
+    @classmethod
+    def _own(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name in variables:
+            if name in _SET_BY_THE_JOB:
+                raise ValueError(f"the job sets {name} itself, {_SET_BY_THE_JOB[name]}; leave it out")
+        return variables
+
 
 class Paths(Block):
     """Where runs and data live; on a cluster, on a file system that all nodes share."""
@@ -135,6 +158,14 @@ class ClusterProfile(Block):
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
 
     _source: Source = PrivateAttr(default_factory=Source)
+
+    @property
+    def reference(self) -> str:
+        """What --cluster names this profile by: a shipped name, or the path of its file; empty when it has no file."""
+        file = Path(self._source.file)
+        if not file.is_file():
+            return ""
+        return file.stem if file.resolve().parent == FOLDER.resolve() else str(file.absolute())
 
     @property
     def gpus(self) -> int:

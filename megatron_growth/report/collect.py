@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from megatron_growth.errors import RunError
+from megatron_growth.planner import StagePlan
+from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout
 from megatron_growth.report.records import RunRecord, StageRecord, read_metrics
-
-
-def read_plan(run_directory: Path) -> dict[str, Any]:
-    """The plan of a run.
-
-    Raises:
-        RunError: the directory is no run, or its plan is not readable.
-    """
-    path = run_directory / "plan.json"
-    try:
-        plan: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(
-            f"{run_directory} is not a run directory",
-            where=str(path),
-            fix="name the directory of a run, for example runs/nano-progressive",
-        ) from None
-    except json.JSONDecodeError as error:
-        raise RunError("the run's plan is not JSON", where=f"{path}:{error.lineno}", fix="restore the file") from None
-    return plan
+from megatron_growth.run.directory import RunDirectory, existing
+from megatron_growth.slurm.submit import go_on_command
 
 
 def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
@@ -40,49 +23,50 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
     Raises:
         RunError: the directory is no run, its plan is not readable, or nothing has been trained yet.
     """
-    plan = read_plan(run_directory)
+    plan = existing(run_directory).planned
     stages, spent = [], 0.0
-    for planned in plan["stages"]:
-        stages.append(_stage(planned, run_directory, spent if planned["source"] else 0.0))
-        spent += planned["flops"]
-    baselines = [_stage(planned, run_directory, 0.0) for planned in plan["baselines"]]
+    for planned in plan.stages:
+        stages.append(_stage(planned, run_directory, spent if planned.source else 0.0))
+        spent += planned.flops
+    baselines = [_stage(planned, run_directory, 0.0) for planned in plan.baselines]
     run = RunRecord(
-        name=plan["name"],
-        summary=plan["summary"],
+        name=plan.name,
+        summary=plan.summary,
         stages=tuple(stages),
         baselines=tuple(b for b in baselines if b.done),
-        total_flops=plan["total_flops"],
-        scratch_flops=plan["scratch_flops"],
-        saving=plan["saving"],
+        total_flops=plan.total_flops,
+        scratch_flops=plan.scratch_flops,
+        saving=plan.saving,
+        go_on=go_on_command(RunDirectory(run_directory)),
     )
     if started and not any(s.done for s in (*run.stages, *run.baselines)):
         raise RunError(
             "nothing has been trained in this run yet",
             where=str(run_directory),
-            fix=f"megatron-growth train {plan['name']} --run {run_directory}",
+            fix=f"`{go_on_command(RunDirectory(run_directory))}` starts it",
         )
     return run
 
 
-def _stage(planned: dict[str, Any], run_directory: Path, flops_before: float) -> StageRecord:
-    folder = run_directory / "stages" / planned["name"]
+def _stage(planned: StagePlan, run_directory: Path, flops_before: float) -> StageRecord:
+    folder = run_directory / "stages" / planned.name
     curve, validation, seconds = read_metrics(folder / "metrics.jsonl")
     return StageRecord(
-        name=planned["name"],
-        parameters=planned["parameters"]["total"],
-        tokens=planned["tokens_trained"],
-        iterations=planned["iterations"],
+        name=planned.name,
+        parameters=planned.parameters.total,
+        tokens=planned.tokens_trained,
+        iterations=planned.iterations,
         done=curve.iterations[-1] if curve.iterations else 0,
-        flops=planned["flops"],
+        flops=planned.flops,
         flops_before=flops_before,
-        lr=planned["lr"],
-        layout=_layout(planned["layout"]),
-        source=planned["source"],
-        growth=_growth(planned["growth"]) if planned["source"] else "",
+        lr=planned.lr,
+        layout=_layout(planned.layout),
+        source=planned.source,
+        growth=_growth(planned.growth) if planned.source else "",
         curve=curve,
         validation=validation,
         wall_seconds=seconds,
-        stopped=_stopped(folder / "done", planned["iterations"]),
+        stopped=_stopped(folder / "done", planned.iterations),
     )
 
 
@@ -94,17 +78,16 @@ def _stopped(marker: Path, planned: int) -> int | None:
     return last if last < planned else None
 
 
-def _layout(layout: dict[str, Any]) -> str:
+def _layout(layout: ParallelLayout) -> str:
     """Sizes above one, in words: TP 2, PP 2."""
-    names = {"tp": "TP", "pp": "PP", "vpp": "VPP", "dp": "DP"}
-    parts = [f"{label} {layout[key]}" for key, label in names.items() if (layout.get(key) or 1) > 1]
-    return ", ".join(parts) or "1 rank"
+    sizes = {"TP": layout.tp, "PP": layout.pp, "VPP": layout.vpp, "DP": layout.dp or 1}
+    return ", ".join(f"{name} {number}" for name, number in sizes.items() if number > 1) or "1 rank"
 
 
-def _growth(growth: dict[str, Any] | None) -> str:
+def _growth(growth: GrowthSpec | None) -> str:
     """Operators in words: aki + stack."""
-    if not growth:
+    if growth is None:
         return ""
     return " + ".join(
-        str(op.get("name", op) if isinstance(op, dict) else op) for op in (growth["width"], growth["depth"]) if op
+        str(op.get("name", op) if isinstance(op, dict) else op) for op in (growth.width, growth.depth) if op
     )

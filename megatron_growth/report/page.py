@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from megatron_growth import __version__
+from megatron_growth.records import human
 from megatron_growth.records.storage import atomic_path
 from megatron_growth.report import plots
 from megatron_growth.report.findings import findings, variant_findings
@@ -66,16 +67,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["count"] = plots.human_count
-    environment.filters["duration"] = human_duration
+    environment.filters["count"] = human.count
+    environment.filters["duration"] = human.duration
+    environment.filters["size"] = human.size
     return environment
-
-
-def human_duration(seconds: float) -> str:
-    """Seconds as 45 s, 3 min 20 s or 2 h 05 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

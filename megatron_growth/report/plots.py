@@ -130,11 +130,3 @@ def _loss_limits(run: RunRecord) -> tuple[float, float]:
     high = max([low + 1e-3, *settled, *jumps])
     margin = 0.05 * (high - low)
     return low - margin, high + margin
-
-
-def human_count(parameters: float) -> str:
-    """1.3e9 as 1.3B."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= size:
-            return f"{parameters / size:.3g}{letter}"
-    return f"{parameters:.0f}"

@@ -85,7 +85,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its chain of stages, bottom to top, and its baselines."""
+    """A run: its chain of stages, bottom to top, its baselines, and the command that goes on with it."""
 
     name: str
     summary: str
@@ -94,6 +94,7 @@ class RunRecord:
     total_flops: float
     scratch_flops: float
     saving: float
+    go_on: str = ""
 
     def before_growth(self, stage: StageRecord) -> float | None:
         """Validation loss that the source of `stage` ended with, None for stages from random weights."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_growth.report.collect import collect, read_plan
+from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
+from megatron_growth.run.directory import existing
 
 BASELINE = "baseline"
 _ROUNDING = 1e-9  # compute is summed in another order for each variant
@@ -80,7 +81,7 @@ class Variant:
 def collect_variants(folder: Path) -> tuple[Variant, ...]:
     """The variants in a folder, in the order of their recipe; those without a trained iteration are left out."""
     paths = {path.parent.name: path.parent for path in folder.glob("*/plan.json")}
-    order = read_plan(next(iter(paths.values())))["variants"] if paths else []
+    order = existing(next(iter(paths.values()))).planned.variants if paths else ()
     known = sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name))
     found = (_variant(paths[name]) for name in known)
     return tuple(v for v in found if v.run.stages and v.last.done)
@@ -92,18 +93,18 @@ def is_variants_folder(folder: Path) -> bool:
 
 
 def _variant(path: Path) -> Variant:
-    stages = read_plan(path)["stages"]
+    stages = existing(path).planned.stages
     last = stages[-1]
     return Variant(
         name=path.name,
         run=collect(path, started=False),
-        trainable=last["parameters"]["trainable"],
-        frozen=last["parameters"]["total"] - last["parameters"]["trainable"],
-        state_bytes=state_bytes(path / "stages" / last["name"] / "checkpoints"),
-        flops=sum(s["flops"] for s in stages),
-        flops_exact=sum(s["flops_exact"] for s in stages),
-        last_flops=last["flops"],
-        last_flops_exact=last["flops_exact"],
+        trainable=last.parameters.trainable,
+        frozen=last.parameters.frozen,
+        state_bytes=state_bytes(path / "stages" / last.name / "checkpoints"),
+        flops=sum(s.flops for s in stages),
+        flops_exact=sum(s.flops_exact for s in stages),
+        last_flops=last.flops,
+        last_flops_exact=last.flops_exact,
     )
 
 

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from megatron_growth.errors import RecipeError, RunError
+from megatron_growth.errors import RecipeError, RunError, nearest
+from megatron_growth.records.metrics import read
 from megatron_growth.records.storage import atomic_path, storage_errors, write_json
 
 if TYPE_CHECKING:
-    from megatron_growth.planner import RunPlan
+    from megatron_growth.planner import RunPlan, StagePlan
     from megatron_growth.recipes import Recipe
 
 # What training depends on; a plan that differs in nothing else may go on with a newer release.
@@ -123,20 +126,32 @@ class RunDirectory:
         return StageDirectory(self.path / "stages" / name)
 
     @cached_property
-    def plan_document(self) -> dict[str, Any]:
+    def planned(self) -> RunPlan:
         """plan.json, read once.
 
         Raises:
-            RunError: it is missing or not JSON.
+            RunError: it is missing or no plan.
         """
+        from megatron_growth.planner import RunPlan
+
         try:
-            document: dict[str, Any] = json.loads(self.plan.read_text(encoding="utf-8"))
+            return RunPlan.from_text(self.plan.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError("the run has no plan", where=str(self.plan), fix="give the train command again") from None
-        except json.JSONDecodeError as error:
-            where = f"{self.plan}:{error.lineno}"
-            raise RunError("the run's plan is not JSON", where=where, fix="restore the file from a copy") from None
-        return document
+        except ValueError as error:
+            fix = "restore the file from a copy, or give the train command into another folder with --run"
+            raise RunError(f"the run's plan cannot be read: {error}", where=str(self.plan), fix=fix) from None
+
+    def planned_stage(self, name: str) -> StagePlan:
+        """A stage or baseline of the plan.
+
+        Raises:
+            RunError: the run has none of that name.
+        """
+        known = {stage.name: stage for stage in (*self.planned.stages, *self.planned.baselines)}
+        if name not in known:
+            raise RunError(f"the run has no stage {name!r}", where=str(self.plan), fix=nearest(name, known))
+        return known[name]
 
 
 def existing(path: Path) -> RunDirectory:
@@ -176,8 +191,18 @@ def check_free(path: Path) -> None:
         )
 
 
-def create(path: Path, recipe: Recipe, plan: RunPlan) -> RunDirectory:
+def create(
+    path: Path, recipe: Recipe, plan: RunPlan, guard: Callable[[RunDirectory], None] | None = None
+) -> RunDirectory:
     """Open the run directory of this recipe, or make it; the lock must be held.
+
+    A run in which nothing has been trained takes another recipe, as long as its dataset fits.
+
+    Args:
+        path: the folder.
+        recipe: as it is asked for now.
+        plan: of the recipe.
+        guard: called before a run takes another recipe; raises RunError when something else works on it.
 
     Raises:
         RunError: the folder belongs to another recipe (the difference is shown), or to something else.
@@ -186,17 +211,55 @@ def create(path: Path, recipe: Recipe, plan: RunPlan) -> RunDirectory:
     check_free(path)
     run = RunDirectory(path)
     text = recipe_text(recipe)
-    if run.recipe.exists():
-        _check_same_recipe(run, text)
-        _check_same_plan(run, json.loads(plan.to_text()))
+    if not run.recipe.exists():
+        _write(run, text, plan)
         return run
-    with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_same_recipe(run, text)
+        _check_same_plan(run, plan)
+    except RunError:
+        if has_trained(run) or not _dataset_fits(run, recipe):
+            raise
+        if guard:
+            guard(run)
+        _write(run, text, plan)
+        return RunDirectory(path)
+    return run
+
+
+def has_trained(run: RunDirectory) -> bool:
+    """Whether a stage of the run has a finished iteration or a checkpoint."""
+    folders = [StageDirectory(path) for path in run.path.glob("stages/*")]
+    return any(read(f.metrics).iteration or any(f.checkpoints.glob("iter_*")) for f in folders)
+
+
+def _dataset_fits(run: RunDirectory, recipe: Recipe) -> bool:
+    """Whether the run's dataset, if it has one, was asked for as the recipe asks for it."""
+    from megatron_growth import recipes
+
+    if not any(run.data.glob("*")):
+        return True
+    try:
+        return recipes.load(run.recipe).data == recipe.data
+    except RecipeError:
+        return False
+
+
+def _write(run: RunDirectory, text: str, plan: RunPlan) -> None:
+    with storage_errors(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
         # recipe.yaml last: with it the folder is a run.
         for file, content in ((run.plan, plan.to_text()), (run.recipe, text)):
             with atomic_path(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-    return run
+
+
+def train_command(run: RunDirectory) -> str:
+    """The command that goes on with a run on this machine, baselines that were begun included."""
+    words = ["megatron-growth", "train", str(run.recipe), "--run", str(run.path)]
+    for baseline in run.planned.baselines:
+        words += ["--baseline", baseline.name] if run.stage(baseline.name).path.exists() else []
+    return shlex.join(words)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -221,18 +284,21 @@ def _completed(text: str, file: Path) -> str:
         return text
 
 
-def _check_same_plan(run: RunDirectory, document: dict[str, Any]) -> None:
+def _check_same_plan(run: RunDirectory, plan: RunPlan) -> None:
     """A newer release may plan the same recipe differently; then training must not go on as if nothing happened."""
-    found, wanted = _binding_text(run.plan_document), _binding_text(document)
+    from megatron_growth.planner import RunPlan
+
+    found, wanted = _binding_text(run.planned), _binding_text(RunPlan.from_text(plan.to_text()))
     if found != wanted:
         raise _differs(run, "another plan of this recipe (made by another release)", found, wanted)
 
 
-def _binding_text(document: dict[str, Any]) -> str:
+def _binding_text(plan: RunPlan) -> str:
     """What training depends on, one value a line."""
-    lines = [f"precision: {document['precision']}"]
-    for stage in (*document["stages"], *document["baselines"]):
-        lines += [f"{stage['name']}.{key}: {json.dumps(stage.get(key) or None, sort_keys=True)}" for key in _BINDING]
+    lines = [f"precision: {plan.precision}"]
+    for stage in (*plan.stages, *plan.baselines):
+        document = stage.to_json()
+        lines += [f"{stage.name}.{key}: {json.dumps(document[key] or None, sort_keys=True)}" for key in _BINDING]
     return "\n".join(lines) + "\n"
 
 

@@ -44,6 +44,6 @@ def _final_loss(folder: Path, recipe: str, variant: str) -> float | None:
     for name in (variant, f"{recipe}-{variant}"):
         run = RunDirectory(folder / name)
         if run.recipe.is_file():
-            last = run.stage(run.plan_document["stages"][-1]["name"])
+            last = run.stage(run.planned.stages[-1].name)
             return read(last.metrics).validation if last.is_done else None
     return None

@@ -6,29 +6,11 @@ import sys
 import time
 from typing import IO, Any, Self
 
+from megatron_growth.records.human import count, duration
 from megatron_growth.records.metrics import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 110  # columns of a terminal that has room for a bar
-
-
-def number(value: float) -> str:
-    """Three figures and a unit: 1.28M."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Hours, minutes, seconds: 1:02:03; days in front where there are some."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    clock = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
-    return f"{days}d {clock}" if days else clock
 
 
 def figures(progress: Progress, iterations: int) -> str:
@@ -36,9 +18,9 @@ def figures(progress: Progress, iterations: int) -> str:
     speed = progress.tokens_per_second
     parts = [
         f"iteration {progress.iteration}/{iterations}",
-        f"{number(progress.tokens)} tokens",
+        f"{count(progress.tokens)} tokens",
         f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -",
-        f"{number(speed)} tokens/s" if speed else "- tokens/s",
+        f"{count(speed)} tokens/s" if speed else "- tokens/s",
         f"ETA {duration(progress.seconds_left(iterations))}",
     ]
     return "  ".join(parts)

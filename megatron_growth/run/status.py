@@ -6,6 +6,7 @@ import fcntl
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megatron_growth.planner import StagePlan
 from megatron_growth.records import metrics
 from megatron_growth.run import checkpoints, state
 from megatron_growth.run.directory import RunDirectory
@@ -74,11 +75,11 @@ def status_of(run: RunDirectory) -> RunStatus:
     Raises:
         RunError: the plan or the state cannot be read.
     """
-    plan, current = run.plan_document, state.load(run)
-    stages = [_stage(run, planned, current, baseline=False) for planned in plan["stages"]]
-    started = [planned for planned in plan["baselines"] if run.stage(planned["name"]).path.exists()]
+    plan, current = run.planned, state.load(run)
+    stages = [_stage(run, planned, current, baseline=False) for planned in plan.stages]
+    started = [planned for planned in plan.baselines if run.stage(planned.name).path.exists()]
     baselines = [_stage(run, planned, current, baseline=True) for planned in started]
-    return RunStatus(plan["name"], str(run.path), is_active(run), (*stages, *baselines))
+    return RunStatus(plan.name, str(run.path), is_active(run), (*stages, *baselines))
 
 
 def is_active(run: RunDirectory) -> bool:
@@ -93,25 +94,25 @@ def is_active(run: RunDirectory) -> bool:
     return False
 
 
-def _stage(run: RunDirectory, planned: dict[str, Any], current: state.RunState, *, baseline: bool) -> StageStatus:
-    folder = run.stage(planned["name"])
+def _stage(run: RunDirectory, planned: StagePlan, current: state.RunState, *, baseline: bool) -> StageStatus:
+    folder = run.stage(planned.name)
     progress = metrics.read(folder.metrics)
-    known = current.stages.get(planned["name"], state.StageState())
+    known = current.stages.get(planned.name, state.StageState())
     status: state.Status = "done" if folder.is_done else known.status
     if status == "pending" and progress.iteration:
         status = "training"
     return StageStatus(
-        name=planned["name"],
+        name=planned.name,
         baseline=baseline,
         status=status,
         iteration=progress.iteration,
-        iterations=planned["iterations"],
+        iterations=planned.iterations,
         tokens=progress.tokens,
-        tokens_planned=planned["tokens_trained"],
+        tokens_planned=planned.tokens_trained,
         loss=progress.loss,
         validation_loss=progress.validation,
         tokens_per_second=progress.tokens_per_second,
-        seconds_left=progress.seconds_left(planned["iterations"]) if status == "training" else None,
+        seconds_left=progress.seconds_left(planned.iterations) if status == "training" else None,
         checkpoint=checkpoints.tracked(folder.checkpoints),
         wall_seconds=known.wall_seconds,
         launches=known.launches,

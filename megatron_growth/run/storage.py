@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_growth.errors import StorageError
 from megatron_growth.planner.run_plan import StagePlan, checkpoint_bytes
 from megatron_growth.recipes import Recipe
+from megatron_growth.records.human import size
 from megatron_growth.run.directory import RunDirectory
 
 
@@ -40,7 +41,7 @@ def check_room(run: RunDirectory, stages: Sequence[StagePlan], recipe: Recipe) -
     free = shutil.disk_usage(_existing(run.path)).free
     if need > free:
         raise StorageError(
-            f"the run's checkpoints need {need / 1e9:,.1f} GB more, and {free / 1e9:,.1f} GB are free",
+            f"the run's checkpoints need {size(need)} more, and {size(free)} are free",
             where=str(run.path),
             fix="free space, name a folder on another file system with --run, or lower checkpoint.keep in the recipe",
         )

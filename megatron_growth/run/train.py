@@ -7,31 +7,26 @@ it, and a stage without one is grown again from its source.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_growth.errors import (
-    CheckpointError,
-    ParallelLayoutError,
-    RunError,
-    StageFailed,
-    UnsupportedError,
-    nearest,
-)
+from megatron_growth import recipes
+from megatron_growth.data.manifest import Manifest
+from megatron_growth.errors import ParallelLayoutError, RunError, nearest
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
+from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, read
-from megatron_growth.run import checkpoints, dataset, directory, early_stop, failures, flags, launch, state
-from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
-from megatron_growth.run.directory import RunDirectory, StageDirectory
+from megatron_growth.run import checkpoints, dataset, directory, failures, flags, launch, state
+from megatron_growth.run.arguments import world_size
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.gpu_options import Machine
 from megatron_growth.run.lock import exclusive
-from megatron_growth.run.screen import Screen, duration
-
-_STOPPING = "stopping: the running iteration is finished and saved; press Ctrl-C again to end at once"
+from megatron_growth.run.screen import Screen
+from megatron_growth.run.stage import Place, StageLaunch, check_stages, check_wandb, close_stage, open_stage
 
 
 @dataclass(frozen=True)
@@ -78,32 +73,25 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
         StageFailed, StorageError: training ended without finishing a stage.
         KeyboardInterrupt: the user asked to stop.
     """
-    _check_wandb(request)
+    check_wandb(request.wandb_project)
     gpus = local_devices()
     plan = plan_run(recipe, gpus=max(1, gpus))
     stages = selected(plan, request)
     flags.check(recipe)
     for stage in stages:
-        _check_machine(stage, gpus)
+        _check_machine(recipe, stage, gpus)
+    machine: Machine = "gpu" if gpus else "host"
+    check_stages(recipe, stages, machine)
     directory.check_free(path)
     with exclusive(directory.RunDirectory(path).lock) as token:
-        run = directory.create(path, recipe, plan)
+        run = directory.create(path, recipe, plan, request.guard)
         if request.guard:
             request.guard(run)
         if request.dataset_of:
             dataset.share(request.dataset_of, run)
         manifest = dataset.prepared(run, recipe, request.workers)
         dataset.check(recipe, plan, manifest)
-        job = _Job(
-            recipe=recipe,
-            plan=plan,
-            run=run,
-            token=token,
-            data_flags=tuple(dataset.flags(run, manifest)),
-            validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
-            wandb_project=request.wandb_project,
-            screen=screen,
-        )
+        job = _Job(recipe, plan, run, token, manifest, Place(machine, wandb_project=request.wandb_project), screen)
         for number, stage in enumerate(stages, 1):
             job.train(stage, f"stage {number}/{len(stages)} {stage.name}")
     return run
@@ -125,12 +113,7 @@ def selected(plan: RunPlan, request: Request) -> list[StagePlan]:
     return [*plan.stages, *(baselines[name] for name in request.baselines if name in baselines)]
 
 
-def _check_wandb(request: Request) -> None:
-    if request.wandb_project and not importlib.util.find_spec("wandb"):
-        raise UnsupportedError("Weights & Biases is not installed", fix="pip install 'megatron-growth[wandb]'")
-
-
-def _check_machine(stage: StagePlan, gpus: int) -> None:
+def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
     """Refuse a stage that this machine cannot hold; larger ones are for a cluster."""
     processes = world_size(stage)
     if gpus and processes > gpus:
@@ -142,10 +125,15 @@ def _check_machine(stage: StagePlan, gpus: int) -> None:
     need = processes * stage.memory_bytes_per_gpu
     if not gpus and need > memory:
         raise ParallelLayoutError(
-            f"stage {stage.name} needs about {need / 1e9:.0f} GB of memory; this machine has {memory / 1e9:.0f} GB "
-            "and no GPU",
-            fix="`megatron-growth submit` runs it on a cluster; nano-progressive is its twin for a laptop",
+            f"stage {stage.name} needs about {size(need)} of memory; this machine has {size(memory)} and no GPU",
+            fix="`megatron-growth submit` runs it on a cluster" + _twin(recipe),
         )
+
+
+def _twin(recipe: Recipe) -> str:
+    """Words for the shipped recipe that is this one for a laptop, where there is one."""
+    twin = f"nano-{recipe.name.split('-')[0]}"
+    return f"; {twin} is its twin for a laptop" if twin in recipes.names() else ""
 
 
 @dataclass(frozen=True)
@@ -156,67 +144,32 @@ class _Job:
     plan: RunPlan
     run: RunDirectory
     token: str
-    data_flags: Sequence[str]
-    validation_samples: int
-    wandb_project: str
+    manifest: Manifest
+    place: Place
     screen: Screen
 
     def train(self, stage: StagePlan, title: str) -> None:
-        """Bring one stage to its end."""
+        """Train one stage until it is done."""
         folder = self.run.stage(stage.name)
         if folder.is_done:
             self.screen.message(f"{title}  done already")
             return
-        source = self._source(stage)
-        reached, notes = checkpoints.repair(folder.checkpoints)
-        for note in notes:
+        opened = open_stage(self.run, self.recipe, self.plan, stage.name, self.manifest, self.place)
+        for note in opened.notes:
             self.screen.message(f"{title}  {note}")
-        progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
-        if reached < end or not (progress.final_validation or progress.stopped):
-            # A finished stage is only evaluated: saving again would put its good checkpoint at risk.
-            launched = Launch(
-                directory=StageDirectory(folder.path.absolute()),
-                source=source,
-                data_flags=self.data_flags,
-                data_cache=dataset.order_cache(self.run),
-                validation_samples=self.validation_samples,
-                wandb_project=self.wandb_project,
-                wandb_name=f"{self.recipe.name}-{stage.name}",
-                stop_below=early_stop.target_of(self.recipe, stage.name, self.run.path),
-                train=reached < end,
-                machine="gpu" if local_devices() else "host",
-            )
-            self._launch(stage, title, launched, reached)
+        if opened.needed:
+            self._launch(opened, title)
         self._finish(stage, title)
 
-    def _source(self, stage: StagePlan) -> Path | None:
-        """The checkpoint folder that a stage grows from; its last checkpoint is whole."""
-        if stage.source is None:
-            return None
-        source = self.run.stage(stage.source)
-        if not source.is_done:
-            raise CheckpointError(
-                f"stage {stage.name} grows from {stage.source}, which is not finished",
-                where=str(source.path),
-                fix=f"train {stage.source} first: leave out --stage, or name it there",
-            )
-        try:
-            planned = self.plan.stage(stage.source).iterations
-            checkpoints.verify(source.checkpoints, early_stop.end_of(source, planned))
-        except CheckpointError as error:
-            what = f"stage {stage.name} cannot grow from {stage.source}: {error.what}"
-            raise CheckpointError(what, where=error.where, fix=error.fix) from None
-        return source.checkpoints.absolute()
-
-    def _launch(self, stage: StagePlan, title: str, launched: Launch, reached: int) -> None:
+    def _launch(self, opened: StageLaunch, title: str) -> None:
         """Run the stage's processes until they end, showing how far they are."""
-        folder, begin = launched.directory, time.time()
-        progress = _Watch(self, stage, launched, begin, growing=bool(stage.source) and not reached)
+        stage, folder = opened.stage, opened.directory
+        progress = _Watch(self, opened, time.time())
         code = -1
         try:
             with self.screen.stage(title, stage.iterations):
                 code = launch.run_processes(
-                    launch.torchrun_command(world_size(stage), megatron_arguments(self.recipe, stage, launched)),
+                    launch.torchrun_command(world_size(stage), opened.arguments),
                     log=folder.log,
                     token=self.token,
                     failures_folder=folder.path / "failures",
@@ -231,19 +184,9 @@ class _Job:
             raise failures.as_error(stage.name, failures.first(folder.path / "failures"), folder.log, code)
 
     def _finish(self, stage: StagePlan, title: str) -> None:
-        """Mark the stage done when its last checkpoint is whole."""
-        folder = self.run.stage(stage.name)
-        end = early_stop.end_of(folder, stage.iterations)
-        try:
-            checkpoint = checkpoints.verify(folder.checkpoints, end)
-        except CheckpointError as error:
-            raise StageFailed(
-                f"stage {stage.name} ended before its last iteration, or without a whole checkpoint: {error.what}",
-                where=str(folder.log),
-                fix="read the log; the same command goes on from the last whole checkpoint",
-            ) from None
-        folder.mark_done(end, checkpoint)
-        current, progress = state.load(self.run), read(folder.metrics)
+        """Mark the stage done, and say how it went."""
+        end = close_stage(self.run, stage)
+        current, progress = state.load(self.run), read(self.run.stage(stage.name).metrics)
         reached = current.stage(stage.name)
         reached.status, reached.iteration = "done", end
         state.save(self.run, current)
@@ -259,12 +202,12 @@ class _Job:
 class _Watch:
     """Follows the metrics of a running stage: screen, state.json, and old checkpoints that are no longer needed."""
 
-    def __init__(self, job: _Job, stage: StagePlan, launched: Launch, begin: float, growing: bool) -> None:
-        self._job, self._stage, self._folder, self._begin = job, stage, launched.directory, begin
-        self._follower = Follower(launched.directory.metrics)
+    def __init__(self, job: _Job, opened: StageLaunch, begin: float) -> None:
+        self._job, self._stage, self._folder, self._begin = job, opened.stage, opened.directory, begin
+        self._follower = Follower(opened.directory.metrics)
         self._checkpoint = 0
-        self._before = state.load(job.run).stage(stage.name)
-        self._status: state.Status = "growing" if growing else "training"
+        self._before = state.load(job.run).stage(opened.stage.name)
+        self._status: state.Status = "growing" if opened.grows else "training"
         self._save(launches=self._before.launches + 1)
 
     def look(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from megatron_growth.errors import GrowthError, UserError
 
 _TIMEOUT_SECONDS = 120
+_WAIT = "try again when the controller answers (`scontrol ping`); jobs that were accepted are found again"
 _FIELDS = "%A|%T|%j|%N|%S|%r"
 
 
@@ -60,9 +61,10 @@ def require(command: str = "sbatch") -> None:
         SlurmMissing: the command was not found.
     """
     if shutil.which(command) is None:
+        here = "; without Slurm, `megatron-growth train` runs the stages here" if command == "sbatch" else ""
         raise SlurmMissing(
             f"there is no Slurm on this machine: {command} was not found",
-            fix="log in to a host of the cluster; without Slurm, `megatron-growth train` runs the stages here",
+            fix=f"give the same command on a host of the cluster{here}",
         )
 
 
@@ -127,12 +129,19 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
     except subprocess.TimeoutExpired:
         raise GrowthError(
             f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s",
-            fix="try again when the controller answers (scontrol ping); jobs that were accepted are found again",
+            fix=_WAIT,
         ) from None
     if done.returncode != 0:
         raise SlurmRefused(
             f"Slurm refused: {done.stderr.strip() or 'no message'}",
             where=command[0],
-            fix="change the cluster profile; `sinfo` and `sacctmgr show associations` list what this cluster offers",
+            fix=_advice(command[0], done.stderr),
         )
     return done.stdout
+
+
+def _advice(command: str, message: str) -> str:
+    """What to do about a refusal: only sbatch can be helped by another profile, and nothing while nobody answers."""
+    if command != "sbatch" or re.search(r"(?i)unable to contact|connect failure|communication", message):
+        return _WAIT
+    return "change the cluster profile; `sinfo` and `sacctmgr show associations` list what this cluster offers"

@@ -11,6 +11,7 @@ requeue.  Messages go to standard error, which is the job's own output file.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -20,12 +21,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_growth.errors import GrowthError, RunError, StageFailed, UserError, nearest
-from megatron_growth.run import checkpoints, early_stop, failures
+from megatron_growth.data.manifest import load_manifest
+from megatron_growth.errors import GrowthError, StageFailed, UserError
+from megatron_growth.run import checkpoints, early_stop, failures, gpu_options
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
+from megatron_growth.run.stage import Place, StageLaunch, close_stage, open_stage, write_arguments
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Doctor, Limits
 from megatron_growth.slurm.record import Start
+from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE
 
 REQUEUE, ILL = 75, 3
 _LOOK_EVERY_SECONDS = 10.0
@@ -33,31 +37,24 @@ _LOOK_EVERY_SECONDS = 10.0
 _NOT_A_NUMBER = ("found NaN in", "found Inf in")
 
 
-def planned_iterations(run: RunDirectory, stage: str) -> int:
-    """Iterations of a stage; fewer when it stopped early at a validation loss.
-
-    Raises:
-        RunError: the run has no stage of that name.
-    """
-    document = run.plan_document
-    planned = {s["name"]: s["iterations"] for s in (*document["stages"], *document["baselines"])}
-    if stage not in planned:
-        raise RunError(f"the run has no stage {stage!r}", where=str(run.plan), fix=nearest(stage, planned))
-    return early_stop.end_of(run.stage(stage), int(planned[stage]))
-
-
 def begin(run: RunDirectory, name: str) -> int:
-    """Put the stage's checkpoints right, record this start, and return a TCP port that is free on this node.
+    """Open the stage for its ranks, record this start, and return a TCP port that is free on this node.
 
     Raises:
         StageFailed: the job was restarted too often in a row without a new checkpoint.
-        CheckpointError: a checkpoint had been finished, but no whole one is left.
+        GrowthError: as `open_stage`; written down, because another start would meet the same.
     """
-    planned_iterations(run, name)
+    run.planned_stage(name)
     stage, limit = run.stage(name), int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
-    reached, notes = checkpoints.repair(stage.checkpoints)
-    for note in notes:
+    stage.path.mkdir(parents=True, exist_ok=True)
+    try:
+        opened = _open(run, name)
+    except GrowthError as error:
+        slurm_record.fail(stage, error.what)
+        raise
+    for note in opened.notes:
         _say(note)
+    reached = opened.reached
     failures.clear(_failures(stage))
     start = Start(
         job=os.environ.get("SLURM_JOB_ID", ""),
@@ -73,6 +70,24 @@ def begin(run: RunDirectory, name: str) -> int:
             stage, f"gave up after {limit} restarts in a row without a new checkpoint, at iteration {reached}"
         )
     return _free_port()
+
+
+def _open(run: RunDirectory, name: str) -> StageLaunch:
+    """The stage, with Megatron's words written down for the ranks.
+
+    The number of the job's ranks decides the data-parallel size where the recipe leaves it open.
+    """
+    from megatron_growth import recipes
+    from megatron_growth.planner import plan_run
+
+    hosts = os.environ.get("GROWTH_HOSTS", "").split()
+    ranks = max(len(hosts), 1) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
+    recipe = recipes.load(run.recipe)
+    flags = json.loads(os.environ.get(FLAGS_VARIABLE, "{}"))
+    place = Place(gpu_options.machine_here(), flags, os.environ.get("GROWTH_WANDB_PROJECT", ""))
+    opened = open_stage(run, recipe, plan_run(recipe, gpus=ranks), name, load_manifest(run.data), place)
+    write_arguments(opened)
+    return opened
 
 
 def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
@@ -115,15 +130,15 @@ def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> in
     Raises:
         StageFailed: the stage must not go on.
     """
-    stage, planned = run.stage(name), planned_iterations(run, name)
+    stage, planned = run.stage(name), run.planned_stage(name)
     found = slurm_record.read(stage).failure
     if found:
         raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
-    reached = checkpoints.tracked(stage.checkpoints) or 0
-    if exit_code == 0 and reached >= planned:
-        stage.mark_done(planned, checkpoints.verify(stage.checkpoints, planned))
+    reached, last = checkpoints.tracked(stage.checkpoints) or 0, early_stop.end_of(stage, planned.iterations)
+    if exit_code == 0 and reached >= last:
+        close_stage(run, planned)
         return 0
-    _say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {planned}")
+    _say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {last}")
     if exit_code != 0 and not asked_to_stop:
         failure = failures.first(_failures(stage))
         error = failures.as_error(name, failure, stage.log, exit_code)

@@ -18,16 +18,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 import megatron_growth
-from megatron_growth.errors import GrowthError, RunError, nearest
+from megatron_growth import recipes
+from megatron_growth.errors import GrowthError, RunError
+from megatron_growth.planner import StagePlan
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm import record as slurm_record
@@ -116,43 +115,33 @@ def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
     return problems
 
 
-def check_world(stage: Mapping[str, Any], ranks: int, open_dp: bool) -> None:
+def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
     """Refuse a number of ranks that is not the layout's.
 
     Args:
-        stage: its entry in plan.json.
+        stage: as planned.
         ranks: of the job.
         open_dp: the recipe leaves the data-parallel size to the machine.
 
     Raises:
         RunError: with the layout and the number of ranks that it needs.
     """
-    layout = stage["layout"]
-    model = layout["tp"] * layout["pp"]
-    dp = max(ranks // model, 1) if open_dp else layout["dp"]
-    batch = dp * stage["micro_batch_size"]
-    where = f"stage {stage['name']}: TP{layout['tp']} PP{layout['pp']} DP{dp}"
+    layout, model = stage.layout, stage.layout.model_parallel_size
+    dp = max(ranks // model, 1) if open_dp else layout.dp or 1
+    batch = dp * stage.micro_batch_size
+    where = f"stage {stage.name}: TP{layout.tp} PP{layout.pp} DP{dp}"
     if ranks != model * dp:
         what = f"the job has {ranks} ranks, and the layout of this stage needs {model * dp}"
         raise RunError(what, where=where, fix="change the nodes of the job, or the layout in the recipe")
-    if stage["global_batch_size"] % batch:
-        what = f"the global batch of {stage['global_batch_size']} does not split over {dp} x {batch // dp} sequences"
+    if stage.global_batch_size % batch:
+        what = f"the global batch of {stage.global_batch_size} does not split over {dp} x {batch // dp} sequences"
         raise RunError(what, where=where, fix="take another number of nodes, or another micro_batch_size")
 
 
-def planned_stage(run: RunDirectory, name: str) -> tuple[dict[str, Any], bool]:
-    """A stage's entry in plan.json, and whether its recipe leaves the data-parallel size open.
-
-    Raises:
-        RunError: the run has no stage of that name.
-    """
-    plan = run.plan_document
-    planned = {stage["name"]: stage for stage in (*plan["stages"], *plan["baselines"])}
-    if name not in planned:
-        raise RunError(f"the run has no stage {name!r}", where=str(run.plan), fix=nearest(name, planned))
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    written = {stage["name"]: stage for stage in recipe["stages"]} | recipe["baselines"]
-    return planned[name], written[name]["layout"]["dp"] is None
+def leaves_dp_open(run: RunDirectory, name: str) -> bool:
+    """Whether a stage takes as many data-parallel ranks as the job has."""
+    recipe = recipes.load(run.recipe)
+    return next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name).layout.dp is None
 
 
 def facts_of_this_node(run: RunDirectory) -> NodeFacts:
@@ -222,7 +211,7 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
     Raises:
         RunError: the nodes disagree, or do not fit the plan.
     """
-    planned, open_dp = planned_stage(run, name)
+    planned, open_dp = run.planned_stage(name), leaves_dp_open(run, name)
     stage = run.stage(name)
     folder = stage.path / "preflight" / f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     facts = facts_of_this_node(run)
@@ -233,7 +222,7 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
     check_world(planned, len(hosts) * ranks_per_node, open_dp)
     found = _collect(folder, hosts)
     shutil.rmtree(folder.parent)
-    problems = disagreements(found, Expected(hosts, gpus, planned["memory_bytes_per_gpu"]))
+    problems = disagreements(found, Expected(hosts, gpus, planned.memory_bytes_per_gpu))
     if problems:
         slurm_record.fail(stage, "before training: " + "; ".join(problems))
         raise RunError(

@@ -64,13 +64,16 @@ class StageJob:
         return shlex.join(["env", *variables, "sbatch", *self.words(after)])
 
 
-def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile) -> list[StageJob]:
+def stage_jobs(
+    run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile, wandb_project: str = ""
+) -> list[StageJob]:
     """The jobs of a run's stages, in the same order.
 
     Args:
         run: the run directory, which need not exist yet.
         stages: of its plan, baselines among them if they are wanted; a source before what grows from it.
         profile: of the cluster.
+        wandb_project: Weights & Biases project, or "".
 
     Raises:
         RecipeError: the profile lacks what a stage needs; all stages' problems at once.
@@ -87,7 +90,7 @@ def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterP
         raise RecipeError(
             f"the cluster profile {profile.name} has no `slurm` section",
             where=profile.where("name"),
-            fix="run the stages here with `megatron-growth train`, or add the section (the shipped profile h100-8x has one)",
+            fix="run the stages here with `megatron-growth train`, or add the section, as the profile h100-8x has it",
         )
     problems, jobs = [], []
     for stage in stages:
@@ -96,7 +99,7 @@ def stage_jobs(run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterP
         except ValueError as error:
             problems.append(f"stage {stage.name}: {error}")
             continue
-        jobs.append(_job(run, stage, profile, nodes, ranks))
+        jobs.append(_job(run, stage, profile, nodes, _environment(profile, stage, ranks, wandb_project)))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
@@ -134,7 +137,9 @@ def job_name(run: RunDirectory, stage: str) -> str:
     return f"growth-{readable}-{stage}-{digest}"
 
 
-def _job(run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: int, ranks: int) -> StageJob:
+def _job(
+    run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: int, environment: dict[str, str]
+) -> StageJob:
     path, name = run.path.absolute(), job_name(run, stage.name)
     return StageJob(
         stage=stage.name,
@@ -144,7 +149,7 @@ def _job(run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: in
         options=_options(path / "stages" / stage.name, name, profile, nodes),
         script=SCRIPT,
         arguments=(str(path), stage.name),
-        environment=_environment(profile, stage, ranks),
+        environment=environment,
     )
 
 
@@ -171,7 +176,7 @@ def _options(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tu
     return (*options, *slurm.extra)
 
 
-def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int) -> dict[str, str]:
+def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_project: str) -> dict[str, str]:
     own = profile.environment
     variables = dict(own.variables) | {
         "GROWTH_LAUNCHER": profile.launcher,
@@ -182,6 +187,8 @@ def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int) -> dict[
     }
     if flags := cluster_flags(profile, stage):
         variables[FLAGS_VARIABLE] = json.dumps(flags)
+    if wandb_project:
+        variables["GROWTH_WANDB_PROJECT"] = wandb_project
     if own.modules:
         variables["GROWTH_MODULES"] = " ".join(own.modules)
     if own.venv:

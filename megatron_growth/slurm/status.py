@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_growth.errors import GrowthError
+from megatron_growth.planner import StagePlan
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
@@ -39,33 +39,39 @@ def is_submitted(run: RunDirectory) -> bool:
     return (run.path / submit.FILE_NAME).exists() or any(run.path.glob("stages/*/slurm.json"))
 
 
-def jobs_of(run: RunDirectory, tokens_per_second: dict[str, float | None]) -> dict[str, StageJobStatus]:
+def jobs_of(
+    run: RunDirectory, tokens_per_second: dict[str, float | None]
+) -> tuple[dict[str, StageJobStatus], str | None]:
     """The jobs of all stages and started baselines, by name; without Slurm, what the run directory tells alone.
 
     Args:
         run: a submitted run.
         tokens_per_second: current speed of each stage.
+
+    Returns:
+        The jobs, and why Slurm could not be asked; None when it answered.
     """
-    plan = run.plan_document
-    baselines = [baseline for baseline in plan["baselines"] if run.stage(baseline["name"]).path.exists()]
-    stages = [*plan["stages"], *baselines]
-    names = {stage["name"]: job_name(run, stage["name"]) for stage in stages}
+    baselines = [baseline for baseline in run.planned.baselines if run.stage(baseline.name).path.exists()]
+    stages = [*run.planned.stages, *baselines]
+    names = {stage.name: job_name(run, stage.name) for stage in stages}
+    active, silence = {}, None
     try:
-        active = slurm.active(names.values()) if slurm.available() else {}
-    except GrowthError:
-        active = {}
+        active = slurm.active(names.values())
+    except GrowthError as error:
+        silence = error.what
     chain = submit.remembered(run)
-    return {
-        stage["name"]: _job(run, stage, active.get(names[stage["name"]]), chain, tokens_per_second.get(stage["name"]))
+    jobs = {
+        stage.name: _job(run, stage, active.get(names[stage.name]), chain, tokens_per_second.get(stage.name))
         for stage in stages
     }
+    return jobs, silence
 
 
 def _job(
-    run: RunDirectory, stage: dict[str, Any], active: slurm.Job | None, chain: submit.Chain, speed: float | None
+    run: RunDirectory, stage: StagePlan, active: slurm.Job | None, chain: submit.Chain, speed: float | None
 ) -> StageJobStatus:
-    record = slurm_record.read(run.stage(stage["name"]))
-    number = active.id if active else chain.jobs.get(stage["name"])
+    record = slurm_record.read(run.stage(stage.name))
+    number = active.id if active else chain.jobs.get(stage.name)
     if number is None and record.starts:
         number = record.starts[-1].job
     state = active.state if active else (slurm.final_state(number) if number else None)
@@ -80,9 +86,8 @@ def _job(
     )
 
 
-def _mfu(stage: dict[str, Any], speed: float | None, peak_tflops: float | None) -> float | None:
+def _mfu(stage: StagePlan, speed: float | None, peak_tflops: float | None) -> float | None:
     if not speed or not peak_tflops:
         return None
-    layout = stage["layout"]
-    gpus = layout["tp"] * layout["pp"] * layout["dp"]
-    return float(stage["flops_exact"]) / stage["tokens_trained"] * speed / (gpus * peak_tflops * 1e12)
+    gpus = stage.layout.model_parallel_size * (stage.layout.dp or 1)
+    return stage.flops_exact / stage.tokens_trained * speed / (gpus * peak_tflops * 1e12)

@@ -8,6 +8,7 @@ A job starts when the one that it grows from has ended well; when that fails or 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.storage import write_json
-from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.directory import RunDirectory, train_command
 from megatron_growth.run.lock import exclusive
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm.stage_jobs import StageJob, job_name
@@ -50,11 +51,15 @@ class Chain:
         jobs: id of the last job of each stage, by stage.
         cluster: name of the profile.
         peak_tflops: dense bf16 peak of one of its GPUs in TFLOP/s; None before the first submission.
+        profile: what --cluster names it by: a shipped name, or the path of a file.
+        nodes: that one of its stages may use.
     """
 
     jobs: dict[str, str] = field(default_factory=dict)
     cluster: str = ""
     peak_tflops: float | None = None
+    profile: str = ""
+    nodes: int = 0
 
 
 def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterProfile) -> list[Submitted]:
@@ -101,7 +106,10 @@ def _submit_one(
 
 def _remember(run: RunDirectory, submitted: Sequence[Submitted], profile: ClusterProfile) -> None:
     known = remembered(run).jobs | {s.stage: s.job for s in submitted if s.job}
-    write_json(run.path / FILE_NAME, asdict(Chain(known, profile.name, profile.gpu.peak_tflops)))
+    write_json(
+        run.path / FILE_NAME,
+        asdict(Chain(known, profile.name, profile.gpu.peak_tflops, profile.reference, profile.nodes)),
+    )
 
 
 def remembered(run: RunDirectory) -> Chain:
@@ -110,10 +118,17 @@ def remembered(run: RunDirectory) -> Chain:
     return Chain(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
 
 
+def go_on_command(run: RunDirectory) -> str:
+    """The command that goes on with a run: on the cluster that it was submitted to, else on this machine."""
+    chain, words = remembered(run), train_command(run)
+    if not chain.profile:
+        return words
+    return f"{words.replace(' train ', ' submit ', 1)} --cluster {shlex.quote(chain.profile)} --nodes {chain.nodes}"
+
+
 def all_names(run: RunDirectory) -> list[str]:
     """Names of the jobs of all stages and baselines, submitted or not."""
-    plan = run.plan_document
-    return [job_name(run, stage["name"]) for stage in (*plan["stages"], *plan["baselines"])]
+    return [job_name(run, stage.name) for stage in (*run.planned.stages, *run.planned.baselines)]
 
 
 def cancel_chain(run: RunDirectory) -> list[str]:

@@ -149,7 +149,7 @@ def _processes(jobs: Sequence[_Job]) -> Iterator[tuple[list[BaseProcess], list[C
     try:
         for rank, job in enumerate(jobs):
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=_main, args=(send, job), name=f"rank-{rank}")
+            process: BaseProcess = context.Process(target=_main, args=(send, job), name=f"rank-{rank}")
             process.start()
             send.close()
             processes.append(process)

@@ -18,6 +18,7 @@ from megatron_growth.planner import plan_run
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
+from tests import plans
 from tests.slurm import cluster as slurm_cluster
 from tests.slurm.cluster import HERE, PROFILE
 
@@ -78,6 +79,7 @@ def stand_ins(tmp_path: Path, whole_checkpoint: Path, monkeypatch: pytest.Monkey
         text = (HERE / "chain.yaml").read_text().replace("layout: {tp: 1,", f"layout: {{tp: {tp},")
         recipe = recipes.loads(text)
         run = directory.create(tmp_path / name, recipe, plan_run(recipe))
+        plans.write_dataset(run, recipe.vocab)
         (run.path / "stand_in.json").write_text(json.dumps(tricks))
         return run
 

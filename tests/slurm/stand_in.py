@@ -2,9 +2,9 @@
 the run directory's stand_in.json tells it to.
 
 Like Megatron it writes a line of metrics an iteration and a checkpoint at an interval, writes a checkpoint and leaves
-with 0 on TERM, and goes on from the newest checkpoint.  `hold_at` makes its first launch wait after an iteration until it
-is told to stop or, with `until`, until the run directory has a file of that name: whatever a test does meanwhile comes
-before the stage's end.
+with 0 on TERM, and goes on from the newest checkpoint.  `hold_at` makes its first launch wait before an iteration until
+it is told to stop or, with `until`, until the run directory has a file of that name: whatever a test does meanwhile
+comes before the stage's end.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_inverse_question():
 
 
 def test_inverse_question_without_an_answer_names_the_smallest_peak():
-    with pytest.raises(RecipeError, match=r"no number of stages fits 0\.10 GB; the smallest peak is \d"):
+    with pytest.raises(RecipeError, match=r"no number of stages fits 100 MB; the smallest peak is \d"):
         smallest_stages(24, 50_331_648, 4_980_736, 1e8)
 
 

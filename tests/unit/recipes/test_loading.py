@@ -94,7 +94,7 @@ def test_yaml_mistakes_name_their_line():
         (["plan", "nowhere.yaml"], "there is no recipe file nowhere.yaml"),
         (["plan", "progressive-8b", "--cluster", "h100"], "did you mean h100-8x"),
         (["plan", "progressive-8b", "--nodes", "2"], "--nodes needs --cluster"),
-        (["plan", "step-368m", "--fit-gb", "0.1"], "no number of stages fits 0.10 GB"),
+        (["plan", "step-368m", "--fit-gb", "0.1"], "no number of stages fits 100 MB"),
     ],
 )
 def test_the_command_ends_with_2_and_a_sentence(capsys, words, said):

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from megatron_growth.records.human import count, duration
 from megatron_growth.records.metrics import Follower, Progress, read
-from megatron_growth.run.screen import Screen, duration, figures, number
+from megatron_growth.run.screen import Screen, figures
 
 
 def line(iteration: int, loss: float | None = 4.0, tokens: int = 100) -> str:
@@ -90,4 +91,4 @@ def test_durations(value, text):
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (14800, "14.8k"), (4e10, "40B"), (1.5e12, "1.5T")])
 def test_numbers(value, text):
-    assert number(value) == text
+    assert count(value) == text

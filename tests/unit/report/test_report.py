@@ -8,8 +8,7 @@ import pytest
 
 from megatron_growth.errors import RunError
 from megatron_growth.report.findings import TIE_NATS, findings
-from megatron_growth.report.page import human_duration, write_report
-from megatron_growth.report.plots import human_count
+from megatron_growth.report.page import write_report
 from megatron_growth.report.records import Curve, RunRecord, StageRecord, read_metrics
 
 
@@ -123,11 +122,6 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
     with pytest.raises(RunError) as caught:
         read_metrics(path)
     assert str(caught.value.where).endswith("metrics.jsonl:2")
-
-
-def test_human_sizes():
-    assert [human_count(n) for n in (950, 92_000, 1.3e6, 8.03e9)] == ["950", "92k", "1.3M", "8.03B"]
-    assert [human_duration(s) for s in (45.2, 200, 7500)] == ["45 s", "3 min 20 s", "2 h 05 min"]
 
 
 @pytest.mark.fault

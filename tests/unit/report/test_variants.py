@@ -8,45 +8,37 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from megatron_growth.cli.main import main
+from megatron_growth.planner.run_plan import GrowthSpec, Parameters
 from megatron_growth.report.findings import variant_findings
 from megatron_growth.report.variants import collect_variants, is_variants_folder, state_bytes, to_json
+from tests import plans
 
 STEPS = 40
 ORDER = ["baseline", "one-layer-attn", "late"]
 
 
 def stage(name, *, flops, exact, source=None, total=1000, trainable=1000):
-    return {
-        "name": name,
-        "parameters": {"total": total, "trainable": trainable},
-        "tokens_trained": STEPS * 2048,
-        "iterations": STEPS,
-        "flops": flops,
-        "flops_exact": exact,
-        "lr": 0.01,
-        "layout": {"tp": 1, "pp": 1, "vpp": 1, "dp": 1},
-        "source": source,
-        "growth": {"width": None, "depth": "reuse:middle=attn"} if source else None,
-    }
+    growth = GrowthSpec(None, "reuse:middle=attn", 0, "reset") if source else None
+    parameters = Parameters(nominal=total, transformer=total, total=total, trainable=trainable)
+    return plans.stage(
+        name, parameters=parameters, iterations=STEPS, flops=flops, flops_exact=exact, source=source, growth=growth
+    )
 
 
 def write_run(folder, name, stages, losses, *, stopped=None):
     """One run; `losses` are the validation losses of its last stage by iteration."""
     run = folder / name
-    run.mkdir(parents=True)
-    whole = {"total_flops": 0.0, "scratch_flops": 0.0, "saving": 0.0}
-    document = {"name": "nano-reuse", "summary": "s", "stages": stages, "baselines": [], "variants": ORDER, **whole}
-    (run / "plan.json").write_text(json.dumps(document))
+    plans.write(run, plans.plan(*stages, variants=tuple(ORDER)))
     for planned in stages:
         last = planned is stages[-1]
         done = stopped if last and stopped else max(losses) if last else STEPS
         rows = [{"iteration": i, "loss": 5.0 - i / STEPS, "lr": 0.01, "seconds": 0.5} for i in range(1, done + 1)]
         if last:
             rows += [{"event": "validation", "when": "interval", "iteration": i, "loss": x} for i, x in losses.items()]
-        path = run / "stages" / planned["name"]
+        path = run / "stages" / planned.name
         path.mkdir(parents=True)
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if done == planned["iterations"] or stopped:
+        if done == planned.iterations or stopped:
             (path / "done").write_text(json.dumps({"iteration": done, "checkpoint": ""}))
 
 

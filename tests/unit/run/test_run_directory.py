@@ -1,13 +1,14 @@
 """A run directory belongs to one recipe, and its state is what the disk says."""
 
 import json
+import shlex
 
 import pytest
 import yaml
 
 from megatron_growth import recipes
 from megatron_growth.errors import RunError
-from megatron_growth.planner import plan_run
+from megatron_growth.planner import RunPlan, plan_run
 from megatron_growth.run import directory, state
 
 
@@ -24,7 +25,7 @@ def plan(recipe):
 def test_create_and_open_again(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
     assert directory.create(tmp_path / "run", recipe, plan) == run == directory.existing(tmp_path / "run")
-    assert [stage["name"] for stage in run.plan_document["stages"]] == [stage.name for stage in plan.stages]
+    assert run.planned == RunPlan.from_text(plan.to_text())
     assert yaml.safe_load(run.recipe.read_text())["stages"][1]["from"] == "nano-92k"
 
 
@@ -34,11 +35,58 @@ def test_creation_that_was_cut_off_is_taken_up(tmp_path, recipe, plan):
     (folder / "plan.json").write_text("{")
     (folder / ".recipe.yaml.123.tmp").write_text("nam")
     (folder / "lock").touch()
-    assert directory.create(folder, recipe, plan).plan_document["name"] == recipe.name
+    assert directory.create(folder, recipe, plan).planned.name == recipe.name
+
+
+def train_a_little(run):
+    """Leave the mark of one finished iteration."""
+    metrics = run.stage("nano-92k").metrics
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"iteration": 1, "loss": 5.0, "lr": 0.1, "tokens": 64, "seconds": 0.1}\n')
+
+
+def test_a_run_that_has_trained_nothing_takes_a_corrected_recipe(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    other = recipe.model_copy(update={"seed": 7})
+    asked = []
+    changed = directory.create(tmp_path / "run", other, plan, asked.append)
+    assert yaml.safe_load(changed.recipe.read_text())["seed"] == 7
+    assert asked == [run]
+    train_a_little(run)
+    with pytest.raises(RunError, match="another recipe"):
+        directory.create(tmp_path / "run", recipe, plan)
+
+
+def test_a_dataset_of_other_text_is_not_taken_for_the_corrected_recipes(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    run.data.mkdir()
+    (run.data / "manifest.json").write_text("{}")
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"corpus": "/elsewhere"})})
+    with pytest.raises(RunError, match="corpus: /elsewhere"):
+        directory.create(tmp_path / "run", other, plan)
+    (run.data / "manifest.json").unlink()  # as a preparation that failed leaves it
+    assert "/elsewhere" in directory.create(tmp_path / "run", other, plan).recipe.read_text()
+
+
+def test_the_command_that_goes_on_takes_the_runs_own_recipe(tmp_path, recipe, plan):
+    from megatron_growth.cli.main import build_parser
+    from megatron_growth.cli.train import load_recipe
+
+    run = directory.create(tmp_path / "my run", recipe, plan)
+    run.stage("scratch").path.mkdir(parents=True)
+    words = shlex.split(directory.train_command(run))
+    args = build_parser(("train",)).parse_args(words[1:])
+    assert (args.folder, args.baseline) == (run.path, ["scratch"])
+    again = load_recipe(args.recipe, args.variant, args.corpus)
+    assert directory.recipe_text(again) == run.recipe.read_text()
+    variant = recipes.load("nano-reuse", "one-layer-attn")
+    run = directory.create(tmp_path / "variant", variant, plan_run(variant, gpus=1))
+    assert directory.create(run.path, recipes.load(run.recipe), plan_run(variant, gpus=1)) == run
 
 
 def test_another_recipe_is_refused_with_the_difference(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
+    train_a_little(run)
     before = run.recipe.read_bytes()
     other = recipe.model_copy(update={"seed": 7})
     with pytest.raises(RunError) as refused:
@@ -50,6 +98,7 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path, recipe, plan):
 
 def test_a_key_that_an_older_release_did_not_know_is_no_difference(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
+    train_a_little(run)
     document = yaml.safe_load(run.recipe.read_text())
     assert document["stages"][0]["layout"].pop("recompute") == "none"
     run.recipe.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -62,6 +111,7 @@ def test_a_key_that_an_older_release_did_not_know_is_no_difference(tmp_path, rec
 
 def test_another_plan_of_the_same_recipe_is_refused(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
+    train_a_little(run)
     document = json.loads(run.plan.read_text())
     document["stages"][0]["iterations"] += 1
     document["stages"][0]["formulas"] = {}  # of no consequence
@@ -70,6 +120,18 @@ def test_another_plan_of_the_same_recipe_is_refused(tmp_path, recipe, plan):
         directory.create(tmp_path / "run", recipe, plan)
     assert "nano-92k.iterations: 91" in str(refused.value)
     assert "formulas" not in str(refused.value)
+
+
+def test_a_plan_that_cannot_be_read_names_the_key(tmp_path, recipe, plan):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    document = json.loads(run.plan.read_text())
+    del document["stages"][0]["iterations"]
+    run.plan.write_text(json.dumps(document))
+    with pytest.raises(RunError, match=r"stages\.0\.iterations: Field required"):
+        directory.existing(run.path).planned  # noqa: B018
+    run.plan.write_text("{")
+    with pytest.raises(RunError, match="cannot be read: Invalid JSON"):
+        directory.existing(run.path).planned  # noqa: B018
 
 
 def test_folders_that_are_in_use_are_left_alone(tmp_path, recipe, plan):

@@ -10,6 +10,7 @@ from megatron_growth.planner import plan_run
 from megatron_growth.run import early_stop
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
+from tests import plans
 
 STOPPING = """\
 extends: nano-reuse
@@ -28,8 +29,7 @@ def recipe(tmp_path):
 def write_stage(run, name, records, done=None):
     (run / "stages" / name).mkdir(parents=True)
     (run / "stages" / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (run / "recipe.yaml").write_text("")
-    (run / "plan.json").write_text(json.dumps({"stages": [{"name": name}]}))
+    plans.write(run, plans.plan(plans.stage(name)))
     if done:
         (run / "stages" / name / "done").write_text(json.dumps({"iteration": done}))
 
@@ -74,17 +74,6 @@ def test_a_stopped_stage_ends_where_it_stopped(tmp_path):
     write_stage(tmp_path, "stage-2", records)
     assert early_stop.end_of(RunDirectory(tmp_path).stage("stage-2"), 40) == 20
     assert early_stop.end_of(RunDirectory(tmp_path).stage("stage-1"), 40) == 40
-
-
-def test_a_slurm_job_is_over_where_its_stage_stopped(tmp_path):
-    from megatron_growth.slurm.job import planned_iterations
-
-    records = [validation(20, 2.4), {"event": "stopped", "iteration": 20, "loss": 2.4, "target": 2.5}]
-    write_stage(tmp_path, "stage-2", records)
-    document = {"stages": [{"name": "stage-1", "iterations": 30}, {"name": "stage-2", "iterations": 40}]}
-    (tmp_path / "plan.json").write_text(json.dumps(document | {"baselines": []}))
-    run = RunDirectory(tmp_path)
-    assert [planned_iterations(run, name) for name in ("stage-1", "stage-2")] == [30, 20]
 
 
 @pytest.mark.parametrize(

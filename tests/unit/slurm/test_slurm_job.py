@@ -15,6 +15,7 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import job as slurm_job
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.record import Start
+from tests import plans
 
 STAGE = "nano-92k"
 
@@ -22,7 +23,9 @@ STAGE = "nano-92k"
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     recipe = recipes.load("nano-progressive")
-    return directory.create(tmp_path / "run", recipe, plan_run(recipe))
+    made = directory.create(tmp_path / "run", recipe, plan_run(recipe))
+    plans.write_dataset(made, recipe.vocab)
+    return made
 
 
 def start(job: str, iteration: int, restart: int = 0) -> Start:

@@ -12,18 +12,15 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import RunError
 from megatron_growth.planner import plan_run
+from megatron_growth.planner.run_plan import ParallelLayout
 from megatron_growth.run import directory
 from megatron_growth.slurm.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
+from tests import plans
 
 GIB = 2**30
 FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB)
 EXPECTED = Expected(("node1", "node2"), gpus=8, gpu_memory=70 * GIB)
-STAGE: dict[str, Any] = {
-    "name": "A",
-    "layout": {"tp": 2, "pp": 2, "dp": 4},
-    "global_batch_size": 64,
-    "micro_batch_size": 4,
-}
+STAGE = plans.stage("A", layout=ParallelLayout(tp=2, pp=2, dp=4), global_batch_size=64, micro_batch_size=4)
 
 
 def second(**changes: Any) -> list[NodeFacts]:

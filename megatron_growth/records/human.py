@@ -1,0 +1,30 @@
+"""Durations, counts and sizes as people read them."""
+
+from __future__ import annotations
+
+
+def count(number: float) -> str:
+    """Three figures and a letter: 950, 92k, 1.28M, 8.03B."""
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit * 0.9995:
+            return f"{number / unit:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes, seconds: 1:02:03; days in front where there are some; a dash for None."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if hours or days else f"{minutes}:{rest:02}"
+    return f"{days}d {clock}" if days else clock
+
+
+def size(number: float, digits: str = ".3g") -> str:
+    """Bytes in the decimal unit that suits them: 950 bytes, 2.4 MB, 16.9 GB; `digits` formats the number."""
+    for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= power * 0.9995:
+            return f"{number / power:{digits}} {unit}"
+    return f"{number:.0f} bytes"

@@ -1,0 +1,210 @@
+"""Opening a stage for a launch, and closing it: the one way, for the local command and for a Slurm job.
+
+Opened is: the source is finished and whole, sample orders that a kill has cut short are gone, the checkpoints are put
+right, the last iteration is known, and Megatron's words are built.  One process opens a stage; it holds the run's lock,
+or is the first of the stage's job.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_growth.data.manifest import Manifest
+from megatron_growth.errors import CheckpointError, RunError, StageFailed, UnsupportedError
+from megatron_growth.planner import RunPlan, StagePlan
+from megatron_growth.recipes import Recipe
+from megatron_growth.recipes.flags import Flags
+from megatron_growth.records.metrics import read
+from megatron_growth.records.storage import write_json
+from megatron_growth.run import checkpoints, dataset, early_stop
+from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.directory import RunDirectory, StageDirectory
+from megatron_growth.run.gpu_options import Machine
+
+
+@dataclass(frozen=True)
+class StageLaunch:
+    """A stage that may be launched.
+
+    Attributes:
+        stage: as planned.
+        directory: its folder, absolute.
+        reached: iteration of the checkpoint that training goes on from; 0 when there is none.
+        needed: whether there is anything to do; not when it is trained to its end and evaluated there.
+        arguments: Megatron's words.
+        notes: a sentence for everything that was put right.
+    """
+
+    stage: StagePlan
+    directory: StageDirectory
+    reached: int
+    needed: bool
+    arguments: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether this launch begins with growth."""
+        return self.stage.source is not None and not self.reached
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage is launched.
+
+    Attributes:
+        machine: what it runs on.
+        cluster_flags: Megatron flags of the cluster's profile.
+        wandb_project: Weights & Biases project, or "".
+    """
+
+    machine: Machine
+    cluster_flags: Flags = field(default_factory=dict)
+    wandb_project: str = ""
+
+
+def open_stage(
+    run: RunDirectory, recipe: Recipe, plan: RunPlan, name: str, manifest: Manifest, place: Place
+) -> StageLaunch:
+    """Make a stage ready.
+
+    Args:
+        run: the run directory.
+        recipe: of the run.
+        plan: of the recipe, for the ranks that there are.
+        name: of the stage or baseline.
+        manifest: of the run's dataset.
+        place: where.
+
+    Raises:
+        CheckpointError: the stage that it grows from is not finished or not whole, or no whole checkpoint is left.
+        RunError: the run has no such stage, or the variant at whose loss it stops is not trained.
+        DataError: the validation set is too small.
+        UnsupportedError: this release cannot train it, or Weights & Biases is not installed.
+        StorageError: the file system refused.
+    """
+    check_wandb(place.wandb_project)
+    run.planned_stage(name)
+    stage, folder = plan.stage(name), StageDirectory(run.stage(name).path.absolute())
+    source = _source(run, plan, stage)
+    reached, notes = checkpoints.repair(folder.checkpoints)
+    progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
+    launch = Launch(
+        directory=folder,
+        source=source,
+        data_flags=tuple(dataset.flags(run, manifest)),
+        data_cache=dataset.order_cache(run),
+        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
+        wandb_project=place.wandb_project,
+        wandb_name=f"{recipe.name}-{name}",
+        stop_below=early_stop.target_of(recipe, name, run.path),
+        # A finished stage is only evaluated: saving again would put its good checkpoint at risk.
+        train=reached < end,
+        machine=place.machine,
+        cluster_flags=place.cluster_flags,
+    )
+    return StageLaunch(
+        stage=stage,
+        directory=folder,
+        reached=reached,
+        needed=reached < end or not (progress.final_validation or progress.stopped),
+        arguments=tuple(megatron_arguments(recipe, stage, launch)),
+        notes=tuple(notes),
+    )
+
+
+def close_stage(run: RunDirectory, stage: StagePlan) -> int:
+    """Mark a stage done when its last checkpoint is whole; returns its last iteration.
+
+    Raises:
+        StageFailed: it is not.
+    """
+    folder = run.stage(stage.name)
+    end = early_stop.end_of(folder, stage.iterations)
+    try:
+        checkpoint = checkpoints.verify(folder.checkpoints, end)
+    except CheckpointError as error:
+        raise StageFailed(
+            f"stage {stage.name} ended before its last iteration, or without a whole checkpoint: {error.what}",
+            where=str(folder.log),
+            fix="read the log; the same command goes on from the last whole checkpoint",
+        ) from None
+    folder.mark_done(end, checkpoint)
+    return end
+
+
+def check_stages(recipe: Recipe, stages: Sequence[StagePlan], machine: Machine) -> None:
+    """Refuse before the first stage what the start of a later one would refuse.
+
+    Args:
+        recipe: of the run.
+        stages: to be trained.
+        machine: what they run on.
+
+    Raises:
+        UnsupportedError: this release cannot train one of them.
+    """
+    nowhere = Path("/nowhere")
+    for stage in stages:
+        source = nowhere / stage.source if stage.source else None
+        launch = Launch(StageDirectory(nowhere / stage.name), source, (), nowhere, 1, machine=machine)
+        megatron_arguments(recipe, stage, launch)
+
+
+def check_wandb(project: str) -> None:
+    """Refuse a Weights & Biases project where it is not installed.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    if project and not importlib.util.find_spec("wandb"):
+        raise UnsupportedError("Weights & Biases is not installed", fix="pip install 'megatron-growth[wandb]'")
+
+
+def write_arguments(launch: StageLaunch) -> None:
+    """Leave Megatron's words for the ranks of a job."""
+    write_json(_arguments(launch.directory), {"arguments": list(launch.arguments)})
+
+
+def read_arguments(folder: StageDirectory) -> list[str]:
+    """The words that `write_arguments` left.
+
+    Raises:
+        RunError: there are none.
+    """
+    try:
+        words: list[str] = json.loads(_arguments(folder).read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"the words of stage {folder.name} cannot be read ({type(error).__name__})",
+            where=str(_arguments(folder)),
+            fix="start the stage through stage.sbatch, whose first step writes them",
+        ) from None
+    return words
+
+
+def _arguments(folder: StageDirectory) -> Path:
+    return folder.path / "arguments.json"
+
+
+def _source(run: RunDirectory, plan: RunPlan, stage: StagePlan) -> Path | None:
+    """The checkpoint folder that a stage grows from; its last checkpoint is whole."""
+    if stage.source is None:
+        return None
+    source = run.stage(stage.source)
+    if not source.is_done:
+        raise CheckpointError(
+            f"stage {stage.name} grows from {stage.source}, which is not finished",
+            where=str(source.path),
+            fix=f"train {stage.source} first: leave out --stage, or name it there",
+        )
+    try:
+        checkpoints.verify(source.checkpoints, early_stop.end_of(source, plan.stage(stage.source).iterations))
+    except CheckpointError as error:
+        what = f"stage {stage.name} cannot grow from {stage.source}: {error.what}"
+        raise CheckpointError(what, where=error.where, fix=error.fix) from None
+    return source.checkpoints.absolute()

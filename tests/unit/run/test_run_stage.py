@@ -1,0 +1,105 @@
+"""Opening a stage: the local command and the first step of a Slurm job do the same, before any rank starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from megatron_growth import recipes
+from megatron_growth.data.manifest import load_manifest
+from megatron_growth.errors import CheckpointError, RunError, UnsupportedError
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory, stage
+from megatron_growth.run.gpu_options import machine_here
+from megatron_growth.slurm import job as slurm_job
+from megatron_growth.slurm import record as slurm_record
+from tests import plans
+
+FIRST, SECOND = "nano-92k", "nano-157k"
+
+
+@pytest.fixture
+def recipe():
+    return recipes.load("nano-progressive")
+
+
+@pytest.fixture
+def run(tmp_path, recipe):
+    made = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
+    plans.write_dataset(made, recipe.vocab)
+    return made
+
+
+def open_here(run, recipe, name, wandb_project=""):
+    place = stage.Place(machine_here(), wandb_project=wandb_project)
+    return stage.open_stage(run, recipe, plan_run(recipe, gpus=1), name, load_manifest(run.data), place)
+
+
+def save(run, name, iteration, *, whole=True):
+    folder = run.stage(name).checkpoints / f"iter_{iteration:07d}"
+    dcp.save({"weight": torch.zeros(4)}, checkpoint_id=folder, no_dist=True)
+    (folder / "metadata.json").write_text("{}")
+    if not whole:
+        (folder / ".metadata").unlink()
+    (run.stage(name).checkpoints / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+
+
+def finish(run, name):
+    last = run.planned_stage(name).iterations
+    save(run, name, last)
+    run.stage(name).mark_done(last, run.stage(name).checkpoints / f"iter_{last:07d}")
+
+
+def test_a_source_that_is_not_finished_or_not_whole_is_refused(run, recipe):
+    with pytest.raises(CheckpointError, match=f"{SECOND} grows from {FIRST}, which is not finished"):
+        open_here(run, recipe, SECOND)
+    finish(run, FIRST)
+    opened = open_here(run, recipe, SECOND)
+    assert opened.grows
+    assert opened.arguments[opened.arguments.index("--growth-from") + 1] == str(run.stage(FIRST).checkpoints)
+    next(run.stage(FIRST).checkpoints.glob("*/*.distcp")).unlink()
+    with pytest.raises(CheckpointError, match=f"{SECOND} cannot grow from {FIRST}"):
+        open_here(run, recipe, SECOND)
+
+
+def test_a_cut_checkpoint_goes_and_the_one_before_is_taken(run, recipe):
+    open_here(run, recipe, FIRST)  # makes the folder for checkpoints, and marks it ours
+    save(run, FIRST, 10)
+    save(run, FIRST, 20, whole=False)
+    opened = open_here(run, recipe, FIRST)
+    assert (opened.reached, opened.needed, opened.grows) == (10, True, False)
+    assert any("20" in note for note in opened.notes)
+
+
+def test_a_job_opens_its_stage_as_the_command_does(run, recipe, monkeypatch):
+    """Words, a broken sample order that goes, and a source that is refused: all in the job's first step."""
+    monkeypatch.setenv("GROWTH_HOSTS", "node1")
+    monkeypatch.setenv("GROWTH_RANKS_PER_NODE", "1")
+    monkeypatch.delenv("GROWTH_WANDB_PROJECT", raising=False)
+    broken = run.path / "cache" / "aa-GPTDataset-train-document_index.npy"
+    broken.parent.mkdir()
+    broken.write_text("")
+    slurm_job.begin(run, FIRST)
+    assert not broken.exists()
+    assert stage.read_arguments(run.stage(FIRST)) == list(open_here(run, recipe, FIRST).arguments)
+    with pytest.raises(CheckpointError):
+        slurm_job.begin(run, SECOND)
+    assert "which is not finished" in str(slurm_record.read(run.stage(SECOND)).failure)
+
+
+def test_the_ranks_of_a_job_that_was_not_opened_say_so(run):
+    with pytest.raises(RunError, match=r"words of stage nano-92k cannot be read \(FileNotFoundError\)"):
+        stage.read_arguments(run.stage(FIRST))
+
+
+def test_weights_and_biases_reaches_megatron_or_is_refused(run, recipe, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match="not installed"):
+        open_here(run, recipe, FIRST, wandb_project="p")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    words = open_here(run, recipe, FIRST, wandb_project="p").arguments
+    assert words[words.index("--wandb-project") + 1] == "p"
+    monkeypatch.setenv("GROWTH_WANDB_PROJECT", "p")
+    slurm_job.begin(run, FIRST)
+    assert stage.read_arguments(run.stage(FIRST)) == list(words)
