@@ -1,8 +1,19 @@
-"""The layer spec that --growth-layer-spec and --growth-sublayers ask for, given to Megatron's model configuration."""
+"""The layer spec that --growth-layer-spec and --growth-sublayers ask for, given to Megatron's model configuration.
+
+With `auto` the layers follow the machine, so a checkpoint may have been written by the other kind.  Parameters and
+optimizer state have the same names in both; Transformer Engine's norms also keep an extra state, always empty, that
+layers without it do not write, and Megatron's loader fails where it is not stored.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.training.checkpointing import get_checkpoint_name
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
@@ -12,7 +23,8 @@ def addition(options: PluginOptions) -> Addition:
     """Nothing for Megatron's own layers."""
     if options.layer_spec == "stock" and options.sublayers == "full":
         return Addition()
-    return Addition(configure=lambda model_cfg: choose_layer_spec(model_cfg, options))
+    bind = {"_load_global_dist_base_checkpoint": around_load} if options.layer_spec == "auto" else {}
+    return Addition(configure=lambda model_cfg: choose_layer_spec(model_cfg, options), bind=bind)
 
 
 def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
@@ -27,3 +39,36 @@ def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
     spec = layer_spec(options.layer_spec, options.sublayers, document_masks=options.document_masks)
     if spec is not None:
         model_cfg.transformer_layer_spec = spec
+
+
+def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Load as Megatron does, without asking for extra states of norms that the checkpoint does not hold."""
+
+    def _load_global_dist_base_checkpoint(
+        load_dir: str, args: Any, rank0: bool, sharded_state_dict: Any, iteration: int, release: bool, *rest: Any, **kw: Any
+    ) -> Any:
+        if not rank0 and sharded_state_dict is not None:
+            folder = get_checkpoint_name(load_dir, iteration, release, return_base_dir=True)
+            _drop_missing_norm_states(sharded_state_dict, Path(folder))
+        return original(load_dir, args, rank0, sharded_state_dict, iteration, release, *rest, **kw)
+
+    return _load_global_dist_base_checkpoint
+
+
+def _drop_missing_norm_states(state: dict[str, Any], folder: Path) -> None:
+    """Take the extra states of norms out of a sharded state dict, if they are not stored in this checkpoint.
+
+    A norm without one starts as a new norm does: with an empty one.
+    """
+    models = [value for name, value in state.items() if name.startswith("model") and isinstance(value, dict)]
+    asked = [(model, name) for model in models for name, entry in model.items() if _is_norm_state(name, entry)]
+    if not asked:
+        return
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    for model, name in asked:
+        if model[name].unique_key not in stored:
+            del model[name]
+
+
+def _is_norm_state(name: str, entry: Any) -> bool:
+    return name.endswith("layernorm._extra_state") and isinstance(entry, ShardedObject)

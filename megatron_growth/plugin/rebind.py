@@ -77,6 +77,12 @@ TARGETS: dict[str, Target] = {
             "megatron.training.checkpointing",
         ),
         Target(
+            "_load_global_dist_base_checkpoint",
+            "load what layers without Transformer Engine have written into layers with it (--growth-layer-spec auto)",
+            "load_dir args rank0 sharded_state_dict iteration release checkpointing_context dp_cp_group expt_dp_group",
+            "megatron.training.checkpointing",
+        ),
+        Target(
             "build_train_valid_test_datasets",
             "read a window of the one sample order (--growth-data-start); feed the evaluation at iteration 0",
             "build_train_valid_test_datasets_provider train_valid_test_num_samples",
