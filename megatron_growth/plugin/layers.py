@@ -45,7 +45,14 @@ def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
     """Load as Megatron does, without asking for extra states of norms that the checkpoint does not hold."""
 
     def _load_global_dist_base_checkpoint(
-        load_dir: str, args: Any, rank0: bool, sharded_state_dict: Any, iteration: int, release: bool, *rest: Any, **kw: Any
+        load_dir: str,
+        args: Any,
+        rank0: bool,
+        sharded_state_dict: Any,
+        iteration: int,
+        release: bool,
+        *rest: Any,
+        **kw: Any,
     ) -> Any:
         if not rank0 and sharded_state_dict is not None:
             folder = get_checkpoint_name(load_dir, iteration, release, return_base_dir=True)
