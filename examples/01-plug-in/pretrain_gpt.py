@@ -1,7 +1,7 @@
 """A plain Megatron-Core 0.19 pre-training script for GPT models: the starting point of the plug-in example.
 
 It has the shape of Megatron-LM's own pretrain_gpt.py, without its options for fine-tuning, packed sequences,
-distillation and fill-in-the-middle, and knows nothing of megatron_growth.
+distillation and fill-in-the-middle.  pretrain_gpt_stock.py is that script alone, pretrain_gpt.py has three lines more.
 
     torchrun --nproc-per-node 8 pretrain_gpt_stock.py --num-layers 12 ...                                    # GPUs
     python -m megatron_growth.backend.cpu pretrain_gpt_stock.py --num-layers 4 ... --mock-data               # a laptop

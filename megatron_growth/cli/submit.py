@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print every command and script, and do nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the command and the script of every job, and do nothing: text is neither fetched nor tokenized",
+    )
     parser.add_argument("--cancel", type=Path, metavar="RUN", help="cancel all jobs of this run")
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON document")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth import schedules
-from megatron_growth.errors import StorageError
+from megatron_growth.errors import StorageError, UserError
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import RunPlan, StagePlan
 
@@ -132,10 +132,14 @@ def _figure(rows: int = 1) -> tuple[Any, ...]:
 def _save(figure: Any, file: str | Path) -> None:
     try:
         figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"cannot write the picture: {error}", where=str(file), fix="give a .png, .svg or .pdf"
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"cannot write the picture: {error}",
+            where=str(file),
+            fix="give a .png, .svg or .pdf in a folder that is there",
         ) from None
+    except OSError as error:
+        raise StorageError(f"cannot write the picture: {error}", where=str(file), fix="look at the disk") from None
 
 
 def _label(stage: StagePlan) -> str:
