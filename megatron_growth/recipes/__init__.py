@@ -1,7 +1,7 @@
 """Recipes and cluster profiles: what a user writes, and the papers' runs as YAML.  `load("progressive-8b")`."""
 
 from megatron_growth.recipes.cluster import ClusterProfile, cluster_names, load_cluster
-from megatron_growth.recipes.loading import load, loads, names, path_of, twin_of
+from megatron_growth.recipes.loading import load, loads, names, path_of
 from megatron_growth.recipes.schema import Recipe, Stage
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "loads",
     "names",
     "path_of",
-    "twin_of",
 ]

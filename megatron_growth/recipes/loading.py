@@ -32,12 +32,6 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def twin_of(name: str) -> str | None:
-    """The shipped recipe with the same parts at sizes for a laptop, by the first word of a recipe's name, or None."""
-    twin = f"nano-{name.split('-')[0]}"
-    return twin if twin in names() and not name.startswith("nano-") else None
-
-
 def path_of(name_or_path: str | Path) -> Path:
     """The file of a recipe: a shipped one by name, or a path.
 
