@@ -18,12 +18,14 @@ from typing import Any
 import torch
 
 from megatron_growth import __version__
+from megatron_growth.checkpoint.common import checked
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup
 from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, FC1, FC2, OUTPUT, QKV, QKV_BIAS, QUERY_NORM
 from megatron_growth.operators import GrowthMap
+from megatron_growth.records.storage import storage_errors
 from megatron_growth.shape import ModelShape
 
 COMMON = "common_state/shard_0_1"
@@ -69,12 +71,12 @@ def _unsafe_globals(data: bytes) -> list[str]:
 def common_state(source: Source, *, trust: bool = False) -> dict[str, Any]:
     """Arguments, iteration, scheduler and optimizer groups: everything that is stored once."""
     if source.objects(COMMON):
-        loaded = load_object(source.object_bytes(COMMON), where=f"{source.path}, key {COMMON}", trust=trust)
-        return dict(loaded[0] if isinstance(loaded, list) else loaded)
+        where = f"{source.path}, key {COMMON}"
+        return checked(load_object(source.object_bytes(COMMON), where=where, trust=trust), where)
     legacy = source.path / LEGACY_COMMON
-    if legacy.is_file():
-        return dict(load_object(legacy.read_bytes(), where=str(legacy), trust=trust))
-    return {}
+    with storage_errors(legacy):
+        data = legacy.read_bytes() if legacy.is_file() else b""
+    return checked(load_object(data, where=str(legacy), trust=trust), str(legacy)) if data else {}
 
 
 def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespace:

@@ -57,6 +57,7 @@ class SourceTensor:
         shape: full size of one layer, (rows,) or (rows, columns).
         prefix: what stands before the parameter's name in its keys (`optimizer.state.exp_avg.`), "" for weights.
         per_layer: every layer has a key of its own.
+        stacked: how many layers its key should hold, 0 where layers are not stacked.
         boxes: stored rectangles by layer; the layer is None for parameters outside the layers.
     """
 
@@ -64,6 +65,7 @@ class SourceTensor:
     shape: tuple[int, ...]
     prefix: str = ""
     per_layer: bool = False
+    stacked: int = 0
     boxes: dict[int | None, list[Box]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -151,7 +153,7 @@ class Source:
             return
         shape = tuple(size[1:] if stacked else size)
         prefix = item.key[: item.key.index(LAYERS if layered else parsed.name)]
-        new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None)
+        new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None, size[0] if stacked else 0)
         tensor = self.tensors.setdefault((parsed.name, parsed.moment), new)
         offsets, sizes = (item.offsets[1:], item.sizes[1:]) if stacked else (item.offsets, item.sizes)
         if not 1 <= len(shape) <= 2 or not item.bytes:  # scalars and the like: not a parameter
@@ -176,7 +178,11 @@ class Source:
                 sum((b.rows[1] - b.rows[0]) * (b.columns[1] - b.columns[0]) for b in boxes)
                 for boxes in tensor.boxes.values()
             ]
-            if any(area != full for area in areas) or not areas or (layered and layers != list(range(len(layers)))):
+            if (
+                any(area != full for area in areas)
+                or not areas
+                or (layered and layers != list(range(tensor.stacked or len(layers))))
+            ):
                 raise CheckpointError(
                     f"the checkpoint does not hold all of {name}",
                     where=str(self.path / METADATA),

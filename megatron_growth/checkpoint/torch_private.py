@@ -217,6 +217,8 @@ def locate_tensor(stream: IO[bytes], info: StorageInfo, shape: tuple[int, ...], 
         raise
     except Exception as error:
         raise ValueError(f"the item cannot be read ({type(error).__name__}: {error})") from None
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"the item holds a {type(tensor).__name__}, metadata says {shape} {dtype}")
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(f"the item holds {tuple(tensor.shape)} {tensor.dtype}, metadata says {shape} {dtype}")
     storage = tensor.untyped_storage()

@@ -28,10 +28,13 @@ KINDS = {
     "bf16": (1, {"bf16": True}, []),
     "bf16, distributed optimizer, TP 2": (2, {"bf16": True, "tensor": 2}, RESHARDABLE),
 }
+# As Megatron saves by default: optimizer state in flat buckets, which do not show their parameters.
+BUCKETS = "bf16, distributed optimizer in buckets"
 
 
 def pretrain(kind, *words, lr=1e-3, sizes=SIZES, layout=None):
-    processes, options, more = KINDS[kind]
+    buckets = (1, {"bf16": True}, ["--use-distributed-optimizer"])
+    processes, options, more = buckets if kind == BUCKETS else KINDS[kind]
     args = tiny_pretrain_args(iterations=8, lr=lr, vocab=127, **sizes, **(options if layout is None else layout))
     args += ["--make-vocab-size-divisible-by", "16", "--kv-channels", "8", *more, *map(str, words)]
     return run_script(SCRIPT, args, processes, timeout=120)
@@ -99,6 +102,19 @@ def test_stock_megatron_loads_weights_in_another_layout(source, tmp_path):
     scratch = pretrain(kind, sizes=GROWN).losses
     assert losses[1] < scratch[1]
     assert main(["verify", str(tmp_path / "grown"), "--source", str(source(kind)), "--all"]) == 0
+
+
+def test_optimizer_state_in_buckets_is_passed_over_and_named_when_it_is_wanted(tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "grown"
+    pretrain(BUCKETS, "--save", source, "--save-interval", "1", "--exit-interval", "1")
+    words = ["grow", "--from", str(source), "--to", str(target), "--num-layers", "4", "--width", "fpi"]
+    assert main([*words, "--optimizer-state", "grow"]) == 2
+    assert "--dist-ckpt-optim-fully-reshardable" in capsys.readouterr().err
+    assert main([*words, "--processes", "1"]) == 0
+    assert main(["verify", str(target), "--source", str(source)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(source)]) == 0
+    assert "in flat buckets" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16, distributed optimizer, TP 2"])
