@@ -16,6 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.console import console
+from megatron_growth.records.human import size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +74,7 @@ def _facts(found: Diagnosis) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for device, count in Counter(found.devices).items():
         capability = f"{device.capability[0]}.{device.capability[1]}"
-        about = f"compute capability {capability}, {device.memory / 2**30:.1f} GiB, driver {found.driver}"
+        about = f"compute capability {capability}, {size(device.memory)}, driver {found.driver}"
         table.add_row("GPU", f"{count} x {device.name}: {about}")
     if not found.devices:
         table.add_row("GPU", "none")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
+from megatron_growth.records.human import plural
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import TokenizerRecord
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(report), indent=2))
         return 0
-    resumed = f", {report.files_resumed} files were there already" if report.files_resumed else ""
+    resumed = f"; there already: {plural(report.files_resumed, 'file')}" if report.files_resumed else ""
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
     if spec is None:
         print("no tokenizer was exported; put its files there, or name it with --tokenizer")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.cli.console import console, plain
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import Job
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(report), indent=2))
     else:
-        resumed = f", {report.parts_resumed} parts were there already" if report.parts_resumed else ""
+        resumed = f"; there already: {plural(report.parts_resumed, 'part')}" if report.parts_resumed else ""
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {report.path}" + _epsilon_hint(job))
         print(_where_training_goes_on(report.iteration))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain, show
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
@@ -85,7 +85,11 @@ def _optimizer(source: Source) -> str:
     """In which form optimizer state is stored."""
     if source.has_optimizer:
         return "by parameter"
-    return f"in flat buckets ({len(source.passed_over)} keys), which cannot be grown" if source.passed_over else "none"
+    return (
+        f"in flat buckets ({plural(len(source.passed_over), 'key')}), which cannot be grown"
+        if source.passed_over
+        else "none"
+    )
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -103,7 +107,7 @@ def _print(document: dict[str, Any]) -> None:
         show(
             f"  copies: {copies['residual']} of {found['residual_of']} residual dimensions, {copies['heads']} of "
             f"{found['heads_of']} heads, {copies['units']} of {found['units_of']} FFN units"
-            f" ({len(found['layers'])} layers looked at); effective rank {copies['effective_rank']:.1f}"
+            f" ({plural(len(found['layers']), 'layer')} looked at); effective rank {copies['effective_rank']:.1f}"
         )
     table = Table(Column("tensor", overflow="fold"), "kind", "shape", "type", "chunks")
     for row in document["tensors"]:

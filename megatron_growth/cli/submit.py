@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.data_options import add_data_options
 from megatron_growth.errors import UserError
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
@@ -175,7 +175,9 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
             print(f"{folder.path}:")
             for stage in submitted:
                 after = f", after job {stage.after}" if stage.after else ""
-                print(f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {stage.nodes} nodes{after}")
+                print(
+                    f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {plural(stage.nodes, 'node')}{after}"
+                )
             print(f"  megatron-growth status {folder.path}")
     if as_json:
         print(json.dumps({"runs": documents}, indent=2))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
 HELP = "check a grown checkpoint against its source"
 
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
     print(
-        f"verified: {result.chunks} chunks ({size(result.bytes_checked)}) match their checksums; "
-        f"{len(result.slices)} slices ({elements} rows) equal their recomputed values bit for bit"
+        f"verified: {plural(result.chunks, 'chunk')} ({size(result.bytes_checked)}) match their checksums; "
+        f"{plural(len(result.slices), 'slice')} ({plural(elements, 'row')}) equal their recomputed values bit for bit"
     )
     counts = found.copies
     print(
@@ -93,9 +93,9 @@ def _verify_export(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"verified": True, **asdict(result)}, indent=2))
         return 0
-    compared = f"{result.tensors} tensors ({result.rows} rows) equal the checkpoint bit for bit"
+    compared = f"{plural(result.tensors, 'tensor')} ({plural(result.rows, 'row')}) equal the checkpoint bit for bit"
     print(
-        f"verified: {result.files} files ({size(result.bytes_checked)}) match their checksums; "
+        f"verified: {plural(result.files, 'file')} ({size(result.bytes_checked)}) match their checksums; "
         + (compared if source else "name the checkpoint with --source to compare the tensors too")
     )
     return 0

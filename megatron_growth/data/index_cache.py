@@ -11,15 +11,35 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_growth.errors import DataError
+from megatron_growth.records import owned
+from megatron_growth.records.storage import storage_errors
+
+PURPOSE = "the sample orders of a run"
+
 
 def drop_broken_orders(cache: Path) -> list[Path]:
     """Delete the files of `cache` that are cut short, so that Megatron builds them again; returns their paths.
 
-    Call it before the processes of a stage start.  Only headers and sizes are read, not the data.
+    Call it before the processes of a stage start.  Only headers and sizes are read, not the data.  A cache that is not
+    there or is empty becomes ours; in another one nothing is deleted: another run may be writing it.
+
+    Raises:
+        DataError: files are cut short, and the cache is not ours.
+        StorageError: the file system refused.
     """
-    broken = [path for path in sorted(cache.rglob("*-GPTDataset-*.npy")) if not _is_complete(path)]
-    for path in broken:
-        path.unlink()
+    with storage_errors(cache):
+        if not cache.exists() or (cache.is_dir() and not cache.is_symlink() and not any(cache.iterdir())):
+            owned.claim(cache, PURPOSE)
+        broken = [path for path in sorted(cache.rglob("*-GPTDataset-*.npy")) if not _is_complete(path)]
+        if broken and not owned.is_claimed(cache, PURPOSE):
+            raise DataError(
+                f"sample orders in the cache are cut short: {', '.join(path.name for path in broken)}",
+                where=str(cache),
+                fix="remove these files if no other run is writing them; Megatron builds them again",
+            )
+        for path in broken:
+            path.unlink()
     return broken
 
 

@@ -20,6 +20,7 @@ from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import ExportPlan
 from megatron_growth.exchange.shard_writer import ShardWriter
 from megatron_growth.records import owned
+from megatron_growth.records.human import size
 from megatron_growth.records.storage import storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
@@ -143,7 +144,7 @@ def _check_space(partial: Path, plan: ExportPlan, done: dict[int, int]) -> None:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise StorageError(
-            f"the export needs {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free",
+            f"the export needs {size(needed)} more, {size(free)} are free",
             where=str(partial),
             fix="free some space, or write to another disk",
         )

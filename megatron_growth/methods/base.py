@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from megatron_growth.records.human import plural
+
 if TYPE_CHECKING:
     import torch
 
@@ -219,7 +221,8 @@ class Method(ABC):
     def describe(self, names: Sequence[str], frozen: Collection[str] = ()) -> str:
         """What this method takes, as lines for a log; as in `select`."""
         taken = self.select(names, frozen)
-        return "\n".join([f"method {self.name}: {len(taken)} parameters", *(f"      {name}" for name in taken)])
+        head = f"method {self.name}: {plural(len(taken), 'parameter')}"
+        return "\n".join([head, *(f"      {name}" for name in taken)])
 
     # In a training process, in this order -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide, near, takes
 from megatron_growth.methods.base import Method
 from megatron_growth.patterns import Rule
+from megatron_growth.records.human import plural
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,6 @@ class RuleMethod(Method):
         """Every rule and what it matched."""
         lines = []
         for match in matches(self.as_rules, names, frozen):
-            lines.append(f"  {match.rule.pattern} = {match.rule.schedule}: {len(match.names)} parameters")
+            lines.append(f"  {match.rule.pattern} = {match.rule.schedule}: {plural(len(match.names), 'parameter')}")
             lines.extend(f"      {name}" for name in match.names)
         return "\n".join(lines)

@@ -26,6 +26,7 @@ from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
 from megatron_growth.planner.run_plan import ParallelLayout, RunPlan, StagePlan, checkpoint_bytes
 from megatron_growth.recipes.cluster import ClusterProfile
 from megatron_growth.recipes.schema import Layout, Recipe
+from megatron_growth.records.human import plural, size
 
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
 RECOMPUTE = ("none", "full")
@@ -271,22 +272,24 @@ def _imbalance(setting: Setting) -> float:
 
 def _reason(best: Choice, choices: list[Choice], stage: StagePlan, profile: ClusterProfile) -> str:
     """Why a choice is recommended: it fits, and what is wrong with the simpler ones."""
-    used, room = best.memory.total_bytes / 2**30, profile.usable_bytes / 2**30
+    used, room = best.memory.total_bytes, profile.usable_bytes
     fastest = min((c for c in choices if c.fits), key=lambda c: c.step_seconds)
     speed = "the fastest" if fastest is best else f"the simplest within {TOLERANCE:.0%} of the fastest ({fastest})"
-    reason = f"{speed} of {len(choices)} layouts, and fits: {used:.0f} of {room:.0f} GiB"
+    reason = f"{speed} of {plural(len(choices), 'layout')}, and fits: {size(used)} of {size(room)}"
     simpler = [c for c in choices if c.layout.model_parallel_size < best.layout.model_parallel_size]
     plain = [c for c in simpler if c.layout.recompute == "none"]
     if plain and not any(c.fits for c in plain):
         least = min(plain, key=lambda c: c.memory.total_bytes)
-        reason += f"; {least} would need {least.memory.total_bytes / 2**30:.0f} GiB"
+        reason += f"; {least} would need {size(least.memory.total_bytes)}"
     outside = [
         t
         for t in layouts.tensor_parallel_sizes(stage.shape.heads, stage.shape.query_groups, stage.shape.ffn)
         if profile.gpus_per_node % t
     ]
     if outside:
-        reason += f"; TP {', '.join(map(str, outside))} would split nodes of {profile.gpus_per_node} GPUs unevenly"
+        reason += (
+            f"; TP {', '.join(map(str, outside))} would split nodes of {plural(profile.gpus_per_node, 'GPU')} unevenly"
+        )
     return reason
 
 
@@ -294,14 +297,15 @@ def _nothing_fits(stage: StagePlan, profile: ClusterProfile, choices: list[Choic
     where = f"stage {stage.name} on {profile.name}"
     if not choices:
         return ParallelLayoutError(
-            f"no layout divides the batch of {stage.global_batch_size} sequences over {profile.gpus} GPUs",
+            f"no layout divides the batch of {plural(stage.global_batch_size, 'sequence')} over "
+            f"{plural(profile.gpus, 'GPU')}",
             where=where,
             fix="change global_batch_size or the number of nodes",
         )
     least = min(choices, key=lambda c: c.memory.total_bytes)
     return ParallelLayoutError(
-        f"no layout fits {profile.usable_bytes / 2**30:.0f} GiB per GPU; the smallest, {least}, needs "
-        f"{least.memory.total_bytes / 2**30:.0f} GiB",
+        f"no layout fits {size(profile.usable_bytes)} per GPU; the smallest, {least}, needs "
+        f"{size(least.memory.total_bytes)}",
         where=where,
         fix="give more nodes, or GPUs with more memory",
     )

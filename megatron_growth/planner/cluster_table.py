@@ -10,15 +10,19 @@ from rich.text import Text
 
 from megatron_growth.planner.cluster import Choice, ClusterPlan, StageOnCluster
 from megatron_growth.planner.table import plain_table
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
-COLUMNS = ("layout", "mb", "acc", "GiB", "s/step", "MFU", "hours", "GPU hours")
+COLUMNS = ("layout", "micro-batch", "accumulated", "memory", "s/step", "MFU", "hours", "GPU hours")
+LEGEND = (
+    "micro-batch: sequences that a GPU takes at once; accumulated: micro-batches of one step; memory: of each GPU; "
+    "MFU: share of the GPU's peak FLOPs that the model uses."
+)
 
 
 def render_cluster(plan: ClusterPlan) -> RenderableType:
     """Recommended layouts with their reasons, and sums."""
     first = plan.stages[0]
-    title = f"On {plan.cluster}: {first.nodes} x {first.gpus // first.nodes} {plan.gpu}"
+    title = f"On {plan.cluster}: {plural(first.nodes, 'node')} of {first.gpus // first.nodes} {plan.gpu}"
     table = plain_table(title, "stage", *COLUMNS)
     for stage in plan.stages:
         table.add_row(stage.name, *_cells(stage.recommended))
@@ -28,7 +32,7 @@ def render_cluster(plan: ClusterPlan) -> RenderableType:
         f"All stages {plan.wall_hours:,.0f} hours, {plan.gpu_hours:,.0f} GPU hours; "
         f"checkpoints on disk at the end {size(plan.storage_bytes)}."
     )
-    return Group(table, Text(), Text(total), Text(), *_reasons(plan))
+    return Group(table, Text(), Text(LEGEND), Text(total), Text(), *_reasons(plan))
 
 
 def _cells(choice: Choice) -> tuple[str, ...]:
@@ -37,7 +41,7 @@ def _cells(choice: Choice) -> tuple[str, ...]:
         layout,
         str(choice.micro_batch_size),
         str(choice.gradient_accumulation),
-        f"{choice.memory.total_bytes / 2**30:.1f}",
+        size(choice.memory.total_bytes),
         f"{choice.step_seconds:.3g}",
         f"{choice.model_flops_utilisation:.1%}",
         f"{choice.wall_hours:,.1f}",

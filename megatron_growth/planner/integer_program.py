@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from megatron_growth.errors import RecipeError
-from megatron_growth.records.human import size
+from megatron_growth.records.human import plural, size
 
 TRAINED_BYTES = 16  # weight 2, gradient 2, master 4, two moments 8
 FROZEN_BYTES = 2
@@ -78,7 +78,7 @@ def solve(layers: int, stages: int, layer_parameters: int, adapter_parameters: i
     """
     if stages < 1 or layers < stages:
         raise RecipeError(
-            f"{layers} layers cannot be trained in {stages} stages",
+            f"{plural(layers, 'layer')} cannot be trained in {plural(stages, 'stage')}",
             where="integer program",
             fix=f"ask for 1 to {max(1, layers)} stages",
         )

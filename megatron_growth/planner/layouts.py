@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from megatron_growth.records.human import plural
 from megatron_growth.shape import ModelShape
 
 _REPEAT = re.compile(r"\(([^()]*)\)\*(\d+)|([EtmL|])\*(\d+)")
@@ -60,16 +61,19 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
         parts = parse_pipeline_layout(pipeline_layout)
         counts = tuple(part.count("t") for part in parts)
         if len(parts) != chunks:
-            raise ValueError(f"pipeline_layout has {len(parts)} stages, but PP {pp} x VPP {vpp} needs {chunks}")
+            raise ValueError(
+                f"pipeline_layout has {plural(len(parts), 'stage')}, but PP {pp} x VPP {vpp} needs {chunks}"
+            )
         if sum(counts) != layers:
-            raise ValueError(f"pipeline_layout places {sum(counts)} layers, but the model has {layers}")
+            raise ValueError(f"pipeline_layout places {plural(sum(counts), 'layer')}, but the model has {layers}")
         if not (parts[0].startswith("E") and parts[-1].endswith("L")):
             raise ValueError("pipeline_layout must begin with E (embedding) and end with L (loss)")
         return counts
     if layers % chunks:
         what = f"PP {pp}" + (f" x VPP {vpp}" if vpp > 1 else "")
+        even = _listed(pipeline_sizes(layers))
         raise ValueError(
-            f"{layers} layers cannot be split evenly by {what}: possible are {_listed(pipeline_sizes(layers))}, "
+            f"{plural(layers, 'layer')} cannot be split evenly by {what}: possible are {even}, "
             f"or an uneven split through pipeline_layout, such as {uneven_layout(layers, chunks)!r}"
         )
     return (layers // chunks,) * chunks

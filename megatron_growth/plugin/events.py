@@ -18,6 +18,7 @@ from megatron_growth.checkpoint.agreement import together
 from megatron_growth.plugin import stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.records.human import plural
 from megatron_growth.records.metrics import MetricsFile, Record
 
 Function = Callable[..., Any]
@@ -86,7 +87,8 @@ class Events:
         if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
             dropped = self._metrics.resume(iteration)
             if dropped:
-                print(f"growth: {dropped} lines of {self._options.metrics} lay beyond iteration {iteration}: removed")
+                what = plural(dropped, "line")
+                print(f"growth: removed from {self._options.metrics}: {what} beyond iteration {iteration}")
 
     # Wrappers -----------------------------------------------------------------------------------------------------
 

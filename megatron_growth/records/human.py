@@ -11,6 +11,13 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 node, 2 nodes, 12,288 tokens."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}s"
+
+
 def duration(seconds: float | None) -> str:
     """Hours, minutes, seconds: 1:02:03; days in front where there are some; a dash for None."""
     if seconds is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_growth.errors import RunError
@@ -75,6 +76,20 @@ def remove(folder: Path, purpose: str) -> None:
     empty(folder, purpose)
     release(folder, purpose)
     folder.rmdir()
+
+
+def remove_files(folder: Path, pattern: str) -> None:
+    """Remove files of ours from a folder without a marker: regular ones of an exact pattern, nothing below, no link.
+
+    The folder goes too once it is empty.  For small records that several processes leave beside each other.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for file in folder.glob(pattern):
+        if stat.S_ISREG(file.lstat().st_mode):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        folder.rmdir()
 
 
 def release(folder: Path, purpose: str) -> None:

@@ -65,7 +65,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _keep_mode(path: Path, temporary: Path) -> None:
     """Give the new file the permissions of the old one; a hard link shares its own with other names and keeps them."""
-    if path.is_file():
+    if path.is_file() and not temporary.is_symlink():
         wanted, found = path.stat(), temporary.stat()
         if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != stat.S_IMODE(wanted.st_mode):
             temporary.chmod(stat.S_IMODE(wanted.st_mode))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,9 +19,15 @@ from pathlib import Path
 
 from megatron_growth import errors
 from megatron_growth.errors import GrowthError, StageFailed, StorageError
+from megatron_growth.records import owned
+from megatron_growth.records.storage import storage_errors
 
 FAILURES_VARIABLE = "MEGATRON_GROWTH_FAILURES"
-_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too large")
+# The last two are torch's writer, which names no reason: the file that it writes to did not grow as it should.
+_NO_SPACE = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
+    r"|PytorchStreamWriter failed writing"
+)
 _ERROR_LINE = re.compile(r"(\[\w+\]:)?\s*([\w.]*(Error|Exception)\b|ERROR)")
 _TORCHRUN_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 
@@ -81,7 +86,8 @@ def _record(error: BaseException) -> None:
 
 def clear(folder: Path) -> None:
     """Forget the failures of earlier launches."""
-    shutil.rmtree(folder, ignore_errors=True)
+    with storage_errors(folder):
+        owned.remove_files(folder, "rank-*.json")
 
 
 def first(folder: Path) -> Failure | None:

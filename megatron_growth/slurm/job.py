@@ -23,6 +23,7 @@ from pathlib import Path
 
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import GrowthError, StageFailed, UserError
+from megatron_growth.records.human import plural
 from megatron_growth.run import checkpoints, early_stop, failures, gpu_options
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
 from megatron_growth.run.stage import Place, StageLaunch, close_stage, open_stage, write_arguments
@@ -67,7 +68,7 @@ def begin(run: RunDirectory, name: str) -> int:
     slurm_record.add_start(stage, start)
     if useless > limit:
         raise _give_up(
-            stage, f"gave up after {limit} restarts in a row without a new checkpoint, at iteration {reached}"
+            stage, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint, at iteration {reached}"
         )
     return _free_port()
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,8 @@ import megatron_growth
 from megatron_growth import recipes
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.planner import StagePlan
+from megatron_growth.records import owned
+from megatron_growth.records.human import plural, size
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm import record as slurm_record
@@ -106,11 +109,10 @@ def _differences(fact: NodeFacts, first: NodeFacts) -> list[str]:
 def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
     problems = []
     if expected.gpus is not None and fact.gpus != expected.gpus:
-        problems.append(f"{fact.host} has {fact.gpus} GPUs for this job, and {expected.gpus} are planned")
+        problems.append(f"{fact.host} has {plural(fact.gpus, 'GPU')} for this job, and {expected.gpus} are planned")
     if fact.gpu_memory is not None and fact.gpu_memory < expected.gpu_memory:
         problems.append(
-            f"{fact.host} has {fact.gpu_memory / 2**30:.0f} GiB a GPU, and the plan needs "
-            f"{expected.gpu_memory / 2**30:.0f} GiB"
+            f"{fact.host} has {size(fact.gpu_memory)} a GPU, and the plan needs {size(expected.gpu_memory)}"
         )
     return problems
 
@@ -131,7 +133,7 @@ def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
     batch = dp * stage.micro_batch_size
     where = f"stage {stage.name}: TP{layout.tp} PP{layout.pp} DP{dp}"
     if ranks != model * dp:
-        what = f"the job has {ranks} ranks, and the layout of this stage needs {model * dp}"
+        what = f"the job has {plural(ranks, 'rank')}, and the layout of this stage needs {model * dp}"
         raise RunError(what, where=where, fix="change the nodes of the job, or the layout in the recipe")
     if stage.global_batch_size % batch:
         what = f"the global batch of {stage.global_batch_size} does not split over {dp} x {batch // dp} sequences"
@@ -221,7 +223,10 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
         return
     check_world(planned, len(hosts) * ranks_per_node, open_dp)
     found = _collect(folder, hosts)
-    shutil.rmtree(folder.parent)
+    for earlier in folder.parent.iterdir():  # of this start, and of starts that were killed
+        owned.remove_files(earlier, "*.json")
+    with suppress(OSError):
+        folder.parent.rmdir()
     problems = disagreements(found, Expected(hosts, gpus, planned.memory_bytes_per_gpu))
     if problems:
         slurm_record.fail(stage, "before training: " + "; ".join(problems))

@@ -16,6 +16,7 @@ from pathlib import Path
 from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
+from megatron_growth.records.human import plural
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import cluster_flags
 
@@ -119,13 +120,13 @@ def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
     ranks = layout.model_parallel_size * (layout.dp or 1)
     per_node = min(ranks, most)
     nodes = -(-ranks // per_node)
-    words = f"{layout} is {ranks} ranks"
+    words = f"{layout} is {plural(ranks, 'rank')}"
     if ranks % per_node:
         raise ValueError(f"{words}, which do not fill nodes of {most}")
     if per_node % layout.tp:
-        raise ValueError(f"{words}: TP{layout.tp} would cross nodes of {per_node} ranks")
+        raise ValueError(f"{words}: TP{layout.tp} would cross nodes of {plural(per_node, 'rank')}")
     if nodes > profile.nodes:
-        raise ValueError(f"{words} on {nodes} nodes, and the profile has {profile.nodes}")
+        raise ValueError(f"{words} on {plural(nodes, 'node')}, and the profile has {profile.nodes}")
     return nodes, per_node
 
 

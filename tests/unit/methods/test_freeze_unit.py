@@ -60,7 +60,7 @@ def test_frozen_parameters_and_only_they_lose_their_gradient():
 def test_the_description_names_every_match():
     names, frozen = all_names([Chunk()]), ["decoder.layers.0.mlp.weight"]
     table = freeze("decoder.layers.0.*").describe(names) + "\n" + rates("*=0.5").describe(names, frozen)
-    assert "decoder.layers.0.* = frozen: 1 parameters" in table
+    assert "decoder.layers.0.* = frozen: 1 parameter" in table
     assert "* = 0.5: 3 parameters" in table
     assert "      output_layer.weight" in table
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_growth.records.human import count, duration, size
+from megatron_growth.records.human import count, duration, plural, size
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,8 @@ def test_sizes_have_the_unit_that_suits_them(number, text):
 
 def test_a_size_keeps_the_digits_that_are_asked_for():
     assert size(10.64e9, ".2f") == "10.64 GB"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 nodes"), (1, "1 node"), (2, "2 nodes"), (12288, "12,288 nodes")])
+def test_a_number_with_its_noun(number, text):
+    assert plural(number, "node") == text

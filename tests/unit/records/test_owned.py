@@ -99,3 +99,19 @@ def test_a_hard_link_that_is_put_in_place_keeps_the_mode_of_its_other_names(tmp_
     with atomic_path(file) as temporary:
         os.link(shared, temporary)
     assert stat.S_IMODE(shared.stat().st_mode) == 0o444
+
+
+def test_small_records_go_and_nothing_else(tmp_path):
+    folder = tmp_path / "failures"
+    folder.mkdir()
+    (folder / "rank-0.json").write_text("{}")
+    owned.remove_files(folder, "rank-*.json")
+    assert not folder.exists()
+    theirs = with_a_file(tmp_path / "theirs")
+    (theirs / "rank-1.json").symlink_to(theirs / "theirs")
+    (theirs / "rank-2.json").write_text("{}")
+    owned.remove_files(theirs, "rank-*.json")
+    assert sorted(path.name for path in theirs.iterdir()) == ["rank-1.json", "theirs"]
+    (tmp_path / "link").symlink_to(theirs)
+    owned.remove_files(tmp_path / "link", "*")
+    assert (theirs / "theirs").exists()

@@ -147,3 +147,11 @@ def test_a_loss_that_was_no_number_is_shown_as_missing(run, tmp_path):
     record = dataclasses.replace(run, stages=(*run.stages[:-1], diverged))
     json.dumps(record.to_json(), allow_nan=False)
     assert write_report(record, tmp_path).is_file()
+
+
+def test_a_chain_that_takes_more_says_more(run):
+    """Not "-15.0% less"."""
+    for saving, words in ((0.15, "takes 15.0% less"), (-0.15, "takes 15.0% more")):
+        said = " ".join(findings(dataclasses.replace(run, saving=saving)))
+        assert words in said
+        assert "-15" not in said

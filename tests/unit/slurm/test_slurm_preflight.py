@@ -39,7 +39,7 @@ def test_equal_nodes_may_train() -> None:
         ({"recipe": "x"}, "node2 sees another recipe or plan than node1"),
         ({"data": "x"}, "node2 sees other data files than node1"),
         ({"gpus": 7}, "node2 has 7 GPUs for this job, and 8 are planned"),
-        ({"gpu_memory": 40 * GIB}, "node2 has 40 GiB a GPU, and the plan needs 70 GiB"),
+        ({"gpu_memory": 40 * GIB}, "node2 has 42.9 GB a GPU, and the plan needs 75.2 GB"),
     ],
 )
 def test_the_node_is_named(changes: dict[str, Any], words: str) -> None:
