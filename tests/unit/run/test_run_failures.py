@@ -1,6 +1,7 @@
 """The first failing rank's error arrives as one clear message, of the type that it had."""
 
 import errno
+import os
 
 import pytest
 
@@ -41,9 +42,15 @@ def test_the_earliest_failure_is_the_cause(monkeypatch, tmp_path):
     assert error.where == str(tmp_path / "log.txt")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_called_that(monkeypatch, tmp_path, code):
-    fail(monkeypatch, tmp_path, 0, RuntimeError(str(OSError(code, __import__("os").strerror(code)))))
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(str(OSError(code, os.strerror(code))) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        "[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598",
+    ],
+)
+def test_a_full_disk_is_called_that(monkeypatch, tmp_path, said):
+    fail(monkeypatch, tmp_path, 0, RuntimeError(said))
     error = failures.as_error("large", failures.first(tmp_path), tmp_path / "log.txt", 1)
     assert type(error) is StorageError
     assert "no space left" in error.what
