@@ -24,6 +24,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup
 from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, FC1, FC2, OUTPUT, QKV, QKV_BIAS, QUERY_NORM
+from megatron_growth.methods import METHODS
 from megatron_growth.operators import GrowthMap
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.shape import ModelShape
@@ -153,7 +154,19 @@ def _refuse_other_architectures(source: Source, args: argparse.Namespace) -> Non
             )
     for name, moment in source.tensors:
         if moment is None and not name.startswith(("optimizer.", "chained_", "rng_state", "rerun_state")):
+            _refuse_unmerged(name, source)
             lookup(name)
+
+
+def _refuse_unmerged(name: str, source: Source) -> None:
+    """Weights beside which a method keeps tensors of its own are not yet what the model computes with."""
+    owner = next((method for method in METHODS.names() if METHODS.find(method).owns(name)), None)
+    if owner is not None:
+        raise CheckpointError(
+            f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
+            where=f"{source.path}, key {name}",
+            fix="let that run come to its end (--train-iters), where it merges them, and take its last checkpoint",
+        )
 
 
 def norm_epsilon(args: argparse.Namespace) -> float:

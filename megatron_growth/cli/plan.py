@@ -135,7 +135,8 @@ def _fit(recipe: Recipe, gigabytes: float) -> dict[str, Any]:
     from megatron_growth.planner.integer_program import smallest_stages, stage_bytes
 
     last = recipe.stages[-1]
-    rank = last.adapters.rank if last.adapters else 128
+    relora = last.method("relora")
+    rank = relora.rank if relora else 128
     layer, adapter = flops.step_layer_parameters(last.hidden), flops.step_adapter_parameters(last.hidden, rank)
     stages, added = smallest_stages(last.layers, layer, adapter, gigabytes * 1e9)
     peak = max(stage_bytes(added, layer, adapter))

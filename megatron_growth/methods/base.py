@@ -152,6 +152,7 @@ class TrainedModel:
         names: of the parameters of the whole plain model, on every rank the same, sorted.
         frozen: those of them that do not train.
         log: says something once, on rank 0.
+        record: writes an event into the run's metrics, if it has any; called with a dictionary, on every rank.
         memory: what methods remember between their hooks, each under its own name.
     """
 
@@ -159,6 +160,7 @@ class TrainedModel:
     names: tuple[str, ...] = ()
     frozen: frozenset[str] = frozenset()
     log: Callable[[str], None] = print
+    record: Callable[[dict[str, Any]], None] = lambda _: None
     memory: dict[str, Any] = field(default_factory=dict)
 
 
@@ -268,6 +270,14 @@ class Method(ABC):
 
     def after_iteration(self, model: TrainedModel, optimizer: Any, scheduler: Any, iteration: int) -> None:  # noqa: B027
         """After the optimizer's step, the log and the evaluation, and before the checkpoint."""
+
+    def end(self, model: TrainedModel) -> bool:  # noqa: ARG002
+        """Training is over; the last checkpoint comes next.  Make the model a plain one where it is not.
+
+        Returns:
+            Whether the optimizer's state no longer fits the model, so that the last checkpoint must leave it out.
+        """
+        return False
 
     # In and after a checkpoint ------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_growth import methods
 from megatron_growth.errors import ParallelLayoutError
 from megatron_growth.planner import flops, layouts
 from megatron_growth.planner.inventory import Inventory, take_inventory
@@ -233,8 +234,7 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
 def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
     """The stage's parameters, the vocabulary padded for a tensor-parallel size."""
     shape = stage.shape.with_(vocab=layouts.pad_vocabulary(stage.vocab, recipe.model.vocab_multiple, tp))
-    adapters = stage.adapters or {"rank": 0, "layer_numbers": ()}
-    return _taken(shape, tuple(stage.freeze), adapters["rank"], tuple(adapters["layer_numbers"]))
+    return _taken(shape, tuple(stage.freeze), tuple(map(methods.get, stage.methods)))
 
 
 # A few tensor-parallel sizes stand for hundreds of layouts: what depends on them alone is worked out once.

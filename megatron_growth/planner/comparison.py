@@ -47,10 +47,11 @@ def _scratch_flops(recipe: Recipe, stages: Sequence[StagePlan], baselines: Seque
 
 def _program(recipe: Recipe) -> Program | None:
     """STEP's integer program for the recipe's sizes; None for other papers."""
-    if recipe.paper != "step" or len(recipe.stages) < 2:
+    if recipe.paper != "step" or recipe.stages[0].layers == recipe.stages[-1].layers:
         return None
     last = recipe.stages[-1]
-    rank = last.adapters.rank if last.adapters else 0
+    relora = last.method("relora")
+    rank = relora.rank if relora else 0
     return program(
         last.layers,
         len(recipe.stages),

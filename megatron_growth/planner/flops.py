@@ -115,9 +115,7 @@ def exact_flops_per_token(inventory: Inventory, sequence_length: int, *, recompu
 
 def _adapter_input_gradient(p: Entry, below: bool) -> int:
     """Weights of an adapter through which a gradient passes: always its second factor, its first if needed below."""
-    inputs, outputs = p.ends
-    rank = p.adapter // (inputs + outputs)
-    return rank * outputs + (rank * inputs if below else 0)
+    return sum(factor.size for factor in (p.factors if below else p.factors[1:]))
 
 
 def _in_forward_order(inventory: Inventory) -> list[Entry]:

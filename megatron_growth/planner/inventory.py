@@ -13,6 +13,7 @@ from functools import cached_property
 from megatron_growth.layout.names import full_name
 from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, parameters_of
 from megatron_growth.layout.rules import decide, near, takes
+from megatron_growth.methods import Factor, Method, cost_of
 from megatron_growth.patterns import Rule
 from megatron_growth.shape import ModelShape
 
@@ -29,7 +30,7 @@ class Entry:
         split: tensor-parallel split.
         ends: (in, out) features of a matrix.
         trainable: whether it trains.
-        adapter: weights of the adapter on it (0 without).
+        factors: trained matrices that a method puts beside it, in the order in which a token passes them.
     """
 
     name: str
@@ -39,7 +40,12 @@ class Entry:
     split: Split = "none"
     ends: tuple[int, int] = (0, 0)
     trainable: bool = True
-    adapter: int = 0
+    factors: tuple[Factor, ...] = ()
+
+    @property
+    def adapter(self) -> int:
+        """Weights of the factors (0 without)."""
+        return sum(factor.size for factor in self.factors)
 
 
 @dataclass(frozen=True)
@@ -88,27 +94,23 @@ def _entry(parameter: Parameter, shape: ModelShape, layer: int | None, place: in
     return Entry(name, math.prod(sizes), parameter.kind, place, parameter.split, ends)
 
 
-def take_inventory(
-    shape: ModelShape, freeze: Sequence[str] = (), adapter_rank: int = 0, adapted_layers: Sequence[int] = ()
-) -> Inventory:
-    """The parameters of a model, those that `freeze` names marked as frozen, adapters put on the named layers.
+def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Sequence[Method] = ()) -> Inventory:
+    """The parameters of a model, those that do not train marked, with what methods put beside them.
 
     Args:
         shape: sizes.
         freeze: patterns, see `megatron_growth.patterns`.
-        adapter_rank: rank r; an adapter on a matrix of in x out features has r (in + out) weights.
-        adapted_layers: numbers of the layers whose matrices have adapters.
+        methods: of the stage, `planned` for it.
 
     Raises:
         RecipeError: a pattern cannot be read.
     """
     rules = [Rule(pattern) for pattern in freeze]
-    adapted = set(adapted_layers)
     marked = []
     for entry in entries_of(shape):
-        adapter = adapter_rank * sum(entry.ends) if entry.kind == "linear" and entry.layer in adapted else 0
-        rule = decide(rules, entry.name)
-        marked.append(replace(entry, trainable=not (rule and rule.frozen), adapter=adapter))
+        rule, cost = decide(rules, entry.name), cost_of(methods, entry)
+        trainable = cost.trains and not (rule and rule.frozen)
+        marked.append(replace(entry, trainable=trainable, factors=cost.factors))
     return Inventory(shape, tuple(marked))
 
 

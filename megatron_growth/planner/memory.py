@@ -158,7 +158,7 @@ def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list
         if pipeline_rank not in _places(p, owner, setting, inventory.shape):
             continue
         size = -(-p.size // setting.tp) if p.split != "none" else p.size
-        adapter = _adapter_on_rank(p, setting.tp)
+        adapter = sum(factor.on_rank(setting.tp) for factor in p.factors)
         trained = (size if p.trainable else 0) + adapter
         moments = 2 * trained
         if setting.galore_rank and p.kind == "linear" and p.trainable:
@@ -185,15 +185,6 @@ def _places(p: Entry, owner: list[int], setting: Setting, shape: ModelShape) -> 
 def _pipeline_rank_of_layer(setting: Setting) -> list[int]:
     """(layers,) pipeline rank of each layer."""
     return [c % setting.pp for c, count in enumerate(setting.layers_per_chunk) for _ in range(count)]
-
-
-def _adapter_on_rank(p: Entry, tp: int) -> int:
-    """Adapter weights of one rank: the factor on the split side is split, the other one is whole."""
-    if not p.adapter:
-        return 0
-    inputs, outputs = p.ends
-    rank = p.adapter // (inputs + outputs)
-    return rank * (inputs + outputs // tp if p.split == "column" else inputs // tp + outputs)
 
 
 def _activations(shape: ModelShape, setting: Setting, pipeline_rank: int, width: int) -> tuple[int, float]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from megatron_growth import methods, operators, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
+from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
-from megatron_growth.planner.inventory import Inventory, take_inventory, unmatched
-from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
+from megatron_growth.planner.inventory import Inventory, entries_of, take_inventory, unmatched
+from megatron_growth.planner.memory import RankMemory, Setting, peak_memory, rank_memory
 from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout, Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
@@ -20,8 +21,6 @@ from megatron_growth.recipes.source import KeyPath
 from megatron_growth.shape import ModelShape
 
 DEFAULT_GPUS = 8  # data parallelism that a recipe leaves open is planned for one node of eight GPUs
-
-LINEAR_LAYERS = "decoder.layers.*.linear_*.weight"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class _Draft:
     path: KeyPath
     shape: ModelShape
     layout: ParallelLayout
-    freeze: tuple[str, ...]
+    methods: tuple[Method, ...]
     inventory: Inventory
     nominal: float
     counted: flops.Counted
@@ -113,16 +112,17 @@ def _draft(
     chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
     distributed = stage.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
     chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
-    freeze, adapted = _frozen_layers(stage, source)
-    rank = stage.adapters.rank if stage.adapters else 0
-    inventory = take_inventory(shape, freeze, rank, adapted)
-    _check_freeze(recipe, stage, path, shape, freeze, inventory)
+    chosen_methods = _methods(recipe, stage, path, shape, source)
+    inventory = take_inventory(shape, stage.freeze, chosen_methods)
+    _check_freeze(recipe, stage, path, shape, inventory)
+    relora = stage.method("relora")
+    rank = relora.rank if relora else 0
     rule = model.nominal_parameters
     nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
     size = flops.counted(inventory, recipe.vocab, rule, nominal, rank)
     epsilon = _norm_epsilon(recipe, stage, path, shape, source)
     layout = ParallelLayout(**chosen)
-    return _Draft(stage, path, shape, layout, freeze, inventory, nominal, size, model.sequence_length, epsilon)
+    return _Draft(stage, path, shape, layout, chosen_methods, inventory, nominal, size, model.sequence_length, epsilon)
 
 
 def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None) -> float:
@@ -140,26 +140,30 @@ def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape
     return growth.norm_epsilon(source.norm_epsilon)
 
 
-def _frozen_layers(stage: Stage, source: _Draft | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(freeze patterns, layers with adapters): STEP freezes the layers that were there before growth, ReLoRA the linear
-    layers of all."""
-    adapters = stage.adapters
-    if adapters is None:
-        return stage.freeze, ()
-    if adapters.layers == "all" or source is None:
-        return (*stage.freeze, LINEAR_LAYERS), tuple(range(stage.layers))
-    operator = operators.get("depth", stage.growth.depth or "stack")
-    grown = operator.layers(source.shape.layers, stage.layers, operators.Seed(stage.growth.seed))
-    old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
-    pattern = "decoder.layers.{" + ",".join(map(str, old)) + "}.*"
-    return (*stage.freeze, pattern), old
+def _methods(
+    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None
+) -> tuple[Method, ...]:
+    """The stage's methods, with what depends on the stage worked out."""
+    old = tuple(range(stage.layers))
+    if source is not None and stage.methods:
+        operator = operators.get("depth", stage.growth.depth or "stack")
+        grown = operator.layers(source.shape.layers, stage.layers, operators.Seed(stage.growth.seed))
+        old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
+    facts, names = methods.StageFacts(shape, old), [entry.name for entry in entries_of(shape)]
+    chosen = tuple(method.planned(facts) for method in stage.methods)
+    for number, method in enumerate(chosen):
+        try:
+            method.check(shape)
+            method.select(names)
+        except RecipeError as error:
+            where = recipe.where(*path, "methods", number)
+            raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
+    return chosen
 
 
-def _check_freeze(
-    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, freeze: Sequence[str], inventory: Inventory
-) -> None:
+def _check_freeze(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, inventory: Inventory) -> None:
     where = recipe.where(*path, "freeze")
-    for pattern, near in unmatched(shape, freeze):
+    for pattern, near in unmatched(shape, stage.freeze):
         raise RecipeError(
             f"stage {stage.name}: the freeze pattern {pattern!r} matches no parameter", where=where, fix=near
         )
@@ -189,7 +193,8 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     if stage.source is not None:
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
     samples = steps * stage.global_batch_size
-    memory = peak_memory(draft.inventory, setting_of(precision_of(recipe, stage), draft))
+    setting = setting_of(precision_of(recipe, stage), draft)
+    memory = peak_memory(draft.inventory, setting)
     flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
         name=stage.name,
@@ -202,6 +207,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         flops=budget.flops,
         flops_exact=flops_exact,
         memory=memory,
+        state_bytes=tuple(rank_memory(draft.inventory, setting, rank).state_bytes for rank in range(setting.pp)),
         lr=stage.lr,
         min_lr=stage.lr * getattr(schedule, "min_lr_ratio", 1.0),
         warmup_iterations=schedule.warmup_iterations,
@@ -214,10 +220,9 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         data_pool=samples,
         source=stage.source,
         growth=growth,
-        freeze=draft.freeze,
+        freeze=draft.stage.freeze,
         rules=tuple((rule.pattern, str(rule.schedule)) for rule in stage.rules),
-        methods=tuple(map(methods.written, draft.stage.methods)),
-        adapters=_adapters(draft),
+        methods=tuple(map(methods.written, draft.methods)),
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),
         stop_iterations=stage.stop_iterations,
@@ -239,13 +244,6 @@ def _parameters(draft: _Draft, vocab: int) -> Parameters:
     )
     total = shape.with_(vocab=vocab).parameters
     return Parameters(draft.nominal, shape.transformer_parameters, total, total - frozen, draft.inventory.adapters)
-
-
-def _adapters(draft: _Draft) -> dict[str, Any] | None:
-    if draft.stage.adapters is None:
-        return None
-    adapted = sorted({p.layer for p in draft.inventory.parameters if p.adapter})
-    return draft.stage.adapters.model_dump() | {"layer_numbers": adapted}
 
 
 def _formulas(
@@ -330,10 +328,8 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[S
 
 
 def _tokens_for(whole: float, draft: _Draft) -> float:
-    """Tokens that `whole` FLOPs buy; ReLoRA may train all weights for its first steps."""
-    adapters = draft.stage.adapters
-    first = (adapters.start_iteration if adapters else 0) * draft.batch_tokens
-    return first + (whole - 6 * draft.nominal * first) / draft.counted.flops_per_token
+    """Tokens that `whole` FLOPs buy."""
+    return whole / draft.counted.flops_per_token
 
 
 def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int) -> Baseline:

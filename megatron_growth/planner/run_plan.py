@@ -111,10 +111,10 @@ class StagePlan:
         freeze: patterns of parameters that do not train.
         rules: (pattern, schedule) pairs beyond freezing.
         methods: written forms of the `megatron_growth.methods` that train parameters besides.
-        adapters: settings of the adapters, or None.
         schedule: written form of a `megatron_growth.schedules` schedule.
         optimizer: settings of the optimizer.
         memory: estimate for the rank that needs most.
+        state_bytes: (pp,) weights, gradients, masters and moments of every pipeline rank.
         stop_iterations: where the paper stopped early.
         precision: `fp32`, `bf16` or `fp8` (bf16 with the layers' matrices in FP8).
         megatron: further Megatron flags, see `recipes.flags`.
@@ -145,10 +145,10 @@ class StagePlan:
     growth: GrowthSpec | None
     freeze: tuple[str, ...]
     rules: tuple[tuple[str, str], ...]
-    adapters: dict[str, Any] | None
     schedule: dict[str, Any]
     optimizer: dict[str, Any]
     memory: RankMemory
+    state_bytes: tuple[int, ...] = ()
     stop_iterations: int | None = None
     precision: str = "bf16"
     megatron: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.optimizer import ParamKey
 from megatron.training import get_args, print_rank_0
 
-from megatron_growth.errors import RecipeError
+from megatron_growth.errors import CheckpointError, RecipeError
 from megatron_growth.layout.model_names import all_names, named_parameters
 from megatron_growth.layout.names import parse_key
-from megatron_growth.methods import GroupSettings, Method, TrainedModel, frozen_names
+from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names
 from megatron_growth.methods.freeze import take_out_of_training
+from megatron_growth.plugin import stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 
 Chunks = list[torch.nn.Module]
@@ -27,14 +28,15 @@ class ActiveMethods:
 
     Args:
         methods: of the run.
+        record: receives events for the run's metrics.
 
     Attributes:
         model: this rank's share of the model; empty until it is built.
     """
 
-    def __init__(self, methods: Sequence[Method]) -> None:
-        self.methods = tuple(methods)
-        self.model = TrainedModel([], log=print_rank_0)
+    def __init__(self, methods: Sequence[Method], record: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        self.methods, self._record = tuple(methods), record
+        self.model = TrainedModel([], log=print_rank_0, record=record)
 
     def apply(self, chunks: Chunks) -> Chunks:
         """A `pre_wrap_hook`: let each method change the model, freeze what is frozen, and log every choice once.
@@ -42,7 +44,8 @@ class ActiveMethods:
         Raises:
             RecipeError: a method takes what the model does not have, or nothing is left to train.
         """
-        model = self.model = TrainedModel(chunks, all_names(chunks, _pipeline_group()), log=print_rank_0)
+        names = all_names(chunks, _pipeline_group())
+        model = self.model = TrainedModel(chunks, names, log=print_rank_0, record=self._record)
         if not self.methods:
             return chunks
         model.log(self.table())
@@ -92,7 +95,7 @@ class ActiveMethods:
             bind["get_megatron_optimizer"] = self.around_optimizer
         if self._has("after_setup"):
             bind["setup_model_and_optimizer"] = self.around_setup
-        if self._has("after_iteration"):
+        if self._has("after_iteration") or self._has("end"):
             bind["post_training_step_callbacks"] = self.around_callbacks
         if self.methods:
             bind["_build_sharded_state_dict_metadata"] = self.around_metadata
@@ -151,11 +154,20 @@ class ActiveMethods:
             model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
         ) -> Any:
             result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+            self.model.chunks = model
             for method in self.methods:
                 method.after_iteration(self.model, optimizer, opt_param_scheduler, iteration)
+            if iteration >= get_args().train_iters or stopping.is_asked_for():
+                self._end()
             return result
 
         return post_training_step_callbacks
+
+    def _end(self) -> None:
+        """Let every method make the model a plain one; optimizer state that no longer fits is not saved."""
+        for method in reversed(self.methods):
+            if method.end(self.model):
+                get_args().no_save_optim = True
 
     def around_metadata(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Save layers under a key each when only some of them have optimizer state, or when a method asks for it.
@@ -179,11 +191,23 @@ class ActiveMethods:
     def loading(self, folder: str) -> Iterator[None]:
         """Lasts while the checkpoint of an iteration is loaded."""
         with contextlib.ExitStack() as stack:
-            if self._has("loading"):
-                saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
-                for method in self.methods:
-                    stack.enter_context(method.loading(self.model, saved))
+            saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
+            self._refuse_foreign(folder, saved)
+            for method in self.methods:
+                stack.enter_context(method.loading(self.model, saved))
             yield
+
+    def _refuse_foreign(self, folder: str, saved: Collection[str]) -> None:
+        """Megatron passes over tensors that the model does not have: what a method added would be lost unseen."""
+        active = {method.name for method in self.methods}
+        for name in METHODS.names():
+            owned = sorted(key for key in saved if METHODS.find(name).owns(key)) if name not in active else []
+            if owned:
+                raise CheckpointError(
+                    f"the checkpoint was saved with the method {name}, which this run does not use",
+                    where=f"{folder}: {owned[0]} and {len(owned) - 1} more",
+                    fix=f"add --growth-method {name}:... as it was, or load a checkpoint of that run's end",
+                )
 
 
 def _anywhere(here: bool, group: dist.ProcessGroup) -> bool:

@@ -32,6 +32,7 @@ from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.layout.parameters import MASTER, MOMENTS
 from megatron_growth.methods import SCHEDULE_KEY, frozen_names
+from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import reshardable
 from megatron_growth.plugin.active import ActiveMethods
 from megatron_growth.plugin.addition import Addition
@@ -92,18 +93,9 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
 # Parameter groups --------------------------------------------------------------------------------------------------
 
 
-def leaves(optimizer: Any) -> Iterator[Any]:
-    """The Megatron optimizers inside a chain that hold parameters."""
-    if hasattr(optimizer, "chained_optimizers"):
-        for part in optimizer.chained_optimizers:
-            yield from leaves(part)
-    elif optimizer.optimizer is not None:
-        yield optimizer
-
-
 def _has_optimizer(common: dict[str, Any]) -> bool:
-    """Whether the checkpoint has optimizer state; a release and a grown one may have none."""
-    return _is_flat(common) or "optimizer" in common
+    """Whether the checkpoint has optimizer state; a release, a grown one and that of a merged model may have none."""
+    return not getattr(common["args"], "no_save_optim", False) and (_is_flat(common) or "optimizer" in common)
 
 
 def _groups_pair(optimizer: Any, common: dict[str, Any]) -> bool:

@@ -66,10 +66,10 @@ def unplug() -> None:
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     """What every part of the plugin adds to this run, in the order in which the parts act; each knows when."""
-    from megatron_growth.plugin import datasets, growing, layers, loading, reshardable, scheduler
+    from megatron_growth.plugin import datasets, growing, layers, loading, memory, reshardable, scheduler
     from megatron_growth.plugin.active import ActiveMethods
 
-    active = ActiveMethods(options.methods)
+    active = ActiveMethods(options.methods, events.record)
     yield layers.addition(options)
     yield growing.addition(options, events.record)
     yield reshardable.addition(options)  # before the methods, which ask for the form that it chooses
@@ -77,6 +77,7 @@ def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     yield scheduler.addition(active)
     yield loading.addition(active)
     yield datasets.addition(options)
+    yield memory.addition(options, events.record)
     yield events.addition()
 
 

@@ -121,7 +121,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             "post_training_step_callbacks",
-            "act after an iteration, before its checkpoint (adapters that merge and restart)",
+            "act after an iteration, before its checkpoint (adapters that merge and restart; measured memory)",
             "model optimizer opt_param_scheduler iteration prof num_floating_point_operations_since_last_log_event "
             "nsys_nvtx_context",
         ),

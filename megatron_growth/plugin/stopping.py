@@ -27,4 +27,11 @@ def known_to_all(loss: float | None) -> float:
 
 def stop_after_this_iteration() -> None:
     """Let Megatron save and exit when this iteration ends, as --exit-interval does; call it on every rank."""
-    get_args().exit_interval = 1
+    args = get_args()
+    args.exit_interval = 1
+    args.growth_stopped = True
+
+
+def is_asked_for() -> bool:
+    """Whether training ends with this iteration because the target is reached."""
+    return bool(getattr(get_args(), "growth_stopped", False))

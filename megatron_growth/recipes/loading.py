@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 MOST_EXTENSIONS = 20
 INHERITED = ("schedule", "growth", "optimizer", "megatron")  # blocks of the recipe that every stage starts from
 OF_ITS_OWN = (
-    *("name", "from", "growth", "freeze", "rules", "methods", "adapters"),
+    *("name", "from", "growth", "freeze", "rules", "methods"),
     *("stop_iterations", "stop_at", "stop_below"),
 )
 

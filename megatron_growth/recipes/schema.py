@@ -122,27 +122,6 @@ class Growth(Block):
     """`reset`, `grow` (moments follow the weights) or `asymmetric` (old entries keep theirs, new ones start at 0)."""
 
 
-class Adapters(Block):
-    """ReLoRA adapters on the linear layers of the frozen layers (STEP) or of all layers (ReLoRA)."""
-
-    rank: Positive = 128
-    """Rank of the adapters."""
-    alpha: Rate = 32.0
-    """Their scale is alpha / rank."""
-    dropout: Share = 0.1
-    """Dropout on their input."""
-    layers: Literal["source", "all"] = "source"
-    """`source` (the layers that were there before growth) or `all`."""
-    reset_iterations: Positive | None = 5000
-    """Merge and re-initialise every so many; never when null. [steps]"""
-    optimizer_reset: Literal["zero", "random", "magnitude"] = "magnitude"
-    """Which optimizer entries a reset clears."""
-    optimizer_reset_ratio: Ratio = 0.9
-    """The share of them that it clears."""
-    start_iteration: Count = 0
-    """ReLoRA: train full-rank until this step. [steps]"""
-
-
 class Rule(Block):
     """How the parameters of a name pattern train."""
 
@@ -202,12 +181,22 @@ class Stage(Block):
     """How parameters of certain names train; the first that matches counts."""
     methods: tuple[Method, ...] = ()
     """How parameters train besides: methods by name, after `freeze` and `rules`."""
-    adapters: Adapters | None = None
-    """ReLoRA adapters."""
     precision: Precision | None = None
     """Of this stage; the recipe's when left out."""
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
     """Further Megatron flags of this stage, over those of the recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_adapters(cls, document: Any) -> Any:
+        """Runs of older releases hold `adapters: null`; adapters are the method `relora` now."""
+        if isinstance(document, dict) and document.get("adapters", 0) is None:
+            return {key: value for key, value in document.items() if key != "adapters"}
+        return document
+
+    def method(self, name: str) -> Any:
+        """The stage's method of this name, or None."""
+        return next((method for method in self.methods if method.name == name), None)
 
 
 class Baseline(Stage):

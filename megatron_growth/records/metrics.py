@@ -6,8 +6,9 @@ One line an iteration, validation, or event, safe across restarts.  An iteration
      "seconds": 0.12, "tokens_per_second": 4266.7}
 
 and every other line has an "event": "start", "grown", "validation" (with "when": "start", "interval" or "final", and
-"loss"), "test", "stopped" (by --growth-stop-below) or "checkpoint".  `loss` is the number that training computed, not
-one that was read back from a log; null where it was no number.
+"loss"), "test", "stopped" (by --growth-stop-below), "checkpoint", "memory" (measured bytes of state of every pipeline
+stage's fullest rank, after a process's first step) or "method" (what a training method did, such as a restart).  `loss`
+is the number that training computed, not one that was read back from a log; null where it was no number.
 
 A run that stops after iteration 25 and resumes from its checkpoint of iteration 20 trains 21 to 25 again; `resume(20)`
 removes what the file knows beyond 20, so that nothing stands in it twice.

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_growth.errors import RunError
 from megatron_growth.planner import StagePlan
 from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout
-from megatron_growth.report.records import RunRecord, StageRecord, read_metrics
+from megatron_growth.report.records import RunRecord, StageRecord, read_metrics, read_state_bytes
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm.submit import go_on_command
 
@@ -67,6 +67,9 @@ def _stage(planned: StagePlan, run_directory: Path, flops_before: float) -> Stag
         validation=validation,
         wall_seconds=seconds,
         stopped=_stopped(folder / "done", planned.iterations),
+        flops_exact=planned.flops_exact,
+        state_bytes=read_state_bytes(folder / "metrics.jsonl"),
+        predicted_state_bytes=planned.state_bytes,
     )
 
 

@@ -45,6 +45,10 @@ class StageRecord:
         validation: (iteration, loss) pairs; iteration 0 is the loss right after growth.
         wall_seconds: time of the training iterations.
         stopped: iteration at which the stage was finished early, by a validation loss; None when it was not.
+        flops_exact: planned compute of this stage by the exact accounting.
+        state_bytes: measured bytes of weights, gradients and optimizer state of every pipeline stage's fullest rank;
+            empty when they were not measured.
+        predicted_state_bytes: the same by the planner's formula.
     """
 
     name: str
@@ -62,6 +66,9 @@ class StageRecord:
     validation: tuple[tuple[int, float], ...]
     wall_seconds: float
     stopped: int | None = None
+    flops_exact: float = 0.0
+    state_bytes: tuple[int, ...] = ()
+    predicted_state_bytes: tuple[int, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -121,6 +128,8 @@ class RunRecord:
             "stopped_early": s.stopped is not None,
             "tokens": s.tokens * s.done // max(s.iterations, 1),
             "flops": s.flops * s.done / max(s.iterations, 1),
+            "flops_exact": s.flops_exact * s.done / max(s.iterations, 1),
+            "state_bytes": {"measured": list(s.state_bytes), "predicted": list(s.predicted_state_bytes)},
             "lr": s.lr,
             "first_loss": _json_number(s.curve.losses[0]) if s.curve.losses else None,
             "last_loss": _json_number(s.curve.losses[-1]) if s.curve.losses else None,
@@ -132,6 +141,15 @@ class RunRecord:
             "growth": s.growth or None,
             "wall_seconds": s.wall_seconds,
         }
+
+
+def read_state_bytes(path: Path) -> tuple[int, ...]:
+    """Measured bytes of state of every pipeline stage's fullest rank, of the last launch that measured them."""
+    found: tuple[int, ...] = ()
+    for record in metrics.records(path):
+        if record.get("event") == "memory":
+            found = tuple(sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in record["ranks"])
+    return found
 
 
 def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], float]:

@@ -7,6 +7,7 @@ formula and exactly (frozen weights below something trainable count 4, attention
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,22 @@ def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
         "trainable_parameters": v.trainable,
         "frozen_parameters": v.frozen,
         "state_bytes": v.state_bytes,
+        "steps": sum(stage.done for stage in v.run.stages),
+        "peak_state_bytes": {
+            "measured": _peak(stage.state_bytes for stage in v.run.stages),
+            "predicted": _peak(stage.predicted_state_bytes for stage in v.run.stages),
+        },
         "flops": {"paper": paper, "exact": exact},
         "planned_flops": {"paper": v.flops, "exact": v.flops_exact},
         "validation_loss_at_baseline_flops": equal_compute_json(v, variants),
         "early_stop": early_stop_json(v, variants),
         "stages": v.run.to_json()["stages"],
     }
+
+
+def _peak(stages: Iterable[tuple[int, ...]]) -> int | None:
+    """The most bytes that any rank holds in any stage; None when nothing is known."""
+    return max((size for ranks in stages for size in ranks), default=None)
 
 
 def finished_baseline(variants: tuple[Variant, ...]) -> Variant | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # What training depends on; a plan that differs in nothing else may go on with a newer release.
 _BINDING = (
     *("name", "shape", "samples", "iterations", "lr", "min_lr", "warmup_iterations", "global_batch_size"),
-    *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "adapters", "schedule"),
+    *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "schedule"),
     *("optimizer", "methods"),
 )
 _SHOWN_LINES = 30

@@ -35,6 +35,7 @@ class Run:
     layers: tuple | None = None
     lr: float = 3e-3
     shape: ModelShape = SHAPE
+    spec: str = "local"  # stock: Transformer Engine's modules where it is installed
 
 
 def state(shape=SHAPE):
@@ -48,7 +49,15 @@ def build(run, attach=True):
 
     dtype = torch.bfloat16 if run.bf16 else torch.float32
     more = {"sequence_parallel": run.sp, "tp_comm_overlap": False}
-    model = tiny_gpt(run.shape, sequence=SEQUENCE, tensor=run.tensor, pipeline=run.pipeline, dtype=dtype, **more)
+    model = tiny_gpt(
+        run.shape,
+        sequence=SEQUENCE,
+        spec=run.spec,
+        tensor=run.tensor,
+        pipeline=run.pipeline,
+        dtype=dtype,
+        **more,
+    )
     full = {}
     for key, value in state(run.shape).items():
         parsed = parse_key(key)
@@ -185,6 +194,7 @@ def train(run, steps=6, restarts=None, how="zero", ratio=0.9, fault=None):
             m.lora_name: (relora_layers.Adapter.lora_initial(m, 0), m.lora_initial(1)) for m in adapters(chunks)
         },
         "drift": drift(chunks),
+        "classes": sorted({type(module).__name__ for module in adapters(chunks)}),
     }
 
 
@@ -232,14 +242,7 @@ def gradients(run, seed=5):
     """Loss, logits' checksum and whole gradients of the factors for B that is not zero, and the factors themselves."""
     from megatron_growth.layout.model_names import named_parameters
 
-    model = build(run)
-    factors = {}
-    with torch.no_grad():
-        for name, p in named_parameters([model]):
-            if name.endswith("lora_b"):
-                shape = relora_restart._whole_shape(p)
-                whole = torch.randn(shape, generator=relora_layers.generator(seed, name)) * 0.1
-                p.copy_(optimizer_tensors.own_part(p, whole))
+    model, factors = with_factors(run, seed), {}
     chunks, _ = wrap(model, run)
     loss = forward_backward(chunks, 0)
     grads = {}
@@ -279,3 +282,71 @@ def separate_masks(optimizer, parameter, how, ratio, random):
     for key in optimizer_tensors.MOMENTS:
         tensor = found.tensors[key]
         tensor.mul_(relora_restart.largest(tensor.abs(), ratio))
+
+
+def with_factors(run, seed=5):
+    """A chunk whose B is not zero: whole random values, the same in every layout."""
+    from megatron_growth.layout.model_names import named_parameters
+
+    model = build(run)
+    with torch.no_grad():
+        for name, p in named_parameters([model]):
+            if name.endswith("lora_b"):
+                whole = torch.randn(relora_restart._whole_shape(p), generator=relora_layers.generator(seed, name)) * 0.1
+                p.copy_(optimizer_tensors.own_part(p, whole))
+    return model
+
+
+def merge(run, times=1):
+    """Whole weights (masters in bf16) before and after merges of the same adapters, and what each merge adds."""
+    model = with_factors(run)
+    found = {}
+    for module in adapters([model]):
+        before = module.weight.detach().float().clone()
+        factors = [optimizer_tensors.over_tensor_ranks(p, p.detach().clone()) for p in (module.lora_a, module.lora_b)]
+        found[module.lora_name] = [optimizer_tensors.over_tensor_ranks(module.weight, before), *factors]
+    for _ in range(times):
+        relora_restart.merge([model])
+    for module in adapters([model]):
+        after = module.weight.detach().float() if module.lora_master is None else module.lora_master
+        assert torch.equal(after.to(module.weight.dtype), module.weight)
+        found[module.lora_name].append(optimizer_tensors.over_tensor_ranks(module.weight, after))
+    return found
+
+
+def save(run, path, fault=None):
+    """Save a chunk with adapters; in bf16 after a merge, so that there are masters."""
+    from megatron.core import dist_checkpointing
+
+    model = with_factors(run)
+    if run.bf16:
+        relora_restart.merge([model])
+    for module in adapters([model]) if fault == "no SwiGLU factory" else ():
+        module.lora_gated = False
+    if dist.get_rank() == 0:
+        path.mkdir()
+    dist.barrier()
+    dist_checkpointing.save(sharded(model, run), str(path))
+
+
+def load(run, path, fault=None):
+    """Whole tensors of the adapters after loading into fresh ones."""
+    from megatron.core import dist_checkpointing
+
+    model = build(run)
+    for module in adapters([model]) if fault == "no SwiGLU factory" else ():
+        module.lora_gated = False
+    state = dist_checkpointing.load(sharded(model, run), str(path))
+    model.load_state_dict(state)
+    found = {}
+    for module in adapters([model]):
+        for name, p in (("a", module.lora_a), ("b", module.lora_b)):
+            found[module.lora_name, name] = optimizer_tensors.over_tensor_ranks(p, p.detach().float().contiguous())
+        if module.lora_master is not None:
+            master = optimizer_tensors.over_tensor_ranks(module.weight, module.lora_master)
+            found[module.lora_name, "master"] = master
+    return found
+
+
+def sharded(model, run):
+    return model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if run.layers is not None else None)

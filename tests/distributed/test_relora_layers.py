@@ -188,6 +188,70 @@ def test_layers_without_adapters_train_in_full(one_process):
         assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
 
 
+# Merging and checkpoints --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("layout", ["one process", "TP 2", "TP 2 with sequence parallelism", "PP 2"])
+def test_merging_is_that_of_whole_matrices_to_the_bit(layout, bf16):
+    """No rank needs another's part; in bf16 the fp32 master takes the sum and the weight is rounded from it."""
+    processes, given = {"one process": (1, {}), **LAYOUTS}[layout]
+    found = {}
+    for rank in run_distributed(workers.merge, processes, Run(bf16=bf16, **given)):
+        found |= rank
+    assert len(found) == 4 * SHAPE.layers
+    for before, a, b, after in found.values():
+        expected = (before.double() + 2.0 * (b.double() @ a.double())).float()
+        assert torch.equal(after, expected)
+        assert not torch.equal(after, before)
+
+
+def test_many_merges_into_a_bf16_weight_lose_nothing():
+    """Beside what adding to the bf16 weight itself, as the authors do, loses."""
+    times = 20
+    for before, a, b, after in run_distributed(workers.merge, 1, Run(bf16=True), times=times)[0].values():
+        step = 2.0 * (b.double() @ a.double())
+        moved, only = times * step, before.bfloat16()
+        for _ in range(times):
+            only = only + step.bfloat16()
+        assert float((after.double() - before.double() - moved).norm() / moved.norm()) < 1e-6
+        assert float((only.double() - before.double() - moved).norm() / moved.norm()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def in_a_file(tmp_path_factory):
+    """Adapters saved in TP 2 with sequence parallelism, and what one process has."""
+    folder, expected = tmp_path_factory.mktemp("adapters"), {}
+    for name, more in {"all": {}, "one layer": {"layers": (1,)}, "bf16": {"bf16": True}}.items():
+        run_distributed(workers.save, 2, Run(tensor=2, sp=True, **more), folder / name)
+        run_distributed(workers.save, 1, Run(**more), folder / f"{name}-1")
+        expected[name] = (more, run_distributed(workers.load, 1, Run(**more), folder / f"{name}-1")[0])
+    return folder, expected
+
+
+@pytest.mark.parametrize("name", ["all", "one layer", "bf16"])
+@pytest.mark.parametrize("layout", ["one process", "TP 2", "PP 2"])
+def test_adapters_and_masters_load_in_any_layout(in_a_file, name, layout):
+    folder, expected = in_a_file
+    more, whole = expected[name]
+    processes, given = {"one process": (1, {}), **LAYOUTS}[layout]
+    found = {}
+    for rank in run_distributed(workers.load, processes, Run(**given, **more), folder / name):
+        found |= rank
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
+    assert ("decoder.layers.1.mlp.linear_fc1", "master") in whole if name == "bf16" else True
+
+
+@pytest.mark.fault
+def test_fc1_without_its_factory_is_seen(in_a_file, tmp_path):
+    _, expected = in_a_file
+    run_distributed(workers.save, 2, Run(tensor=2), tmp_path / "x", fault="no SwiGLU factory")
+    found = run_distributed(workers.load, 1, Run(), tmp_path / "x", fault="no SwiGLU factory")[0]
+    key = ("decoder.layers.0.mlp.linear_fc1", "b")
+    assert not torch.equal(found[key], expected["all"][1][key])
+
+
 # Planted faults -------------------------------------------------------------------------------------------------------
 
 

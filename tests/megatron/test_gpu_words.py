@@ -24,7 +24,7 @@ SAME = re.compile(r"^--(lr|min-lr|growth|load|save$|tensorboard|data-cache|train
 
 def trainable(stage) -> bool:
     """What this release runs."""
-    return not stage.adapters and stage.optimizer["name"] == "adamw"
+    return bool(stage.optimizer["name"] == "adamw")
 
 
 @functools.cache

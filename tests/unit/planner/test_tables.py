@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_growth import recipes
+from megatron_growth import methods, recipes
 from megatron_growth.planner import flops, plan_run
 from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.planner.memory import paper_bytes
@@ -218,15 +218,13 @@ def test_step_printed_sizes():
 def test_step_freezes_exactly_the_old_layers(plan):
     """7 of 12 layers are old, none at the top is new, and each carries adapters."""
     stage = plan("step-368m").stage("stage-2")
-    frozen = [
-        i
-        for i in range(12)
-        if not any(p.trainable for p in take_inventory(stage.shape, stage.freeze).parameters if p.layer == i)
-    ]
+    (relora,) = map(methods.get, stage.methods)
+    parameters = take_inventory(stage.shape, stage.freeze, [relora]).parameters
+    frozen = [i for i in range(12) if not any(p.trainable for p in parameters if p.layer == i)]
     assert len(frozen) == 7
     assert frozen[0] == 0
     assert frozen[-1] == 11
-    assert stage.adapters["layer_numbers"] == frozen
+    assert list(relora.layers) == frozen == sorted({p.layer for p in parameters if p.factors})
 
 
 def test_step_schedule_is_cut_at_growth_and_raised_again(plan):

@@ -137,7 +137,7 @@ def test_baselines_inherit_the_last_stage_and_its_overrides():
     assert step.baselines["relora"].layers == 24
     assert step.baselines["relora"].schedule.style == "relora"
     assert step.baselines["galore"].optimizer.name == "galore"
-    assert step.baselines["vanilla"].adapters is None
+    assert step.baselines["vanilla"].methods == ()
     assert step.baselines["vanilla"].source is None
 
 

@@ -1,0 +1,129 @@
+"""Step time of training methods against plain training at equal shapes, beside exact FLOPs, and what a restart costs.
+
+    python benchmarks/methods.py [--json --repetitions 3 --iterations 40 --hidden 256 --layers 6 --rank 16]
+
+One process, fp32 on the host.  All cases of a repetition run one after the other in processes of their own; the time
+of a run is the tenth percentile of its iterations, the first ones left out, which other load on the machine disturbs
+least.  `predicted` is the ratio of exact FLOPs (`megatron_growth.planner.flops`), which leaves out norms, softmax,
+optimizer and Python.  A restart of ReLoRA (merge, new factors, pruned moments) is the median of its calls in the same
+run; its share of a run is that time over the 5000 steps that the paper has between two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from megatron_growth import methods
+from megatron_growth.planner.flops import exact_flops_per_token
+from megatron_growth.planner.inventory import take_inventory
+from megatron_growth.records.metrics import records
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import tiny_pretrain_args
+from megatron_growth.testing.scripts import run_script
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
+WARM_UP, SEQUENCE, VOCAB, PAPER_INTERVAL = 10, 128, 1024, 5000
+
+
+def cases(rank: int, layers: int) -> dict[str, str | None]:
+    """The method of each case in its written form."""
+    old = ",".join(map(str, range(0, layers, 2)))
+    relora = f"relora:rank={rank},dropout=0,reset_iterations=10"
+    return {
+        "plain": None,
+        "ReLoRA on all layers": relora,
+        "STEP: every other layer frozen behind adapters": f"{relora},layers=[{old}],freeze_layers=true",
+    }
+
+
+def measure(words: list[str], method: str | None, folder: Path) -> dict[str, float]:
+    """Seconds of an undisturbed iteration, seconds of a restart, and measured bytes of state of one run."""
+    metrics = folder / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    extra = ["--growth-layer-spec", "local", "--growth-metrics", str(metrics)]
+    run_script(SCRIPT, [*words, *extra, *(["--growth-method", method] if method else [])], timeout=900)
+    found = records(metrics)
+    seconds = [r["seconds"] for r in found if "event" not in r][WARM_UP:]
+    restarts = [r["seconds"] for r in found if r.get("event") == "method" and r["what"] == "restart"]
+    state = next(r["ranks"][0] for r in found if r.get("event") == "memory")
+    return {
+        "step": statistics.quantiles(seconds, n=10)[0],
+        "restart": statistics.median(restarts) if restarts else 0.0,
+        "state": sum(state[part] for part in ("weights", "gradients", "optimizer")),
+    }
+
+
+def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a case, ratios against plain training of the same repetition."""
+    shape = ModelShape(options.hidden, 3 * options.hidden, options.layers, 4, VOCAB)
+    words = tiny_pretrain_args(
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        query_groups=shape.heads,
+        vocab=VOCAB - 1,
+        sequence=SEQUENCE,
+        micro_batch=8,
+        global_batch=8,
+        iterations=options.iterations,
+    )
+    chosen = cases(options.rank, options.layers)
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.repetitions):
+            for name, method in chosen.items():
+                measured[name].append(measure(words, method, Path(folder)))
+    plain = exact_flops_per_token(take_inventory(shape), SEQUENCE)
+    table = []
+    for name, method in chosen.items():
+        inventory = take_inventory(shape, methods=[methods.get(method)] if method else [])
+        ratios = [m["step"] / p["step"] for m, p in zip(measured[name], measured["plain"], strict=True)]
+        step = statistics.median(m["step"] for m in measured[name])
+        restart = statistics.median(m["restart"] for m in measured[name])
+        table.append(
+            {
+                "case": name,
+                "step_seconds": step,
+                "ratio": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "predicted_ratio": exact_flops_per_token(inventory, SEQUENCE) / plain,
+                "state_bytes": measured[name][0]["state"],
+                "restart_seconds": restart,
+                "restart_share": restart / (PAPER_INTERVAL * step),
+            }
+        )
+    return table
+
+
+def main() -> None:
+    """Print one table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rank", type=int, default=16)
+    options = parser.parse_args()
+    table = rows(options)
+    if options.json:
+        print(json.dumps({"options": vars(options), "cases": table}, indent=2))
+        return
+    print(f"{'':48} {'step':>8} {'ratio':>6} {'range':>11} {'FLOPs':>6} {'state':>9} {'restart':>9} {'share':>8}")
+    for row in table:
+        low, high = row["ratio_range"]
+        print(
+            f"{row['case']:48} {row['step_seconds']:6.3f} s {row['ratio']:6.2f} {low:5.2f}-{high:5.2f} "
+            f"{row['predicted_ratio']:6.2f} {row['state_bytes'] / 1e6:6.1f} MB {row['restart_seconds']:7.3f} s "
+            f"{row['restart_share']:8.5%}"
+        )
+
+
+if __name__ == "__main__":
+    main()

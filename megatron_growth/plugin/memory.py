@@ -1,0 +1,101 @@
+"""What a training process really holds: bytes of allocated storages, counted once each, after the first step.
+
+Counted are weights, gradients and optimizer state (main weights and moments), which the planner predicts by formula
+(`planner/memory.py`).  Activations are not state; on a GPU the allocator's own peak stands beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.training import get_args
+
+from megatron_growth.methods.parts.optimizer_tensors import leaves
+from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.arguments import PluginOptions
+
+Record = dict[str, Any]
+PARTS = ("weights", "gradients", "optimizer")
+
+
+def addition(options: PluginOptions, record: Callable[[Record], None]) -> Addition:
+    """One "memory" event a process, where metrics are written."""
+    if options.metrics is None:
+        return Addition()
+    done: list[bool] = []
+
+    def around_callbacks(original: Callable[..., Any]) -> Callable[..., Any]:
+        def post_training_step_callbacks(
+            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
+        ) -> Any:
+            if not done:
+                done.append(True)
+                record({"event": "memory", "iteration": iteration, "ranks": by_pipeline_rank(model, optimizer)})
+            return original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+
+        return post_training_step_callbacks
+
+    return Addition(bind={"post_training_step_callbacks": around_callbacks})
+
+
+def state_bytes(chunks: Iterable[torch.nn.Module], optimizer: Any) -> dict[str, int]:
+    """Bytes on this rank, by part; a storage that several parts share counts for the first."""
+    seen: set[int] = set()
+    found = {}
+    for part, tensors in zip(PARTS, (_weights(chunks), _gradients(chunks), _optimizer(optimizer)), strict=True):
+        found[part] = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                found[part] += storage.nbytes()
+    return found
+
+
+def by_pipeline_rank(chunks: Iterable[torch.nn.Module], optimizer: Any) -> list[dict[str, int]]:
+    """`state_bytes` of the fullest rank of every pipeline stage, in the order of the stages.  A collective.
+
+    On a GPU with `device_peak`, the most bytes that torch's allocator has had in use there.
+    """
+    own = state_bytes(chunks, optimizer)
+    if dist.get_backend() == "nccl":
+        own["device_peak"] = torch.cuda.max_memory_allocated()
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (parallel_state.get_pipeline_model_parallel_rank(), own))
+    fullest: dict[int, dict[str, int]] = {}
+    for stage, of_rank in gathered:
+        fullest[stage] = max(fullest.get(stage, of_rank), of_rank, key=total)
+    return [fullest[stage] for stage in range(get_args().pipeline_model_parallel_size)]
+
+
+def total(of_rank: dict[str, int]) -> int:
+    """Weights, gradients and optimizer state together."""
+    return sum(of_rank[part] for part in PARTS)
+
+
+def _weights(chunks: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:
+    for chunk in chunks:
+        yield from (p.data for p in chunk.parameters())
+        yield from (buffer.param_data for buffer in _buffers(chunk) if buffer.param_data is not None)
+
+
+def _gradients(chunks: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:
+    for chunk in chunks:
+        yield from (buffer.grad_data for buffer in _buffers(chunk) if buffer.grad_data is not None)
+
+
+def _buffers(chunk: Any) -> Iterator[Any]:
+    yield from getattr(chunk, "buffers", ()) if isinstance(getattr(chunk, "buffers", None), list) else ()
+    yield from getattr(chunk, "expert_parallel_buffers", ())
+
+
+def _optimizer(optimizer: Any) -> Iterator[torch.Tensor]:
+    for part in leaves(optimizer):
+        for group in part.optimizer.param_groups:
+            yield from group["params"]
+        for state in part.optimizer.state.values():
+            yield from (value for value in state.values() if torch.is_tensor(value))
