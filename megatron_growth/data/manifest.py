@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError
 
 FILE_NAME = "manifest.json"
@@ -96,8 +97,10 @@ def load_manifest(folder: Path) -> Manifest:
     fix = "Run `megatron-growth prepare` to write a dataset there."
     if not path.is_file():
         raise DataError("This folder holds no prepared dataset: it has no manifest.json.", where=str(folder), fix=fix)
+    with reading(path):
+        data = path.read_bytes()
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(data)
         if document["format"] != FORMAT:
             raise DataError(f"The manifest has format {document['format']}, not {FORMAT}.", where=str(path), fix=fix)
         return _from_json(document)

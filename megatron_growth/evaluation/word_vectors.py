@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from megatron_growth.data.pieces import reading
+from megatron_growth.data.readers import lines_of
 from megatron_growth.errors import DataError
 
 Encode = Callable[[str], Sequence[int]]
@@ -51,8 +53,7 @@ def read_pairs(path: Path) -> list[Pair]:
     if not path.is_file():
         raise DataError(f"there is no file of word pairs at {path}", fix="give the path of SimLex-999 or WordSim-353")
     pairs: list[Pair] = []
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, _lines(path)), 1):
         if not line or line.startswith("#"):
             continue
         parts = line.replace(",", "\t").split("\t") if "\t" in line or "," in line else line.split()
@@ -70,9 +71,25 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
+def _lines(path: Path) -> list[str]:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return lines_of(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the word pairs are not text: byte {error.start} is not UTF-8",
+            where=str(path),
+            fix="write the file again as UTF-8",
+        ) from None
+
+
 def _score(parts: Sequence[str]) -> float:
     """Third column; SimLex-999 as distributed has the part of speech there and the score in the fourth."""
-    return float(parts[3]) if len(parts) > 3 and parts[2] in ("A", "N", "V") else float(parts[2])
+    score = float(parts[3]) if len(parts) > 3 and parts[2] in ("A", "N", "V") else float(parts[2])
+    if not math.isfinite(score):
+        raise ValueError(score)
+    return score
 
 
 def word_row(word: str, encode: Encode) -> int | None:

@@ -107,7 +107,10 @@ def _changed_numbers(document: Any, source: Source) -> Iterable[Problem]:
 
 
 def _quotes(written: str, value: Any) -> str:
-    read = {None: "nothing", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    if _is_word(value):
+        read = {None: "nothing", True: "true", False: "false"}[value]
+    else:
+        read = f"the number {value}" if isinstance(value, int | float) else "a date"
     return f'YAML reads {written} as {read}; put it in quotes: "{written}" (a number, without a leading 0 or colons)'
 
 

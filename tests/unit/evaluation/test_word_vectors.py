@@ -106,3 +106,15 @@ def test_counting_a_word_as_its_own_neighbour_is_caught(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(60, 8, generator=generator), torch.randn(60, 8, generator=generator)
     assert neighbours.neighbour_agreement(a, b, k=5) != _agreement_by_brute_force(a, b, 5)
+
+
+def test_a_file_of_word_pairs_that_is_no_text_or_has_no_numbers(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(b"cat dog 3\nbird \xff 2\n")
+    with pytest.raises(DataError, match="byte 15 is not UTF-8"):
+        read_pairs(path)
+    path.write_text("cat dog 3\nbird fish nan\n")
+    with pytest.raises(DataError, match="has no score"):
+        read_pairs(path)
+    path.write_text("\ufeffcat\tdog\u2028s\t3\n", encoding="utf-8")
+    assert read_pairs(path) == [("cat", "dog\u2028s", 3.0)]
