@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from megatron_growth.records.storage import atomic_path
 from megatron_growth.report.records import RunRecord, StageRecord
-from megatron_growth.report.variants import BASELINE, Variant
+from megatron_growth.report.variants import BASELINES, Variant
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#444444", "#999999")
@@ -83,7 +83,7 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
     """Validation loss of the last stage of every variant, against its iterations and against all compute spent."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     for i, variant in enumerate(variants):
-        style = {"color": "#000000", "linestyle": "--"} if variant.name == BASELINE else {"color": COLOURS[i % 6]}
+        style = {"color": "#000000", "linestyle": "--"} if variant.name in BASELINES else {"color": COLOURS[i % 6]}
         points = [(n, loss) for n, loss in variant.last.validation if n]
         losses = [loss for _, loss in points]
         marker = "os^Dv*"[i // 6 % 6]
@@ -96,6 +96,33 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
     axes[0].set_xlabel("iteration of the last stage")
     axes[1].set_xlabel("compute of all stages (exact FLOPs)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def state_memory(stages: Sequence[tuple[str, StageRecord]]) -> Figure | None:
+    """Bytes of weights, gradients and optimizer state on the fullest rank of every stage, measured beside predicted
+    (STEP, Figure 2); None when nothing was measured.
+
+    Args:
+        stages: (label, stage) from left to right.
+    """
+    known = [(label, stage) for label, stage in stages if stage.state_bytes]
+    if not known:
+        return None
+    figure, ax = plt.subplots(figsize=(max(5.0, 1.1 * len(known) + 2.5), 4.0), layout="constrained")
+    most = max(max(stage.state_bytes) for _, stage in known)
+    unit, name = (1e9, "GB") if most >= 1e8 else (1e6, "MB")
+    for x, (_, stage) in enumerate(known):
+        ax.bar(x - 0.2, max(stage.state_bytes) / unit, 0.38, color=COLOURS[0], label="measured")
+        if stage.predicted_state_bytes:
+            predicted = max(stage.predicted_state_bytes) / unit
+            ax.bar(x + 0.2, predicted, 0.38, color=COLOURS[4], hatch="//", label="by the planner's formula")
+    ax.axhline(most / unit, color="#444444", linewidth=1, linestyle="--", label="the run's peak")
+    ax.set_xticks(range(len(known)), [label for label, _ in known], rotation=20 if len(known) > 4 else 0)
+    ax.set_ylabel(f"state of the fullest rank ({name})")
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 

@@ -18,7 +18,7 @@ from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.run.directory import existing
 
-BASELINE = "baseline"
+BASELINES = ("baseline", "vanilla")  # the names that a recipe may give to its variant without anything
 _ROUNDING = 1e-9  # compute is summed in another order for each variant
 
 
@@ -156,8 +156,8 @@ def _peak(stages: Iterable[tuple[int, ...]]) -> int | None:
 
 
 def finished_baseline(variants: tuple[Variant, ...]) -> Variant | None:
-    """The variant called baseline when it is trained to its end, else None."""
-    done = (b for b in variants if b.name == BASELINE and b.equal_steps and b.last.final_validation is not None)
+    """The variant called baseline or vanilla when it is trained to its end, else None."""
+    done = (b for b in variants if b.name in BASELINES and b.equal_steps and b.last.final_validation is not None)
     return next(done, None)
 
 
@@ -178,7 +178,7 @@ def equal_compute_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, f
 def early_stop_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any] | None:
     """Where a variant passes the finished baseline's final validation loss, and the compute saved by stopping there."""
     baseline = finished_baseline(variants)
-    if baseline is None or baseline.last.final_validation is None or v.name == BASELINE:
+    if baseline is None or baseline.last.final_validation is None or v.name in BASELINES:
         return None
     iteration = v.early_stop(baseline.last.final_validation)
     if iteration is None:
