@@ -9,6 +9,7 @@ import torch
 
 from megatron_growth.testing import TINY, run_distributed, tiny_gpt
 
+ADAPTED = "adapters"
 SHAPES = {
     "RMSNorm, SwiGLU, grouped queries": TINY,
     "LayerNorm, biases, GELU, tied": TINY.with_(
@@ -16,6 +17,7 @@ SHAPES = {
     ),
     "query and key norms": TINY.with_(qk_norm=True),
     "QKV bias": TINY.with_(qkv_bias=True),
+    ADAPTED: TINY,
 }
 # name -> (ranks, options of the model)
 LAYOUTS = {
@@ -33,16 +35,19 @@ def compare(options, dtype, fault=None):
     if fault:
         norm = te_on_host._norm
         te_on_host._norm = lambda *args: 1.01 * norm(*args)
-    return {name: _compare(shape, options, getattr(torch, dtype)) for name, shape in SHAPES.items()}
+    return {name: _compare(shape, options, getattr(torch, dtype), name == ADAPTED) for name, shape in SHAPES.items()}
 
 
-def _compare(shape, options, dtype):
+def _compare(shape, options, dtype, adapted):
     from megatron_growth.layout.model_names import named_parameters
+    from megatron_growth.methods.relora.layers import Form, attach
 
     results = []
     weights: dict = {}
     for spec in ("local", "stock"):
         model = tiny_gpt(shape, spec=spec, dtype=dtype, **options)
+        if adapted:
+            assert len(attach([model], Form(rank=4, alpha=8))) == 4 * shape.layers
         parameters = dict(named_parameters([model]))
         with torch.no_grad():
             for name, p in parameters.items():
@@ -54,7 +59,8 @@ def _compare(shape, options, dtype):
         loss = _loss(model, shape.vocab)
         loss.backward()
         # Float: the two round a bf16 gradient at other places.
-        results.append((loss.item(), {name: p.grad.float() for name, p in parameters.items()}))
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        results.append((loss.item(), {name: p.grad.float() for name, p in trained.items()}))
         layer = model.decoder.layers[0]
     (loss, gradients), (te_loss, te_gradients) = results
     modules = (layer.self_attention.linear_qkv, layer.mlp.linear_fc2, layer.self_attention.core_attention)
