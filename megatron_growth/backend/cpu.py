@@ -174,15 +174,25 @@ def run_script(script: str | Path, argv: Sequence[str]) -> None:
     Raises:
         UserError: there is no such script.
     """
+    run_as_main(script, lambda: [*argv, *cpu_flags(argv)] if install() else list(argv))
+
+
+def run_as_main(script: str | Path, words: Callable[[], list[str]]) -> None:
+    """Run a script as `__main__`; outside torchrun it is the only process of its world.
+
+    Args:
+        script: its path.
+        words: makes this process ready and returns the script's command line.
+
+    Raises:
+        UserError: there is no such script.
+    """
     path = Path(script)
     if not path.is_file():
         raise UserError(f"there is no script {path}", fix="give the path of a Python script, e.g. pretrain_gpt.py")
-    words = list(argv)
-    if install():
-        words += cpu_flags(words)
-        if "RANK" not in os.environ:
-            os.environ.update(SINGLE_PROCESS)
-    sys.argv = [str(path), *words]
+    sys.argv = [str(path), *words()]
+    if "RANK" not in os.environ:
+        os.environ.update(SINGLE_PROCESS)
     sys.path.insert(0, str(path.resolve().parent))
     runpy.run_path(str(path), run_name="__main__")
 

@@ -50,7 +50,7 @@ def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ..
     table = (
         (_GPU, not on_gpu),
         (TRANSFORMER_ENGINE, not here.transformer_engine),
-        (_FUSED_ADAM, not (on_gpu and (here.transformer_engine or here.apex))),
+        (_KERNELS, not (on_gpu and (here.transformer_engine or here.apex))),
         (_APEX, not (on_gpu and here.apex)),
         (_MAKEFILE, not here.makefile),
         (_ONE_QUEUE, on_gpu and tensor_parallel > 1 and here.capability < BLACKWELL),
@@ -119,10 +119,11 @@ TRANSFORMER_ENGINE = StandIn(
     cost="slower layers, no FP8, no overlap of tensor-parallel communication",
     flags={"--transformer-impl": ("local",), "--no-rope-fusion": (), "--no-persist-layer-norm": ()},
 )
-_FUSED_ADAM = StandIn(
-    missing="Transformer Engine's or Apex' Adam",
-    instead="FusedAdam over torch's fused kernel, so that the distributed optimizer resumes",
-    cost="gradients are clipped by many small kernels",
+_KERNELS = StandIn(
+    missing="the kernels of Transformer Engine and Apex for Adam, gradient norms and softmax",
+    instead="torch's; FusedAdam over its fused kernel, so that the distributed optimizer resumes",
+    cost="more small kernels a step",
+    flags={"--no-masked-softmax-fusion": ()},
     replacements=_fused_adam,
 )
 _APEX = StandIn(

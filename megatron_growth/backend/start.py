@@ -1,15 +1,22 @@
-"""The start of a training process: what this machine lacks is replaced, and Megatron is told so by its own flags."""
+"""The start of a training process: what this machine lacks is replaced, and Megatron is told so by its own flags.
+
+    torchrun --nproc-per-node 8 -m megatron_growth.backend.start pretrain_gpt.py --num-layers 18 ...
+
+runs a stock script so, on GPUs and without; stages of a run start the same way.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from megatron_growth.backend import cpu
 from megatron_growth.backend.installation import FIRST_WITH_FP8, Installation, detect
+from megatron_growth.backend.processes import die_with_parent
 from megatron_growth.backend.replacements import apply
 from megatron_growth.backend.stand_ins import environment, missing_words, stand_ins, tensor_parallel_size
-from megatron_growth.errors import UserError
+from megatron_growth.errors import GrowthError, UserError
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
@@ -69,3 +76,14 @@ def refuse_impossible(here: Installation, argv: Sequence[str]) -> None:
             where="--tp-comm-overlap",
             fix=f"leave the flag out, or {engine}",
         )
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m megatron_growth.backend.start SCRIPT ARGUMENTS...")
+    try:
+        cpu.run_as_main(sys.argv[1], lambda: prepare(sys.argv[2:]))
+    except GrowthError as error:
+        print(f"megatron_growth.backend.start: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

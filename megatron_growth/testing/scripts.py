@@ -80,13 +80,13 @@ def torchrun(
     env: Mapping[str, str] | None = None,
     timeout: float = 300.0,
 ) -> ScriptRun:
-    """Run `script` under the real torchrun, on a free port, through `python -m megatron_growth.backend.cpu`.
+    """Run `script` under the real torchrun, on a free port, through `python -m megatron_growth.backend.start`.
 
     Args and errors as in `run_script`.
     """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)),
-        *("-m", "megatron_growth.backend.cpu", str(script), *map(str, args)),
+        *("-m", "megatron_growth.backend.start", str(script), *map(str, args)),
     ]
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {})
     # A session of its own, so that a timeout ends torchrun's workers too.

@@ -14,12 +14,18 @@ from megatron_growth.testing import run_distributed
 
 NO_APEX = {"--no-gradient-accumulation-fusion"}
 NO_ENGINE = {"--transformer-impl", "--no-rope-fusion", "--no-persist-layer-norm"}
-HOST = {"--distributed-backend", "--no-masked-softmax-fusion"}
+NO_KERNELS = {"--no-masked-softmax-fusion"}
+HOST = {"--distributed-backend"}
 
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("container", set()), ("gpu", NO_APEX), ("pip", NO_APEX | NO_ENGINE), ("host", NO_APEX | NO_ENGINE | HOST)],
+    [
+        ("container", set()),
+        ("gpu", NO_APEX),
+        ("pip", NO_APEX | NO_ENGINE | NO_KERNELS),
+        ("host", NO_APEX | NO_ENGINE | NO_KERNELS | HOST),
+    ],
 )
 def test_flags_of_the_supported_installations(name, wanted):
     assert set(flags(stand_ins(INSTALLATIONS[name]))) == wanted
@@ -50,7 +56,7 @@ def test_our_adam_stands_in_where_there_is_neither_of_the_two():
 def test_words_that_were_given_are_not_added():
     rows = stand_ins(INSTALLATIONS["pip"])
     assert missing_words(rows, ["--transformer-impl=local", "--no-rope-fusion"]) == [
-        *("--no-persist-layer-norm", "--no-gradient-accumulation-fusion")
+        *("--no-persist-layer-norm", "--no-masked-softmax-fusion", "--no-gradient-accumulation-fusion")
     ]
     assert missing_words(rows, [])[:2] == ["--transformer-impl", "local"]
 

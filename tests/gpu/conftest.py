@@ -1,0 +1,35 @@
+"""What a GPU is asked here is asked of the host too, so that the questions themselves are tested everywhere."""
+
+import os
+
+import pytest
+
+from megatron_growth.backend import nvml
+
+
+@pytest.fixture(scope="session", params=[pytest.param("cuda", marks=pytest.mark.gpu), "host"])
+def machine(request):
+    """`cuda` where there is a GPU, and the host."""
+    if request.param == "cuda" and not nvml.devices():
+        pytest.skip("there is no GPU")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device(machine):
+    """As torch calls it."""
+    return "cuda" if machine == "cuda" else "cpu"
+
+
+@pytest.fixture(scope="session")
+def train(machine):
+    """Runs a script on one rank: a fresh process on the GPU, a prepared one on the host."""
+    from megatron_growth.testing import run_script, torchrun
+
+    def run(script, words):
+        if machine == "cuda":
+            assert os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+            return torchrun(script, [str(word) for word in words], timeout=120)
+        return run_script(script, words)
+
+    return run
