@@ -1,13 +1,14 @@
 """Vanilla, ReLoRA and STEP at equal FLOPs on the nano family: validation perplexity, memory, steps, over seeds.
 
     python benchmarks/step.py --work DIR [--variants vanilla relora step-2 step-3] [--seeds 0 1 2]
-                              [--lrs 10e-3] [--iterations 240] [--json]
+                              [--lrs 10e-3] [--iterations 240]
+                              [--accounting paper|exact] [--json]
 
 Every run is `megatron-growth train nano-step --variant NAME` in a folder of its own under DIR, with another seed
 (weights and data order) or peak learning rate (of all its stages); the same command goes on where it was, and runs that
 are finished are only read.  Each variant is shown at the learning rate with the best mean over the seeds that all of
-its rates have.  FLOPs are equal by the paper's accounting (a frozen weight 2 a token); what the runs spend by the exact
-one stands beside.  `vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.
+its rates have.  FLOPs are equal by the paper's accounting (a frozen weight 2 a token) or by the exact one; both stand
+beside each other.  `vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def stages_of(variant: str) -> list[str]:
     return [stage.name for stage in recipes.load("nano-step", variant).stages]
 
 
-def recipe(cell: Cell, iterations: int) -> dict[str, Any]:
+def recipe(cell: Cell, iterations: int, accounting: str) -> dict[str, Any]:
     """nano-step with this cell's seed and learning rate."""
     variant = cell.variant.partition("/")[0]
     change: dict[str, Any] = {"lr": cell.lr}
@@ -71,7 +72,7 @@ def recipe(cell: Cell, iterations: int) -> dict[str, Any]:
         "extends": "nano-step",
         "name": "nano-step",
         "seed": 1234 + cell.seed,
-        "budget": {"vanilla_iterations": iterations},
+        "budget": {"vanilla_iterations": iterations, "accounting": accounting},
     }
     if cell.variant == "vanilla/steps":
         # step-2 takes about 1.5 times the steps: batches of two thirds, for as many tokens.
@@ -85,7 +86,7 @@ def train(cell: Cell, options: argparse.Namespace) -> Path:
     """Train a cell unless it is there, and return its run directory."""
     folder = options.work / cell.name
     file = options.work / f"{cell.name}.yaml"
-    file.write_text(yaml.safe_dump(recipe(cell, options.iterations)))
+    file.write_text(yaml.safe_dump(recipe(cell, options.iterations, options.accounting)))
     variant = cell.variant.partition("/")[0]
     words = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--variant", variant]
     subprocess.run([*words, "--run", str(folder), "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lrs", nargs="+", type=float, default=[10e-3])
     parser.add_argument("--iterations", type=int, default=240)
+    parser.add_argument("--accounting", choices=("paper", "exact"), default="paper")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -38,16 +38,28 @@ class _Draft:
 
     sequence_length: int
     norm_epsilon: float
+    accounting: str = "paper"
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of one optimizer step."""
         return self.stage.global_batch_size * self.sequence_length
 
+    @property
+    def exact_rate(self) -> float:
+        """FLOPs of a token by the exact accounting."""
+        again = self.layout.recompute == "full"
+        return flops.exact_flops_per_token(self.inventory, self.sequence_length, recompute=again)
+
+    @property
+    def rate(self) -> float:
+        """FLOPs of a token by the accounting of the budget."""
+        return self.exact_rate if self.accounting == "exact" else self.counted.flops_per_token
+
     def costs(self) -> budgets.Costs:
         """What budgets need to know."""
         s = self.stage
-        return budgets.Costs(s.name, self.counted.flops_per_token, self.batch_tokens, self.nominal, s.iterations)
+        return budgets.Costs(s.name, self.rate, self.batch_tokens, self.nominal, s.iterations)
 
 
 def plan_run(recipe: Recipe, gpus: int = DEFAULT_GPUS) -> RunPlan:
@@ -122,7 +134,19 @@ def _draft(
     size = flops.counted(inventory, recipe.vocab, rule, nominal, rank)
     epsilon = _norm_epsilon(recipe, stage, path, shape, source)
     layout = ParallelLayout(**chosen)
-    return _Draft(stage, path, shape, layout, chosen_methods, inventory, nominal, size, model.sequence_length, epsilon)
+    return _Draft(
+        stage,
+        path,
+        shape,
+        layout,
+        chosen_methods,
+        inventory,
+        nominal,
+        size,
+        model.sequence_length,
+        epsilon,
+        recipe.budget.accounting,
+    )
 
 
 def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None) -> float:
@@ -178,7 +202,10 @@ def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.Stag
     if rule.rule == "iterations":
         return budgets.by_iterations(costs)
     last = drafts[-1]
-    vanilla = 6 * last.nominal * (rule.vanilla_iterations or 0) * last.batch_tokens
+    rate = 6 * last.nominal
+    if rule.accounting == "exact":
+        rate = flops.exact_flops_per_token(take_inventory(last.shape), last.sequence_length)
+    vanilla = rate * (rule.vanilla_iterations or 0) * last.batch_tokens
     return budgets.step(costs, vanilla, rule.fraction, rule.fraction_of)
 
 
@@ -188,7 +215,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
     schedule = _schedule(recipe, draft, steps, is_last)
-    exact = flops.exact_flops_per_token(draft.inventory, draft.sequence_length, recompute=layout.recompute == "full")
+    exact = draft.exact_rate
     growth = None
     if stage.source is not None:
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
@@ -204,7 +231,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         tokens=budget.tokens,
         samples=samples,
         iterations=steps,
-        flops=budget.flops,
+        flops=budget.flops if draft.accounting == "paper" else draft.counted.flops_per_token * budget.tokens,
         flops_exact=flops_exact,
         memory=memory,
         state_bytes=tuple(rank_memory(draft.inventory, setting, rank).state_bytes for rank in range(setting.pp)),
@@ -257,7 +284,7 @@ def _formulas(
     return {
         "FLOPs": budget.formula,
         "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
-        "tokens": f"{budget.flops:.4g} FLOPs / {rate:.4g} per token = {budget.tokens:,}",
+        "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
         "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
         f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
         "GB per GPU": " + ".join(f"{name} {size:.3g}" for name, size in sizes if size)
@@ -308,7 +335,8 @@ def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> sched
 def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[StagePlan]:
     """The largest model from scratch, with the FLOPs of all stages together."""
     problems: list[str] = []
-    whole, steps = sum(stage.flops for stage in stages), sum(stage.iterations for stage in stages)
+    key = "flops_exact" if recipe.budget.accounting == "exact" else "flops"
+    whole, steps = sum(getattr(stage, key) for stage in stages), sum(stage.iterations for stage in stages)
     plans = []
     for name, baseline in recipe.baselines.items():
         path: KeyPath = ("baselines", name)
@@ -329,14 +357,14 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[S
 
 def _tokens_for(whole: float, draft: _Draft) -> float:
     """Tokens that `whole` FLOPs buy."""
-    return whole / draft.counted.flops_per_token
+    return whole / draft.rate
 
 
 def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int) -> Baseline:
     """The baseline with the batch that spends `whole` FLOPs in as many steps as the stages take."""
     draft = _draft(recipe, baseline, path, None, gpus, [])
     dp = draft.layout.dp or 1
-    batch = max(1, round(whole / draft.counted.flops_per_token / steps / draft.sequence_length / dp)) * dp
+    batch = max(1, round(whole / draft.rate / steps / draft.sequence_length / dp)) * dp
     micro = max(d for d in layouts.divisors(batch // dp) if d <= baseline.micro_batch_size)
     return baseline.model_copy(update={"global_batch_size": batch, "micro_batch_size": micro})
 

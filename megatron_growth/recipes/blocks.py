@@ -132,9 +132,14 @@ class Budget(Block):
     """Of what remains, the share before each growth (`step` rule)."""
     fraction_of: Literal["steps", "flops"] = "steps"
     """Whether `fraction` is one of steps or of FLOPs; the paper's sentence allows both."""
+    accounting: Literal["paper", "exact"] = "paper"
+    """How the `step` rule counts: by the paper's formula, in which a frozen weight costs 2 FLOPs a token, or exactly (4
+    where something trains below it, and attention scores)."""
 
     @model_validator(mode="after")
     def _needs(self) -> Budget:
+        if self.accounting == "exact" and self.rule != "step":
+            raise ValueError("the exact accounting belongs to the step rule")
         needs = {"family": "tokens_per_parameter", "step": "vanilla_iterations"}.get(self.rule)
         if needs and getattr(self, needs) is None:
             raise ValueError(f"the {self.rule} rule needs {needs}")
