@@ -22,7 +22,7 @@ from typing import Any
 
 from megatron_growth.backend.installation import Installation, has_makefile, transformer_engine
 from megatron_growth.backend.replacements import Replacement, apply
-from megatron_growth.backend.stand_ins import TRANSFORMER_ENGINE, StandIn, missing_words, stand_ins
+from megatron_growth.backend.stand_ins import TRANSFORMER_ENGINE, StandIn, missing_words, refuse_on_host, stand_ins
 from megatron_growth.errors import UserError
 
 # What torchrun would set for one process; port 0 is any free port.
@@ -172,9 +172,16 @@ def run_script(script: str | Path, argv: Sequence[str]) -> None:
     process of its world.
 
     Raises:
-        UserError: there is no such script.
+        UserError: there is no such script, or a word needs a GPU.
     """
-    run_as_main(script, lambda: [*argv, *cpu_flags(argv)] if install() else list(argv))
+
+    def words() -> list[str]:
+        if not install():
+            return list(argv)
+        refuse_on_host(argv)
+        return [*argv, *cpu_flags(argv)]
+
+    run_as_main(script, words)
 
 
 def run_as_main(script: str | Path, words: Callable[[], list[str]]) -> None:

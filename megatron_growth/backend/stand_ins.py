@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from megatron_growth.backend.installation import BLACKWELL, Installation
 from megatron_growth.backend.replacements import Replacement
+from megatron_growth.errors import UserError
 
 Flags = Mapping[str, tuple[str, ...]]
 
@@ -72,6 +73,27 @@ def missing_words(rows: Iterable[StandIn], argv: Sequence[str]) -> list[str]:
     """The words of the rows' flags that `argv` does not hold, ready to be appended to it."""
     given = {word.split("=")[0] for word in argv}
     return [word for name, values in flags(rows).items() if name not in given for word in (name, *values)]
+
+
+# What nothing stands in for on the host, and why; Megatron's own words.
+ONLY_ON_A_GPU = {
+    "--optimizer-cpu-offload": "the optimizer is on the host already, and moves no state to a GPU",
+    "--use-torch-fsdp2": "torch's FSDP2 shards over GPUs only",
+    "--log-straggler": "it reads the GPU's temperature, power and clock",
+}
+
+
+def refuse_on_host(argv: Sequence[str]) -> None:
+    """Refuse words that only a GPU can carry out.
+
+    Raises:
+        UserError: names the word, why, and what to do.
+    """
+    for word in (word.split("=")[0] for word in argv):
+        if word in ONLY_ON_A_GPU:
+            raise UserError(
+                f"{word} needs a GPU: {ONLY_ON_A_GPU[word]}", where=word, fix=f"leave out {word} on this machine"
+            )
 
 
 def tensor_parallel_size(argv: Sequence[str]) -> int:

@@ -15,7 +15,13 @@ from megatron_growth.backend import cpu
 from megatron_growth.backend.installation import FIRST_WITH_FP8, Installation, detect
 from megatron_growth.backend.processes import die_with_parent
 from megatron_growth.backend.replacements import apply
-from megatron_growth.backend.stand_ins import environment, missing_words, stand_ins, tensor_parallel_size
+from megatron_growth.backend.stand_ins import (
+    environment,
+    missing_words,
+    refuse_on_host,
+    stand_ins,
+    tensor_parallel_size,
+)
 from megatron_growth.errors import GrowthError, UserError
 
 
@@ -54,6 +60,8 @@ def refuse_impossible(here: Installation, argv: Sequence[str]) -> None:
     Raises:
         UserError: naming the word, what is missing, and what to do.
     """
+    if not here.gpu:
+        refuse_on_host(argv)
     words = {word.split("=")[0] for word in argv}
     engine = "install Transformer Engine (docs/gpu.md)"
     for flag in sorted({"--fp8-format", "--fp8-param-gather"} & words):

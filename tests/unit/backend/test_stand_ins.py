@@ -9,7 +9,7 @@ import pytest
 from megatron_growth.backend import installation, start
 from megatron_growth.backend.installation import INSTALLATIONS, Installation
 from megatron_growth.backend.stand_ins import environment, flags, missing_words, stand_ins, tensor_parallel_size
-from megatron_growth.errors import UnsupportedError
+from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.testing import run_distributed
 
 NO_APEX = {"--no-gradient-accumulation-fusion"}
@@ -176,3 +176,16 @@ def test_no_gpu_is_seen_where_all_are_hidden(monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert nvml.devices() == ()
     nvml.devices.cache_clear()
+
+
+@pytest.mark.parametrize("word", ["--optimizer-cpu-offload", "--use-torch-fsdp2", "--log-straggler"])
+def test_words_that_only_a_gpu_carries_out_are_refused_on_the_host(word, capsys, tmp_path):
+    """At both starts, before Megatron is imported, and with a fix that this command can take."""
+    from megatron_growth.backend import cpu
+
+    (tmp_path / "script.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UserError, match=word) as refused:
+        start.refuse_impossible(installation.Installation(), ["--bf16", word])
+    assert refused.value.fix == f"leave out {word} on this machine"
+    assert cpu.main([str(tmp_path / "script.py"), word]) == 2
+    assert word in capsys.readouterr().err
