@@ -30,6 +30,7 @@ def complete(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[St
         total_flops=total,
         scratch_flops=scratch,
         saving=1 - total / scratch,
+        scratch=_scratch_words(recipe, stages, baselines),
         notes=tuple(notes_of(recipe, stages, baselines, integer_program, compute)),
         integer_program=integer_program,
         compute_saving=compute,
@@ -49,9 +50,15 @@ def _scratch_flops(recipe: Recipe, stages: Sequence[StagePlan], baselines: Seque
     return baselines[0].flops if baselines else sum(stage.flops for stage in stages)
 
 
+def _scratch_words(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> str:
+    if recipe.budget.rule == "family":
+        return "training every size from scratch"
+    return "standard pre-training of the last stage's model" if baselines and len(stages) > 1 else ""
+
+
 def _program(recipe: Recipe) -> Program | None:
-    """STEP's integer program for the recipe's sizes; None for other papers."""
-    if recipe.paper != "step" or recipe.stages[0].layers == recipe.stages[-1].layers:
+    """STEP's integer program for the recipe's sizes; None where budgets follow another rule, or no layers are added."""
+    if recipe.budget.rule != "step" or recipe.stages[0].layers == recipe.stages[-1].layers:
         return None
     last = recipe.stages[-1]
     relora = last.method("relora")
@@ -69,8 +76,11 @@ def _program(recipe: Recipe) -> Program | None:
 def _savings(
     recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]
 ) -> tuple[Saving | None, Saving | None]:
-    """(compute, memory) saved by reuse against the first baseline, the last stage stopping early where it says so."""
-    if recipe.paper != "reuse" or not baselines:
+    """(compute, memory) saved against the first baseline, the last stage stopping early where it says so.
+
+    Only where every stage says its own steps: the other rules give stages and baselines the same compute.
+    """
+    if recipe.budget.rule != "iterations" or not baselines:
         return None, None
     standard, last = baselines[0], stages[-1]
     stopped = (last.stop_iterations or last.iterations) / last.iterations

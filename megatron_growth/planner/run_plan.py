@@ -199,6 +199,7 @@ class RunPlan:
         scratch_flops: what training every size of the family from scratch would take; for the other papers, what the
             standard pre-training of the last stage's model takes.
         saving: 1 - total_flops / scratch_flops.
+        scratch: what `scratch_flops` are of, in words; empty where there is nothing to compare with.
         baselines: runs to compare with, from scratch.
         notes: where numbers of the paper disagree with its own formulas, and what was rounded.
     """
@@ -214,6 +215,7 @@ class RunPlan:
     total_flops: float
     scratch_flops: float
     saving: float
+    scratch: str = ""
     notes: tuple[str, ...] = ()
     integer_program: Program | None = None
     compute_saving: Saving | None = None

@@ -12,12 +12,6 @@ from rich.text import Text
 from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
 from megatron_growth.records.human import count, size
 
-SUMS = {
-    "family": "training every size from scratch",
-    "reuse": "standard pre-training of the last stage's model",
-    "step": "standard pre-training of the last stage's model",
-}
-
 _WORDS = ("stage", "layout")
 
 
@@ -82,9 +76,9 @@ def _training(plan: RunPlan) -> Table:
 
 
 def _totals(plan: RunPlan) -> Iterator[RenderableType]:
-    if plan.paper in SUMS:
+    if plan.scratch:
         yield Text(
-            f"All stages {plan.total_flops:.4g} FLOPs; {SUMS[plan.paper]} {plan.scratch_flops:.4g}: "
+            f"All stages {plan.total_flops:.4g} FLOPs; {plan.scratch} {plan.scratch_flops:.4g}: "
             f"{abs(plan.saving):.1%} {'saved' if plan.saving >= 0 else 'more'}."
         )
     for what, saving in (("Compute", plan.compute_saving), ("Memory", plan.memory_saving)):

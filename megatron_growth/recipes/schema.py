@@ -214,8 +214,8 @@ class Recipe(Block):
 
     name: Name
     """Of the recipe; its runs are written to runs/NAME."""
-    paper: Literal["family", "reuse", "step", "wso", "relora", "galore"]
-    """The paper whose run this is."""
+    paper: str | None = None
+    """The paper whose run this is, if it is one's; nothing follows from it."""
     summary: str
     """One line for people."""
     model: Model

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_growth import operators
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
@@ -251,7 +252,7 @@ def _growth(stage: StagePlan, launch: Launch) -> Options:
         }
         for axis, operator in (("width", growth.width), ("depth", growth.depth)):
             if operator is not None:
-                options[f"growth-{axis}"] = written(operator)
+                options[f"growth-{axis}"] = operators.written(axis, operators.get(axis, operator))
     if stage.freeze:
         options["growth-freeze"] = ",".join(stage.freeze)
     if rules := _rules(stage):

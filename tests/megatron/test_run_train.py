@@ -8,14 +8,19 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from megatron_growth.run import checkpoints
+from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.megatron.kill_torture import torture
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -172,23 +177,19 @@ def test_a_full_disk_while_saving_loses_nothing(finished, corpus, small_disk):
 def test_ctrl_c_saves_and_says_how_to_go_on(copied, corpus, finished):
     stage = copied / "stages" / "large"
     shutil.rmtree(stage)
+    words = [sys.executable, "-m", "tests.held_stage", "train", *micro_run.train_words(corpus, copied)]
     process = subprocess.Popen(
-        micro_run.command("train", *micro_run.train_words(corpus, copied)),
-        env=micro_run.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
+        list(map(str, words)), env=micro_run.environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while '"iteration": 1,' not in _text(stage / "metrics.jsonl"):
+    while f'"iteration": {AFTER},' not in _text(stage / "metrics.jsonl"):
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=micro_run.TIMEOUT)
     assert "Traceback" not in printed
-    if process.returncode:  # the stage may have been quicker than the signal
-        assert process.returncode == 130
-        assert "the same command goes on where it was" in printed
+    assert process.returncode == 130
+    assert "the same command goes on where it was" in printed
+    assert checkpoints.tracked(stage / "checkpoints") == AFTER + 1
     again = micro_run.call("train", *micro_run.train_words(corpus, copied))
     assert again.returncode == 0, again.stderr
     assert micro_run.differences(copied, finished) == []

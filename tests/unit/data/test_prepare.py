@@ -268,11 +268,31 @@ def test_finished_shards_are_used_again(corpus, request_for, tmp_path, monkeypat
 COMMAND = [sys.executable, "-m", "megatron_growth.cli.main", "prepare"]
 
 
+# The command, which takes the first finished shard and then waits to be killed, its workers alive.
+HELD = """
+import sys, time
+from megatron_growth.cli.main import main
+from megatron_growth.data import workers
+finished = workers.as_completed
+def first_only(futures):
+    yield next(finished(futures))
+    print("held", flush=True)
+    time.sleep(3600)
+workers.as_completed = first_only
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_workers_end_with_a_killed_command_and_the_same_command_finishes(tmp_path, gpt2_files):
     words = ["--corpus", "stdlib", "--tokenizer", "gpt2", "--tokenizer-files", gpt2_files, "--workers", "2"]
-    process = subprocess.Popen([*COMMAND, *words, "--output", tmp_path / "out"], stderr=subprocess.DEVNULL)
-    shard_folder = tmp_path / ".out.partial" / "shards"
-    wait_for(lambda: shard_folder.is_dir() and any(shard_folder.glob("0*.npz")))
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, "prepare", *words, "--output", tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    assert any((tmp_path / ".out.partial" / "shards").glob("0*.npz"))
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
@@ -285,7 +305,7 @@ def test_workers_end_with_a_killed_command_and_the_same_command_finishes(tmp_pat
     assert manifest.text_bytes > 8_000_000
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
