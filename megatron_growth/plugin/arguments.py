@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "growth", "start from a smaller model, freeze parameters, and follow a run (megatron_growth)"
     )
     _add_growth_arguments(group)
+    _add_start_argument(group)
     _add_training_arguments(group)
     _add_model_arguments(group)
     return parser
@@ -63,6 +64,15 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         default="reset",
         help="what becomes of the source's optimizer state: reset starts anew; grow (with the weights) and asymmetric "
         "(old entries keep theirs) need a checkpoint from `megatron-growth grow` (default: %(default)s)",
+    )
+
+
+def _add_start_argument(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--growth-start-anew",
+        action="store_true",
+        help="--load holds a checkpoint grown offline with its optimizer state: begin at iteration 0, with that state; "
+        "for the first start only",
     )
 
 
@@ -159,6 +169,7 @@ class PluginOptions:
     depth: str = "stack"
     seed: int = 0
     optimizer_state: OptimizerState = "reset"
+    start_anew: bool = field(default=False, metadata=ASKS)
     methods: tuple[Method, ...] = field(default=(), metadata=ASKS)
     data_start: int | None = None
     data_pool: int | None = field(default=None, metadata=ASKS)
@@ -190,6 +201,7 @@ class PluginOptions:
             depth=args.growth_depth,
             seed=args.growth_seed,
             optimizer_state=args.growth_optimizer_state,
+            start_anew=args.growth_start_anew,
             methods=methods_of(args),
             data_start=args.growth_data_start,
             data_pool=args.growth_data_pool,

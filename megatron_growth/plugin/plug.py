@@ -66,7 +66,7 @@ def unplug() -> None:
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     """What every part of the plugin adds to this run, in the order in which the parts act; each knows when."""
-    from megatron_growth.plugin import datasets, growing, layers, loading, memory, reshardable, scheduler
+    from megatron_growth.plugin import anew, datasets, growing, layers, loading, memory, reshardable, scheduler
     from megatron_growth.plugin.active import ActiveMethods
 
     active = ActiveMethods(options.methods, events.record)
@@ -76,6 +76,7 @@ def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     yield active.addition()
     yield scheduler.addition(active)
     yield loading.addition(active)
+    yield anew.addition(options)
     yield datasets.addition(options)
     yield memory.addition(options, events.record)
     yield events.addition()

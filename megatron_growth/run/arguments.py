@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_growth import operators
 from megatron_growth.errors import UnsupportedError
+from megatron_growth.operators import registry
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.flags import Flags, merged
@@ -29,7 +29,8 @@ class Launch:
 
     Attributes:
         directory: the stage's folder.
-        source: checkpoint folder to grow from, or None.
+        source: checkpoint folder to grow from on load, or None.
+        grown: checkpoint folder that offline growth has written, optimizer state included, to begin with; or None.
         data_flags: Megatron's flags of the dataset and its tokenizer.
         data_cache: folder for Megatron's sample indices.
         validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
@@ -52,6 +53,7 @@ class Launch:
     train: bool = True
     machine: Machine = "gpu"
     cluster_flags: Flags = field(default_factory=dict)
+    grown: Path | None = None
 
     def on(self, machine: Machine, cluster_flags: Flags) -> Launch:
         """The same launch on a machine, with the flags of its profile."""
@@ -213,7 +215,7 @@ def _rules(stage: StagePlan) -> list[str]:
 def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
     folder = launch.directory
     options: Options = {
-        "load": folder.checkpoints,
+        "load": launch.grown or folder.checkpoints,
         "ckpt-format": "torch_dist",
         "tensorboard-dir": folder.tensorboard,
         "log-interval": 1,
@@ -230,6 +232,8 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         options |= gpu_options.saving(recipe, stage)
     else:
         options["skip-train"] = True
+    if launch.grown:
+        options |= {"growth-start-anew": True, "override-opt_param-scheduler": True, "no-load-rng": True}
     if launch.wandb_project:
         options |= {
             "wandb-project": launch.wandb_project,
@@ -252,7 +256,7 @@ def _growth(stage: StagePlan, launch: Launch) -> Options:
         }
         for axis, operator in (("width", growth.width), ("depth", growth.depth)):
             if operator is not None:
-                options[f"growth-{axis}"] = operators.written(axis, operators.get(axis, operator))
+                options[f"growth-{axis}"] = registry.written(axis, registry.get(axis, operator))
     if stage.freeze:
         options["growth-freeze"] = ",".join(stage.freeze)
     if rules := _rules(stage):

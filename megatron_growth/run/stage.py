@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_growth.data.manifest import Manifest
-from megatron_growth.errors import CheckpointError, RunError, StageFailed, UnsupportedError
+from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.flags import Flags
@@ -23,7 +24,9 @@ from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
-from megatron_growth.run.gpu_options import Machine
+from megatron_growth.run.gpu_options import Machine, distributed_optimizer
+
+_GROWN_SIZES = ("layers", "hidden", "ffn", "heads", "query_groups", "head_dim", "sublayers")
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,16 @@ def open_stage(
     stage, folder = plan.stage(name), StageDirectory(run.stage(name).path.absolute())
     source = _source(run, plan, stage)
     reached, notes = checkpoints.repair(folder.checkpoints)
+    grown = None
+    if source is not None and _with_optimizer(stage):
+        # With a checkpoint of its own a stage has no use for the grown one any more.
+        grown = None if reached else _grown_offline(stage, folder, source)
+        source = None
     progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
     launch = Launch(
         directory=folder,
         source=source,
+        grown=grown,
         data_flags=tuple(dataset.flags(run, manifest)),
         data_cache=dataset.order_cache(run),
         validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
@@ -147,10 +156,20 @@ def check_stages(recipe: Recipe, stages: Sequence[StagePlan], machine: Machine) 
 
     Raises:
         UnsupportedError: this release cannot train one of them.
+        RecipeError: optimizer state that shall be grown cannot be loaded by the stage.
     """
+    optimizers = {stage.name: distributed_optimizer(stage) for stage in stages}
     nowhere = Path("/nowhere")
     for stage in stages:
         source = nowhere / stage.source if stage.source else None
+        if _with_optimizer(stage) and optimizers.get(str(stage.source), own := optimizers[stage.name]) != own:
+            raise RecipeError(
+                f"stage {stage.name} cannot take over the optimizer state of {stage.source}: one is divided among "
+                "data-parallel ranks, the other is not",
+                where=recipe.where("stages"),
+                fix="give both stages the same `distributed_optimizer` and a `dp` of 1, or both more than 1; or set "
+                "growth.optimizer_state: reset",
+            )
         launch = Launch(StageDirectory(nowhere / stage.name), source, (), nowhere, 1, machine=machine)
         megatron_arguments(recipe, stage, launch)
 
@@ -189,6 +208,33 @@ def read_arguments(folder: StageDirectory) -> list[str]:
 
 def _arguments(folder: StageDirectory) -> Path:
     return folder.path / "arguments.json"
+
+
+def _with_optimizer(stage: StagePlan) -> bool:
+    """Whether the source's optimizer state is grown, too."""
+    return stage.growth is not None and stage.growth.optimizer_state != "reset"
+
+
+def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Path:
+    """The source, grown with its optimizer state into a checkpoint that the stage begins with; made once."""
+    from megatron_growth.checkpoint import grow_offline
+    from megatron_growth.operators import get
+
+    assert stage.growth is not None
+    growth, shape, target = stage.growth, stage.shape, folder.path / "grown"
+    sizes = {name: getattr(shape, name) for name in _GROWN_SIZES}
+    job = grow_offline.plan(
+        source,
+        lambda found: found.with_(**sizes),
+        get("width", growth.width or "aki"),
+        get("depth", growth.depth or "stack"),
+        seed=growth.seed,
+        policy=growth.optimizer_state,
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    processes = min(4, len(os.sched_getaffinity(0)))
+    grow_offline.grow(job, target, processes=processes, rates=(stage.lr, stage.min_lr))
+    return target
 
 
 def _source(run: RunDirectory, plan: RunPlan, stage: StagePlan) -> Path | None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_growth.run import checkpoints
+from megatron_growth import recipes
+from megatron_growth.planner import plan_run
+from megatron_growth.run import checkpoints, directory
 from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.megatron.kill_torture import torture
@@ -139,6 +141,26 @@ def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(copied, corpus
     assert "checkpoint of iteration 14 is not whole" in again.stderr
     assert "going on from iteration 12" in again.stderr
     assert micro_run.differences(copied, finished) == []
+
+
+@pytest.mark.parametrize("policy", ["grow", "asymmetric"])
+def test_a_stage_takes_over_the_optimizer_state_of_its_source(finished, corpus, tmp_path, policy):
+    """The same grown weights as without, at iteration 0 of the stage's own schedule; Adam goes on, so steps differ."""
+    document = yaml.safe_load(micro_run.RECIPE.read_text())
+    document["growth"]["optimizer_state"], document["data"]["corpus"] = policy, str(corpus)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
+    recipe = recipes.load(tmp_path / "recipe.yaml")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
+    shutil.copytree(finished / "data", run.data)
+    shutil.copytree(finished / "stages" / "small", run.stage("small").path)
+    done = micro_run.call("train", *micro_run.train_words(corpus, run.path, tmp_path / "recipe.yaml"))
+    assert done.returncode == 0, done.stderr
+    mine, plain = micro_run.losses(run.path, "large"), micro_run.losses(finished, "large")
+    assert mine[1] == pytest.approx(plain[1], abs=1e-5)
+    assert abs(mine[2] - plain[2]) > 1e-5
+    rates = [[r["lr"] for r in micro_run.records(of, "large") if "event" not in r] for of in (run.path, finished)]
+    assert rates[0] == rates[1]
+    assert mine[14] < mine[1]
 
 
 @pytest.fixture

@@ -174,3 +174,31 @@ def test_first_stages_of_reuse(variant, sublayers):
     stage = plan_run(recipe, gpus=1).stages[0]
     words = options(megatron_arguments(recipe, stage, launch(stage)))
     assert (words["--num-layers"], words["--growth-sublayers"]) == ("1", sublayers)
+
+
+@pytest.mark.parametrize(
+    ("axis", "spec"),
+    [
+        ("depth", {"name": "copy-neighbor", "positions": [0, 2]}),
+        ("depth", "copy-neighbor:positions=[0,2]"),
+        ("width", {"residual": "zero-pad", "heads": None}),
+        ("width", {"name": "aki"}),
+    ],
+)
+def test_an_operator_is_written_as_the_rank_reads_it(nano, axis, spec):
+    from megatron_growth.operators import get
+
+    recipe, plan = nano
+    stage = replace(plan.stages[-1], growth=replace(plan.stages[-1].growth, **{axis: spec}))
+    words = options(megatron_arguments(recipe, stage, launch(stage)))
+    assert get(axis, words[f"--growth-{axis}"]) == get(axis, spec)
+
+
+def test_a_stage_that_takes_over_optimizer_state_begins_with_what_was_grown_offline(nano):
+    recipe, plan = nano
+    stage = plan.stages[-1]
+    words = options(megatron_arguments(recipe, stage, launch(stage, source=None, grown=Path("/run/stages/x/grown"))))
+    assert words["--load"] == "/run/stages/x/grown"
+    assert words["--save"].endswith(f"{stage.name}/checkpoints")
+    assert "--growth-start-anew" in words
+    assert "--growth-from" not in words

@@ -77,7 +77,7 @@ def test_the_command_that_goes_on_takes_the_runs_own_recipe(tmp_path, recipe, pl
     words = shlex.split(directory.train_command(run))
     args = build_parser(("train",)).parse_args(words[1:])
     assert (args.folder, args.baseline) == (run.path, ["scratch"])
-    again = load_recipe(args.recipe, args.variant, args.corpus)
+    again = load_recipe(args.recipe, args.variant, args)
     assert directory.recipe_text(again) == run.recipe.read_text()
     variant = recipes.load("nano-reuse", "one-layer-attn")
     run = directory.create(tmp_path / "variant", variant, plan_run(variant, gpus=1))
