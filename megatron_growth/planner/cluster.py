@@ -24,7 +24,8 @@ from megatron_growth.errors import ParallelLayoutError
 from megatron_growth.planner import flops, layouts
 from megatron_growth.planner.inventory import Inventory, take_inventory
 from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
-from megatron_growth.planner.run_plan import ParallelLayout, RunPlan, StagePlan, checkpoint_bytes
+from megatron_growth.planner.parallel import ParallelLayout
+from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
 from megatron_growth.recipes.cluster import ClusterProfile
 from megatron_growth.recipes.schema import Layout, Recipe
 from megatron_growth.records.human import plural, size

@@ -17,13 +17,10 @@ Shape legend: S sequence length, H hidden, F ffn, A query heads, G query groups,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from megatron_growth.planner.inventory import Entry, Inventory
+from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.shape import ModelShape
-
-if TYPE_CHECKING:
-    from megatron_growth.planner.run_plan import ParallelLayout
 
 
 @dataclass(frozen=True)

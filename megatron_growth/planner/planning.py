@@ -13,7 +13,8 @@ from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, entries_of, take_inventory, unmatched
 from megatron_growth.planner.memory import RankMemory, Setting, peak_memory, rank_memory
-from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout, Parameters, RunPlan, StagePlan
+from megatron_growth.planner.parallel import ParallelLayout
+from megatron_growth.planner.run_plan import GrowthSpec, Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from megatron_growth.errors import RunError
 from megatron_growth.planner import StagePlan
-from megatron_growth.planner.run_plan import GrowthSpec, ParallelLayout
+from megatron_growth.planner.parallel import ParallelLayout
+from megatron_growth.planner.run_plan import GrowthSpec
 from megatron_growth.report.records import RunRecord, StageRecord, read_metrics, read_state_bytes
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm.submit import go_on_command

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "ci" / "slurm-cluster.sh"
 # Seconds after which a test gives up; nothing is expected to take so long, not even on a busy machine.
-PATIENCE = 400.0
+PATIENCE = 900.0
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "unshare", "setpriv")
 
 

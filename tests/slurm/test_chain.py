@@ -18,7 +18,7 @@ from tests.slurm.cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, 
 
 ITERATIONS = 30  # of every stage
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 
 def growth(*words: object) -> str:

@@ -1,6 +1,7 @@
 """The direction of imports: a room of the package may use what lies below it, never what lies above or beside it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,68 @@ def wrong_imports(room: str, source: str) -> list[str]:
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+
+
+def modules_of(source: str, modules: set[str]) -> set[str]:
+    """The modules of the package that a file names: `from room import module` is the module, not the room's face.
+
+    The package's own face offers names of any room, lazily, and is left out.
+    """
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            named.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            named.update(full if full in modules else str(node.module) for full in inner.values())
+    return (named & modules) - {PACKAGE.name}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of imports, its first module again at the end; empty when there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        found = next(filter(None, (visit(below, [*way, module]) for below in sorted(graph.get(module, ())))), [])
+        done.add(module)
+        return found
+
+    return next(filter(None, (visit(module, []) for module in sorted(graph))), [])
+
+
+def test_no_file_imports_itself_by_a_detour():
+    names = {
+        path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+    }
+    graph = {name: modules_of(path.read_text(encoding="utf-8"), MODULES) - {name} for path, name in names.items()}
+    assert circle_in(graph) == []
+
+
+@pytest.mark.fault
+def test_a_planted_circle_is_found():
+    """Two files of one room, one of which imports the other inside a function."""
+    modules = {"megatron_growth.data.readers", "megatron_growth.data.sources"}
+    sources = "def late():\n    from megatron_growth.data import readers"
+    assert modules_of(sources, modules) == {"megatron_growth.data.readers"}
+    graph = {name: modules - {name} for name in modules}
+    assert circle_in(graph) == [
+        "megatron_growth.data.readers",
+        "megatron_growth.data.sources",
+        "megatron_growth.data.readers",
+    ]
+
+
+def test_contributing_names_the_rooms_that_touch_megatrons_training_loop():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rule = re.search(r"only\s+([^:]*?)\s+may import `megatron.training`", text)
+    assert rule is not None
+    assert set(re.findall(r"`(\w+)`", rule.group(1))) == TRAINING_LOOP_ROOMS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -12,7 +12,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import RunError
 from megatron_growth.planner import plan_run
-from megatron_growth.planner.run_plan import ParallelLayout
+from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.run import directory
 from megatron_growth.slurm.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
 from tests import plans

@@ -11,7 +11,8 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.planner import plan_run
-from megatron_growth.planner.run_plan import ParallelLayout, RunPlan
+from megatron_growth.planner.parallel import ParallelLayout
+from megatron_growth.planner.run_plan import RunPlan
 from megatron_growth.recipes.cluster import ClusterProfile, load_cluster, loads_cluster
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm.stage_jobs import job_name, nodes_of, stage_jobs
