@@ -312,20 +312,23 @@ def plot(rows: Sequence[Row], case: Case, work: Path, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from megatron_growth.report.plots import curve_style
+
     names = sorted({row.name for row in rows}, key=lambda n: min(statistics.mean(r.final) for r in rows if r.name == n))
-    color = {name: f"C{index}" for index, name in enumerate(names)}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    style = {name: curve_style(index) for index, name in enumerate(names)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
     for name in names:
         source_share = 0.0 if name.startswith("scratch/") else budget(case.small) / budget(case.large)
         folder = first_run(work, name, next(row.lr for row in rows if row.name == name))
-        left.plot(*curve(folder, source_share), color=color[name], lw=1, label=name)
+        left.plot(*curve(folder, source_share), **style[name], ms=5, lw=1, label=name, markevery=2, mec="white")
+    left.legend(fontsize=8, loc="upper right")
     best = min(value for row in rows for value in row.final)
     left.set_ylim(best - 0.1, best + 0.7)  # the first steps of a model from scratch are far above
     left.set_xlabel("share of the whole budget (compute of the source included)")
     left.set_ylabel("training loss, mean of 20 steps (nats per token)")
     for row in rows:
         y, mark = names.index(row.name), "os^D"[sorted({r.lr for r in rows}, reverse=True).index(row.lr)]
-        right.plot(row.final, [y] * len(row.final), mark, color=color[row.name], ms=6)
+        right.plot(row.final, [y] * len(row.final), mark, color=style[row.name]["color"], ms=6)
     right.set_yticks(range(len(names)), [name.replace(",", ",\n") for name in names])
     right.invert_yaxis()
     right.margins(y=0.1)

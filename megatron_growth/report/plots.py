@@ -1,10 +1,14 @@
-"""The pictures of the report.  Okabe-Ito colours, which colour-blind readers can tell apart; every axis has a unit."""
+"""The pictures of the report: every axis has a unit, and no two curves of a picture share colour, mark or label.
+
+Colours begin with those of Okabe and Ito, which colour-blind readers can tell apart; marks tell the rest.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +21,12 @@ from megatron_growth.records.storage import atomic_path
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import BASELINES, Variant
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#7F3C8D", "#A0522D", "#8DB600", "#004D40", "#FF5C8A", "#5B5B9E"),
+)
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+DASHES = ("-", "--", ":", "-.")
 BASELINE_COLOURS = ("#444444", "#999999")
 
 plt.rcParams.update(
@@ -32,6 +41,12 @@ plt.rcParams.update(
         "legend.frameon": False,
     }
 )
+
+
+def curve_style(number: int) -> dict[str, Any]:
+    """Colour and mark of one of several curves; beyond twelve the dashes change as well."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKS[place], "linestyle": DASHES[turn % len(DASHES)]}
 
 
 def loss_against_flops(run: RunRecord) -> Figure:
@@ -82,13 +97,17 @@ def growth_steps(run: RunRecord) -> Figure | None:
 def variant_losses(variants: Sequence[Variant]) -> Figure:
     """Validation loss of the last stage of every variant, against its iterations and against all compute spent."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-    for i, variant in enumerate(variants):
-        style = {"color": "#000000", "linestyle": "--"} if variant.name in BASELINES else {"color": COLOURS[i % 6]}
+    others = [v.name for v in variants if v.name not in BASELINES]
+    for variant in variants:
+        if variant.name in BASELINES:
+            number = BASELINES.index(variant.name)
+            style: dict[str, Any] = curve_style(number) | {"color": BASELINE_COLOURS[number % 2], "linestyle": "--"}
+        else:
+            style = curve_style(others.index(variant.name))
         points = [(n, loss) for n, loss in variant.last.validation if n]
         losses = [loss for _, loss in points]
-        marker = "os^Dv*"[i // 6 % 6]
         for ax, xs in zip(axes, ([n for n, _ in points], [variant.spent(n)[1] for n, _ in points]), strict=True):
-            ax.plot(xs, losses, marker=marker, markersize=3.5, linewidth=1.5, label=variant.name, **style)
+            ax.plot(xs, losses, markersize=5, markeredgecolor="white", linewidth=1.4, label=variant.name, **style)
     every = sorted(loss for v in variants for n, loss in v.last.validation if n and math.isfinite(loss))
     if every:
         axes[0].set_ylim(every[0] - 0.05, every[int(0.9 * (len(every) - 1))] + 0.05)

@@ -22,6 +22,7 @@ from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.megatron.kill_torture import torture
 
+pytestmark = pytest.mark.timeout(3600)
 ROOT = Path(__file__).parents[2]
 
 

@@ -65,10 +65,9 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(
     wait_until_held(disturbed, "C")
     slurm("scontrol", "requeue", numbers[2])
     wait_for_end()
-    growth("train", HERE / "chain.yaml", "--run", alone.path)
-
     said = "".join((disturbed.stage(name).path / "job.txt").read_text() for name in "ABC" if unfinished() == [])
     assert [job(number)["JobState"] for number in numbers] == ["COMPLETED"] * 3, said
+    growth("train", HERE / "chain.yaml", "--run", alone.path)
     for name in "ABC":
         starts = slurm_record.read(disturbed.stage(name)).starts
         assert len(starts) == 2, said

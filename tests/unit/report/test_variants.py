@@ -136,6 +136,28 @@ def test_findings_follow_the_numbers_either_way(folder, losses, by_steps, by_com
     assert any(f"every stage charged: {by_compute}." in s for s in sentences)
 
 
+@pytest.mark.parametrize("count", [2, 9, 12, 30])
+def test_no_two_curves_look_alike(folder, count):
+    """Nine variants once had three greens."""
+    from dataclasses import replace
+
+    import matplotlib.pyplot as plt
+
+    from megatron_growth.report.plots import variant_losses
+
+    first = collect_variants(folder)[1]
+    baseline = collect_variants(folder)[0]
+    drawn = variant_losses((baseline, *(replace(first, name=f"variant-{i}") for i in range(count))))
+    for axes in drawn.axes:
+        looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines]
+        assert len(set(looks)) == len(looks) == count + 1
+        assert len({line.get_label() for line in axes.lines}) == count + 1
+        if count <= 12:
+            assert len({colour for colour, *_ in looks}) == count + 1
+            assert len({mark for _, mark, _ in looks[1:]}) == count
+    plt.close(drawn)
+
+
 def test_state_is_measured_in_the_checkpoint(tmp_path):
     weights = torch.zeros(10, 4)
     state = {"embedding.word_embeddings.weight": weights, "optimizer.state.exp_avg.output_layer.weight": weights}
