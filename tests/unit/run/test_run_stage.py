@@ -77,8 +77,8 @@ def test_a_job_opens_its_stage_as_the_command_does(run, recipe, monkeypatch):
     monkeypatch.setenv("GROWTH_HOSTS", "node1")
     monkeypatch.setenv("GROWTH_RANKS_PER_NODE", "1")
     monkeypatch.delenv("GROWTH_WANDB_PROJECT", raising=False)
+    open_here(run, recipe, FIRST)  # makes the folder for sample orders, and marks it ours
     broken = run.path / "cache" / "aa-GPTDataset-train-document_index.npy"
-    broken.parent.mkdir()
     broken.write_text("")
     slurm_job.begin(run, FIRST)
     assert not broken.exists()
