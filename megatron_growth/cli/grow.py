@@ -110,7 +110,7 @@ def _where_training_goes_on(iteration: int | None) -> str:
         return "training starts at iteration 0, with fresh optimizer state"
     return (
         f"training goes on at iteration {iteration}, with the source's optimizer state, schedule and place in the data:"
-        f" --train-iters counts from 0, so give more than {iteration}"
+        f" --train-iters counts from 0, so give more than {iteration}, or begin at 0 with --growth-start-anew"
     )
 
 
