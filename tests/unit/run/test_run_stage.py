@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
 from megatron_growth import recipes
 from megatron_growth.data.manifest import load_manifest
-from megatron_growth.errors import CheckpointError, RunError, UnsupportedError
+from megatron_growth.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from megatron_growth.planner import plan_run
 from megatron_growth.run import directory, stage
 from megatron_growth.run.gpu_options import machine_here
@@ -103,3 +105,21 @@ def test_weights_and_biases_reaches_megatron_or_is_refused(run, recipe, monkeypa
     monkeypatch.setenv("GROWTH_WANDB_PROJECT", "p")
     slurm_job.begin(run, FIRST)
     assert stage.read_arguments(run.stage(FIRST)) == list(words)
+
+
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(recipe):
+    first, second, *_ = plan_run(recipe, gpus=1).stages
+    stage.check_stages(recipe, [first, second], "host")
+    with pytest.raises(UnsupportedError, match=second.name):
+        stage.check_stages(recipe, [first, replace(second, precision="fp8")], "host")
+
+
+def test_optimizer_state_between_two_kinds_of_optimizer_is_refused(recipe):
+    """Megatron does not read a plain optimizer's state into one that is divided among ranks."""
+    first, second, *_ = plan_run(recipe, gpus=1).stages
+    first = replace(first, layout=replace(first.layout, dp=1))
+    grown = replace(second, growth=replace(second.growth, optimizer_state="grow"))
+    divided = replace(grown, layout=replace(second.layout, dp=2, distributed_optimizer=True))
+    stage.check_stages(recipe, [first, replace(grown, layout=replace(second.layout, dp=1))], "host")
+    with pytest.raises(RecipeError, match=f"{second.name} cannot take over the optimizer state of {first.name}"):
+        stage.check_stages(recipe, [first, divided], "host")

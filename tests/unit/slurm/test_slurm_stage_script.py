@@ -19,6 +19,8 @@ SRUN = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+with open(os.environ["CALLS"] + ".master", "w") as file:
+    file.write(os.environ.get("MASTER_ADDR", ""))
 if "--job-name=begin" in sys.argv:
     print(4242)
 """
@@ -88,3 +90,18 @@ def test_tasks_and_their_share_of_the_node(run_script, launcher, tasks, cpus):
     assert f"--ntasks={2 * tasks}" in words
     assert f"--cpus-per-task={cpus}" in words
     assert "--distribution=block" in words
+
+
+def test_more_ranks_than_cpus_share_them(run_script):
+    """A division that comes to 0 CPUs a task is refused by srun."""
+    words = named(run_script(GROWTH_LAUNCHER="srun", GROWTH_RANKS_PER_NODE="8", SLURM_CPUS_ON_NODE="2"), "train")
+    assert "--cpus-per-task=1" in words
+    assert "--overcommit" in words
+    words = named(run_script(GROWTH_LAUNCHER="srun", GROWTH_RANKS_PER_NODE="2", SLURM_CPUS_ON_NODE="2"), "train")
+    assert "--overcommit" not in words
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "a1"), ({"MASTER_ADDR": "a1-ib0"}, "a1-ib0")])
+def test_the_address_of_the_first_node_can_be_given(run_script, tmp_path, given, expected):
+    run_script(GROWTH_RANKS_PER_NODE="8", **given)
+    assert (tmp_path / "calls.jsonl.master").read_text() == expected
