@@ -7,6 +7,7 @@ target layouts (TP, PP, virtual PP, uneven pipelines, DP) are independent.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from typing import Any
 
 import torch
 
-from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint import architecture, metadata
 from megatron_growth.checkpoint.agreement import together
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.errors import GrowthPlanError, UnsupportedError
+from megatron_growth.errors import UnsupportedError
 from megatron_growth.layout import lookup, parse_key
-from megatron_growth.operators import DepthOperator, GrowthMap, WidthOperator, build_map, get
+from megatron_growth.operators import DepthOperator, WidthOperator, build_map, get
 from megatron_growth.shape import ModelShape
 
 
@@ -38,6 +39,7 @@ class GrowthReport:
         bytes_read: from the source, by this rank.
         seconds: wall time on this rank.
         provenance: what a grown checkpoint carries (`args.growth_provenance`).
+        not_compared: settings that the source does not tell.
     """
 
     source: ModelShape
@@ -47,6 +49,7 @@ class GrowthReport:
     bytes_read: int
     seconds: float
     provenance: dict[str, Any]
+    not_compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Request:
     source_shape: ModelShape | None = None
     trust_checkpoint: bool = False
     open_source: Callable[[Path], Source] = Source
+    arguments: argparse.Namespace | None = None
 
 
 def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request: Any) -> GrowthReport:
@@ -74,6 +78,7 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
         source_shape: of the source; taken from the checkpoint when None.
         trust_checkpoint: unpickle the source's saved objects freely.
         open_source: opens the source; other formats than Megatron's have an opener of their own.
+        arguments: Megatron's of this run, to compare with the source's; what the modules tell when None.
 
     Returns:
         What was done on this rank.
@@ -100,9 +105,11 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
         get("depth", depth) if isinstance(depth, str) else depth,
         request.seed,
     )
+    unknown: list[str] = []
     if "args" in common:
-        needed = growth.norm_epsilon(metadata.norm_epsilon(common["args"]))
-        check_norm_epsilon(config.layernorm_epsilon, needed, growth)
+        saved = metadata.saved_arguments(common, source)
+        target = request.arguments or architecture.arguments_of_modules(model_chunks, saved)
+        unknown = architecture.check(saved, target, growth, where=str(source.path))
     init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
     tensors = size = 0
@@ -112,7 +119,7 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
     origin = metadata.provenance(source, growth, common, init_std=init_std)
     source.close()
     seconds = time.perf_counter() - begin
-    return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin)
+    return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin, tuple(unknown))
 
 
 def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
@@ -141,20 +148,6 @@ def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
         qkv_bias=bool(config.add_qkv_bias),
         qk_norm=bool(config.qk_layernorm),
     )
-
-
-def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:
-    """Refuse a norm epsilon that would make an exact operator inexact.
-
-    Raises:
-        GrowthPlanError: names the flag to use; it has to stay with the run, so it is not set behind its back.
-    """
-    if growth.width.epsilon_scale != 1.0 and abs(given - needed) > 1e-4 * needed:
-        raise GrowthPlanError(
-            f"{growth.provenance['width']} pads the residual stream, so the target's norm epsilon must be {needed!r}; "
-            f"it is {given!r}",
-            fix=f"train the target with --norm-epsilon {needed!r}",
-        )
 
 
 def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Any]]:

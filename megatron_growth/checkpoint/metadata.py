@@ -18,12 +18,23 @@ from typing import Any
 import torch
 
 from megatron_growth import __version__
+from megatron_growth.checkpoint.architecture import refuse_unsupported
 from megatron_growth.checkpoint.common import checked
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
-from megatron_growth.layout import lookup
-from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, FC1, FC2, OUTPUT, QKV, QKV_BIAS, QUERY_NORM
+from megatron_growth.layout import lookup, parameters_of
+from megatron_growth.layout.architecture import NORM_EPSILON, settings_of
+from megatron_growth.layout.parameters import (
+    EMBEDDING,
+    FC1,
+    FC2,
+    OUTPUT,
+    PROJ_BIAS,
+    QKV,
+    QKV_BIAS,
+    QUERY_NORM,
+)
 from megatron_growth.methods import METHODS
 from megatron_growth.operators import GrowthMap
 from megatron_growth.records.storage import storage_errors
@@ -32,6 +43,7 @@ from megatron_growth.shape import ModelShape
 COMMON = "common_state/shard_0_1"
 PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
+NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
 
 
 def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
@@ -99,7 +111,7 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
         CheckpointError: the tensors contradict the arguments.
         UnsupportedError: the architecture is not a dense GPT with fused QKV.
     """
-    _refuse_other_architectures(source, args)
+    refuse_unsupported(args, str(source.path))
     tensors = source.tensors
     embedding = tensors.get((EMBEDDING, None))
     if embedding is None:
@@ -111,6 +123,7 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
     groups = int(args.num_query_groups) if getattr(args, "group_query_attention", False) else heads
     head_dim = int(getattr(args, "kv_channels", None) or hidden // heads)
     ffn = fc2.shape[1] if fc2 else int(args.ffn_hidden_size)
+    told = settings_of(args)
     try:
         shape = ModelShape(
             hidden=hidden,
@@ -121,12 +134,12 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
             query_groups=groups,
             head_dim=head_dim,
             tied_embeddings=(OUTPUT, None) not in tensors,
-            gated=fc1.shape[0] == 2 * ffn if fc1 else bool(getattr(args, "swiglu", True)),
-            norm=str(getattr(args, "normalization", "LayerNorm")),
-            bias=(ATTENTION + "linear_proj.bias", None) in tensors,
+            gated=fc1.shape[0] == 2 * ffn if fc1 else bool(told["swiglu"]),
+            norm=str(told["normalization"]),
+            bias=(PROJ_BIAS, None) in tensors if qkv else bool(told["add_bias_linear"]),
             sublayers="attention" if qkv and not fc1 else "full",
-            qkv_bias=(QKV_BIAS, None) in tensors,
-            qk_norm=(QUERY_NORM, None) in tensors,
+            qkv_bias=(QKV_BIAS, None) in tensors if qkv else bool(told["add_qkv_bias"]),
+            qk_norm=(QUERY_NORM, None) in tensors if qkv else bool(told["qk_layernorm"]),
         )
     except GrowthPlanError as error:
         raise CheckpointError(f"the sizes of the checkpoint contradict each other: {error.what}") from None
@@ -135,27 +148,28 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
             f"QKV has {qkv.shape[0]} rows, the saved arguments ask for {(heads + 2 * groups) * head_dim}",
             where=str(source.path),
         )
+    _check_tensors(source, shape)
     return shape
 
 
-def _refuse_other_architectures(source: Source, args: argparse.Namespace) -> None:
-    """Name what is not supported before anything is planned."""
-    for flag, name in (
-        ("num_experts", "mixture of experts"),
-        ("multi_latent_attention", "multi-latent attention"),
-        ("mtp_num_layers", "multi-token prediction"),
-        ("layernorm_zero_centered_gamma", "zero-centred norm weights (--apply-layernorm-1p)"),
-    ):
-        if getattr(args, flag, None):
-            raise UnsupportedError(
-                f"the checkpoint is a model with {name}",
-                where=str(source.path),
-                fix="growth supports dense GPT models: fused QKV attention, SwiGLU or plain FFN, RMSNorm or LayerNorm",
-            )
+def _check_tensors(source: Source, shape: ModelShape) -> None:
+    """Refuse weights that a model of this shape does not have: nothing would take them.
+
+    Raises:
+        UnsupportedError: growth does not know such a weight at all.
+        CheckpointError: the rest of the checkpoint says that there is none.
+    """
+    known = {parameter.name for parameter in parameters_of(shape)}
     for name, moment in source.tensors:
-        if moment is None and not name.startswith(("optimizer.", "chained_", "rng_state", "rerun_state")):
-            _refuse_unmerged(name, source)
-            lookup(name)
+        if moment is not None or name.startswith(NOT_WEIGHTS):
+            continue
+        _refuse_unmerged(name, source)
+        if lookup(name).name not in known:
+            raise CheckpointError(
+                f"the checkpoint holds {name}, which a model of its saved arguments and other weights does not have",
+                where=f"{source.path}; {shape}",
+                fix="grow from a checkpoint that Megatron saved as a whole",
+            )
 
 
 def _refuse_unmerged(name: str, source: Source) -> None:
@@ -171,7 +185,7 @@ def _refuse_unmerged(name: str, source: Source) -> None:
 
 def norm_epsilon(args: argparse.Namespace) -> float:
     """The --norm-epsilon of a checkpoint's saved arguments; Megatron's default where it is not saved."""
-    return float(getattr(args, "layernorm_epsilon", 1e-5))
+    return float(NORM_EPSILON.of(args))
 
 
 def content_hash(source: Source) -> str:

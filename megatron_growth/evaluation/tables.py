@@ -12,6 +12,7 @@ import torch
 
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.source import Source, SourceTensor
+from megatron_growth.checkpoint.vocabulary import token_range
 from megatron_growth.errors import CheckpointError, DataError
 
 Table = Literal["embedding", "output"]
@@ -46,8 +47,11 @@ def check_vocabulary(source: Source, tokenizer_size: int, *, trust: bool = False
         DataError: the numbers of tokens differ.
     """
     size, rows = vocabulary_of(source, trust=trust), _tensor(source, "embedding").shape[0]
-    padded = size == rows  # the checkpoint tells the padded size only
-    if tokenizer_size > size or (tokenizer_size < size and not padded):
+    least = size
+    if size == rows:  # the checkpoint tells the padded size only
+        args = metadata.common_state(source, trust=trust).get("args")
+        least = token_range(args)[0] if args is not None else 0
+    if not least <= tokenizer_size <= size:
         raise DataError(
             f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary {size}",
             where=str(source.path),

@@ -223,6 +223,7 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         vocab_size=shape.vocab,
         padded_vocab_size=shape.vocab,
         make_vocab_size_divisible_by=1,
+        growth_vocabulary=None,  # rows; the tokenizer may have fewer tokens
         init_method_std=float(config.get("initializer_range", 0.02)),
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",

@@ -39,6 +39,7 @@ QKV = ATTENTION + "linear_qkv.weight"
 QKV_BIAS = ATTENTION + "linear_qkv.bias"
 QUERY_NORM = ATTENTION + "q_layernorm.weight"
 PROJ = ATTENTION + "linear_proj.weight"
+PROJ_BIAS = ATTENTION + "linear_proj.bias"
 FC1 = MLP + "linear_fc1.weight"
 FC2 = MLP + "linear_fc2.weight"
 
@@ -120,7 +121,7 @@ PARAMETERS: dict[str, Parameter] = {
         *_norm(ATTENTION + "q_layernorm", "attention", axis="head_dim"),
         *_norm(ATTENTION + "k_layernorm", "attention", axis="head_dim"),
         Parameter(PROJ, ("hidden", "write"), ("heads", "read"), "output", "attention"),
-        Parameter(ATTENTION + "linear_proj.bias", ("hidden", "write"), None, "zero", "attention"),
+        Parameter(PROJ_BIAS, ("hidden", "write"), None, "zero", "attention"),
         *_norm(MLP + "linear_fc1.layer_norm", "ffn", local="pre_mlp_layernorm"),
         Parameter(FC1, ("gate_up", "write"), ("hidden", "read"), sublayer="ffn"),
         Parameter(MLP + "linear_fc1.bias", ("gate_up", "write"), init="zero", sublayer="ffn"),

@@ -10,7 +10,6 @@ import numpy as np
 from megatron_growth.axes import INIT, ZERO, Side
 from megatron_growth.layout.parameters import FINAL_NORM, Parameter
 from megatron_growth.operators.base import GrowthMap, UnitMaps
-from megatron_growth.shape import ModelShape
 
 
 def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[Side, Side | None]:
@@ -45,7 +44,7 @@ def _side(axis: str, use: str, growth: GrowthMap, layer: int | None) -> Side:
         return Side.of(np.arange(growth.source.head_dim))
     units = growth.width.units[layer or 0]
     if axis == "qkv":
-        return _qkv(units, growth.source, growth.target)
+        return _qkv(units, growth)
     if axis == "heads":
         return units.heads.read.blocks(growth.target.head_dim)
     if axis == "gate_up":
@@ -69,16 +68,26 @@ def _padded(old: int, new: int) -> Side:
     return Side.of(np.where(index < old, index, INIT))
 
 
-def _qkv(units: UnitMaps, source: ModelShape, target: ModelShape) -> Side:
-    """Rows of fused QKV in Megatron's order: per group its query heads, then key, then value, each of D rows."""
+def _qkv(units: UnitMaps, growth: GrowthMap) -> Side:
+    """Rows of fused QKV in Megatron's order: per group its query heads, then key, then value, each of D rows.
+
+    Query and key norms have the model's one epsilon too, which a padded residual stream rescales (LEMON); queries and
+    keys of their own old size would see another epsilon.  Scaled by its square root they see the old one.
+    """
+    source, target = growth.source, growth.target
+    scale = float(np.sqrt(growth.width.epsilon_scale)) if source.qk_norm else 1.0
     per_old, per_new, groups = source.heads_per_group, target.heads_per_group, target.query_groups
     head, group = units.heads.write, units.groups.write
     # A head's row block in the fused source: its group's start plus its slot; -1, -2 (no source) stay as they are.
     slot = head.source // per_old * (per_old + 2) + head.source % per_old
-    query = replace(head, source=np.where(head.source < 0, head.source, slot))
+    query = replace(head, source=np.where(head.source < 0, head.source, slot), coefficient=head.coefficient * scale)
     kv = [
-        replace(group, source=np.where(group.source < 0, group.source, group.source * (per_old + 2) + per_old + i))
-        for i in range(2)
+        replace(
+            group,
+            source=np.where(group.source < 0, group.source, group.source * (per_old + 2) + per_old + i),
+            coefficient=group.coefficient * factor,
+        )
+        for i, factor in enumerate((scale, 1.0))
     ]
     joined = Side.join([query, *kv])
     order = [

@@ -9,7 +9,8 @@ neither gradient, master nor moments.
 
 Activations, with a fused attention (flash or SDPA), no dropout, per layer and sample of S tokens: four tensors of S H
 (the two residual states and the two norms' outputs; divided by TP only with sequence parallelism) and, divided by TP,
-S (2A + 2G) D (queries, keys, values and the attention's output) and S 3F (2F without gate).
+S (2A + 2G) D (queries, keys, values and the attention's output; S (A + G) D more with query and key norms) and S 3F (2F
+without gate).
 
 Shape legend: S sequence length, H hidden, F ffn, A query heads, G query groups, D head dim, V padded vocabulary.
 """
@@ -189,6 +190,8 @@ def _activations(shape: ModelShape, setting: Setting, pipeline_rank: int, width:
     tokens = setting.sequence_length * setting.micro_batch_size
     whole = tokens * shape.hidden // (setting.tp if setting.sequence_parallel else 1)
     split = tokens * (2 * (shape.heads + shape.query_groups) * shape.head_dim) // setting.tp
+    if shape.qk_norm:  # what the norms give, beside the queries and keys that they take
+        split += tokens * (shape.heads + shape.query_groups) * shape.head_dim // setting.tp
     norms = 2
     if shape.sublayers == "full":
         norms, split = 4, split + tokens * shape.ffn * (3 if shape.gated else 2) // setting.tp

@@ -110,6 +110,8 @@ def _draft(
         gated=model.gated,
         norm=model.norm,
         bias=model.bias,
+        qkv_bias=model.qkv_bias,
+        qk_norm=model.qk_norm,
         sublayers=stage.sublayers,
     )
     found = layouts.problems(

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.training import get_args, print_rank_0
+from megatron.core import dist_checkpointing
+from megatron.training import get_args, get_tokenizer, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
 from megatron_growth.checkpoint.agreement import together
-from megatron_growth.errors import CheckpointError, UserError
+from megatron_growth.checkpoint.vocabulary import Vocabulary
+from megatron_growth.errors import UserError
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
@@ -21,8 +23,8 @@ Chunks = list[torch.nn.Module]
 
 
 def addition(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Addition:
-    """Nothing without a source to grow from."""
-    return Addition(before_wrap=grow_hook(options, record)) if options.source else Addition()
+    """Growth where there is a source; the vocabulary is recorded in every run, for what may grow from it."""
+    return Addition(before_wrap=grow_hook(options, record) if options.source else record_vocabulary)
 
 
 def has_own_checkpoint(load: str | None, save: str | None) -> bool:
@@ -48,32 +50,55 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
     return loadable
 
 
-def check_vocabulary(source: Path, tokens: int | None) -> None:
-    """Refuse a source that was trained with another vocabulary, as far as the two --vocab-size tell.
+def record_vocabulary(chunks: Chunks) -> Chunks:
+    """A `pre_wrap_hook`: save the number of tokens, and a hash of the tokenizer, in the run's checkpoints."""
+    vocabulary_of_run().record(get_args())
+    return chunks
 
-    Without this its embedding would pass for one with other padding.
 
-    Args:
-        source: the checkpoint or Hugging Face folder to grow from.
-        tokens: of this run's vocabulary, without padding; None when Megatron's arguments do not tell.
+def vocabulary_of_run() -> Vocabulary:
+    """The tokens of this run, as its tokenizer counts them."""
+    return Vocabulary.of_run(get_args(), int(get_tokenizer().vocab_size))
+
+
+def check_source(source: Path) -> None:
+    """Refuse a source whose embedding belongs to other tokens; it would pass for one with other padding.
 
     Raises:
-        CheckpointError: the numbers of tokens differ.
+        CheckpointError: the tokens differ.
     """
-    from megatron_growth.checkpoint import metadata
+    from megatron_growth.checkpoint import metadata, vocabulary
     from megatron_growth.exchange import open_source
 
     opened = open_source(source)
     try:
-        saved = getattr(metadata.common_state(opened).get("args"), "vocab_size", None)
+        saved = metadata.saved_arguments(metadata.common_state(opened), opened)
     finally:
         opened.close()
-    if saved and tokens and saved != tokens:
-        raise CheckpointError(
-            f"the source was trained with a vocabulary of {saved} tokens, this run has {tokens}",
-            where=str(opened.path),
-            fix="embedding rows belong to the tokens of one tokenizer: use the tokenizer and data of the source",
-        )
+    vocabulary.refuse_other(saved, vocabulary_of_run(), str(opened.path))
+
+
+def check_grown(folder: Path) -> None:
+    """Refuse to load what was grown offline into a model that computes another function.
+
+    Only the first load is compared: what a run makes of the grown model afterwards is its own affair.
+
+    Args:
+        folder: of the checkpoint's iteration.
+
+    Raises:
+        GrowthPlanError: names the flags to give.
+    """
+    from megatron_growth.checkpoint import architecture, vocabulary
+
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    saved = common.get("args")
+    grown = getattr(saved, "growth_provenance", None)
+    fresh = 0 if grown is None or grown["optimizer_state"] == "reset" else grown["source_iteration"]
+    if grown is None or int(common.get("iteration", 0)) != fresh:
+        return
+    architecture.check_same(saved, get_args(), where=str(folder))
+    vocabulary.refuse_other(saved, vocabulary_of_run(), str(folder))
 
 
 def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Callable[[Chunks], Chunks]:
@@ -86,6 +111,7 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
 
     def grow(chunks: Chunks) -> Chunks:
         args = get_args()
+        record_vocabulary(chunks)
         if has_own_checkpoint(args.load, args.save):
             print_rank_0(f"growth: {args.load} holds a checkpoint of this run; nothing is grown")
             return chunks
@@ -93,10 +119,13 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         from megatron_growth.exchange import open_source
 
         source = Path(str(options.source))
-        together(lambda: check_vocabulary(source, args.vocab_size), str(source))
+        together(lambda: check_source(source), str(source))
         print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
         words = {"width": options.width, "depth": options.depth, "seed": options.seed}
-        report = fill(chunks, source, open_source=open_source, **words)
+        report = fill(chunks, source, open_source=open_source, arguments=args, **words)
+        if report.not_compared:
+            told = ", ".join(report.not_compared)
+            print_rank_0(f"growth: the source does not tell {told}; taken to be this run's")
         args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run
         print_rank_0(f"growth: grown in {report.seconds:.1f} s; rank 0 read {report.bytes_read:,} bytes")
         record(

@@ -37,6 +37,7 @@ from megatron_growth.plugin import reshardable
 from megatron_growth.plugin.active import ActiveMethods
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import methods_of
+from megatron_growth.plugin.growing import check_grown
 from megatron_growth.plugin.scheduler import WHICH_SCHEDULE
 
 Chunks = list[torch.nn.Module]
@@ -60,6 +61,7 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
         folder = get_load_checkpoint_path_by_args(args) if checkpoint_exists(args.load) else None
         if folder is None or not dist_checkpointing.check_is_distributed_checkpoint(folder):
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+        check_grown(Path(folder))
         with active.loading(folder):
             if optimizer is None or args.finetune or args.no_load_optim:
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)

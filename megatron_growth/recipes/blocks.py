@@ -68,6 +68,10 @@ class Model(Block):
     """A gated FFN (SwiGLU), or GELU without."""
     bias: bool = False
     """Biases on the linear layers."""
+    qkv_bias: bool = False
+    """A bias on queries, keys and values alone, as Qwen 2 has it; `bias` brings it too."""
+    qk_norm: bool = False
+    """Norms of the queries and keys of each head, as Qwen 3 has them."""
     position: Literal["rope", "none"] = "rope"
     """Position embedding."""
     rope_base: Positive = 10000

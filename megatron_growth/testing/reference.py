@@ -148,7 +148,8 @@ def _noise(
 
 
 def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -> torch.nn.Module:
-    """The same model in transformers: Llama for RMSNorm with SwiGLU, Starcoder2 for LayerNorm with GELU.
+    """The same model in transformers: Llama, Qwen 2 (QKV bias) or Qwen 3 (query and key norms) for RMSNorm with SwiGLU,
+    Starcoder2 for LayerNorm with GELU.
 
     Norms compute in the weights' own precision, so that a float64 model is float64 throughout.
 
@@ -158,8 +159,6 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
     Raises:
         UnsupportedError: transformers has no model with this norm and feed-forward block.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
-
     common = {
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
@@ -175,19 +174,12 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    config: LlamaConfig | Starcoder2Config
-    if (shape.norm, shape.gated) == ("RMSNorm", True):
-        config = LlamaConfig(rms_norm_eps=epsilon, attention_bias=shape.bias, mlp_bias=shape.bias, **common)
-    elif (shape.norm, shape.gated) == ("LayerNorm", False):
-        config = Starcoder2Config(norm_epsilon=epsilon, use_bias=shape.bias, **common)
-    else:
-        raise UnsupportedError(
-            f"transformers has no model with {shape.norm} and a {'gated' if shape.gated else 'plain'} FFN",
-            fix="use RMSNorm with SwiGLU, or LayerNorm without gating",
-        )
-    # Set afterwards: LlamaConfig refuses a hidden size that the heads do not divide, its model does not.
+    config, build = _transformers_model(shape, epsilon, common)
+    # Set afterwards: LlamaConfig refuses a hidden size that the heads do not divide, and Qwen2Config knows no head_dim;
+    # their models take both.
     config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.query_groups
-    model: torch.nn.Module = (LlamaForCausalLM if shape.gated else Starcoder2ForCausalLM)(config)
+    config.head_dim = shape.head_dim
+    model: torch.nn.Module = build(config)
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in _renamed(state, shape).items()}
     model.to(next(iter(tensors.values())).dtype)
     _norms_in_own_precision(model)
@@ -196,6 +188,28 @@ def to_transformers(state: State, shape: ModelShape, *, epsilon: float = 1e-5) -
     if unexpected or (missing.missing_keys and not shape.tied_embeddings):
         raise UnsupportedError(f"the conversion to transformers is incomplete: {missing}")
     return model.eval()
+
+
+def _transformers_model(shape: ModelShape, epsilon: float, common: dict[str, Any]) -> tuple[Any, Any]:
+    """Configuration and class of the transformers model with this architecture."""
+    import transformers as hf
+
+    family = (shape.norm, shape.gated, shape.bias, shape.qkv_bias, shape.qk_norm)
+    if family[:2] == ("RMSNorm", True):
+        common = common | {"rms_norm_eps": epsilon}
+        if shape.bias == shape.qkv_bias and not shape.qk_norm:
+            return hf.LlamaConfig(attention_bias=shape.bias, mlp_bias=shape.bias, **common), hf.LlamaForCausalLM
+        if family[2:] == (False, True, False):
+            return hf.Qwen2Config(**common), hf.Qwen2ForCausalLM
+        if family[2:] == (False, False, True):
+            return hf.Qwen3Config(attention_bias=False, **common), hf.Qwen3ForCausalLM
+    if family[:2] == ("LayerNorm", False) and shape.bias == shape.qkv_bias and not shape.qk_norm:
+        config = hf.Starcoder2Config(norm_epsilon=epsilon, use_bias=shape.bias, **common)
+        return config, hf.Starcoder2ForCausalLM
+    raise UnsupportedError(
+        f"transformers has no model of this architecture: {shape}",
+        fix="use RMSNorm with SwiGLU (and a QKV bias or query and key norms), or LayerNorm without gating",
+    )
 
 
 def _norms_in_own_precision(model: torch.nn.Module) -> None:
@@ -226,6 +240,8 @@ def _parts(name: str, value: Array, shape: ModelShape) -> State:
         return {f"input_layernorm.{kind}": value}
     if name.startswith(MLP + "linear_fc1.layer_norm"):
         return {f"post_attention_layernorm.{kind}": value}
+    if stem in (ATTENTION + "q_layernorm", ATTENTION + "k_layernorm"):
+        return {f"self_attn.{stem.removeprefix(ATTENTION)[0]}_norm.{kind}": value}
     if stem == ATTENTION + "linear_qkv":
         grouped = value.reshape(shape.query_groups, shape.heads_per_group + 2, shape.head_dim, *value.shape[1:])
         split = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}

@@ -37,7 +37,7 @@ def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5)
         use_cpu_initialization=True,
         hetereogenous_dist_checkpoint=layout.get("per_layer", False),
     )
-    spec = get_gpt_layer_local_spec(normalization=shape.norm)
+    spec = get_gpt_layer_local_spec(normalization=shape.norm, qk_layernorm=shape.qk_norm)
     chunks = []
     for stage in range(vpp or 1):
         where = {"vp_stage": stage if vpp else None}

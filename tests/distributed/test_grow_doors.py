@@ -76,6 +76,8 @@ FAMILIES = {
     "layernorm-bias": ModelShape(
         hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2, norm="LayerNorm", bias=True, gated=False
     ),
+    "qwen2": ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2, qkv_bias=True),
+    "qwen3": ModelShape(hidden=16, ffn=20, layers=4, heads=4, vocab=32, query_groups=2, qk_norm=True),
 }
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_growth.checkpoint import grow_offline
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_script, tiny_pretrain_args
+from megatron_growth.testing.distributed import DistributedFailure
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "01-plug-in"
 SMALL = {"layers": 2, "hidden": 32, "heads": 4, "query_groups": 2, "ffn": 48}
@@ -61,3 +63,40 @@ def test_the_loss_does_not_move_at_growth(source, width, sizes):
 def test_an_approximate_operator_moves_the_loss(source):
     folder, loss = source
     assert grown_loss(folder, "random", WHOLE) != pytest.approx(loss, rel=1e-3)
+
+
+# What no shape shows: (words of the target, what the message must name).
+OTHER_FUNCTIONS = {
+    "rotary base": (["--rotary-base", "500000"], "train the target with --rotary-base 10000"),
+    "several": (
+        ["--squared-relu", "--rotary-percent", "0.5", "--add-qkv-bias"],
+        "train the target with --rotary-percent 1.0, --swiglu, no --squared-relu, no --add-qkv-bias",
+    ),
+    "norm epsilon": (["--norm-epsilon", "1e-3"], "train the target with --norm-epsilon 1e-05"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FUNCTIONS)
+def test_another_function_is_refused_on_load(source, what):
+    words, message = OTHER_FUNCTIONS[what]
+    grow = ["--growth-from", str(source[0]), "--growth-width", "fpi", "--growth-depth", "identity", *words]
+    args = tiny_pretrain_args(iterations=1, **WHOLE)
+    args = [word for word in args if not ("--squared-relu" in words and word == "--swiglu")]
+    with pytest.raises(DistributedFailure) as error:
+        run_script(EXAMPLES / "pretrain_gpt.py", [*args, "--kv-channels", "8", *grow], timeout=120)
+    assert message in str(error.value)
+
+
+def test_another_function_is_refused_when_a_model_grown_offline_is_loaded(source, tmp_path):
+    job = grow_offline.plan(
+        source[0], lambda small: small.with_(**UNEVEN), get("width", "zero-pad"), get("depth", "identity")
+    )
+    grow_offline.grow(job, tmp_path / "grown")
+    load = ["--load", str(tmp_path / "grown"), "--growth-metrics", str(tmp_path / "metrics.jsonl")]
+    epsilon = job.growth.norm_epsilon(EPSILON)
+    right = ["--norm-epsilon", repr(epsilon)]
+    assert first_loss("pretrain_gpt.py", *load, *right, **UNEVEN) == pytest.approx(source[1], rel=1e-5)
+    with pytest.raises(DistributedFailure, match="train the target with --rotary-base 10000"):
+        first_loss("pretrain_gpt.py", *load, *right, "--rotary-base", "500000", **UNEVEN)
+    with pytest.raises(DistributedFailure, match="train it with --norm-epsilon"):
+        first_loss("pretrain_gpt.py", *load, **UNEVEN)

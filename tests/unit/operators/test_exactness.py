@@ -59,6 +59,8 @@ def shapes(draw, whole: bool):
             [
                 {"norm": "RMSNorm", "gated": True, "bias": False},
                 {"norm": "LayerNorm", "gated": False, "bias": True},
+                {"norm": "RMSNorm", "gated": True, "qkv_bias": True},  # Qwen 2
+                {"norm": "RMSNorm", "gated": True, "qk_norm": True},  # Qwen 3
             ]
         )
     )

@@ -1,0 +1,106 @@
+"""Whose tokens the rows of a checkpoint's embedding are, and whether a run, or a tokenizer, means the same ones.
+
+Megatron saves --vocab-size, which is None where the tokenizer tells it (sentencepiece, Hugging Face).  What it always
+saves is the padded size and what it was padded to, so the number of tokens is known up to that padding.  A run of the
+plugin saves the number itself and a hash of the tokenizer's file as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_growth.errors import CheckpointError
+
+SAVED = "growth_vocabulary"  # attribute of the saved arguments
+_FILES = ("tokenizer_model", "vocab_file", "merge_file")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a run.
+
+    Attributes:
+        tokens: how many, without padding; 0 when it is not known.
+        fingerprint: SHA-256 of the tokenizer's files; "" when it has none that can be read (NullTokenizer, a name).
+    """
+
+    tokens: int
+    fingerprint: str = ""
+
+    @classmethod
+    def of_run(cls, args: argparse.Namespace, tokens: int) -> Vocabulary:
+        """That of a run with these arguments, whose tokenizer has so many tokens."""
+        return cls(tokens, fingerprint(args))
+
+    @classmethod
+    def of_saved(cls, args: argparse.Namespace) -> Vocabulary:
+        """What saved arguments tell; files are looked at where they still are."""
+        if hasattr(args, SAVED):
+            recorded = getattr(args, SAVED)
+            return cls(int(recorded["tokens"]), str(recorded["fingerprint"])) if recorded else cls(0)
+        return cls(int(getattr(args, "vocab_size", None) or 0), fingerprint(args))
+
+    def record(self, args: argparse.Namespace) -> None:
+        """Save it with a run's arguments, in every checkpoint of the run."""
+        setattr(args, SAVED, asdict(self))
+
+
+def fingerprint(args: argparse.Namespace) -> str:
+    """A hash of the files that --tokenizer-model, --vocab-file and --merge-file name; "" when none can be read."""
+    digest, found = hashlib.sha256(), False
+    for name in _FILES:
+        file = getattr(args, name, None)
+        if file and Path(file).is_file():
+            digest.update(Path(file).read_bytes())
+            found = True
+    return digest.hexdigest() if found else ""
+
+
+def token_range(args: argparse.Namespace) -> tuple[int, int]:
+    """The least and the largest number of tokens that saved arguments allow."""
+    rows = int(getattr(args, "padded_vocab_size", None) or 0)
+    if not rows:
+        return 0, 1 << 62
+    multiple = int(getattr(args, "make_vocab_size_divisible_by", None) or 0)
+    if multiple == 1:  # imported: nothing says how many rows are padding
+        return 0, rows
+    step = multiple * int(getattr(args, "tensor_model_parallel_size", None) or 0)
+    # With --use-checkpoint-args the rows were padded by an earlier run, to another multiple.
+    padded_here = step and rows % step == 0 and not getattr(args, "use_checkpoint_args", False)
+    return (rows - step + 1 if padded_here else 0), rows
+
+
+def refuse_other(saved: argparse.Namespace, run: Vocabulary, where: str) -> None:
+    """Refuse a checkpoint whose embedding belongs to other tokens.
+
+    Args:
+        saved: its arguments.
+        run: of the run, or of a tokenizer.
+        where: the checkpoint.
+
+    Raises:
+        CheckpointError: the numbers of tokens, or the tokenizers' files, differ.
+    """
+    theirs, (least, most) = Vocabulary.of_saved(saved), token_range(saved)
+    fix = "embedding rows belong to the tokens of one tokenizer: use the tokenizer and data of the source"
+    if theirs.tokens and run.tokens and theirs.tokens != run.tokens:
+        raise CheckpointError(
+            f"the source was trained with a vocabulary of {theirs.tokens} tokens, this run has {run.tokens}",
+            where=where,
+            fix=fix,
+        )
+    if run.tokens and not least <= run.tokens <= most:
+        raise CheckpointError(
+            f"the source has {most} embedding rows, for {least} to {most} tokens; this run has {run.tokens}",
+            where=where,
+            fix=fix,
+        )
+    if theirs.fingerprint and run.fingerprint and theirs.fingerprint != run.fingerprint:
+        raise CheckpointError(
+            "the source was trained with another tokenizer: its files differ from this run's",
+            where=f"{where}; its tokenizer was {getattr(saved, 'tokenizer_model', None) or 'a vocabulary file'}",
+            fix=fix,
+        )

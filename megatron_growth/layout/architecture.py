@@ -1,0 +1,176 @@
+"""The arguments of Megatron that decide what function a dense GPT model computes, beside its sizes.
+
+Two models of the same shapes may still be different functions: another rotary base, another activation.  Growth keeps
+the function only where all of these agree.  Arguments are those of the Megatron that this release supports, read from
+the arguments that any version saved: each setting knows its older names, and what a Megatron that did not have it did.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+UNKNOWN = "unknown"
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One argument.
+
+    Attributes:
+        name: attribute of Megatron's arguments.
+        flag: that sets it; for a switch, the one that turns it on.
+        absent: its value in arguments of a Megatron without it; a function of these arguments, or the value.
+        recipe: the key of a recipe that sets it; "" where only the recipe's `megatron` block does.
+        older: names that it had in other versions.
+        turns_off: the flag turns the switch off (--disable-bias-linear).
+        counts: whether it matters, given the other settings.
+    """
+
+    name: str
+    flag: str
+    absent: Any = False
+    recipe: str = ""
+    older: tuple[str, ...] = ()
+    turns_off: bool = False
+    counts: Callable[[Values], bool] = lambda _: True
+
+    def of(self, args: Namespace) -> Any:
+        """Its value in some arguments."""
+        for name in (self.name, *self.older):
+            if hasattr(args, name):
+                value = getattr(args, name)
+                return tuple(value) if isinstance(value, list) else value
+        return self.absent(args) if callable(self.absent) else self.absent
+
+    def written(self, value: Any) -> str:
+        """What to give on the command line to get a value."""
+        if isinstance(value, bool) or value is None:
+            return self.flag if bool(value) != self.turns_off else f"no {self.flag}"
+        words = value if isinstance(value, tuple) else (value,)
+        return f"{self.flag} {' '.join(str(word) for word in words)}"
+
+    def in_recipe(self) -> str:
+        """Where a recipe sets it."""
+        return self.recipe or f"megatron: {{{self.flag.removeprefix('--')}: ...}}"
+
+
+def _position(args: Namespace) -> str:
+    return "rope" if getattr(args, "use_rotary_position_embeddings", False) else UNKNOWN
+
+
+def _rotary(values: Values) -> bool:
+    return values["position_embedding_type"] in ("rope", "yarn", "mrope", UNKNOWN)
+
+
+def _yarn(values: Values) -> bool:
+    return values["position_embedding_type"] == "yarn"
+
+
+SETTINGS = (
+    Setting("normalization", "--normalization", "LayerNorm", "model.norm"),
+    Setting("layernorm_zero_centered_gamma", "--apply-layernorm-1p", older=("apply_layernorm_1p",)),
+    Setting("position_embedding_type", "--position-embedding-type", _position, "model.position"),
+    Setting("rotary_base", "--rotary-base", 10000, "model.rope_base", counts=_rotary),
+    Setting("rotary_percent", "--rotary-percent", 1.0, counts=_rotary),
+    Setting("rotary_interleaved", "--rotary-interleaved", counts=_rotary),
+    Setting("rotary_seq_len_interpolation_factor", "--rotary-seq-len-interpolation-factor", None, counts=_rotary),
+    Setting("use_rope_scaling", "--use-rope-scaling", False, "model.rope_scaling", counts=_rotary),
+    Setting(
+        "rope_scaling_factor",
+        "--rope-scaling-factor",
+        8.0,
+        "model.rope_scaling.factor",
+        counts=lambda values: bool(values.get("use_rope_scaling")),
+    ),
+    Setting("no_rope_freq", "--no-rope-freq", None, counts=_rotary),
+    Setting("mrope_section", "--mrope-section", None, counts=_rotary),
+    Setting("rotary_scaling_factor", "--rotary-scaling-factor", 1.0, counts=_yarn),
+    Setting("yarn_original_max_position_embeddings", "--yarn-original-max-position-embeddings", UNKNOWN, counts=_yarn),
+    Setting("yarn_beta_fast", "--yarn-beta-fast", UNKNOWN, counts=_yarn),
+    Setting("yarn_beta_slow", "--yarn-beta-slow", UNKNOWN, counts=_yarn),
+    Setting("swiglu", "--swiglu", False, "model.gated"),
+    Setting("squared_relu", "--squared-relu"),
+    Setting("quick_geglu", "--quick-geglu"),
+    Setting("openai_gelu", "--openai-gelu"),
+    Setting("glu_linear_offset", "--glu-linear-offset", 0.0),
+    Setting("activation_func_clamp_value", "--activation-func-clamp-value", None),
+    Setting("add_bias_linear", "--disable-bias-linear", True, "model.bias", turns_off=True),
+    Setting("add_qkv_bias", "--add-qkv-bias", lambda args: getattr(args, "add_bias_linear", True), "model.qkv_bias"),
+    Setting("qk_layernorm", "--qk-layernorm", False, "model.qk_norm"),
+    Setting("qk_l2_norm", "--qk-l2-norm"),
+    Setting("softmax_type", "--softmax-type", "vanilla"),
+    Setting("window_size", "--window-size", None),
+    Setting(
+        "window_attn_skip_freq",
+        "--window-attn-skip-freq",
+        None,
+        counts=lambda values: values.get("window_size") is not None,
+    ),
+    Setting("apply_residual_connection_post_layernorm", "--apply-residual-connection-post-layernorm"),
+    Setting(
+        "untie_embeddings_and_output_weights", "--untie-embeddings-and-output-weights", False, "model.tied_embeddings"
+    ),
+)
+NORM_EPSILON = Setting("layernorm_epsilon", "--norm-epsilon", 1e-5, "model.norm_epsilon", older=("norm_epsilon",))
+
+# What growth does not know, by the argument that asks for it.
+UNSUPPORTED = {
+    "num_experts": "mixture of experts",
+    "multi_latent_attention": "multi-latent attention",
+    "mtp_num_layers": "multi-token prediction",
+    "layernorm_zero_centered_gamma": "zero-centred norm weights (--apply-layernorm-1p)",
+    "apply_layernorm_1p": "zero-centred norm weights (--apply-layernorm-1p)",
+    "use_mup": "maximal update parametrisation (--use-mup), which scales by the width",
+    "attention_output_gate": "a gate on the output of attention",
+    "experimental_attention_variant": "experimental attention",
+    "heterogeneous_layers_config_path": "layers that differ from each other",
+    "is_hybrid_model": "state-space layers",
+}
+# Layers of which every n-th is another kind: a layer that moves in depth would become another function.
+BY_NUMBER = {"no_rope_freq": "--no-rope-freq", "window_attn_skip_freq": "--window-attn-skip-freq"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting in which two models differ: what one has, and what the other one has."""
+
+    setting: Setting
+    source: Any
+    target: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting.name} is {self.source} in the source and {self.target} here"
+
+
+def settings_of(args: Namespace) -> Values:
+    """Every setting that matters to the model of some arguments, by name."""
+    values: Values = {}
+    for setting in SETTINGS:
+        value = setting.of(args)
+        if setting.counts(values):
+            values[setting.name] = value
+    return values
+
+
+def differences(source: Namespace, target: Namespace) -> tuple[list[Difference], list[str]]:
+    """Settings in which two models differ, and names of those that one side does not tell.
+
+    Args:
+        source: arguments that some Megatron saved.
+        target: arguments of this run, or the part of them that is known.
+    """
+    old, new = settings_of(source), settings_of(target)
+    found, unknown = [], []
+    for setting in SETTINGS:
+        if setting.name not in old or setting.name not in new:
+            continue
+        one, other = old[setting.name], new[setting.name]
+        if UNKNOWN in (one, other):
+            unknown.append(setting.name)
+        elif (one or None) != (other or None):  # a switch may be saved as None, a list as nothing
+            found.append(Difference(setting, one, other))
+    return found, unknown

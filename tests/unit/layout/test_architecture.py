@@ -1,0 +1,100 @@
+"""What decides a model's function beside its sizes: every setting is compared, whatever version saved it."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from megatron_growth.layout.architecture import SETTINGS, UNKNOWN, differences, settings_of
+from megatron_growth.testing import run_distributed, tiny_pretrain_args
+
+# A Megatron of 2026 would save these for a Llama; everything else as its parser has it by default.
+OTHER = {
+    "normalization": "LayerNorm",
+    "position_embedding_type": "none",
+    "rotary_base": 500000,
+    "rotary_percent": 0.5,
+    "rotary_seq_len_interpolation_factor": 4,
+    "rope_scaling_factor": 32.0,
+    "no_rope_freq": [0, 1],
+    "mrope_section": [1, 2, 1],
+    "rotary_scaling_factor": 2.0,
+    "yarn_original_max_position_embeddings": 4096,
+    "yarn_beta_fast": 16.0,
+    "yarn_beta_slow": 2.0,
+    "glu_linear_offset": 1.0,
+    "activation_func_clamp_value": 7.0,
+    "softmax_type": "off-by-one",
+    "window_size": (128, 0),
+    "window_attn_skip_freq": 2,
+}
+CONDITIONS = {
+    "rope_scaling_factor": {"use_rope_scaling": True},
+    "window_attn_skip_freq": {"window_size": (64, 0)},
+    **{
+        name: {"position_embedding_type": "yarn"}
+        for name in OTHER
+        if name.startswith("yarn_") or name == "rotary_scaling_factor"
+    },
+}
+
+
+def parsed() -> tuple[dict, dict]:
+    """Arguments of a nano Llama by Megatron's own parser, and the attribute that each of its flags sets."""
+    import sys
+
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser())
+    sys.argv = ["x"]
+    known, _ = parser.parse_known_args(tiny_pretrain_args())
+    flags = {flag: action.dest for action in parser._actions for flag in action.option_strings}
+    return vars(known), flags
+
+
+@pytest.fixture(scope="module")
+def megatron():
+    return run_distributed(parsed, 1, process_group=False)[0]
+
+
+def test_every_setting_is_one_of_megatrons_by_its_name_and_flag(megatron):
+    known, flags = megatron
+    for setting in SETTINGS:
+        assert setting.name in known
+        assert flags[setting.flag] == setting.name or setting.turns_off
+    assert flags["--disable-bias-linear"] == "add_bias_linear"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_another_value_is_found_and_its_flag_named(megatron, setting):
+    base = megatron[0] | {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_original_max_position_embeddings": 2048}
+    base |= CONDITIONS.get(setting.name, {})
+    other = OTHER.get(setting.name, not base[setting.name])
+    source, target = argparse.Namespace(**base | {setting.name: other}), argparse.Namespace(**base)
+    found, unknown = differences(source, target)
+    assert [difference.setting for difference in found] == [setting]
+    assert unknown == []
+    assert setting.flag in setting.written(found[0].source)
+    assert differences(source, source) == ([], [])
+
+
+def test_what_does_not_matter_is_not_compared(megatron):
+    source, target = (argparse.Namespace(**megatron[0] | {"rotary_base": base}) for base in (10000, 500000))
+    assert len(differences(source, target)[0]) == 1
+    source.position_embedding_type = target.position_embedding_type = "none"
+    assert differences(source, target) == ([], [])
+
+
+def test_arguments_of_older_versions_are_read_as_those_versions_meant_them(megatron):
+    """Without an argument Megatron did one thing; where that is not certain, it is said to be unknown."""
+    plain = argparse.Namespace(add_bias_linear=False)
+    values = settings_of(plain)
+    assert values["normalization"] == "LayerNorm"
+    assert values["rotary_base"] == 10000
+    assert values["add_qkv_bias"] is False
+    assert values["position_embedding_type"] == UNKNOWN
+    assert differences(plain, argparse.Namespace(**megatron[0]))[1] == ["position_embedding_type"]
+    assert settings_of(argparse.Namespace(apply_layernorm_1p=True))["layernorm_zero_centered_gamma"] is True
+    assert settings_of(argparse.Namespace(use_rotary_position_embeddings=True))["position_embedding_type"] == "rope"
+    assert settings_of(argparse.Namespace())["add_qkv_bias"] is True
