@@ -345,6 +345,13 @@ class LayerMap:
         """Number of new layers."""
         return len(self.takes)
 
+    def carries_on(self, layer: int) -> bool:
+        """Whether a new layer is an old one and no copy of it; an operator that does not say keeps first copies."""
+        take = self.takes[layer]
+        if self.old_layers:
+            return self.old_layers[layer]
+        return take.is_copy and take not in self.takes[:layer]
+
     @staticmethod
     def of(old: int, order: Sequence[int], **flags: bool) -> LayerMap:
         """A map that copies old layers in the given order; the first copy of a layer is the old one."""

@@ -32,26 +32,21 @@ def refuse_unsupported(args: argparse.Namespace, where: str) -> None:
             )
 
 
-def check(source: argparse.Namespace, target: argparse.Namespace, growth: GrowthMap, *, where: str) -> list[str]:
-    """Refuse a target that computes another function than what its source's weights were trained in.
+def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: GrowthMap, *, where: str) -> None:
+    """Refuse a growth step that does not keep the function of a model whose settings are kept.
 
     Args:
-        source: the source's saved arguments, of any version of Megatron.
-        target: this run's arguments, complete.
+        source: the source's saved arguments.
+        target: this run's arguments.
         growth: between the two.
         where: the source, for messages.
 
-    Returns:
-        Names of settings that the source does not tell; they could not be compared.
-
     Raises:
-        GrowthPlanError: names every difference, and the flags to give.
-        UnsupportedError: the target is of a kind that growth does not know.
+        UnsupportedError: layers differ by their number, and would move.
+        GrowthPlanError: the norm epsilon is not what the operator makes of the source's.
     """
     check_layer_numbers(source, growth, where)
-    unknown = _refuse_differences(source, target, where)
     check_norm_epsilon(NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source)), growth)
-    return unknown
 
 
 def check_same(saved: argparse.Namespace, args: argparse.Namespace, *, where: str) -> None:
@@ -60,7 +55,7 @@ def check_same(saved: argparse.Namespace, args: argparse.Namespace, *, where: st
     Raises:
         GrowthPlanError: names every difference, the norm epsilon included, and the flags to give.
     """
-    _refuse_differences(saved, args, where)
+    check(saved, args, where=where)
     needed, given = NORM_EPSILON.of(saved), NORM_EPSILON.of(args)
     if abs(given - needed) > EPSILON_TOLERANCE * needed:
         raise GrowthPlanError(
@@ -70,8 +65,21 @@ def check_same(saved: argparse.Namespace, args: argparse.Namespace, *, where: st
         )
 
 
-def _refuse_differences(source: argparse.Namespace, target: argparse.Namespace, where: str) -> list[str]:
-    """Names of what could not be compared; see `check`."""
+def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str) -> list[str]:
+    """Refuse a target that computes another function than what its source's weights were trained in.
+
+    Args:
+        source: the source's saved arguments, of any version of Megatron.
+        target: this run's arguments.
+        where: the source, for messages.
+
+    Returns:
+        Names of settings that the source does not tell; they could not be compared.
+
+    Raises:
+        GrowthPlanError: names every difference, and the flags to give.
+        UnsupportedError: the target is of a kind that growth does not know.
+    """
     refuse_unsupported(target, "the model to be trained")
     found, unknown = differences(source, target)
     if found:

@@ -98,6 +98,12 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
     source = request.open_source(path)
     common = metadata.common_state(source, trust=request.trust_checkpoint)
     width, depth = request.width, request.depth
+    unknown: list[str] = []
+    saved = target = None
+    if "args" in common:  # before the sizes: a difference that sizes show too is better named by its flag
+        saved = metadata.saved_arguments(common, source)
+        target = request.arguments or architecture.arguments_of_modules(model_chunks, saved)
+        unknown = architecture.check(saved, target, where=str(source.path))
     growth = build_map(
         request.source_shape or metadata.shape_of(source, metadata.saved_arguments(common, source)),
         request.target_shape or shape_of_modules(model_chunks),
@@ -105,11 +111,8 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
         get("depth", depth) if isinstance(depth, str) else depth,
         request.seed,
     )
-    unknown: list[str] = []
-    if "args" in common:
-        saved = metadata.saved_arguments(common, source)
-        target = request.arguments or architecture.arguments_of_modules(model_chunks, saved)
-        unknown = architecture.check(saved, target, growth, where=str(source.path))
+    if saved is not None and target is not None:
+        architecture.check_step(saved, target, growth, where=str(source.path))
     init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
     tensors = size = 0

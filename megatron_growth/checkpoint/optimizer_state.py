@@ -1,11 +1,13 @@
-"""Optimizer state of a grown model: it follows its parameter through the same map.
+"""Optimizer state of a grown model: masters follow the weights, moments follow the gradient.
 
     reset        no optimizer state is written; training starts with fresh moments
-    grow         exp_avg with the map's coefficients, exp_avg_sq with their squares, fp32 masters exactly as weights
+    grow         what Adam would have collected on the grown model: exp_avg with the coefficients of the gradient
+                 (`layout.gradient_sides`), exp_avg_sq with their squares, fp32 masters exactly as weights
     asymmetric   as grow for what carries the old model on; zero for new indices and new layers
 
-A coefficient c on a weight scales its gradient's share, so first moments take c and second moments c^2.  New values
-of the model's own initialisation have moments of zero.
+What starts afresh, and what no gradient has reached, has moments of zero.  Adam's step stays the source's: Megatron has
+one for all parameters, so the bias correction of such entries is that of old ones (`first_steps`).  A weight that was
+frozen in the source has no optimizer state there; it gets moments of zero, and its master is the weight.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from megatron_growth.axes import INIT, ZERO, Side
+from megatron_growth.axes import ZERO, LayerMap, Side
 from megatron_growth.checkpoint.plan import COPY
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
+from megatron_growth.layout import Parameter, gradient_sides
 from megatron_growth.layout.parameters import MOMENTS
+from megatron_growth.operators import GrowthMap
 
 Policy = Literal["reset", "grow", "asymmetric"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -55,27 +59,33 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
 
 
 class MomentRule:
-    """Turns the sides of a weight into those of its optimizer tensors; the `transform` of `plan.Planner`.
+    """How optimizer moments grow: they follow the gradient (`layout.gradient_sides`), squares of it by the square.
 
     Args:
-        policy: "grow" or "asymmetric".
+        policy: "grow", or "asymmetric": only entries that carry on an old one, in a layer that does, have moments.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
-    def __call__(self, pair: tuple[Side, Side], moment: str) -> tuple[Side, Side]:
-        """Row and column side of one optimizer tensor; masters ("param") are weights."""
-        if moment not in MOMENTS:
-            return pair
-        return self._side(pair[0], moment), self._side(pair[1], moment)
+    def keeps(self, layers: LayerMap, layer: int) -> bool:
+        """Whether a new layer has moments: not where zeroed output projections keep gradients from it."""
+        if layers.takes[layer].zero_output:
+            return False
+        return self.policy == "grow" or layers.carries_on(layer)
+
+    def sides(
+        self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
+    ) -> tuple[Side, Side | None]:
+        """Row and column map of one moment of a parameter in one old layer."""
+        rows, columns = gradient_sides(parameter, growth, layer)
+        return self._side(rows, moment), None if columns is None else self._side(columns, moment)
 
     def _side(self, side: Side, moment: str) -> Side:
-        source = np.where(side.source == INIT, ZERO, side.source)
+        source = side.source
         if self.policy == "asymmetric":
             source = np.where(carried_on(side), source, ZERO)
-        power = 2 if moment == "exp_avg_sq" else 1
-        return replace(side, source=source, coefficient=side.coefficient**power, noise=np.zeros_like(side.noise))
+        return replace(side, source=source, coefficient=side.coefficient ** MOMENTS[moment])
 
 
 def carried_on(side: Side) -> np.ndarray:
@@ -84,6 +94,17 @@ def carried_on(side: Side) -> np.ndarray:
     own = np.flatnonzero((side.source >= COPY) & ~side.from_next)
     kept[own[np.unique(side.source[own], return_index=True)[1]]] = True
     return kept
+
+
+def first_steps(beta1: float, beta2: float) -> tuple[float, int]:
+    """How far moments of zero at a late step overshoot: the largest update, in learning rates, and when it comes.
+
+    With a steady gradient and the bias correction of a late step, update n is (1 - beta1^n) / sqrt(1 - beta2^n)
+    learning rates; a fresh optimizer's are 1.
+    """
+    n = np.arange(1, 20001)
+    update = (1 - beta1**n) / np.sqrt(1 - beta2**n)
+    return float(update.max()), int(n[update.argmax()])
 
 
 def rewrite_rates(common: dict[str, Any], lr: float | None, min_lr: float | None) -> dict[str, Any]:

@@ -10,20 +10,20 @@ Shape legend: j target row, k target column, t target layer, s source layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
-from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerTake, Side
+from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerMap, LayerTake, Side
 from megatron_growth.layout import Parameter, sides
 from megatron_growth.layout.parameters import FINAL_NORM, MOMENTS
 from megatron_growth.operators import GrowthMap
 
 COPY = 0
 Range = tuple[int, int]
-MomentTransform = Callable[[tuple[Side, Side], str], tuple[Side, Side]]
 ONE_COLUMN = Side.of(np.zeros(1, dtype=np.int64))
 
 # Runs shorter than these are gathered together instead of copied as slices of their own.
@@ -158,18 +158,29 @@ def _run(side: Side, base: int, a: int, b: int, *, is_slice: bool) -> Run:
     )
 
 
+class Moments(Protocol):
+    """What becomes of optimizer moments (`optimizer_state.MomentRule`); fp32 masters are weights."""
+
+    def sides(
+        self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
+    ) -> tuple[Side, Side | None]:
+        """Row and column map of one moment, as `layout.sides` gives those of the weight."""
+
+    def keeps(self, layers: LayerMap, layer: int) -> bool:
+        """Whether a new layer has moments at all."""
+
+
 class Planner:
     """Plans regions of one growth step; keeps the sides and column runs it has built.
 
     Args:
         growth: the whole growth step.
-        transform: applied to the (rows, columns) sides of optimizer tensors, by moment
-            (`optimizer_state.MomentRule`); weights and fp32 masters use the sides as they are.
+        moments: of optimizer tensors; None where there are none to grow.
     """
 
-    def __init__(self, growth: GrowthMap, transform: MomentTransform | None = None) -> None:
+    def __init__(self, growth: GrowthMap, moments: Moments | None = None) -> None:
         self.growth = growth
-        self.transform = transform
+        self.moments = moments
         self._sides: dict[tuple[str, int | None, str | None], tuple[Side, Side]] = {}
         self._columns: dict[tuple[str, int | None, str | None, Range], tuple[Run, ...]] = {}
 
@@ -179,6 +190,8 @@ class Planner:
         if parameter.layered:
             assert region.layer is not None
             take = self.growth.layers.takes[region.layer]
+            if region.moment in MOMENTS and self.moments and not self.moments.keeps(self.growth.layers, region.layer):
+                return self._filled(region, ZERO)
             if constant := self._constant(parameter, take):
                 return self._filled(region, constant)
             sources: Sequence[tuple[int | None, float]] = take.sources
@@ -209,9 +222,11 @@ class Planner:
         """Row and column side of a parameter in one old layer; vectors have one column."""
         key = (parameter.name, layer, moment)
         if key not in self._sides:
-            rows, columns = sides(parameter, self.growth, layer)
-            pair = (rows, columns if columns is not None else ONE_COLUMN)
-            self._sides[key] = self.transform(pair, moment) if self.transform and moment else pair
+            if self.moments and moment in MOMENTS:
+                rows, columns = self.moments.sides(parameter, self.growth, layer, str(moment))
+            else:
+                rows, columns = sides(parameter, self.growth, layer)
+            self._sides[key] = (rows, columns if columns is not None else ONE_COLUMN)
         return self._sides[key]
 
     def _column_runs(self, region: Region, layer: int | None) -> tuple[Run, ...]:

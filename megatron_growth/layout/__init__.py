@@ -2,7 +2,7 @@
 
 from megatron_growth.layout.names import ModelKey, canonical, full_name, parse_key, spellings
 from megatron_growth.layout.parameters import PARAMETERS, Parameter, lookup, parameters_of
-from megatron_growth.layout.sides import sides
+from megatron_growth.layout.sides import gradient_sides, sides
 
 __all__ = [
     "PARAMETERS",
@@ -10,6 +10,7 @@ __all__ = [
     "Parameter",
     "canonical",
     "full_name",
+    "gradient_sides",
     "lookup",
     "parameters_of",
     "parse_key",

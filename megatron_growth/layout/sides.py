@@ -1,4 +1,20 @@
-"""From named axis maps to the rows and columns of one parameter: fused QKV, SwiGLU halves, vocabulary padding."""
+"""From named axis maps to the rows and columns of one parameter: fused QKV, SwiGLU halves, vocabulary padding.
+
+`sides` are those of a weight, `gradient_sides` those of its gradient, which optimizer state follows.  With W' = R W C
+(R, C the row and column maps of the weight), the grown model computes the same function, so what arrives at a row of
+W' from above is scaled by the share with which the next weight reads that row, and what comes in by a column is the
+old input as it was written:
+
+    use of the axis in the weight    its coefficient      that of the gradient
+    write (rows)                     write                read
+    read (columns)                   read                 write
+    norm                             norm                 read / norm
+    norm bias                        1                    read
+
+A key and value row of a group is read by all of its query heads: the mean of their shares, times how many more heads
+the group has.  This is exact where every index has as many copies with equal shares, or none at all (padding).  With
+unequal shares the second term of a norm's derivative is shared otherwise, which is small at a real width.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_growth.axes import INIT, ZERO, Side
+from megatron_growth.axes import INIT, ZERO, Floats, Side
 from megatron_growth.layout.parameters import FINAL_NORM, Parameter
 from megatron_growth.operators.base import GrowthMap, UnitMaps
 
@@ -32,6 +48,71 @@ def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[S
         share = hidden.read.coefficient / hidden.write.coefficient
         rows = replace(rows, coefficient=rows.coefficient * np.where(rows.source >= 0, share, 1.0))
     return rows, columns
+
+
+def gradient_sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[Side, Side | None]:
+    """Row and column map of a parameter's gradient; arguments and result as in `sides`.
+
+    An index without an old one gets no gradient to carry on: its source is ZERO.
+    """
+    rows, columns = sides(parameter, growth, layer)
+    tied = growth.source.tied_embeddings and parameter.name.startswith(FINAL_NORM)
+    rows = _with_gradient(rows, _gradient(*parameter.rows, growth, layer, tied))
+    if columns is None or parameter.columns is None:
+        return rows, None
+    return rows, _with_gradient(columns, _gradient(*parameter.columns, growth, layer, False))
+
+
+def _with_gradient(side: Side, coefficient: Floats) -> Side:
+    copied = (side.source >= 0) & (coefficient != 0)
+    return replace(
+        side,
+        source=np.where(copied, side.source, ZERO),
+        coefficient=np.where(copied, coefficient, 1.0),
+        noise=np.zeros_like(side.noise),
+    )
+
+
+def _shares(side: Side) -> Floats:
+    """Coefficients of copies, zero elsewhere."""
+    return np.where(side.source >= 0, side.coefficient, 0.0)
+
+
+@lru_cache(maxsize=512)
+def _gradient(axis: str, use: str, growth: GrowthMap, layer: int | None, tied: bool) -> Floats:
+    """Coefficients of the gradient along one axis; `tied`: of the final norm, whose output the embedding reads."""
+    if axis == "hidden":
+        return _hidden_gradient(use, growth, tied)
+    if axis in ("vocab", "head_dim"):  # never copied; what all heads give adds up to what it was
+        return np.ones(len(_side(axis, use, growth, layer)))
+    units = growth.width.units[layer or 0]
+    if axis == "qkv":
+        return _qkv_gradient(units, growth)
+    if axis == "heads":
+        return np.repeat(_shares(units.heads.write), growth.target.head_dim)
+    if axis == "gate_up":
+        return np.tile(_shares(units.ffn.read), 2 if growth.source.gated else 1)
+    return _shares(units.ffn.write)
+
+
+def _hidden_gradient(use: str, growth: GrowthMap, tied: bool) -> Floats:
+    hidden = growth.width.hidden
+    if use == "read":
+        return _shares(hidden.write)
+    shares = _shares(hidden.write if tied else hidden.read)
+    if use != "norm":
+        return shares
+    scale = hidden.norm.coefficient
+    return np.where(scale != 0, shares / np.where(scale != 0, scale, 1.0), 0.0)
+
+
+def _qkv_gradient(units: UnitMaps, growth: GrowthMap) -> Floats:
+    """Rows of fused QKV, in the order of `_qkv`."""
+    target, scale = growth.target, _qk_scale(growth)
+    shares = _shares(units.heads.read).reshape(target.query_groups, target.heads_per_group)
+    group = shares.sum(axis=1, keepdims=True) / growth.source.heads_per_group
+    rows = np.concatenate([shares / scale, group / scale, group], axis=1)
+    return np.repeat(rows.reshape(-1), target.head_dim)
 
 
 @lru_cache(maxsize=512)
@@ -68,6 +149,11 @@ def _padded(old: int, new: int) -> Side:
     return Side.of(np.where(index < old, index, INIT))
 
 
+def _qk_scale(growth: GrowthMap) -> float:
+    """Factor on queries and keys; see `_qkv`."""
+    return float(np.sqrt(growth.width.epsilon_scale)) if growth.source.qk_norm else 1.0
+
+
 def _qkv(units: UnitMaps, growth: GrowthMap) -> Side:
     """Rows of fused QKV in Megatron's order: per group its query heads, then key, then value, each of D rows.
 
@@ -75,7 +161,7 @@ def _qkv(units: UnitMaps, growth: GrowthMap) -> Side:
     keys of their own old size would see another epsilon.  Scaled by its square root they see the old one.
     """
     source, target = growth.source, growth.target
-    scale = float(np.sqrt(growth.width.epsilon_scale)) if source.qk_norm else 1.0
+    scale = _qk_scale(growth)
     per_old, per_new, groups = source.heads_per_group, target.heads_per_group, target.query_groups
     head, group = units.heads.write, units.groups.write
     # A head's row block in the fused source: its group's start plus its slot; -1, -2 (no source) stay as they are.

@@ -223,17 +223,21 @@ def moments(path, moment):
 
 
 def test_grow_policy_follows_the_weights(tmp_path):
-    """Masters as weights in fp32; first moments by the coefficients, second by their squares, from the same places."""
+    """Masters as weights in fp32; moments from the same places, scaled as the gradient (test_grown_moments.py)."""
     source = make_source(tmp_path / "source", optimizer=True)
     job = planned(source, width="fpi", policy="grow")
     grow_offline.grow(job, tmp_path / "grown", rates=(2e-3, 2e-4))
     old = {m: moments(source, m) for m in ("exp_avg", "exp_avg_sq", "param")}
     g = job.growth.width.hidden.copy_of
     share = np.array([1 / list(g).count(i) for i in g], dtype=np.float32)
-    name = "output_layer.weight"
-    for moment, factor in (("param", share), ("exp_avg", share), ("exp_avg_sq", (share.astype(float) ** 2))):
-        want = old[moment][name].numpy()[:, g] * factor.astype(np.float32)
-        np.testing.assert_array_equal(moments(tmp_path / "grown", moment)[name].numpy(), want)
+    factors = {
+        "output_layer.weight": {"param": share, "exp_avg": 1.0, "exp_avg_sq": 1.0},
+        "embedding.word_embeddings.weight": {"param": 1.0, "exp_avg": share, "exp_avg_sq": share.astype(float) ** 2},
+    }
+    for name, by_moment in factors.items():
+        for moment, factor in by_moment.items():
+            want = old[moment][name].numpy()[:, g] * np.float32(factor)
+            np.testing.assert_array_equal(moments(tmp_path / "grown", moment)[name].numpy(), want)
     common = metadata.common_state(Source(tmp_path / "grown"))
     groups = common["optimizer"]["optimizer"]["param_groups"]
     assert [g["max_lr"] for g in groups] == [2e-3, 1e-3]
@@ -247,8 +251,10 @@ def test_asymmetric_policy_keeps_old_entries_only(tmp_path):
     source = make_source(tmp_path / "source", optimizer=True)
     grow_offline.grow(planned(source, width="fpi", policy="asymmetric"), tmp_path / "grown")
     old, new = moments(source, "exp_avg"), moments(tmp_path / "grown", "exp_avg")
-    name = "embedding.word_embeddings.weight"
+    name = "output_layer.weight"  # its gradient is that of the source; other tensors: test_grown_moments.py
     assert torch.equal(new[name][:, :8], old[name])
+    assert (new[name][:, 8:] == 0).all()
+    name = "embedding.word_embeddings.weight"
     assert (new[name][:, 8:] == 0).all()
     assert torch.equal(moments(tmp_path / "grown", "param")[name][:, :8], moments(source, "param")[name])
 

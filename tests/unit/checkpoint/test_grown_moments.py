@@ -1,0 +1,206 @@
+"""Grown moments are those that Adam collects on the grown model: transformers' gradients, torch's Adam, a whole step.
+
+Source and grown model see the same batches at a learning rate of zero; then the source's moments are grown through the
+engine and compared with the grown model's, element by element, wherever a source is named.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_growth.axes import LayerMap, LayerTake
+from megatron_growth.checkpoint.compute import Computer
+from megatron_growth.checkpoint.optimizer_state import MomentRule, first_steps
+from megatron_growth.checkpoint.plan import Planner, Region
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.layout import full_name, parameters_of
+from megatron_growth.layout.parameters import MOMENTS, dimensions
+from megatron_growth.operators import build_map, get
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import reference
+from tests.unit.checkpoint import stored
+
+EPSILON = 1e-2
+SMALL = ModelShape(hidden=8, ffn=12, layers=2, heads=4, query_groups=2, head_dim=4, vocab=19)
+DOUBLE = {"hidden": 16, "ffn": 24, "heads": 8, "query_groups": 4}
+FAMILIES = {
+    "llama": SMALL,
+    "tied": SMALL.with_(tied_embeddings=True),
+    "qwen2": SMALL.with_(qkv_bias=True),
+    "qwen3": SMALL.with_(qk_norm=True),
+    "layernorm": SMALL.with_(norm="LayerNorm", gated=False, bias=True),
+}
+
+
+def collected(state, shape, epsilon, batches):
+    """{moment: {Megatron's key: array}} of torch's Adam after some batches at a learning rate of zero."""
+    model = reference.to_transformers(state, shape, epsilon=epsilon)
+    adam = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.95))
+    for tokens in batches:
+        scores = model(torch.from_numpy(tokens), use_cache=False).logits[:, :-1].flatten(0, 1)
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(scores, torch.from_numpy(tokens)[:, 1:].flatten()).backward()
+        adam.step()
+    theirs = {name: adam.state[p] for name, p in model.named_parameters()}
+    return {
+        moment: back_to_megatron(state, shape, {n: s[moment].numpy() for n, s in theirs.items()}) for moment in MOMENTS
+    }
+
+
+def back_to_megatron(state, shape, theirs):
+    """transformers' tensors under Megatron's keys: every element of ours is numbered, and found again by its number."""
+    starts = np.cumsum([0, *(value.size for value in state.values())])
+    numbered = {
+        key: start + np.arange(value.size, dtype=np.float64).reshape(value.shape)
+        for (key, value), start in zip(state.items(), starts, strict=False)
+    }
+    flat = np.full(starts[-1], np.nan)
+    for name, places in reference._renamed(numbered, shape).items():
+        flat[places.astype(np.int64)] = theirs[name]
+    return {
+        key: flat[start : start + value.size].reshape(value.shape)
+        for (key, value), start in zip(state.items(), starts, strict=False)
+    }
+
+
+def grown_moments(folder, growth, old, policy="grow"):
+    """The engine's moments of the grown model, under per-layer keys."""
+    shape = growth.source
+
+    def tensors(values):
+        return {
+            (p.name, layer): torch.from_numpy(values[full_name(p.name, layer)].astype(np.float32))
+            for p in parameters_of(shape)
+            for layer in (range(shape.layers) if p.layered else [None])
+        }
+
+    prefixes = [(f"optimizer.state.{moment}.", tensors(old[moment])) for moment in MOMENTS]
+    stored.write(folder, shape, tensors(old["exp_avg"]), moments=prefixes)
+    computer = Computer(Source(folder), Planner(growth, MomentRule(policy)), None)
+    found = {moment: {} for moment in MOMENTS}
+    for p in parameters_of(growth.target):
+        rows, columns = (*dimensions(p, growth.target), 1)[:2]
+        for layer in range(growth.target.layers) if p.layered else [None]:
+            for moment in MOMENTS:
+                out = torch.empty(rows, columns)
+                computer.fill(Region(p, layer, (0, rows), (0, columns), moment), out)
+                value = out.numpy().reshape(dimensions(p, growth.target))
+                found[moment][full_name(p.name, layer)] = value
+    return found
+
+
+def both(tmp_path, shape, width, sizes, depth="stack", seed=3):
+    """(grown, collected) moments of one growth."""
+    target = shape.with_(**sizes)
+    growth = build_map(shape, target, get("width", width), get("depth", depth), seed)
+    rng = np.random.default_rng(5)
+    batches = [rng.integers(0, shape.vocab, (2, 7)) for _ in range(4)]
+    old = reference.random_state(shape, 1, std=0.5)
+    new = reference.grow(old, growth, reference.random_state(target, 2, trained=False, std=0.5), init_std=0.02)
+    before = collected(old, shape, EPSILON, batches)
+    after = collected(new, target, EPSILON * growth.width.epsilon_scale, batches)
+    return grown_moments(tmp_path / "source", growth, before), after
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("width", ["fpi", "hypercloning"])
+def test_moments_of_whole_ratios_are_what_adam_collects(tmp_path, family, width):
+    grown, after = both(tmp_path, FAMILIES[family], width, DOUBLE)
+    for moment in MOMENTS:
+        for key, want in after[moment].items():
+            scale = np.abs(want).max()
+            np.testing.assert_allclose(
+                grown[moment][key], want, rtol=2e-5, atol=2e-6 * scale, err_msg=f"{moment} {key}"
+            )
+
+
+@pytest.mark.parametrize("family", ["llama", "tied", "qwen3"])
+def test_moments_of_a_padded_residual_are_what_adam_collects_where_an_old_one_goes_on(tmp_path, family):
+    """Padded and new entries start at zero; the others are exact at any ratio."""
+    sizes = {"hidden": 11, "ffn": 17, "heads": 6, "query_groups": 3}
+    grown, after = both(tmp_path, FAMILIES[family], "residual=zero-pad,units=zero-output", sizes)
+    compared = 0
+    for moment in MOMENTS:
+        for key, want in after[moment].items():
+            got = grown[moment][key]
+            kept = got != 0
+            compared += kept.sum()
+            np.testing.assert_allclose(got[kept], want[kept], rtol=2e-4, atol=1e-6 * np.abs(want).max(), err_msg=key)
+    assert compared > 2 * 0.9 * FAMILIES[family].parameters
+
+
+def test_unequal_shares_come_close(tmp_path):
+    """LEMON's unequal shares at a ratio that is not whole: every tensor close in direction and length."""
+    grown, after = both(tmp_path, SMALL, "lemon", {"hidden": 21, "ffn": 31, "heads": 8, "query_groups": 4})
+    for key, want in after["exp_avg"].items():
+        got = grown["exp_avg"][key]
+        kept = got != 0
+        cosine = (got[kept] @ want[kept]) / np.linalg.norm(got[kept]) / np.linalg.norm(want[kept])
+        assert cosine > 0.9, key
+        assert np.linalg.norm(got[kept]) == pytest.approx(np.linalg.norm(want[kept]), rel=0.2), key
+
+
+@pytest.mark.fault
+def test_the_coefficients_of_the_weights_are_not_those_of_the_moments(tmp_path, monkeypatch):
+    from megatron_growth.checkpoint import optimizer_state
+    from megatron_growth.layout import sides
+
+    monkeypatch.setattr(optimizer_state, "gradient_sides", sides)
+    grown, after = both(tmp_path, SMALL, "fpi", DOUBLE)
+    ratio = {key: np.abs(grown["exp_avg"][key]).sum() / np.abs(want).sum() for key, want in after["exp_avg"].items()}
+    assert ratio["embedding.word_embeddings.weight"] == pytest.approx(2, rel=1e-4)
+    assert ratio["decoder.final_layernorm.weight"] == pytest.approx(2, rel=1e-4)
+    assert ratio["output_layer.weight"] == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("depth", ["stack", "interpolate", "identity", "copy-neighbor"])
+def test_asymmetric_state_is_that_of_the_old_layers_alone(tmp_path, depth):
+    growth = build_map(SMALL, SMALL.with_(layers=5), get("width", "fpi"), get("depth", depth), 3)
+    old = {moment: reference.random_state(SMALL, n) for n, moment in enumerate(MOMENTS)}
+    grown = grown_moments(tmp_path / "source", growth, old, "asymmetric")
+    kept = [layer for layer in range(5) if growth.layers.old_layers[layer]]
+    assert len(kept) == 2
+    for moment, values in grown.items():
+        for key, value in values.items():
+            if key.startswith("decoder.layers."):
+                layer = int(key.split(".")[2])
+                want = 0.0
+                if layer in kept:
+                    want = old[moment][key.replace(f".{layer}.", f".{kept.index(layer)}.", 1)].astype(np.float32)
+                assert (value == want).all(), (moment, key)
+            else:
+                assert (value == old[moment][key].astype(np.float32)).all()
+
+
+def test_an_operator_that_does_not_say_which_layers_are_old_keeps_the_first_copies():
+    takes = (LayerTake.copy(0), LayerTake.copy(0), LayerTake(((0, 0.5), (1, 0.5))), LayerTake.copy(1), LayerTake())
+    assert [LayerMap(2, takes).carries_on(layer) for layer in range(5)] == [True, False, False, True, False]
+
+
+def test_new_layers_that_are_the_identity_have_no_moments(tmp_path):
+    growth = build_map(SMALL, SMALL.with_(layers=3), get("width", "fpi"), get("depth", "identity"), 3)
+    old = {moment: reference.random_state(SMALL, n) for n, moment in enumerate(MOMENTS)}
+    grown = grown_moments(tmp_path / "source", growth, old)
+    new = growth.layers.old_layers.index(False)
+    assert all((v == 0).all() for key, v in grown["exp_avg"].items() if key.startswith(f"decoder.layers.{new}."))
+
+
+@pytest.mark.parametrize(("beta2", "expected"), [(0.95, 1.1), (0.999, 6.5)])
+def test_how_far_the_first_steps_of_new_entries_go(beta2, expected):
+    """Against Adam itself: a parameter with zero moments at step 10,000, under a steady gradient of one."""
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    adam = torch.optim.Adam([parameter], lr=1.0, betas=(0.9, beta2), eps=1e-12)
+    zero = torch.zeros(1, dtype=torch.float64)
+    adam.state[parameter] = {"step": torch.tensor(10000.0), "exp_avg": zero.clone(), "exp_avg_sq": zero.clone()}
+    updates = []
+    for _ in range(200):
+        before = parameter.item()
+        parameter.grad = torch.ones(1, dtype=torch.float64)
+        adam.step()
+        updates.append(before - parameter.item())
+    most, when = first_steps(0.9, beta2)
+    assert most == pytest.approx(max(updates), rel=1e-3)
+    assert updates[when - 1] == pytest.approx(max(updates), rel=1e-3)
+    assert most == pytest.approx(expected, rel=0.05)
