@@ -101,7 +101,9 @@ class Computer:
     def _fill_part(self, region: Region, records: tuple[CopyRecord, ...], y: Tensor) -> None:
         for record in records:
             rows = y[record.rows.start - region.rows[0] : record.rows.stop - region.rows[0]]
-            if record.rows.code in (ZERO, INIT):
+            if region.moment in MOMENTS and self.source.was_frozen(region.parameter.name, record.layer):
+                rows.zero_()  # no gradient was ever collected for it
+            elif record.rows.code in (ZERO, INIT):
                 self._fill_constant(region, record, rows)
             elif record.rows.code == MEAN:
                 self._fill_row_mean(region, record, rows)
@@ -137,7 +139,7 @@ class Computer:
         """Every row is the mean over all old rows; (1, c) is computed once for each old layer."""
         key = (region.parameter.name, region.moment, record.layer)
         if self._mean_key != key:
-            tensor = self._tensor(region)
+            tensor = self._tensor(region, record.layer)
             total = torch.zeros(1, tensor.columns, dtype=torch.float64)
             for block in self._stream(tensor, record.layer, (0, tensor.shape[0]), (0, tensor.columns)):
                 total += block.double().sum(dim=0, keepdim=True)
@@ -148,10 +150,11 @@ class Computer:
 
     # --------------------------------------------------------------------------------------------------- copied rows
 
-    def _tensor(self, region: Region) -> SourceTensor:
+    def _tensor(self, region: Region, layer: int | None) -> SourceTensor:
         key = (region.parameter.name, region.moment)
-        if region.moment == MASTER and key not in self.source.tensors:
-            key = (region.parameter.name, None)  # fp32 training: the weight is its own master
+        found = self.source.tensors.get(key)
+        if region.moment == MASTER and (found is None or layer not in found.boxes):
+            key = (region.parameter.name, None)  # fp32 training, or a frozen weight: it is its own master
         if key not in self.source.tensors:
             raise CheckpointError(
                 f"the checkpoint has no {region.parameter.name}" + (f" ({key[1]})" if key[1] else ""),
@@ -171,7 +174,7 @@ class Computer:
             yield block
 
     def _fill_copies(self, region: Region, record: CopyRecord, y: Tensor) -> None:
-        tensor, run = self._tensor(region), record.rows
+        tensor, run = self._tensor(region, record.layer), record.rows
         window = column_window(record.columns, tensor.columns)
         if window[0] == window[1]:
             self._fill_block_rows(region, record, torch.empty(len(y), 0, dtype=tensor.dtype), 0, y)
@@ -193,7 +196,7 @@ class Computer:
 
     def _fill_gathered(self, region: Region, record: CopyRecord, window: Range, y: Tensor, at: int) -> None:
         """Rows in any order: read the ranges that hold them, pick them from memory; halved until they fit."""
-        tensor, source = self._tensor(region), record.rows.source[at : at + len(y)]
+        tensor, source = self._tensor(region, record.layer), record.rows.source[at : at + len(y)]
         width = (window[1] - window[0]) * tensor.dtype.itemsize
         spans = row_spans(source, GAP_ROWS)
         if len(y) > 1 and sum(b - a for a, b in spans) * width > self.gather_bytes:

@@ -25,7 +25,7 @@ from megatron_growth.checkpoint.paths import METADATA, resolve
 from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
-from megatron_growth.layout.parameters import LAYERS
+from megatron_growth.layout.parameters import LAYERS, MOMENTS
 from megatron_growth.records.storage import storage_errors
 
 _CRC_BLOCK = 16 << 20
@@ -214,6 +214,11 @@ class Source:
     def has_optimizer(self) -> bool:
         """Whether moments of the parameters are stored by parameter."""
         return any(moment == "exp_avg" for _, moment in self.tensors)
+
+    def was_frozen(self, name: str, layer: int | None) -> bool:
+        """Whether a weight is stored without optimizer state, in a checkpoint that has some for others."""
+        moments = (self.tensors.get((name, moment)) for moment in MOMENTS)
+        return self.has_optimizer and not any(tensor is not None and layer in tensor.boxes for tensor in moments)
 
     def objects(self, prefix: str) -> list[str]:
         """Keys of stored objects (not tensors) that start with a prefix."""

@@ -76,21 +76,22 @@ def target_tensors(
 ) -> Iterator[tuple[tuple[str, str | None], SourceTensor]]:
     """The source tensors that the target has too, with the description of how they are stored.
 
-    A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding.
+    A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding; so does
+    optimizer state of what was frozen.
     """
     known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
-    embedding = source.tensors[EMBEDDING, None]
     moments = [None, *sorted({m for _, m in known if m})]
     names = [p.name for p in parameters_of(growth.target)]
     for moment in moments:
         for name in names:
-            like = source.tensors[EMBEDDING, moment] if moment else embedding
-            default = SourceTensor(like.dtype, (), like.prefix, _per_layer(source))
+            default = _like_others(known, moment)
             yield (name, moment), known.get((name, moment), default)
 
 
-def _per_layer(source: Source) -> bool:
-    return any(tensor.per_layer for tensor in source.tensors.values())
+def _like_others(known: dict[tuple[str, str | None], SourceTensor], moment: str | None) -> SourceTensor:
+    """How a tensor is stored that the source lacks: as others of its kind; what is frozen has no optimizer state."""
+    like = known.get((EMBEDDING, moment)) or next(tensor for (_, m), tensor in known.items() if m == moment)
+    return SourceTensor(like.dtype, (), like.prefix, any(tensor.per_layer for tensor in known.values()))
 
 
 def _items(

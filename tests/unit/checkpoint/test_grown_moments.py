@@ -6,15 +6,19 @@ engine and compared with the grown model's, element by element, wherever a sourc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from megatron_growth.axes import LayerMap, LayerTake
+from megatron_growth.checkpoint import grow_offline
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.optimizer_state import MomentRule, first_steps
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import full_name, parameters_of
 from megatron_growth.layout.parameters import MOMENTS, dimensions
 from megatron_growth.operators import build_map, get
@@ -204,3 +208,49 @@ def test_how_far_the_first_steps_of_new_entries_go(beta2, expected):
     assert most == pytest.approx(max(updates), rel=1e-3)
     assert updates[when - 1] == pytest.approx(max(updates), rel=1e-3)
     assert most == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("policy", ["grow", "asymmetric"])
+def test_what_was_frozen_in_the_source_starts_with_zero_moments_and_its_weight_as_master(tmp_path, policy):
+    """As Megatron saves a run with the embedding and layer 0 frozen: per-layer keys, no optimizer state for these."""
+    weights = stored.random_tensors(SMALL, 1, torch.bfloat16)
+
+    def trained(seed):
+        whole = stored.random_tensors(SMALL, seed)
+        return {key: value for key, value in whole.items() if key[1] != 0 and not key[0].startswith("embedding.")}
+
+    prefixes = {"exp_avg": trained(2), "exp_avg_sq": trained(3), "fp32_param": trained(4)}
+    moments = [(f"optimizer.state.{name}.", values) for name, values in prefixes.items()]
+    source = stored.write(tmp_path / "source", SMALL, weights, stacked=False, moments=moments)
+    job = grow_offline.plan(
+        source, lambda s: s.with_(**DOUBLE), get("width", "zero-pad"), get("depth", "stack"), policy=policy
+    )
+    grow_offline.grow(job, tmp_path / "grown")
+    grown = Source(tmp_path / "grown")
+
+    def read(name, layer, moment):
+        tensor = grown.tensors[name, moment]
+        out = torch.empty(tensor.shape[0], tensor.columns, dtype=tensor.dtype)
+        grown.read(tensor, layer, (0, tensor.shape[0]), (0, tensor.columns), out)
+        return out
+
+    for name, layer in (("embedding.word_embeddings.weight", None), ("decoder.layers.mlp.linear_fc2.weight", 0)):
+        old = weights[name, layer].float()
+        assert (read(name, layer, "exp_avg") == 0).all()
+        assert torch.equal(read(name, layer, "param")[: len(old), : old.shape[1]], old)
+    old = prefixes["exp_avg"]["decoder.layers.mlp.linear_fc2.weight", 1]
+    assert torch.equal(read("decoder.layers.mlp.linear_fc2.weight", 1, "exp_avg")[: len(old), : old.shape[1]], old)
+
+
+def test_a_part_of_a_moment_that_is_missing_is_damage_and_not_freezing(tmp_path):
+    moments = stored.random_tensors(SMALL, 2)
+    path = stored.write(tmp_path / "source", SMALL, moments, moments=[("optimizer.state.exp_avg.", moments)])
+    source = Source(path)
+    growth = build_map(SMALL, SMALL, get("width", "fpi"), get("depth", "stack"))
+    tensor = source.tensors["output_layer.weight", "exp_avg"]
+    tensor.boxes[None] = [replace(box, rows=(0, 5)) for box in tensor.boxes[None]]
+    parameter = next(p for p in parameters_of(SMALL) if p.name == "output_layer.weight")
+    with pytest.raises(CheckpointError, match="lacks part of a tensor"):
+        Computer(source, Planner(growth, MomentRule("grow")), None).fill(
+            Region(parameter, None, (0, 19), (0, 8), "exp_avg"), torch.empty(19, 8)
+        )
