@@ -114,8 +114,6 @@ def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
         "position_embedding_type": "rope",
         "rotary_base": 10000,
         "max_position_embeddings": 2048,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
         "consumed_train_samples": 0,
     }
     return argparse.Namespace(**sizes | more)
