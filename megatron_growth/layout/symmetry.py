@@ -2,8 +2,9 @@
 
 Two copies with equal values get equal gradients and stay copies, so a model grown by duplication can train for ever
 with less width than it has.  A residual dimension is what the embedding and all output projections write into it, a
-head its query, key and value rows, an FFN unit its input rows; two are copies when the cosine between them is at least
-`THRESHOLD`.  Embedding columns alone would not do: the layers may write different values into equal columns.
+head its query, key and value rows, an FFN unit its input rows; two are copies when the cosine between them, part by
+part, is at least `THRESHOLD` in size: a negated copy is one too, since it follows its original with the other sign.
+Embedding columns alone would not do: the layers may write different values into equal columns.
 
 Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary; n of the compared vectors.
 """
@@ -61,10 +62,9 @@ def count_copies(state: Mapping[str, Array], shape: ModelShape) -> Copies:
         elif parameter.is_output_projection and parameter.columns:
             writes.append(value)
         elif name == QKV:
-            heads += copies_among(_heads(value, shape))
+            heads += copies_among(*_heads(value, shape))
         elif name == FC1:
-            parts = np.split(value, 2 if shape.gated else 1)
-            units += copies_among(np.concatenate(parts, axis=1))
+            units += copies_among(*np.split(value, 2 if shape.gated else 1))
     # (H, all that is written): its Gram matrix is small whatever the vocabulary and depth.
     gram = np.zeros((shape.hidden, shape.hidden))
     for write in writes:
@@ -81,28 +81,32 @@ def _tensors(state: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
             yield from ((parsed.name, layer) for layer in (value if stacked else [value]))
 
 
-def _heads(qkv: Array, shape: ModelShape) -> Array:
-    """One vector for each query head: its query rows and its group's key and value rows; (A, 3 D H)."""
+def _heads(qkv: Array, shape: ModelShape) -> tuple[Array, Array, Array]:
+    """Query rows of every head, and the key and the value rows of its group; (A, D H) each."""
     grouped = qkv.reshape(shape.query_groups, shape.heads_per_group + 2, -1)
-    key_value = np.repeat(grouped[:, -2:].reshape(shape.query_groups, 1, -1), shape.heads_per_group, axis=1)
-    return np.concatenate([grouped[:, :-2], key_value], axis=2).reshape(shape.heads, -1)
+    key, value = (np.repeat(grouped[:, part], shape.heads_per_group, axis=0) for part in (-2, -1))
+    return grouped[:, :-2].reshape(shape.heads, -1), key, value
 
 
-def copies_among(vectors: Array) -> int:
-    """How many of n vectors (n, size) are copies of an earlier one; zero vectors are none."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.where(length > 0, length, 1)
+def copies_among(*parts: Array) -> int:
+    """How many of n things are copies of an earlier one, each part (n, size) equal or negated; zeros are none."""
+    units = []
+    for vectors in parts:
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        units.append(vectors / np.where(length > 0, length, 1))
     count = 0
-    for start in range(0, len(unit), BLOCK):
-        cosine = unit[start : start + BLOCK] @ unit[: start + BLOCK].T
-        count += int((np.tril(cosine, k=start - 1) >= THRESHOLD).any(axis=1).sum())
+    for start in range(0, len(units[0]), BLOCK):
+        alike = np.ones((min(BLOCK, len(units[0]) - start), min(start + BLOCK, len(units[0]))), dtype=np.bool_)
+        for unit in units:
+            alike &= np.abs(unit[start : start + BLOCK] @ unit[: start + BLOCK].T) >= THRESHOLD
+        count += int(np.tril(alike, k=start - 1).any(axis=1).sum())
     return count
 
 
 def _copies_of_gram(gram: Array) -> int:
     length = np.sqrt(np.diagonal(gram))
     scale = np.where(length > 0, length, 1)
-    return int((np.tril(gram / np.outer(scale, scale), k=-1) >= THRESHOLD).any(axis=1).sum())
+    return int((np.abs(np.tril(gram / np.outer(scale, scale), k=-1)) >= THRESHOLD).any(axis=1).sum())
 
 
 def _effective_rank(gram: Array) -> float:

@@ -8,8 +8,8 @@ from megatron_growth.operators.base import (
     UnitMaps,
     WidthMaps,
     WidthOperator,
-    build_map,
 )
+from megatron_growth.operators.build import build_map
 from megatron_growth.operators.registry import get, names, register
 
 __all__ = [

@@ -122,74 +122,7 @@ class GrowthMap:
         return digest.hexdigest()
 
 
-def check_shapes(source: ModelShape, target: ModelShape) -> None:
-    """Refuse what no operator can do: smaller targets, another head dimension, another architecture."""
-    for name in ("hidden", "ffn", "layers", "heads", "query_groups"):
-        old, new = getattr(source, name), getattr(target, name)
-        if new < old:
-            raise GrowthPlanError(
-                f"the target's {name} ({new}) is smaller than the source's ({old})",
-                fix="growth only adds; swap source and target, or choose a larger target",
-            )
-    if source.head_dim != target.head_dim:
-        raise GrowthPlanError(
-            f"the head dimension changes from {source.head_dim} to {target.head_dim}",
-            where=f"hidden {source.hidden} / {source.heads} heads -> hidden {target.hidden} / {target.heads} heads",
-            fix="keep the head dimension and grow the number of heads; attention scores depend on it",
-        )
-    for name in ("gated", "norm", "bias", "qkv_bias", "qk_norm", "tied_embeddings"):
-        if getattr(source, name) != getattr(target, name):
-            raise GrowthPlanError(
-                f"{name} differs: the source has {getattr(source, name)}, the target {getattr(target, name)}",
-                fix="growth keeps the architecture; train the source with the target's setting",
-            )
-
-
 def need_layers(old: int, new: int) -> None:
     """Refuse to make layers out of none; for depth operators that copy."""
     if new and not old:
         raise GrowthPlanError("the source has no layers to copy", fix="use --depth random, or reuse:middle=none")
-
-
-def check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) -> None:
-    """Refuse a target layer that takes a sub-layer which the source's layers, or its own, do not have."""
-    for new, take in enumerate(layers.takes):
-        if take.sources and take.ffn and source.sublayers != target.sublayers:
-            raise GrowthPlanError(
-                f"layer {new} takes the FFN of layer {take.sources[0][0]}, but only one of the two models has FFNs",
-                where=f"sub-layers of the source: {source.sublayers}; of the target: {target.sublayers}",
-                fix="grow an attention-only model with --depth reuse:middle=attn",
-            )
-
-
-def build_map(
-    source: ModelShape,
-    target: ModelShape,
-    width: WidthOperator,
-    depth: DepthOperator,
-    seed: int = 0,
-) -> GrowthMap:
-    """The map of one growth step: width on the source's layers first, then depth (bert2BERT, sec. 3.4).
-
-    Raises:
-        GrowthPlanError: the target cannot be reached from the source with these operators.
-    """
-    check_shapes(source, target)
-    streams = Seed(seed)
-    layers = depth.layers(source.layers, target.layers, streams)
-    check_sublayers(source, target, layers)
-    provenance = {
-        "width": width.name,
-        "width_parameters": width.parameters(),
-        "depth": depth.name,
-        "depth_parameters": depth.parameters(),
-        "seed": seed,
-    }
-    return GrowthMap(
-        source,
-        target,
-        width.maps(source, target, streams),
-        layers,
-        provenance,
-        streams,
-    )

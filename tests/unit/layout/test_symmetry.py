@@ -45,3 +45,19 @@ def test_blocks_do_not_change_the_count(monkeypatch):
     assert copies_among(vectors) == 3
     monkeypatch.setattr("megatron_growth.layout.symmetry.BLOCK", 2)
     assert copies_among(vectors) == 3
+
+
+def test_negated_copies_are_counted():
+    """A unit may have its up half and what reads it negated, a head its queries and keys: each follows its original."""
+    vectors = np.random.default_rng(0).standard_normal((6, 5))
+    more = np.random.default_rng(1).standard_normal((6, 5))
+    vectors[3], more[3] = -vectors[0], more[0]
+    vectors[4], more[4] = vectors[1], -more[1]
+    vectors[5] = vectors[2]  # one half alone is no copy
+    assert copies_among(vectors, more) == 2
+    state = grown("zero-pad")
+    for key in state:
+        if key.endswith(("linear_proj.weight", "linear_fc2.weight")):
+            state[key][9] = -state[key][1]
+    state["embedding.word_embeddings.weight"][:, 9] = -state["embedding.word_embeddings.weight"][:, 1]
+    assert count_copies(state, NEW).residual == 1

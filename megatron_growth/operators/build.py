@@ -1,0 +1,156 @@
+"""The map of one growth step, built from its two operators, and checked.
+
+What no operator can do is refused before; what one gives back is checked for lengths, ranges and finite numbers,
+so that neither ours nor an outside package's can make a map that fails half-way, or writes what is no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from megatron_growth.axes import MEAN, AxisMap, LayerMap, Side
+from megatron_growth.errors import GrowthPlanError
+from megatron_growth.operators.base import DepthOperator, GrowthMap, Operator, Seed, WidthMaps, WidthOperator
+from megatron_growth.shape import ModelShape
+
+
+def build_map(
+    source: ModelShape,
+    target: ModelShape,
+    width: WidthOperator,
+    depth: DepthOperator,
+    seed: int = 0,
+) -> GrowthMap:
+    """The map of one growth step: width on the source's layers first, then depth (bert2BERT, sec. 3.4).
+
+    Raises:
+        GrowthPlanError: the target cannot be reached from the source with these operators.
+    """
+    check_shapes(source, target)
+    streams = Seed(seed)
+    layers = depth.layers(source.layers, target.layers, streams)
+    check_layers(depth, layers, source, target)
+    check_sublayers(source, target, layers)
+    maps = width.maps(source, target, streams)
+    check_width(width, maps, source, target)
+    provenance = {
+        "width": width.name,
+        "width_parameters": width.parameters(),
+        "depth": depth.name,
+        "depth_parameters": depth.parameters(),
+        "seed": seed,
+    }
+    return GrowthMap(
+        source,
+        target,
+        maps,
+        layers,
+        provenance,
+        streams,
+    )
+
+
+def check_shapes(source: ModelShape, target: ModelShape) -> None:
+    """Refuse what no operator can do: smaller targets, another head dimension, another architecture."""
+    for name in ("hidden", "ffn", "layers", "heads", "query_groups"):
+        old, new = getattr(source, name), getattr(target, name)
+        if new < old:
+            raise GrowthPlanError(
+                f"the target's {name} ({new}) is smaller than the source's ({old})",
+                fix="growth only adds; swap source and target, or choose a larger target",
+            )
+    if source.head_dim != target.head_dim:
+        raise GrowthPlanError(
+            f"the head dimension changes from {source.head_dim} to {target.head_dim}",
+            where=f"hidden {source.hidden} / {source.heads} heads -> hidden {target.hidden} / {target.heads} heads",
+            fix="keep the head dimension and grow the number of heads; attention scores depend on it",
+        )
+    for name in ("gated", "norm", "bias", "qkv_bias", "qk_norm", "tied_embeddings"):
+        if getattr(source, name) != getattr(target, name):
+            raise GrowthPlanError(
+                f"{name} differs: the source has {getattr(source, name)}, the target {getattr(target, name)}",
+                fix="growth keeps the architecture; train the source with the target's setting",
+            )
+
+
+def check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) -> None:
+    """Refuse a target layer that takes a sub-layer which the source's layers, or its own, do not have."""
+    for new, take in enumerate(layers.takes):
+        if take.sources and take.ffn and source.sublayers != target.sublayers:
+            raise GrowthPlanError(
+                f"layer {new} takes the FFN of layer {take.sources[0][0]}, but only one of the two models has FFNs",
+                where=f"sub-layers of the source: {source.sublayers}; of the target: {target.sublayers}",
+                fix="grow an attention-only model with --depth reuse:middle=attn",
+            )
+
+
+def check_width(operator: WidthOperator, maps: WidthMaps, source: ModelShape, target: ModelShape) -> None:
+    """Refuse width maps of the wrong sizes, with indices that are not there or numbers that are none.
+
+    Raises:
+        GrowthPlanError: names the operator with its parameters, the axis and what is wrong with it.
+    """
+    _refuse(operator, [*_width_problems(maps, source, target)])
+
+
+def check_layers(operator: DepthOperator, layers: LayerMap, source: ModelShape, target: ModelShape) -> None:
+    """Refuse a layer map of the wrong length, with layers that are not there or weights that are no numbers.
+
+    Raises:
+        GrowthPlanError: names the operator with its parameters, and what is wrong.
+    """
+    _refuse(operator, [*_layer_problems(layers, source.layers, target.layers)])
+
+
+def _refuse(operator: Operator, problems: list[str]) -> None:
+    if not problems:
+        return
+    parameters = ",".join(f"{key}={value}" for key, value in operator.parameters().items())
+    raise GrowthPlanError(
+        f"the operator {operator.name!r} made a map that cannot be used: {problems[0]}",
+        where=f"{type(operator).__module__}.{type(operator).__qualname__}({parameters})",
+        fix="give it other parameters, or mend it: docs/operators.md says what a map holds",
+    )
+
+
+def _width_problems(maps: WidthMaps, source: ModelShape, target: ModelShape) -> Iterator[str]:
+    yield from _axis_problems("hidden", maps.hidden, source.hidden, target.hidden)
+    if len(maps.units) != source.layers:
+        yield f"it has units of {len(maps.units)} layers, the source has {source.layers}"
+    for layer, units in enumerate(maps.units):
+        for name, axis, size in (
+            ("heads", units.heads, "heads"),
+            ("query groups", units.groups, "query_groups"),
+            ("ffn", units.ffn, "ffn"),
+        ):
+            yield from _axis_problems(f"{name} of layer {layer}", axis, getattr(source, size), getattr(target, size))
+    if not (np.isfinite(maps.epsilon_scale) and maps.epsilon_scale > 0):
+        yield f"epsilon_scale is {maps.epsilon_scale}"
+
+
+def _axis_problems(name: str, axis: AxisMap, old: int, new: int) -> Iterator[str]:
+    for use in ("write", "read", "norm"):
+        side: Side = getattr(axis, use)
+        where = f"the {use} side of {name}"
+        lengths = {len(part) for part in (side.source, side.coefficient, side.from_next, side.noise)}
+        if lengths != {new}:
+            yield f"{where} has {'/'.join(map(str, sorted(lengths)))} entries, the target {new}"
+        elif not ((side.source >= MEAN) & (side.source < old)).all():
+            yield f"{where} names old index {int(side.source.max())}; there are {old}"
+        elif not (np.isfinite(side.coefficient).all() and np.isfinite(side.noise).all()):
+            yield f"{where} has coefficients or noise that are not finite numbers"
+
+
+def _layer_problems(layers: LayerMap, old: int, new: int) -> Iterator[str]:
+    if len(layers.takes) != new:
+        yield f"it has {len(layers.takes)} layers, the target {new}"
+    if layers.old_layers and len(layers.old_layers) != len(layers.takes):
+        yield f"old_layers has {len(layers.old_layers)} entries for {len(layers.takes)} layers"
+    for number, take in enumerate(layers.takes):
+        for layer, weight in take.sources:
+            if not 0 <= layer < old:
+                yield f"layer {number} is made of layer {layer}; the source has {old}, counted from 0"
+            if not np.isfinite(weight):
+                yield f"layer {number} takes layer {layer} with the weight {weight}"
