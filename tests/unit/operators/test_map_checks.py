@@ -88,7 +88,7 @@ def test_layer_maps_that_cannot_be_used_are_refused(fault):
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("spec", ["hypercloning:noise={}", "per-axis:noise={}"])
 def test_numbers_that_are_none_are_refused(spec, value):
-    with pytest.raises(GrowthPlanError, match=f"noise is {value}; it must be a finite number"):
+    with pytest.raises(GrowthPlanError, match=f"noise is {value}"):
         get("width", spec.format(value))
     with pytest.raises(GrowthPlanError, match="noise"):
         get("width", {"name": spec.split(":")[0], "noise": float(value)})
