@@ -58,13 +58,11 @@ measure() { # NAME SECONDS: doctor, tests and benchmark of what is installed now
     --seconds "${seconds}" --iterations "${GPU_ITERATIONS:-20}"
 }
 
-# An environment that sees the torch of the machine, and what the wheels add.
-if [[ ! -x "${venv}/bin/python" ]]; then
-  "${python}" -m venv --system-site-packages "${venv}"
-  packages="$("${python}" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-  site="$("${venv}/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-  echo "import site; site.addsitedir('${packages}')" >"${site}/torch-of-the-machine.pth"
-fi
+# A new environment that sees the torch of the machine, and what the wheels add.
+"${python}" -m venv --clear --system-site-packages "${venv}"
+packages="$("${python}" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+site="$("${venv}/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+echo "import site; site.addsitedir('${packages}')" >"${site}/torch-of-the-machine.pth"
 step install "${venv}/bin/python" -m pip install --quiet --no-index --no-deps --find-links "${wheels}/plain" "${wheels}"/plain/*.whl
 measure plain 150
 
@@ -80,6 +78,7 @@ if compgen -G "${wheels}/te/*" >/dev/null; then
   step install-te "${venv}/bin/python" -m pip install --quiet --no-index --no-deps "${out}"/te-wheels/*.whl
   nvidia="$("${venv}/bin/python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1] / "nvidia")')"
   export LD_LIBRARY_PATH="${nvidia}/cudnn/lib:${nvidia}/cu13/lib:${nvidia}/nccl/lib:${nvidia}/nvshmem/lib:${LD_LIBRARY_PATH:-}"
+  export CUDNN_HOME="${nvidia}/cudnn" NVRTC_HOME="${nvidia}/cu13" CURAND_HOME="${nvidia}/cu13"
   measure te 150
 else
   echo "gpu: ${wheels}/te is empty; Transformer Engine is not measured"

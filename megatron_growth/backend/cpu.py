@@ -20,9 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.backend.installation import Installation, has_makefile, transformer_engine
+from megatron_growth.backend.installation import (
+    Installation,
+    has_makefile,
+    load_transformer_engine,
+    transformer_engine,
+)
 from megatron_growth.backend.replacements import Replacement, apply
-from megatron_growth.backend.stand_ins import TRANSFORMER_ENGINE, StandIn, missing_words, refuse_on_host, stand_ins
+from megatron_growth.backend.stand_ins import StandIn, missing_words, refuse_on_host, stand_ins
 from megatron_growth.errors import UserError
 
 # What torchrun would set for one process; port 0 is any free port.
@@ -103,9 +108,9 @@ def torch_replacements() -> list[Replacement]:
 
 def megatron_replacements() -> list[Replacement]:
     """What must change in Megatron and Transformer Engine; imports the modules concerned."""
-    rows = _rows()
-    engine = []
-    if not any(row is TRANSFORMER_ENGINE for row in rows):
+    engine: list[Replacement] = []
+    if load_transformer_engine():
+        # Megatron takes its norm where it is installed, whatever the layers are.
         from megatron_growth.backend import te_on_host
 
         engine = te_on_host.replacements()
@@ -114,7 +119,7 @@ def megatron_replacements() -> list[Replacement]:
     return [
         *engine,
         *async_save.replacements(),
-        *(one for row in rows for one in row.replacements()),
+        *(one for row in _rows() for one in row.replacements()),
     ]
 
 

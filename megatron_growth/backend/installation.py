@@ -83,20 +83,32 @@ def transformer_engine(gpu: bool) -> str:
     Raises:
         UnsupportedError: it is installed and cannot be loaded.
     """
+    if gpu:
+        return load_transformer_engine()
+    return version_of("transformer-engine") if os.environ.get(TE_ON_HOST) == "1" else ""
+
+
+def load_transformer_engine() -> str:
+    """Import Transformer Engine where it is installed, as Megatron will; returns its version, or "".
+
+    On the host only after torch.cuda has been replaced.
+
+    Raises:
+        UnsupportedError: it cannot be loaded; Megatron would die of it without a reason.
+    """
     version = version_of("transformer-engine")
-    if not gpu:
-        return version if os.environ.get(TE_ON_HOST) == "1" else ""
     if not version:
         return ""
     try:
         # Its libraries are loaded here, so a torch that they were not built for shows.
         importlib.import_module("transformer_engine.pytorch")
     except Exception as error:
+        fixes = [fix for _, fix in conflicts()]
+        fixes = fixes or ["install the version that goes with this torch, or take it away (docs/gpu.md)"]
         raise UnsupportedError(
             f"Transformer Engine {version} is installed and cannot be loaded: {_first_line(error)}",
             where=f"torch {version_of('torch')}",
-            fix="; ".join(fix for _, fix in conflicts())
-            or "install the version that goes with this torch (docs/gpu.md)",
+            fix="; ".join(fixes),
         ) from error
     return version
 

@@ -50,7 +50,7 @@ def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ..
     on_gpu = bool(here.gpu)
     table = (
         (_GPU, not on_gpu),
-        (TRANSFORMER_ENGINE, not here.transformer_engine),
+        (_TRANSFORMER_ENGINE, not here.transformer_engine),
         (_KERNELS, not (on_gpu and (here.transformer_engine or here.apex))),
         (_APEX, not (on_gpu and here.apex)),
         (_MAKEFILE, not here.makefile),
@@ -135,7 +135,7 @@ _GPU = StandIn(
     # Megatron takes the host for a device before Blackwell.
     environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
 )
-TRANSFORMER_ENGINE = StandIn(
+_TRANSFORMER_ENGINE = StandIn(
     missing="Transformer Engine",
     instead="torch's norms and fused attention in Megatron's local layers",
     cost="slower layers, no FP8, no overlap of tensor-parallel communication",

@@ -2,7 +2,8 @@
 
 Everything about them but the kernels is as on a GPU: the classes that Megatron builds, their parameters and names,
 initialisation, extra state and sharded state.  So whatever depends on these can be tested where there is no GPU.
-`cpu.install()` puts these forwards in place where MEGATRON_GROWTH_TE_ON_HOST is 1 and Transformer Engine is installed.
+`cpu.install()` puts these forwards in place where Transformer Engine is installed.  Layers are made of it only where
+MEGATRON_GROWTH_TE_ON_HOST is 1; Megatron takes its norm behind the last layer in any case.
 
 Shape legend: S sequence (a rank's part of it under sequence parallelism), B batch, I inputs and O outputs of a matrix
 on this rank, A query heads and G query groups of this rank, D head dim.
@@ -22,19 +23,9 @@ type Output = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def replacements() -> list[Replacement]:
-    """The forwards of the modules that Megatron's GPT layers are made of; imports Transformer Engine.
+    """The forwards of the modules that Megatron's GPT layers are made of; imports Transformer Engine."""
+    import transformer_engine.pytorch as te
 
-    Raises:
-        UnsupportedError: Transformer Engine cannot be loaded.
-    """
-    try:
-        import transformer_engine.pytorch as te
-    except Exception as error:
-        raise UnsupportedError(
-            f"Transformer Engine cannot be loaded: {error}",
-            where="MEGATRON_GROWTH_TE_ON_HOST",
-            fix="install it with `make env-te`, and set what .venv-te/environment says",
-        ) from error
     why = "Transformer Engine's kernels need a GPU"
     forwards = {
         te.Linear: linear,
