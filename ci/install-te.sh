@@ -29,7 +29,9 @@ cannot() { # WHAT FIX
 compiler() { # the folder of a CUDA toolkit with its headers, or nothing
   local folder nvcc
   nvcc="$(readlink -f "$(command -v nvcc || echo /nowhere)")"
-  for folder in "${CUDA_HOME:-}" "${CUDA_PATH:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda; do
+  local folders=("${CUDA_PATH:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda)
+  [[ -z "${CUDA_HOME:-}" ]] || folders=("${CUDA_HOME}") # who names one means it
+  for folder in "${folders[@]}"; do
     if [[ -x "${folder}/bin/nvcc" && -r "${folder}/include/crt/host_defines.h" ]]; then
       echo "${folder}"
       return
@@ -38,7 +40,7 @@ compiler() { # the folder of a CUDA toolkit with its headers, or nothing
 }
 
 stamp="${target}/installed"
-wanted="$(cat "${BASH_SOURCE[0]}" "${base}/requirements.sha256" 2>/dev/null | sha256sum | cut -d ' ' -f 1) ${base}"
+wanted="$({ cat "${BASH_SOURCE[0]}" && cat "${base}/requirements.sha256" 2>/dev/null || true; } | sha256sum | cut -d ' ' -f 1) ${base}"
 if [[ "$(cat "${stamp}" 2>/dev/null)" == "${wanted}" ]]; then
   exit 0
 fi
