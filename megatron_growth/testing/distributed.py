@@ -30,7 +30,7 @@ from megatron_growth.backend.processes import die_with_parent
 PRELOADED = ("megatron_growth.testing.preload",)
 LOG_TAIL = 40  # lines
 EXIT_SECONDS = 10.0  # that a rank may take to end once it has answered, and to show its stack once it is asked
-START_SECONDS = 120.0  # that the ranks may take until all have begun, or `timeout` where that is longer
+START_SECONDS = 300.0  # that the ranks may take until all have begun, or `timeout` where that is longer
 SHOW_STACK = signal.SIGUSR1
 BEGUN = b"begun"
 

@@ -29,7 +29,7 @@ def train(machine):
     def run(script, words):
         if machine == "cuda":
             assert os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
-            return torchrun(script, [str(word) for word in words], timeout=120)
+            return torchrun(script, [str(word) for word in words], timeout=500)
         return run_script(script, words)
 
     return run

@@ -22,7 +22,7 @@ EPSILON = 1e-5
 def first_loss(script: str, *words: str, **sizes: int) -> float:
     """The training loss of the first batch, before any step."""
     args = tiny_pretrain_args(iterations=1, lr=1e-9, **sizes)
-    return run_script(EXAMPLES / script, [*args, "--kv-channels", "8", *words], timeout=120).losses[1]
+    return run_script(EXAMPLES / script, [*args, "--kv-channels", "8", *words], timeout=500).losses[1]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def source(tmp_path_factory) -> tuple[Path, float]:
     """A trained source and its loss on the first batch, as stock Megatron loads it."""
     folder = tmp_path_factory.mktemp("exact") / "source"
     args = tiny_pretrain_args(iterations=12, lr=1e-2, save=folder, **SMALL)
-    trained = run_script(EXAMPLES / "pretrain_gpt_stock.py", [*args, "--kv-channels", "8"], timeout=120)
+    trained = run_script(EXAMPLES / "pretrain_gpt_stock.py", [*args, "--kv-channels", "8"], timeout=500)
     assert trained.losses[12] < trained.losses[1] - 0.5
     loss = first_loss("pretrain_gpt_stock.py", "--load", str(folder), "--finetune", "--no-load-optim", **SMALL)
     assert loss < trained.losses[1] - 0.5

@@ -37,7 +37,7 @@ def pretrain(kind, *words, lr=1e-3, sizes=SIZES, layout=None):
     processes, options, more = buckets if kind == BUCKETS else KINDS[kind]
     args = tiny_pretrain_args(iterations=8, lr=lr, vocab=127, **sizes, **(options if layout is None else layout))
     args += ["--make-vocab-size-divisible-by", "16", "--kv-channels", "8", *more, *map(str, words)]
-    return run_script(SCRIPT, args, processes, timeout=120)
+    return run_script(SCRIPT, args, processes, timeout=500)
 
 
 @pytest.fixture(scope="module")

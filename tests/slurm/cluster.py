@@ -84,7 +84,7 @@ class Cluster:
 
 def slurm(*words: object) -> str:
     """Run a Slurm command and return what it prints."""
-    return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True, timeout=500).stdout
 
 
 def job(number: str) -> dict[str, str]:

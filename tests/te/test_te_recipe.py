@@ -30,7 +30,7 @@ def test_the_micro_recipe(place, tmp_path):
 
 def test_doctor_says_that_the_layers_run_on_the_host(place):
     words = [str(place / "bin" / "python"), "-m", "megatron_growth.cli.main", "doctor", "--json"]
-    done = subprocess.run(words, env=environment(place), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=environment(place), capture_output=True, text=True, timeout=500)
     document = json.loads(done.stdout)
     assert done.returncode == 0
     assert document["transformer_engine"] == "2.12.0"

@@ -156,7 +156,7 @@ def test_the_package_imports_without_torch():
         "heavy = {'torch', 'megatron', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
 

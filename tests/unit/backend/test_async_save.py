@@ -76,12 +76,12 @@ class _InThreads:
 
 
 def test_what_is_stored_is_what_was_when_the_save_was_scheduled(tmp_path):
-    for rank, (stored, held) in enumerate(run_distributed(store, 2, str(tmp_path), False, timeout=120)):
+    for rank, (stored, held) in enumerate(run_distributed(store, 2, str(tmp_path), False, timeout=500)):
         assert stored == [STEP + rank]
         assert held == [LATER]
 
 
 @pytest.mark.fault
 def test_a_writer_that_shares_memory_would_be_caught(tmp_path):
-    stored, _ = run_distributed(store, 1, str(tmp_path), True, timeout=120)[0]
+    stored, _ = run_distributed(store, 1, str(tmp_path), True, timeout=500)[0]
     assert stored == [LATER]

@@ -36,7 +36,7 @@ def test_importing_the_backend_replaces_nothing():
         "assert before == (dict(vars(torch.cuda)), torch.empty, torch.compile)\n"
         "assert not torch.cuda.is_available()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)
 
 
 def test_flags_are_added_only_where_missing():

@@ -299,7 +299,7 @@ def test_workers_end_with_a_killed_command_and_the_same_command_finishes(tmp_pat
     assert len(workers) >= 2
     assert not (tmp_path / "out").exists()
     wait_for(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers))
-    subprocess.run([*COMMAND, *words, "--output", tmp_path / "out"], check=True, capture_output=True, timeout=120)
+    subprocess.run([*COMMAND, *words, "--output", tmp_path / "out"], check=True, capture_output=True, timeout=500)
     manifest = load_manifest(tmp_path / "out")
     assert manifest.splits["train"].documents > 500
     assert manifest.text_bytes > 8_000_000
@@ -319,13 +319,13 @@ def test_a_full_disk_loses_nothing(tmp_path, gpt2_files):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     code = limit + "import sys; from megatron_growth.cli.main import main; sys.exit(main(sys.argv[1:]))"
     failed = subprocess.run(
-        [sys.executable, "-c", code, "prepare", *words], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, "prepare", *words], capture_output=True, text=True, timeout=500
     )
     assert failed.returncode == 1
     assert "No space left to write" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "out").exists()
-    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=120)
+    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=500)
     assert load_manifest(tmp_path / "out").splits["train"].documents > 2900
 
 

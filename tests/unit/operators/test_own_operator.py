@@ -23,13 +23,13 @@ def installed(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("own")
     shutil.copytree(EXAMPLE, root / "source")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
-    subprocess.run([*pip, str(root / "site"), str(root / "source")], check=True, timeout=120)
+    subprocess.run([*pip, str(root / "site"), str(root / "source")], check=True, timeout=500)
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "site"), str(EXAMPLE.parents[1])])}
 
 
 def python(environment: dict[str, str], *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=True, timeout=500
     )
     return done.stdout
 

@@ -46,7 +46,7 @@ def run_script(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,
             check=False,
         )
         assert done.returncode == 0, done.stderr
