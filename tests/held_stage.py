@@ -39,9 +39,9 @@ def main() -> int:
     """Entry point of a rank, or of the command that starts ranks."""
     if "RANK" not in os.environ:
         from megatron_growth.cli import main as command
-        from megatron_growth.run import launch
+        from megatron_growth.run import torchrun
 
-        launch.ENTRY = __spec__.name
+        torchrun.ENTRY = __spec__.name
         return command.main()
     from megatron_growth.run import pretrain
     from megatron_growth.slurm import rank

@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.report.findings import findings
     from megatron_growth.report.page import write_report
     from megatron_growth.run.screen import Screen
-    from megatron_growth.run.train import Request, train
+    from megatron_growth.run.train import TrainRequest, train
     from megatron_growth.slurm.submit import refuse_while_submitted
 
     begin = time.monotonic()
     baselines = tuple(name for name in args.baseline or ["scratch"] if name != "none")
-    request = Request(baselines=baselines, guard=refuse_while_submitted)
+    request = TrainRequest(baselines=baselines, guard=refuse_while_submitted)
     folder = train(load_recipe(RECIPE, None, args), args.folder, request, Screen())
     record = collect(folder.path)
     page = write_report(record, folder.path)

@@ -126,13 +126,13 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.planner.cluster import plan_cluster, with_recommended
     from megatron_growth.run import flags
     from megatron_growth.run.stage import check_stages
-    from megatron_growth.run.train import Request, selected
+    from megatron_growth.run.train import TrainRequest, selected
 
     flags.check(recipe, profile)
     if args.recommended:  # the recipe's own layout need not fit these nodes
         recipe = with_recommended(recipe, plan_cluster(recipe, plan_run(recipe), profile))
     plan = plan_run(recipe, profile.nodes * profile.ranks_of_a_node)
-    stages = selected(plan, Request(baselines=tuple(dict.fromkeys(args.baseline))))
+    stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
     check_stages(recipe, stages, "gpu")
     return _Request(recipe, plan, tuple(stages), folder, args.wandb)
 

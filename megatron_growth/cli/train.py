@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train."""
     from megatron_growth.run.screen import Screen
-    from megatron_growth.run.train import Request, train
+    from megatron_growth.run.train import TrainRequest, train
     from megatron_growth.run.variants import train_variants
     from megatron_growth.slurm.submit import refuse_while_submitted
 
     recipe = load_recipe(args.recipe, args.variant, args)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
-    request = Request(
+    request = TrainRequest(
         stage=args.stage,
         baselines=baselines,
         wandb_project=args.wandb,

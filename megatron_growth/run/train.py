@@ -20,7 +20,7 @@ from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, read
-from megatron_growth.run import checkpoints, dataset, directory, failures, flags, launch, state
+from megatron_growth.run import checkpoints, dataset, directory, failures, flags, state, torchrun
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine
@@ -30,7 +30,7 @@ from megatron_growth.run.stage import Place, StageLaunch, check_stages, check_wa
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """What `train` is asked for beside the recipe.
 
     Attributes:
@@ -58,7 +58,7 @@ def local_devices() -> int:
     return torch.cuda.device_count()
 
 
-def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDirectory:
+def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> RunDirectory:
     """Train what is asked for, and not there yet.
 
     Args:
@@ -97,7 +97,7 @@ def train(recipe: Recipe, path: Path, request: Request, screen: Screen) -> RunDi
     return run
 
 
-def selected(plan: RunPlan, request: Request) -> list[StagePlan]:
+def selected(plan: RunPlan, request: TrainRequest) -> list[StagePlan]:
     """The stages to train, in order.
 
     Raises:
@@ -168,8 +168,8 @@ class _Job:
         code = -1
         try:
             with self.screen.stage(title, stage.iterations):
-                code = launch.run_processes(
-                    launch.torchrun_command(world_size(stage), opened.arguments),
+                code = torchrun.run_processes(
+                    torchrun.command_of(world_size(stage), opened.arguments),
                     log=folder.log,
                     token=self.token,
                     failures_folder=folder.path / "failures",

@@ -13,11 +13,11 @@ from megatron_growth.errors import RunError
 from megatron_growth.recipes import Recipe
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.screen import Screen
-from megatron_growth.run.train import Request, train
+from megatron_growth.run.train import TrainRequest, train
 
 
 def train_variants(
-    load: Callable[[str], Recipe], names: Sequence[str], path: Path, request: Request, screen: Screen
+    load: Callable[[str], Recipe], names: Sequence[str], path: Path, request: TrainRequest, screen: Screen
 ) -> list[RunDirectory]:
     """Train every variant of a recipe that is not finished yet.
 

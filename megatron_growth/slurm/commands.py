@@ -29,7 +29,7 @@ class SlurmRefused(UserError):
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedJob:
     """A job that is waiting, running, or about to be either again.
 
     Attributes:
@@ -82,10 +82,10 @@ def submit(words: Sequence[str], environment: Mapping[str, str]) -> str:
     return _run(["sbatch", "--parsable", *words], environment).strip().split(";")[0]
 
 
-def active(names: Iterable[str]) -> dict[str, Job]:
+def active(names: Iterable[str]) -> dict[str, QueuedJob]:
     """This user's unfinished jobs of these names, by name."""
     command = ["squeue", "--me", "--noheader", f"--format={_FIELDS}", f"--name={','.join(names)}"]
-    jobs = (Job(*line.split("|", 5)) for line in _run(command).splitlines())
+    jobs = (QueuedJob(*line.split("|", 5)) for line in _run(command).splitlines())
     return {job.name: job for job in jobs}
 
 

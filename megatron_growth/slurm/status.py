@@ -68,7 +68,7 @@ def jobs_of(
 
 
 def _job(
-    run: RunDirectory, stage: StagePlan, active: slurm.Job | None, chain: submit.Chain, speed: float | None
+    run: RunDirectory, stage: StagePlan, active: slurm.QueuedJob | None, chain: submit.Chain, speed: float | None
 ) -> StageJobStatus:
     record = slurm_record.read(run.stage(stage.name))
     number = active.id if active else chain.jobs.get(stage.name)

@@ -89,7 +89,7 @@ def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterPr
 
 
 def _submit_one(
-    run: RunDirectory, job: StageJob, active: dict[str, slurm.Job], earlier: Sequence[Submitted]
+    run: RunDirectory, job: StageJob, active: dict[str, slurm.QueuedJob], earlier: Sequence[Submitted]
 ) -> Submitted:
     if run.stage(job.stage).is_done:
         return Submitted(job.stage, None, job.nodes, None, "done")

@@ -154,12 +154,12 @@ def test_a_start_on_the_host_is_made_ready():
 
 def test_a_stage_is_launched_with_the_variables_of_its_layout(monkeypatch, tmp_path):
     from megatron_growth.backend import nvml
-    from megatron_growth.run.launch import environment as launched
-    from megatron_growth.run.launch import torchrun_command
+    from megatron_growth.run.torchrun import command_of
+    from megatron_growth.run.torchrun import environment as launched
 
     def of(tensor_parallel, capability, inherited):
         monkeypatch.setattr(nvml, "devices", lambda: (nvml.Device("GPU", capability, 0),))
-        command = torchrun_command(8, ["--tensor-model-parallel-size", str(tensor_parallel)])
+        command = command_of(8, ["--tensor-model-parallel-size", str(tensor_parallel)])
         return launched(command, "token", tmp_path, inherited).get("CUDA_DEVICE_MAX_CONNECTIONS")
 
     assert of(2, (9, 0), {}) == "1"

@@ -10,7 +10,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import RunError, StageFailed
 from megatron_growth.run import dataset, directory, variants
-from megatron_growth.run.train import Request
+from megatron_growth.run.train import TrainRequest
 
 RECIPE = """\
 extends: nano-reuse
@@ -84,7 +84,7 @@ def files(run):
 
 def test_variants_are_trained_in_order_on_one_dataset(load, trained, tmp_path):
     screen = Screen()
-    runs = variants.train_variants(load, NAMES, tmp_path / "runs", Request(), screen)
+    runs = variants.train_variants(load, NAMES, tmp_path / "runs", TrainRequest(), screen)
     assert trained == list(NAMES)
     assert screen.messages == [f"variant {name}" for name in NAMES]
     assert [run.path.name for run in runs] == list(NAMES)
@@ -99,18 +99,18 @@ def test_variants_are_trained_in_order_on_one_dataset(load, trained, tmp_path):
 def test_the_same_words_go_on_after_a_failure(load, trained, tmp_path):
     trained.fail = {"no-layer"}
     with pytest.raises(StageFailed):
-        variants.train_variants(load, NAMES, tmp_path / "runs", Request(), Screen())
+        variants.train_variants(load, NAMES, tmp_path / "runs", TrainRequest(), Screen())
     assert trained == ["baseline", "no-layer"]
     inodes = files(directory.RunDirectory(tmp_path / "runs" / "baseline"))
     trained.fail = set()
-    runs = variants.train_variants(load, NAMES, tmp_path / "runs", Request(), Screen())
+    runs = variants.train_variants(load, NAMES, tmp_path / "runs", TrainRequest(), Screen())
     assert trained == ["baseline", "no-layer", *NAMES]  # `train` passes over what is done by itself
     assert all(files(run) == inodes for run in runs)
 
 
 def test_a_stage_needs_a_variant(load, trained, tmp_path):
     with pytest.raises(RunError, match="a stage belongs to one variant") as failure:
-        variants.train_variants(load, NAMES, tmp_path / "runs", Request(stage="stage-1"), Screen())
+        variants.train_variants(load, NAMES, tmp_path / "runs", TrainRequest(stage="stage-1"), Screen())
     assert "--variant, one of baseline, no-layer, one-layer-attn" in failure.value.fix
     assert trained == []
 
@@ -121,7 +121,7 @@ def test_the_folder_of_one_variant_is_not_taken_for_all(load, trained, tmp_path)
     recipe = load("baseline")
     directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
     with pytest.raises(RunError, match="is the run of one variant"):
-        variants.train_variants(load, NAMES, tmp_path / "run", Request(), Screen())
+        variants.train_variants(load, NAMES, tmp_path / "run", TrainRequest(), Screen())
     assert trained == []
     assert variants.variant_runs(tmp_path / "nothing") == []
 
@@ -129,5 +129,5 @@ def test_the_folder_of_one_variant_is_not_taken_for_all(load, trained, tmp_path)
 @pytest.mark.fault
 def test_a_dataset_that_is_prepared_again_is_caught(load, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "share", lambda *_: None)
-    runs = variants.train_variants(load, NAMES[:2], tmp_path / "runs", Request(), Screen())
+    runs = variants.train_variants(load, NAMES[:2], tmp_path / "runs", TrainRequest(), Screen())
     assert files(runs[0]) != files(runs[1])

@@ -23,14 +23,14 @@ class Recorder:
     """Stands in for the client of Slurm."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.jobs: dict[str, slurm.Job] = {}
+        self.jobs: dict[str, slurm.QueuedJob] = {}
         self.dependencies: dict[str, str] = {}
         self.cancelled: list[str] = []
         self.refuse = ""
         for name in ("active", "submit", "cancel"):
             monkeypatch.setattr(slurm, name, getattr(self, name))
 
-    def active(self, names: Sequence[str]) -> dict[str, slurm.Job]:
+    def active(self, names: Sequence[str]) -> dict[str, slurm.QueuedJob]:
         return {name: self.jobs[name] for name in names if name in self.jobs}
 
     def submit(self, words: Sequence[str], environment: dict[str, str]) -> str:
@@ -39,7 +39,7 @@ class Recorder:
             raise slurm.SlurmRefused("no")
         number = str(100 + len(self.dependencies))
         self.dependencies[number] = next(word for word in words if word.startswith("--dependency="))
-        self.jobs[name] = slurm.Job(number, "PENDING", name, "", "N/A", "None")
+        self.jobs[name] = slurm.QueuedJob(number, "PENDING", name, "", "N/A", "None")
         return number
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0  # for the running iteration and its checkpoint after a gentle stop
 
 
-def torchrun_command(processes: int, arguments: Sequence[str]) -> list[str]:
+def command_of(processes: int, arguments: Sequence[str]) -> list[str]:
     """The words that train a stage on this machine."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, "-m", ENTRY, *arguments]
@@ -81,7 +81,7 @@ def run_processes(
     """Run `command` until it ends.  Call it from the main thread.
 
     Args:
-        command: from `torchrun_command`.
+        command: from `command_of`.
         log: what the processes print is appended here.
         token: of the run's lock.
         failures_folder: where ranks leave their failures; emptied first.
