@@ -106,3 +106,14 @@ def test_the_hash_is_of_the_contents(tmp_path):
     other = stored.write(tmp_path / "c", SOURCE, stored.random_tensors(SOURCE, 5))
     hashes = [content_hash(Source(path)) for path in (*same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_it_says_at_which_iteration_training_goes_on(tmp_path, capsys):
+    """Grown optimizer state keeps the source's iteration: with fewer --train-iters nothing would be trained."""
+    source = make_source(tmp_path / "source", optimizer=True)
+    words = ["grow", "--from", str(source), *SIZES, "--processes", "1"]
+    for policy, said in (("grow", "goes on at iteration 7"), ("reset", "starts at iteration 0")):
+        assert main([*words, "--to", str(tmp_path / policy), "--optimizer-state", policy]) == 0
+        assert said in capsys.readouterr().out
+    planned = output(capsys, *words, "--to", tmp_path / "x", "--optimizer-state", "grow", "--dry-run")
+    assert planned["iteration"] == 7
