@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_growth.layout import parse_key
-from megatron_growth.testing import run_distributed
+from megatron_growth.checkpoint.source import Source
 from tests.megatron import micro_run
 
 RECIPE = Path(__file__).with_name("micro-step.yaml")
@@ -25,18 +24,15 @@ def run(tmp_path_factory):
 
 
 def weights(run, stage):
-    """{name: whole tensor} of a stage's last checkpoint, stacked layers taken apart; no key may be an adapter's."""
-    from megatron.core import dist_checkpointing
-
-    folder = max((run / "stages" / stage / "checkpoints").glob("iter_*"))
-    (tensors,) = run_distributed(dist_checkpointing.load_plain_tensors, 1, str(folder))
-    found = {}
-    for key, value in tensors.items():
-        parsed = parse_key(key)
-        assert ".lora_" not in key
-        if parsed.moment is None and parsed.name.startswith("decoder.layers."):
-            layers = enumerate(value) if parsed.layer is None else [(parsed.layer, value)]
-            found |= {parsed.name.replace("layers.", f"layers.{i}."): tensor for i, tensor in layers}
+    """{name with its layer: whole tensor} of a stage's last checkpoint; none of its keys may be an adapter's."""
+    source, found = Source(run / "stages" / stage / "checkpoints"), {}
+    for (name, moment), tensor in source.tensors.items():
+        assert ".lora_" not in name
+        for layer in tensor.boxes if moment is None and name.startswith("decoder.layers.") else ():
+            rows, *columns = tensor.shape
+            out = torch.empty(rows, *(columns or (1,)), dtype=tensor.dtype)
+            source.read(tensor, layer, (0, rows), (0, *columns) if columns else (0, 1), out)
+            found[name.replace("layers.", f"layers.{layer}.")] = out
     return found
 
 
