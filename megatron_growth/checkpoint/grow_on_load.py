@@ -22,8 +22,8 @@ from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.errors import UnsupportedError
 from megatron_growth.layout import lookup, parse_key
+from megatron_growth.layout.model_shape import shape_of_modules
 from megatron_growth.operators import DepthOperator, WidthOperator, build_map, get
 from megatron_growth.shape import ModelShape
 
@@ -123,34 +123,6 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Re
     source.close()
     seconds = time.perf_counter() - begin
     return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin, tuple(unknown))
-
-
-def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
-    """Sizes of the whole target model from its configuration; the same on every rank."""
-    module, config = model_chunks[0], model_chunks[0].config
-    if getattr(config, "num_moe_experts", None) or getattr(config, "multi_latent_attention", False):
-        raise UnsupportedError(
-            "the target model is a mixture of experts or uses multi-latent attention", fix="growth supports dense GPT"
-        )
-    names = {parse_key(key).name for key, _ in local_tensors(model_chunks)}
-    layered = any(name.startswith("decoder.layers.") for name in names)
-    has_ffn = any(".mlp." in name for name in names)
-    return ModelShape(
-        hidden=config.hidden_size,
-        ffn=config.ffn_hidden_size,
-        layers=config.num_layers,
-        heads=config.num_attention_heads,
-        vocab=module.vocab_size,
-        query_groups=config.num_query_groups or config.num_attention_heads,
-        head_dim=config.kv_channels,
-        tied_embeddings=module.share_embeddings_and_output_weights,
-        gated=config.gated_linear_unit,
-        norm=config.normalization,
-        bias=config.add_bias_linear,
-        sublayers="attention" if layered and not has_ffn else "full",
-        qkv_bias=bool(config.add_qkv_bias),
-        qk_norm=bool(config.qk_layernorm),
-    )
 
 
 def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Any]]:

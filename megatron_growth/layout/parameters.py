@@ -177,3 +177,17 @@ def dimensions(parameter: Parameter, shape: ModelShape) -> tuple[int, ...]:
     }
     axes = [parameter.rows[0]] + ([parameter.columns[0]] if parameter.columns else [])
     return tuple(sizes[axis] for axis in axes)
+
+
+def fused_rows(parameter: Parameter, shape: ModelShape) -> dict[str, int]:
+    """Rows of each matrix that Megatron keeps in one weight, by name; one entry, "whole", where nothing is fused.
+
+    Query, key and value are interleaved by query group; gate and up stand one after the other.
+    """
+    rows = dimensions(parameter, shape)[0]
+    if parameter.rows[0] == "qkv":
+        key = shape.query_groups * shape.head_dim
+        return {"query": shape.heads * shape.head_dim, "key": key, "value": key}
+    if parameter.rows[0] == "gate_up" and shape.gated:
+        return {"gate": rows // 2, "up": rows // 2}
+    return {"whole": rows}

@@ -99,6 +99,10 @@ class CountedParameter(Protocol):
     def ends(self) -> tuple[int, int]:
         """Features in and out."""
 
+    @property
+    def fused(self) -> tuple[tuple[str, int], ...]:
+        """(name, features out) of each matrix that Megatron keeps in this one weight."""
+
 
 @dataclass(frozen=True)
 class Factor:

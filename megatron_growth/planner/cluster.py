@@ -211,7 +211,6 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
         global_batch_size=stage.global_batch_size,
         micro_batch_size=micro,
         sequence_length=stage.sequence_length,
-        galore_rank=stage.optimizer["galore_rank"] if stage.optimizer["name"] == "galore" else 0,
     )
     memory = peak_memory(inventory, setting)
     seconds = _step_seconds(inventory, setting, memory, profile)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from megatron_growth.layout.names import full_name
-from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, parameters_of
+from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, fused_rows, parameters_of
 from megatron_growth.layout.rules import decide, near, takes
 from megatron_growth.methods import Factor, Method, cost_of
 from megatron_growth.patterns import Rule
@@ -29,6 +29,7 @@ class Entry:
         layer: number of the layer, -1 below the layers (embedding), `layers` above them (final norm, output).
         split: tensor-parallel split.
         ends: (in, out) features of a matrix.
+        fused: (name, out features) of each matrix that Megatron keeps in this weight.
         trainable: whether it trains.
         factors: trained matrices that a method puts beside it, in the order in which a token passes them.
     """
@@ -39,6 +40,7 @@ class Entry:
     layer: int
     split: Split = "none"
     ends: tuple[int, int] = (0, 0)
+    fused: tuple[tuple[str, int], ...] = ()
     trainable: bool = True
     factors: tuple[Factor, ...] = ()
 
@@ -54,10 +56,12 @@ class Inventory:
 
     Attributes:
         tied: the output layer is the embedding; it is listed once, as the embedding.
+        methods: how they train.
     """
 
     shape: ModelShape
     parameters: tuple[Entry, ...]
+    methods: tuple[Method, ...] = ()
 
     @cached_property
     def trainable(self) -> int:
@@ -91,7 +95,8 @@ def _entry(parameter: Parameter, shape: ModelShape, layer: int | None, place: in
         # Megatron stores out x in; the embedding goes from tokens (rows) to hidden (columns).
         ends = sizes if parameter.kind == "embedding" else (sizes[1], sizes[0])
     name = full_name(parameter.name, layer)
-    return Entry(name, math.prod(sizes), parameter.kind, place, parameter.split, ends)
+    fused = tuple(fused_rows(parameter, shape).items()) if parameter.kind == "linear" else ()
+    return Entry(name, math.prod(sizes), parameter.kind, place, parameter.split, ends, fused)
 
 
 def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Sequence[Method] = ()) -> Inventory:
@@ -111,7 +116,7 @@ def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Seque
         rule, cost = decide(rules, entry.name), cost_of(methods, entry)
         trainable = cost.trains and not (rule and rule.frozen)
         marked.append(replace(entry, trainable=trainable, factors=cost.factors))
-    return Inventory(shape, tuple(marked))
+    return Inventory(shape, tuple(marked), tuple(methods))
 
 
 def unmatched(shape: ModelShape, freeze: Sequence[str]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_growth.methods import cost_of
 from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.shape import ModelShape
@@ -60,7 +61,6 @@ class Setting:
     Attributes:
         layers_per_chunk: (pp * vpp,) layers of each model chunk; chunk c lies on pipeline rank c % pp.
         micro_batches: micro-batches of one step and rank (gradient accumulation).
-        galore_rank: rank of GaLore's projection of the moments of linear layers; 0 is AdamW.
     """
 
     tp: int
@@ -75,7 +75,6 @@ class Setting:
     micro_batch_size: int
     micro_batches: int
     sequence_length: int
-    galore_rank: int = 0
 
     @classmethod
     def of_layout(
@@ -86,7 +85,6 @@ class Setting:
         global_batch_size: int,
         micro_batch_size: int,
         sequence_length: int,
-        galore_rank: int = 0,
     ) -> Setting:
         """The setting of a stage that trains in a layout; batch sizes in sequences."""
         dp = layout.dp or 1
@@ -103,7 +101,6 @@ class Setting:
             micro_batch_size=micro_batch_size,
             micro_batches=global_batch_size // (micro_batch_size * dp),
             sequence_length=sequence_length,
-            galore_rank=galore_rank,
         )
 
 
@@ -159,18 +156,11 @@ def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list
         adapter = sum(factor.on_rank(setting.tp) for factor in p.factors)
         trained = (size if p.trainable else 0) + adapter
         moments = 2 * trained
-        if setting.galore_rank and p.kind == "linear" and p.trainable:
-            moments = _galore_state(p, setting)
+        numbers = cost_of(inventory.methods, p, setting.tp).optimizer_numbers
+        if numbers is not None and p.trainable:
+            moments = numbers + 2 * adapter
         found.append(_OnRank(size + adapter, trained, moments))
     return found
-
-
-def _galore_state(p: Entry, setting: Setting) -> int:
-    """GaLore: two moments of rank x the longer side, and the projector of rank x the shorter side."""
-    inputs, outputs = p.ends
-    sides = (inputs, outputs // setting.tp) if p.split == "column" else (inputs // setting.tp, outputs)
-    rank = min(setting.galore_rank, *sides)
-    return rank * (2 * max(sides) + min(sides))
 
 
 def _places(p: Entry, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:

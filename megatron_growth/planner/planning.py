@@ -310,7 +310,6 @@ def setting_of(precision: str, draft: _Draft) -> Setting:
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,
-        galore_rank=stage.optimizer.galore_rank if stage.optimizer.name == "galore" else 0,
     )
 
 

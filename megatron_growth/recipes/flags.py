@@ -89,7 +89,7 @@ OWNED: dict[str, str] = {
     "eval-iters": "evaluation.iterations",
     "seed": "seed",
     # Optimizer and schedule.
-    "optimizer": "optimizer.name",
+    "optimizer": "methods",
     "adam-beta1": "optimizer.beta1",
     "adam-beta2": "optimizer.beta2",
     "adam-eps": "optimizer.eps",

@@ -55,10 +55,8 @@ Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(methods.METHOD
 
 
 class Optimizer(Block):
-    """AdamW, or GaLore's projection of it."""
+    """AdamW; what else trains parameters is a method."""
 
-    name: Literal["adamw", "galore"] = "adamw"
-    """Which optimizer."""
     beta1: Share = 0.9
     """Decay of the first moment."""
     beta2: Share = 0.95
@@ -69,12 +67,6 @@ class Optimizer(Block):
     """Decoupled weight decay."""
     clip: NotNegative = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    galore_rank: Positive = 128
-    """GaLore: rank of the projected gradients."""
-    galore_gap: Positive = 200
-    """GaLore: steps between two projections. [steps]"""
-    galore_scale: Rate = 0.25
-    """GaLore: alpha, the scale of the projected update."""
     distributed: bool = True
     """Megatron's distributed optimizer: its state is sharded over the data-parallel ranks."""
 

@@ -72,7 +72,7 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         Words without those that only a host without GPU needs; True in an option stands for a bare flag.
 
     Raises:
-        UnsupportedError: the stage asks for an optimizer that is not AdamW.
+        UnsupportedError: the stage asks for what the host cannot do.
     """
     _check(stage, launch.machine)
     options: Options = {
@@ -99,11 +99,6 @@ def _check(stage: StagePlan, machine: Machine) -> None:
     if stage.precision == "fp8" and machine == "host":
         raise UnsupportedError(
             f"stage {stage.name} trains in FP8, which needs a GPU", fix="set precision: bf16 to train it on the host"
-        )
-    if stage.optimizer["name"] != "adamw":
-        raise UnsupportedError(
-            f"stage {stage.name} uses the optimizer {stage.optimizer['name']}, which this release does not run",
-            fix="plan it, or choose a recipe with adamw",
         )
 
 

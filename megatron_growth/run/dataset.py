@@ -72,7 +72,7 @@ def _taken(folder: Path, run: RunDirectory, recipe: Recipe) -> Manifest:
         raise DataError(
             f"the dataset was prepared with {wrong}, the recipe's tokenizer is {recipe.data.tokenizer}",
             where=str(folder),
-            fix=f"give --tokenizer {_words_for(manifest)}, or prepare the text again",
+            fix="give the dataset's tokenizer with --tokenizer, or prepare the text again",
         )
     _link(folder, run.data)
     return manifest
@@ -94,14 +94,6 @@ def _other_tokenizer(wanted: str, manifest: Manifest) -> str:
         fingerprint = GPT2_FINGERPRINT if spec.kind == "gpt2" else load_tokenizer(spec).fingerprint
         return "" if fingerprint == manifest.tokenizer.fingerprint else has
     return ""  # one of the hub: only its size is compared, against the recipe's vocabulary
-
-
-def _words_for(manifest: Manifest) -> str:
-    """What --tokenizer takes for the tokenizer of a dataset."""
-    made = manifest.identity["tokenizer"]
-    if size := made["train_vocab_size"]:
-        return f"sentencepiece:{size}"
-    return "gpt2" if made["kind"] == "gpt2" else "with the file or folder that the dataset was prepared with"
 
 
 def share(source: RunDirectory, target: RunDirectory) -> None:

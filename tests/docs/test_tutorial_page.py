@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,18 +28,11 @@ def done(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(folder / "log.txt", "w+", encoding="utf-8") as log:
-        run = subprocess.Popen(
-            ["bash", "-c", script(PAGE)], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            code = run.wait(timeout=580)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
-    printed = (folder / "log.txt").read_text(encoding="utf-8")
-    assert code == 0, printed[-4000:]
-    return folder, printed
+    run = subprocess.run(
+        ["bash", "-c", script(PAGE)], cwd=folder, env=environment, capture_output=True, text=True, timeout=550
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return folder, run.stdout
 
 
 def losses(printed: str) -> list[float]:

@@ -112,7 +112,8 @@ def test_a_pool_that_is_too_small_is_refused():
 def test_a_warm_up_longer_than_the_stage_is_refused():
     with pytest.raises(RecipeError, match="warm-up of 50000 iterations is longer than the stage of 38147") as caught:
         plan_run(changed(("warmup_iterations: 1000", "warmup_iterations: 50000")))
-    assert "recipe:22" in str(caught.value)
+    line = next(n for n, text in enumerate(EXAMPLE.splitlines(), 1) if "warmup_iterations" in text)
+    assert f"recipe:{line}" in str(caught.value)
 
 
 def test_a_freeze_pattern_that_matches_nothing_is_refused():

@@ -143,6 +143,5 @@ def test_a_dataset_of_another_tokenizer_is_refused(prepared, tokenizer, tmp_path
         corpus = write_jsonl(tmp_path / "b.jsonl", texts(300, 500))
         prepare(PrepareRequest((str(corpus),), parse_spec("sentencepiece:320")), tmp_path / "other")
         tokenizer = str(tmp_path / "other" / "tokenizer" / "sentencepiece.model")
-    with pytest.raises(DataError, match="prepared with sentencepiece") as caught:
+    with pytest.raises(DataError, match="prepared with sentencepiece"):
         dataset.prepared(run_in(tmp_path / "run"), of(prepared, tokenizer))
-    assert "--tokenizer sentencepiece:320," in caught.value.fix

@@ -1,0 +1,126 @@
+"""GaLore: Adam in a low-rank subspace of each matrix's gradient (arXiv 2403.03507); weights stay full-rank.
+
+Every `gap` steps the top `rank` singular vectors of a gradient become its projector P.  Adam's moments live in the
+subspace, the update is projected back and scaled.  Each matrix that Megatron fuses into a weight (query, key, value;
+gate, up) has a projector of its own, as where they are separate.  What is no matrix of a layer trains with AdamW.
+
+Moments and projector of an M x N matrix take 2 r max(M, N) + r min(M, N) numbers instead of Adam's 2 M N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from megatron_growth.errors import RecipeError, UserError
+from megatron_growth.layout.names import parse_key
+from megatron_growth.layout.parameters import PARAMETERS, parameters_of
+from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
+from megatron_growth.methods.galore.matrices import Matrix, matrices_of
+from megatron_growth.methods.registry import register
+from megatron_growth.shape import ModelShape
+
+
+@register
+@dataclass(frozen=True)
+class GaLore(Method):
+    """Low-rank projection of gradients.
+
+    Attributes:
+        rank: r of every projector.
+        gap: steps between two projections.
+        scale: alpha, of the projected update.
+        targets: patterns of the matrices that are projected; all matrices of layers when left out.
+    """
+
+    name: ClassVar[str] = "galore"
+    paper: ClassVar[str] = "GaLore (2024), algorithm 2"
+
+    rank: Annotated[int, Field(ge=1)] = 128
+    gap: Annotated[int, Field(ge=1)] = 200
+    scale: Annotated[float, Field(gt=0)] = 0.25
+    targets: tuple[str, ...] = ("decoder.layers.*",)
+
+    # Before a run -------------------------------------------------------------------------------------------------
+
+    def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
+        """The matrices of layers that match a target and train."""
+        matrices = [name for name in names if _is_matrix(name)]
+        for pattern in self.targets:
+            if not fnmatch.filter(matrices, pattern):
+                raise RecipeError(
+                    f"GaLore's target {pattern!r} matches no matrix of a layer",
+                    fix="it projects linear_qkv, linear_proj, linear_fc1 and linear_fc2 weights",
+                )
+        taken = {name for pattern in self.targets for name in fnmatch.filter(matrices, pattern)}
+        return tuple(name for name in names if name in taken and name not in frozen)
+
+    def check(self, shape: ModelShape) -> None:
+        """Refuse a rank that a matrix does not have."""
+        found = [m for p in parameters_of(shape) if p.layered and p.columns for m in matrices_of(p.name, shape)]
+        smallest = min(found, key=lambda m: min(m.rows, m.columns), default=None)
+        if smallest is not None and self.rank > min(smallest.rows, smallest.columns):
+            raise RecipeError(
+                f"GaLore's rank {self.rank} is larger than the {smallest.name} matrix, {smallest.rows} x "
+                f"{smallest.columns}",
+                fix=f"give a rank of at most {min(smallest.rows, smallest.columns)}",
+            )
+
+    def check_arguments(self, args: argparse.Namespace) -> None:
+        """Refuse optimizers that do not keep whole matrices."""
+        if getattr(args, "use_distributed_optimizer", False):
+            raise UserError(
+                "GaLore needs whole matrices, and --use-distributed-optimizer cuts them into flat slices",
+                fix="leave out --use-distributed-optimizer; moments are small with GaLore",
+            )
+        for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer"):
+            if getattr(args, flag, False):
+                raise UserError(f"GaLore does not go with --{flag.replace('_', '-')}", fix="leave it out")
+        if getattr(args, "optimizer", "adam") != "adam":
+            raise UserError(f"GaLore is Adam in a subspace; --optimizer is {args.optimizer}", fix="--optimizer adam")
+
+    def planned(self, facts: StageFacts) -> Self:
+        """Checks the rank against the stage's model."""
+        self.check(facts.shape)
+        return replace(self)
+
+    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:
+        """Moments and projector on one rank."""
+        if not self._takes(parameter.name):
+            return None
+        found = [Matrix(part, rows, parameter.ends[0]) for part, rows in parameter.fused]
+        numbers = sum(matrix.state_numbers(self.rank, tp, parameter.split) for matrix in found)
+        flops = sum(matrix.projection_flops(self.rank, self.gap) for matrix in found)
+        return Cost(optimizer_numbers=numbers, step_flops=flops)
+
+    # In a training process ----------------------------------------------------------------------------------------
+
+    def transform(self, model: TrainedModel) -> None:
+        """Mark the parameters that will be projected, with the matrices in them."""
+        from megatron_growth.methods.galore.build import mark
+
+        mark(model, self)
+
+    def group(self, name: str) -> GroupSettings | None:
+        """Projected matrices are a group of their own, which a checkpoint knows by this rule."""
+        return GroupSettings("galore") if self._takes(name) else None
+
+    def _takes(self, name: str) -> bool:
+        return _is_matrix(name) and any(fnmatch.fnmatch(name, pattern) for pattern in self.targets)
+
+    def optimizer(self, build: Callable[..., Any]) -> Callable[..., Any]:
+        """Megatron's optimizer around an Adam that projects the marked matrices."""
+        from megatron_growth.methods.galore.build import around_build
+
+        return around_build(build, self)
+
+
+def _is_matrix(name: str) -> bool:
+    """Whether a layout-free name is a matrix of a layer."""
+    parameter = PARAMETERS.get(parse_key(name).name)
+    return parameter is not None and parameter.layered and parameter.columns is not None
