@@ -25,22 +25,26 @@ class Vocabulary:
     Attributes:
         tokens: how many, without padding; 0 when it is not known.
         fingerprint: SHA-256 of the tokenizer's files; "" when it has none that can be read (NullTokenizer, a name).
+        identity: of the tokenizer that wrote the data (--growth-tokenizer); "" when that is not told.
     """
 
     tokens: int
     fingerprint: str = ""
+    identity: str = ""
 
     @classmethod
     def of_run(cls, args: argparse.Namespace, tokens: int) -> Vocabulary:
         """That of a run with these arguments, whose tokenizer has so many tokens."""
-        return cls(tokens, fingerprint(args))
+        return cls(tokens, fingerprint(args), str(getattr(args, "growth_tokenizer", None) or ""))
 
     @classmethod
     def of_saved(cls, args: argparse.Namespace) -> Vocabulary:
         """What saved arguments tell; files are looked at where they still are."""
         if hasattr(args, SAVED):
             recorded = getattr(args, SAVED)
-            return cls(int(recorded["tokens"]), str(recorded["fingerprint"])) if recorded else cls(0)
+            if not recorded:
+                return cls(0)
+            return cls(int(recorded["tokens"]), str(recorded["fingerprint"]), str(recorded.get("identity", "")))
         return cls(int(getattr(args, "vocab_size", None) or 0), fingerprint(args))
 
     def record(self, args: argparse.Namespace) -> None:
@@ -95,6 +99,13 @@ def refuse_other(saved: argparse.Namespace, run: Vocabulary, where: str) -> None
     if run.tokens and not least <= run.tokens <= most:
         raise CheckpointError(
             f"the source has {most} embedding rows, for {least} to {most} tokens; this run has {run.tokens}",
+            where=where,
+            fix=fix,
+        )
+    if theirs.identity and run.identity and theirs.identity != run.identity:
+        raise CheckpointError(
+            f"the source was trained with another tokenizer ({theirs.identity[:12]}) than this run's data "
+            f"({run.identity[:12]})",
             where=where,
             fix=fix,
         )

@@ -118,6 +118,12 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         help="when the window runs past the pool, go on from the pool's first sample (Fixed Data) instead of refusing",
     )
     group.add_argument(
+        "--growth-tokenizer",
+        metavar="HASH",
+        default="",
+        help="identity of the data's tokenizer, saved in every checkpoint; a source with another one is refused",
+    )
+    group.add_argument(
         "--growth-metrics",
         metavar="FILE",
         type=Path,

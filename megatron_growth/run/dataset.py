@@ -127,8 +127,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def flags(run: RunDirectory, manifest: Manifest) -> list[str]:
-    """Megatron's flags for the dataset and its tokenizer."""
-    return [*megatron_data_flags(run.data.absolute(), manifest), *megatron_tokenizer_flags(manifest)]
+    """Megatron's flags for the dataset and its tokenizer, and the plugin's for the tokenizer's identity."""
+    tokenizer = [*megatron_tokenizer_flags(manifest), "--growth-tokenizer", manifest.tokenizer.fingerprint]
+    return [*megatron_data_flags(run.data.absolute(), manifest), *tokenizer]
 
 
 def order_cache(run: RunDirectory) -> Path:
