@@ -3,8 +3,8 @@
 #
 #   ci/megatron-tests.sh FOLDER [RANKS...]        (default: 1 2 8)
 #
-# FOLDER is a checkout of Megatron-LM; its own megatron package is tested.  Not part of CI: with eight ranks it takes
-# about an hour on two cores.  Beside a new release of Megatron, what is new in the last list is what broke.
+# FOLDER is a checkout of Megatron-LM; its own megatron package is tested.  Not part of CI: every file is a start of its
+# own.  Beside a new release of Megatron, what is in the last list is what broke.
 #
 #   MEGATRON_TESTS   files or folders of FOLDER to run (default: every test file under tests/unit_tests)
 #   MEGATRON_SECONDS time limit of one file (default: 600)
