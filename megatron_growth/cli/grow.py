@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         policy=wanted["optimizer_state"],
         trust_checkpoint=args.trust_checkpoint,
     )
+    _check_architecture(job, wanted)
     if args.dry_run:
         _print_plan(job, args.json)
         return 0
@@ -101,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {report.path}" + _epsilon_hint(job))
         print(_where_training_goes_on(report.iteration))
+        if job.policy != "reset":
+            print(_first_steps(job))
     return 0
 
 
@@ -133,8 +136,54 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
         if stage.growth is None:
             raise GrowthPlanError(f"stage {stage.name!r} is not grown from another", where=args.recipe)
         wanted["shape"] = stage.shape
+        wanted["architecture"] = _architecture(args.recipe, stage)
         wanted |= {name: value for name, value in asdict(stage.growth).items() if value is not None}
     return wanted | {name: value for name, value in given.items() if value is not None}
+
+
+def _architecture(recipe: str, stage: Any) -> dict[str, Any]:
+    """What a recipe says of a stage's function beside its sizes, as Megatron's arguments (`layout/architecture.py`)."""
+    from megatron_growth import recipes
+
+    model, shape = recipes.load(recipe).model, stage.shape
+    return {
+        "normalization": shape.norm,
+        "layernorm_epsilon": stage.norm_epsilon,
+        "swiglu": shape.gated,
+        "add_bias_linear": shape.bias,
+        "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
+        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
+        "position_embedding_type": model.position,
+        "rotary_base": model.rope_base,
+        "use_rope_scaling": model.rope_scaling is not None,
+        "rope_scaling_factor": model.rope_scaling.factor if model.rope_scaling else 8.0,
+    }
+
+
+def _check_architecture(job: Job, wanted: dict[str, Any]) -> None:
+    """The grown checkpoint keeps its source's arguments; a recipe that says otherwise would train another function."""
+    from megatron_growth.checkpoint import architecture, metadata
+
+    saved = metadata.saved_arguments(job.common, job.source)
+    where = str(job.source.path)
+    architecture.check_layer_numbers(saved, job.growth, where)
+    if "architecture" in wanted:
+        target = argparse.Namespace(**{**vars(saved), **wanted["architecture"]})
+        architecture.check(saved, target, where=where)
+        architecture.check_step(saved, target, job.growth, where=where)
+
+
+def _first_steps(job: Job) -> str:
+    """What moments of zero do at a late step of Adam's."""
+    from megatron_growth.checkpoint.optimizer_state import first_steps
+
+    betas = [float(getattr(job.common.get("args"), name, None) or 0.9) for name in ("adam_beta1", "adam_beta2")]
+    most, when = first_steps(betas[0], betas[1])
+    return (
+        "entries without an old one start with zero moments at the source's Adam step: their updates reach "
+        f"{most:.1f} times the learning rate, at step {when}; a warm-up keeps them small"
+    )
 
 
 def _stage(recipe: str, name: str) -> Any:
