@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.errors import DataError, UserError
+from megatron_growth.records.numbers import whole
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer-files", default="", metavar="DIR", help="folder with GPT-2's vocab.bpe and encoder.json"
     )
     parser.add_argument("--agree-with", type=Path, metavar="DIR", help="checkpoint of a model with the same vocabulary")
-    parser.add_argument("--top", type=int, default=100, metavar="K", help="neighbours of each row (default: 100)")
+    parser.add_argument("--top", type=whole(), default=100, metavar="K", help="neighbours of each row (default: 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--trust-checkpoint", action="store_true", help="unpickle their objects freely; this can run any code"

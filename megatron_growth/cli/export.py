@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
+from megatron_growth.records.numbers import whole
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import TokenizerRecord
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
     parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
     parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
-    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--trust-checkpoint",

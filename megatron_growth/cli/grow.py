@@ -22,6 +22,7 @@ from megatron_growth.cli.console import console, plain
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
+from megatron_growth.records.numbers import finite, whole
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import Job
@@ -50,16 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
     for name in SIZES:
-        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N", help="of the target")
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=whole(0 if name == "num_layers" else 1),
+            metavar="N",
+            help="of the target",
+        )
     parser.add_argument("--recipe", help="take sizes and operators from a recipe's stage")
     parser.add_argument("--stage", help="stage of the recipe to grow into")
     parser.add_argument("--width", metavar="NAME", help="width operator (default: aki, or the recipe's)")
     parser.add_argument("--depth", metavar="NAME", help="depth operator (default: stack, or the recipe's)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of every random choice (default: 0, or the recipe's)")
+    parser.add_argument(
+        "--seed", type=whole(0), metavar="N", help="of every random choice (default: 0, or the recipe's)"
+    )
     parser.add_argument("--optimizer-state", metavar="POLICY", help="reset (default), grow or asymmetric")
-    parser.add_argument("--lr", type=float, help="--lr of the run that will load grown optimizer state, when changed")
-    parser.add_argument("--min-lr", type=float, help="--min-lr of that run, when changed")
-    parser.add_argument("--processes", type=int, metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument(
+        "--lr", type=finite(above=True), help="--lr of the run that will load grown optimizer state, when changed"
+    )
+    parser.add_argument("--min-lr", type=finite(), help="--min-lr of that run, when changed")
+    parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
     parser.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(

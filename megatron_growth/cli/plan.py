@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.human import size
+from megatron_growth.records.numbers import finite
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan
@@ -28,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="PROFILE", help="layouts, hours and checkpoints on this cluster")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes to use instead of the profile's")
     parser.add_argument(
-        "--fit-gb", type=float, metavar="GB", help="STEP: the fewest stages whose model state fits this much memory"
+        "--fit-gb",
+        type=finite(above=True),
+        metavar="GB",
+        help="STEP: the fewest stages whose model state fits this much memory",
     )
     parser.add_argument("--plot-lr", metavar="FILE", help="draw the learning rate of all stages in one picture")
     parser.add_argument("--plot-memory", metavar="FILE", help="draw the memory of all stages in one picture")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.records.human import count, duration
+from megatron_growth.records.numbers import finite
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=finite(above=True),
         nargs="?",
         const=10.0,
         metavar="SECONDS",

@@ -15,6 +15,16 @@ from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators.base import DepthOperator, GrowthMap, Operator, Seed, WidthMaps, WidthOperator
 from megatron_growth.shape import ModelShape
 
+# What has to be alike in source and target, and the flag of Megatron that sets it.
+ARCHITECTURE_FLAGS = {
+    "gated": "--swiglu",
+    "norm": "--normalization",
+    "bias": "--disable-bias-linear",
+    "qkv_bias": "--add-qkv-bias",
+    "qk_norm": "--qk-layernorm",
+    "tied_embeddings": "--untie-embeddings-and-output-weights",
+}
+
 
 def build_map(
     source: ModelShape,
@@ -29,6 +39,8 @@ def build_map(
         GrowthPlanError: the target cannot be reached from the source with these operators.
     """
     check_shapes(source, target)
+    if seed < 0:
+        raise GrowthPlanError(f"the seed of growth is {seed}", fix="give 0 or more")
     streams = Seed(seed)
     layers = depth.layers(source.layers, target.layers, streams)
     check_layers(depth, layers, source, target)
@@ -67,11 +79,12 @@ def check_shapes(source: ModelShape, target: ModelShape) -> None:
             where=f"hidden {source.hidden} / {source.heads} heads -> hidden {target.hidden} / {target.heads} heads",
             fix="keep the head dimension and grow the number of heads; attention scores depend on it",
         )
-    for name in ("gated", "norm", "bias", "qkv_bias", "qk_norm", "tied_embeddings"):
+    for name in ARCHITECTURE_FLAGS:
         if getattr(source, name) != getattr(target, name):
             raise GrowthPlanError(
                 f"{name} differs: the source has {getattr(source, name)}, the target {getattr(target, name)}",
-                fix="growth keeps the architecture; train the source with the target's setting",
+                fix="growth keeps the architecture: train the target with the source's setting (in a recipe "
+                f"model.{name}; for Megatron {ARCHITECTURE_FLAGS[name]})",
             )
 
 

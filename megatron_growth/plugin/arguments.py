@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from megatron_growth import methods
 from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.methods import Method
+from megatron_growth.records.numbers import whole
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]
@@ -54,7 +55,7 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-seed",
         metavar="N",
-        type=int,
+        type=whole(0),
         default=0,
         help="of the operators' random choices (default: %(default)s)",
     )
