@@ -124,7 +124,7 @@ def datasets(samples: Sequence[int], vp_stage: int | None = None) -> tuple[Any, 
     """
     from megatron.core import mpu
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
     from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
     from megatron.training import get_args
     from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
@@ -151,18 +151,17 @@ def datasets(samples: Sequence[int], vp_stage: int | None = None) -> tuple[Any, 
 
     period = args.eval_iters * args.eval_global_batch_size
     sizes = [samples[0], period, 0]
-    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, reads_data, config).build()
+    kind = MockGPTDataset if args.mock_data else GPTDataset
+    train, valid, _ = BlendedMegatronDatasetBuilder(kind, sizes, reads_data, config).build()
     return train, None if valid is None else Repeated(valid, period, samples[1]), None
 
 
 datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call it on every rank
 
 
-def run() -> None:
-    """Parse the command line and train."""
-    from megatron.core.enums import ModelType
+def configured() -> Any:
+    """Megatron's configuration of everything, from the command line, with the plugin in it."""
     from megatron.core.utils import init_method_normal
-    from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
@@ -174,8 +173,15 @@ def run() -> None:
     model_cfg.rope_scaling_factor = args.rope_scaling_factor
     if args.no_scaled_init:
         model_cfg.transformer.output_layer_init_method = init_method_normal(args.init_method_std)
-    container = pretrain_cfg_container_from_args(args, model_cfg)
-    pretrain(container, datasets, ModelType.encoder_or_decoder, forward_step)
+    return pretrain_cfg_container_from_args(args, model_cfg)
+
+
+def run() -> None:
+    """Parse the command line and train."""
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+
+    pretrain(configured(), datasets, ModelType.encoder_or_decoder, forward_step)
 
 
 def main() -> int:
