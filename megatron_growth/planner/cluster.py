@@ -1,15 +1,8 @@
 """Which layout each stage should take on a cluster, and what it costs there: memory, step time, hours, checkpoints.
 
-Every valid layout is enumerated and estimated.  Of those that fit and whose estimates lie within TOLERANCE of the
-fastest, the simplest is recommended: no recomputation, least model parallelism, largest micro-batch.  The time of a
-step is the sum of
-
-    compute     FLOPs (exact accounting) / (GPUs x peak x MFU), stretched by the pipeline's bubble (P - 1) / (v M)
-    TP          4 all-reduces a layer and micro-batch of S b H activations, ring: 2 (t - 1) / t of their bytes
-    DP          gradients reduced and weights gathered once a step, ring: (d - 1) / d of their bytes; the part that the
-                backward pass of the last and the forward pass of the first micro-batch do not hide
-
-with P pipeline ranks, v virtual stages, M micro-batches, t TP, d DP.  (Narayanan et al. 2021, sections 2.2 and 3.)
+Every valid layout is enumerated and estimated.  Of those that fit, on the GPU while they train and while they save, and
+in the node's memory while they save, and whose estimates lie within TOLERANCE of the fastest, the simplest is
+recommended: no recomputation, least model parallelism, largest micro-batch.  Times are worked out in `step_time.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megatron_growth import methods
-from megatron_growth.errors import ParallelLayoutError
+from megatron_growth.errors import ParallelLayoutError, UnsupportedError
 from megatron_growth.planner import flops, layouts
 from megatron_growth.planner.inventory import Inventory, take_inventory
-from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
+from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
+from megatron_growth.planner.step_time import StepTime, step_time
+from megatron_growth.recipes import flags
 from megatron_growth.recipes.cluster import ClusterProfile
 from megatron_growth.recipes.schema import Layout, Recipe
 from megatron_growth.records.human import plural, size
@@ -41,6 +36,10 @@ class Choice:
 
     Attributes:
         gradient_accumulation: micro-batches of one step and rank.
+        save_host_bytes_per_node: memory of a node that a save takes.
+        fits: the GPU, while it trains and while it saves, and the node's memory.
+        time: the step's terms.
+        wall_hours: of the stage, its checkpoints included.
         model_flops_utilisation: of the peak, by the exact accounting without recomputation.
     """
 
@@ -48,7 +47,9 @@ class Choice:
     micro_batch_size: int
     gradient_accumulation: int
     memory: RankMemory
+    save_host_bytes_per_node: int
     fits: bool
+    time: StepTime
     step_seconds: float
     tokens_per_second: float
     wall_hours: float
@@ -107,7 +108,7 @@ class ClusterPlan:
         for stage in document["stages"]:
             for choice in (stage["recommended"], stage["planned"], *stage["alternatives"]):
                 if choice is not None:
-                    choice["memory_bytes_per_gpu"] = RankMemory(**choice["memory"]).total_bytes
+                    choice["memory_bytes_per_gpu"] = RankMemory(**choice["memory"]).peak_bytes
         return document
 
 
@@ -129,6 +130,12 @@ def plan_cluster(recipe: Recipe, plan: RunPlan, profile: ClusterProfile) -> Clus
 
 
 def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOnCluster:
+    if stage.precision == "fp8" and not profile.gpu.fp8_tflops:
+        raise UnsupportedError(
+            f"stage {stage.name} trains in FP8, and the profile's {profile.gpu.name} has none",
+            where=profile.where("gpu"),
+            fix="set precision: bf16; or give its FP8 peak as gpu.fp8_tflops (an H100 has 1979)",
+        )
     choices = [
         choice for candidate in _candidates(stage, profile) for choice in [_choice(recipe, stage, profile, *candidate)]
     ]
@@ -205,30 +212,42 @@ def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[Par
 def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: ParallelLayout, micro: int) -> Choice:
     """Memory and time of one layout."""
     inventory = _inventory(recipe, stage, layout.tp)
+    given = flags.merged(profile.megatron, stage.megatron)
     setting = Setting.of_layout(
         layout,
         precision=stage.precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=micro,
         sequence_length=stage.sequence_length,
+        **habits(recipe.checkpoint, stage.precision, stage.state_is_grown, given),
     )
     memory = peak_memory(inventory, setting)
-    seconds = _step_seconds(inventory, setting, memory, profile)
+    host_bytes = memory.save_host_bytes * profile.ranks_of_a_node
+    saved = checkpoint_bytes(stage.parameters, stage.precision)
+    time = step_time(inventory, setting, memory, profile, saved)
+    seconds = time.step
     tokens = stage.global_batch_size * stage.sequence_length
-    hours = seconds * stage.iterations / 3600
+    hours = time.hours(stage.iterations, recipe.checkpoint.interval)
     useful = _flops_per_token(inventory, stage.sequence_length) * tokens
     return Choice(
         layout=layout,
         micro_batch_size=micro,
         gradient_accumulation=setting.micro_batches,
         memory=memory,
-        fits=memory.total_bytes <= profile.usable_bytes,
+        save_host_bytes_per_node=host_bytes,
+        fits=memory.peak_bytes <= profile.usable_bytes and host_bytes <= _node_bytes(profile),
+        time=time,
         step_seconds=seconds,
         tokens_per_second=tokens / seconds,
         wall_hours=hours,
         gpu_hours=hours * profile.gpus,
         model_flops_utilisation=useful / seconds / (profile.gpus * profile.gpu.peak_tflops * 1e12),
     )
+
+
+def _node_bytes(profile: ClusterProfile) -> float:
+    """Memory of a node, infinite where the profile does not tell it."""
+    return profile.memory_gib * 2**30 if profile.memory_gib else float("inf")
 
 
 def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
@@ -242,45 +261,21 @@ _taken = functools.lru_cache(maxsize=64)(take_inventory)
 _flops_per_token = functools.lru_cache(maxsize=256)(flops.exact_flops_per_token)
 
 
-def _step_seconds(inventory: Inventory, setting: Setting, memory: RankMemory, profile: ClusterProfile) -> float:
-    """Seconds of one optimizer step."""
-    tokens = setting.sequence_length * setting.micro_batch_size
-    per_token = _flops_per_token(inventory, setting.sequence_length, recompute=setting.recompute == "full")
-    work = per_token * tokens * setting.micro_batches * setting.dp
-    compute = work / (profile.gpus * profile.gpu.peak_tflops * 1e12 * profile.gpu.mfu)
-    compute *= _imbalance(setting) + (setting.pp - 1) / (setting.vpp * setting.micro_batches)
-    width = 4 if setting.precision == "fp32" else 2
-    inside, between = profile.network.inside_node * 1e9, profile.network.between_nodes * 1e9
-    passes = 4 + (2 if setting.recompute == "full" else 0)
-    reduced = passes * width * tokens * inventory.shape.hidden * max(setting.layers_per_chunk) * setting.vpp
-    tensor = setting.micro_batches * reduced * 2 * (setting.tp - 1) / setting.tp / inside
-    spread = setting.tp * setting.pp * setting.dp > profile.gpus_per_node
-    ring = (setting.dp - 1) / setting.dp / (between if spread else inside)
-    micro_batch = compute / setting.micro_batches
-    gather = max(0.0, memory.weights_bytes * ring - micro_batch / 3)
-    reduce = max(0.0, memory.gradients_bytes * ring - micro_batch * 2 / 3)
-    return compute + tensor + gather + reduce
-
-
-def _imbalance(setting: Setting) -> float:
-    """How much longer the pipeline rank with most layers computes than the average one."""
-    layers = [
-        sum(n for c, n in enumerate(setting.layers_per_chunk) if c % setting.pp == rank) for rank in range(setting.pp)
-    ]
-    return max(layers) * setting.pp / sum(layers) if sum(layers) else 1.0
-
-
 def _reason(best: Choice, choices: list[Choice], stage: StagePlan, profile: ClusterProfile) -> str:
     """Why a choice is recommended: it fits, and what is wrong with the simpler ones."""
-    used, room = best.memory.total_bytes, profile.usable_bytes
+    used, room = best.memory.peak_bytes, profile.usable_bytes
     fastest = min((c for c in choices if c.fits), key=lambda c: c.step_seconds)
     speed = "the fastest" if fastest is best else f"the simplest within {TOLERANCE:.0%} of the fastest ({fastest})"
     reason = f"{speed} of {plural(len(choices), 'layout')}, and fits: {size(used)} of {size(room)}"
     simpler = [c for c in choices if c.layout.model_parallel_size < best.layout.model_parallel_size]
     plain = [c for c in simpler if c.layout.recompute == "none"]
     if plain and not any(c.fits for c in plain):
-        least = min(plain, key=lambda c: c.memory.total_bytes)
-        reason += f"; {least} would need {size(least.memory.total_bytes)}"
+        least = min(plain, key=lambda c: c.memory.peak_bytes)
+        reason += f"; {least} would need {size(least.memory.peak_bytes)}"
+    heavy = [c for c in choices if c.save_host_bytes_per_node > _node_bytes(profile)]
+    if heavy:
+        most = max(c.save_host_bytes_per_node for c in heavy)
+        reason += f"; {plural(len(heavy), 'layout')} would need up to {size(most)} of a node's memory for a save"
     outside = [
         t
         for t in layouts.tensor_parallel_sizes(stage.shape.heads, stage.shape.query_groups, stage.shape.ffn)
@@ -302,10 +297,10 @@ def _nothing_fits(stage: StagePlan, profile: ClusterProfile, choices: list[Choic
             where=where,
             fix="change global_batch_size or the number of nodes",
         )
-    least = min(choices, key=lambda c: c.memory.total_bytes)
+    least = min(choices, key=lambda c: c.memory.peak_bytes)
     return ParallelLayoutError(
         f"no layout fits {size(profile.usable_bytes)} per GPU; the smallest, {least}, needs "
-        f"{size(least.memory.total_bytes)}",
+        f"{size(least.memory.peak_bytes)}",
         where=where,
         fix="give more nodes, or GPUs with more memory",
     )

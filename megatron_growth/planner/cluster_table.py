@@ -53,9 +53,24 @@ def _reasons(plan: ClusterPlan) -> Iterator[RenderableType]:
     for stage in plan.stages:
         yield Text(f"  {stage.name}: {_allowed(stage)}")
         yield Padding(Text(f"{stage.recommended}: {stage.reason}."), (0, 0, 0, 4))
+        yield from _terms(stage.recommended)
         split = stage.recommended.layout.pipeline_layout
         if split:
             yield Padding(Text(f"pipeline_layout: {split}"), (0, 0, 0, 4))
+
+
+def _terms(choice: Choice) -> Iterator[RenderableType]:
+    """How step time and memory came about."""
+    for name, words in choice.time.formulas.items():
+        yield Padding(Text.assemble((f"{name}: ", "dim"), words), (0, 0, 0, 6))
+    memory = choice.memory
+    parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
+    sizes = [(part, getattr(memory, f"{part}_bytes")) for part in parts]
+    training = " + ".join(f"{part} {size(number)}" for part, number in sizes if number)
+    yield Padding(Text.assemble(("memory: ", "dim"), f"{training} = {size(memory.total_bytes)}"), (0, 0, 0, 6))
+    saving = f"{size(memory.state_bytes + memory.save_gpu_bytes)} of the GPU"
+    node = f"{size(choice.save_host_bytes_per_node)} of a node's memory"
+    yield Padding(Text.assemble(("in a save: ", "dim"), f"{saving}, {node}"), (0, 0, 0, 6))
 
 
 def _allowed(stage: StageOnCluster) -> str:

@@ -98,19 +98,25 @@ def exact_flops_per_token(inventory: Inventory, sequence_length: int, *, recompu
         sequence_length: S, tokens of a sequence.
         recompute: full activation recomputation: the layers' forward pass twice.
     """
-    shape, below, flops = inventory.shape, False, 0.0
+    return sum(exact_flops_by_part(inventory, sequence_length, recompute=recompute).values())
+
+
+def exact_flops_by_part(inventory: Inventory, sequence_length: int, *, recompute: bool = False) -> dict[str, float]:
+    """The same by `linear` (the layers' matrices, which may compute in FP8), `output` and `scores` of attention."""
+    shape, below = inventory.shape, False
+    found = {"linear": 0.0, "output": 0.0, "scores": 0.0}
     scores = 4.0 * sequence_length * shape.heads * shape.head_dim
     again = 1 if recompute else 0
     for p in _in_forward_order(inventory):
         if p.kind == "linear":
-            flops += 2 * p.size * (1 + again + p.trainable + (p.trainable or below))
-            flops += 2 * p.adapter * (2 + again) + (2 * _adapter_input_gradient(p, below) if p.adapter else 0)
+            found["linear"] += 2 * p.size * (1 + again + p.trainable + (p.trainable or below))
+            found["linear"] += 2 * p.adapter * (2 + again) + (2 * _adapter_input_gradient(p, below) if p.adapter else 0)
         elif p.kind == "output":
-            flops += 2 * p.size * (1 + p.trainable + (p.trainable or below))
+            found["output"] += 2 * p.size * (1 + p.trainable + (p.trainable or below))
         below = below or p.trainable or p.adapter > 0
         if p.name.endswith(QKV.removeprefix(LAYERS)):
-            flops += scores * (1 + again + 2 * below)
-    return flops
+            found["scores"] += scores * (1 + again + 2 * below)
+    return found
 
 
 def _adapter_input_gradient(p: Entry, below: bool) -> int:

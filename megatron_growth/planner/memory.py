@@ -17,13 +17,18 @@ Shape legend: S sequence length, H hidden, F ffn, A query heads, G query groups,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_growth.methods import cost_of
 from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.planner.parallel import ParallelLayout
+from megatron_growth.recipes.blocks import Checkpoint
 from megatron_growth.shape import ModelShape
 
+
+# Weights of a bucket of gradients, at least and by data-parallel rank (DistributedDataParallel, when it overlaps).
+BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
 
 @dataclass(frozen=True)
 class RankMemory:
@@ -32,6 +37,8 @@ class RankMemory:
     Attributes:
         pipeline_rank: the pipeline rank counted.
         micro_batches_in_flight: samples' activations held at once, in micro-batches.
+        save_gpu_bytes: what a save adds to the state on the GPU (nothing else is needed then).
+        save_host_bytes: what a save takes of the host's memory, for this rank.
     """
 
     pipeline_rank: int
@@ -42,6 +49,8 @@ class RankMemory:
     activations_bytes: int
     logits_bytes: int
     micro_batches_in_flight: float
+    save_gpu_bytes: int = 0
+    save_host_bytes: int = 0
 
     @property
     def state_bytes(self) -> int:
@@ -53,6 +62,11 @@ class RankMemory:
         """Everything counted here; the CUDA context and NCCL's buffers (1 to 2 GiB) come on top."""
         return self.state_bytes + self.activations_bytes + self.logits_bytes
 
+    @property
+    def peak_bytes(self) -> int:
+        """The larger of training and saving."""
+        return max(self.total_bytes, self.state_bytes + self.save_gpu_bytes)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -61,6 +75,10 @@ class Setting:
     Attributes:
         layers_per_chunk: (pp * vpp,) layers of each model chunk; chunk c lies on pipeline rank c % pp.
         micro_batches: micro-batches of one step and rank (gradient accumulation).
+        overlap_gradients: gradients are reduced, in buckets, while the backward pass goes on.
+        overlap_weights: weights are gathered while the forward pass goes on.
+        gathered_save: a save gathers the distributed optimizer's state on every rank (fully reshardable).
+        async_save: checkpoints are written while training goes on.
     """
 
     tp: int
@@ -75,6 +93,10 @@ class Setting:
     micro_batch_size: int
     micro_batches: int
     sequence_length: int
+    overlap_gradients: bool = True
+    overlap_weights: bool = True
+    gathered_save: bool = False
+    async_save: bool = False
 
     @classmethod
     def of_layout(
@@ -85,8 +107,13 @@ class Setting:
         global_batch_size: int,
         micro_batch_size: int,
         sequence_length: int,
+        **more: bool,
     ) -> Setting:
-        """The setting of a stage that trains in a layout; batch sizes in sequences."""
+        """The setting of a stage that trains in a layout; batch sizes in sequences.
+
+        Args:
+            more: how it communicates and saves, see the attributes.
+        """
         dp = layout.dp or 1
         return cls(
             tp=layout.tp,
@@ -101,7 +128,32 @@ class Setting:
             micro_batch_size=micro_batch_size,
             micro_batches=global_batch_size // (micro_batch_size * dp),
             sequence_length=sequence_length,
+            **more | {"gathered_save": more.get("gathered_save", False) and layout.distributed_optimizer and dp > 1},
         )
+
+
+def habits(
+    checkpoint: Checkpoint, precision: str, state_is_grown: bool, flags: Mapping[str, object]
+) -> dict[str, bool]:
+    """How a stage communicates and saves, for `Setting.of_layout`.
+
+    Args:
+        checkpoint: of the recipe.
+        precision: of the stage.
+        state_is_grown: a later stage grows its optimizer state.
+        flags: of the escape hatch, which may turn overlapping off.
+    """
+    return {
+        "overlap_gradients": flags.get("overlap-grad-reduce", True) is not False,
+        "overlap_weights": flags.get("overlap-param-gather", True) is not False,
+        "gathered_save": gathers(checkpoint, precision, state_is_grown),
+        "async_save": checkpoint.async_save,
+    }
+
+
+def gathers(checkpoint: Checkpoint, precision: str, state_is_grown: bool) -> bool:
+    """Whether some save of a stage gathers the distributed optimizer's state: fp32 state loads in no other form."""
+    return precision == "fp32" or checkpoint.reshardable == "always" or state_is_grown
 
 
 def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:
@@ -109,31 +161,58 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
     return 16 * (trainable + adapters) + 2 * frozen
 
 
+def save_words(memory: RankMemory) -> str:
+    """What a save takes, in numbers."""
+    gpu = f"{(memory.state_bytes + memory.save_gpu_bytes) / 1e9:.3g} on the GPU"
+    return f"{gpu}, {memory.save_host_bytes / 1e9:.3g} of host memory a rank"
+
+
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
     """The estimate for one pipeline rank (any tensor-parallel rank of it: they are alike)."""
     weight = 4 if setting.precision == "fp32" else 2
     here = _on_rank(inventory, setting, pipeline_rank)
-    trained = sum(weights.trained for weights in here)
-    moments = sum(weights.moments for weights in here)
+    trained = sum(one.trained for one in here)
+    moments = sum(one.moments for one in here)
     shards = setting.dp if setting.distributed_optimizer else 1
     activations, in_flight = _activations(inventory.shape, setting, pipeline_rank, weight)
     last = pipeline_rank == setting.pp - 1
+    weights = weight * sum(one.held for one in here)
+    save_gpu, save_host = _saving(setting, pipeline_rank, weights, trained)
     return RankMemory(
         pipeline_rank=pipeline_rank,
-        weights_bytes=weight * sum(weights.held for weights in here),
+        weights_bytes=weights,
         gradients_bytes=4 * trained,
         masters_bytes=-(-4 * trained // shards) if setting.precision != "fp32" else 0,
         moments_bytes=-(-4 * moments // shards),
         activations_bytes=activations,
         logits_bytes=_logits(inventory.shape, setting, weight) if last else 0,
         micro_batches_in_flight=in_flight,
+        save_gpu_bytes=save_gpu,
+        save_host_bytes=save_host,
     )
+
+
+def _saving(setting: Setting, pipeline_rank: int, weights: int, trained: int) -> tuple[int, int]:
+    """(GPU, host) bytes that a save takes on one rank.
+
+    Every rank writes its share of weights and state, 1 / DP of them, from host memory.  A gathered save (fully
+    reshardable, Megatron's `get_parameter_state_dp_zero`) first gathers the state of the whole tensor- and pipeline-
+    parallel shard on every rank: three fp32 numbers a weight on the host, and for the largest bucket of gradients one
+    number a weight on the GPU and two more on the host.
+    """
+    share = -(-weights // setting.dp)
+    if not setting.gathered_save:
+        return 0, share + -(-12 * trained // setting.dp)
+    bucket = trained
+    if setting.overlap_gradients and pipeline_rank == 0:  # elsewhere Megatron has one bucket
+        bucket = min(trained, max(BUCKET, setting.dp * BUCKET_PER_RANK))
+    return 4 * bucket, share + 12 * trained + 8 * bucket
 
 
 def peak_memory(inventory: Inventory, setting: Setting) -> RankMemory:
     """The estimate for the pipeline rank that needs most."""
     ranks = [rank_memory(inventory, setting, rank) for rank in range(setting.pp)]
-    return max(ranks, key=lambda rank: rank.total_bytes)
+    return max(ranks, key=lambda rank: (rank.peak_bytes, rank.total_bytes))
 
 
 @dataclass(frozen=True)

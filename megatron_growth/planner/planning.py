@@ -12,7 +12,7 @@ from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, entries_of, take_inventory, unmatched
-from megatron_growth.planner.memory import RankMemory, Setting, peak_memory, rank_memory
+from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory, save_words
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import GrowthSpec, Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
@@ -223,7 +223,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     if stage.source is not None:
         growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
     samples = steps * stage.global_batch_size
-    setting = setting_of(precision_of(recipe, stage), draft)
+    setting = setting_of(recipe, draft)
     memory = peak_memory(draft.inventory, setting)
     flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
@@ -258,7 +258,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         stop_iterations=stage.stop_iterations,
         precision=precision_of(recipe, stage),
         megatron=flags.merged(stage.megatron),
-        state_is_grown=any(s.source == stage.name and s.growth.optimizer_state != "reset" for s in recipe.stages),
+        state_is_grown=state_is_grown(recipe, stage),
         note=getattr(stage, "note", ""),
         formulas=_formulas(draft, budget, steps, exact, memory),
     )
@@ -292,7 +292,8 @@ def _formulas(
         f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
         "GB per GPU": " + ".join(f"{name} {size:.3g}" for name, size in sizes if size)
         + f" = {memory.total_bytes / 1e9:.3g}"
-        + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else ""),
+        + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else "")
+        + f"; a save {save_words(memory)}",
     }
 
 
@@ -301,15 +302,22 @@ def precision_of(recipe: Recipe, stage: Stage) -> str:
     return stage.precision or recipe.precision
 
 
-def setting_of(precision: str, draft: _Draft) -> Setting:
+def state_is_grown(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a later stage grows this one's optimizer state, too."""
+    return any(s.source == stage.name and s.growth.optimizer_state != "reset" for s in recipe.stages)
+
+
+def setting_of(recipe: Recipe, draft: _Draft) -> Setting:
     """What memory depends on, from a stage's layout."""
     stage = draft.stage
+    precision, given = precision_of(recipe, stage), flags.merged(stage.megatron)
     return Setting.of_layout(
         draft.layout,
         precision=precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,
+        **habits(recipe.checkpoint, precision, state_is_grown(recipe, stage), given),
     )
 
 

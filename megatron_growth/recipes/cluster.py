@@ -40,23 +40,53 @@ class Gpu(Block):
 
     Attributes:
         memory_gib: memory that the driver reports, in GiB.
-        reserved_gib: of it, what CUDA, NCCL and fragmentation take.
+        reserved_gib: of it, what the CUDA context and NCCL's buffers take.
+        fragmentation: share of what training allocates that lies between its pieces.
         peak_tflops: dense bf16 peak in TFLOP/s.
         mfu: model FLOPs utilisation measured with Megatron at TP 1, PP 1, as a share of the peak.
+        fp8_tflops: dense FP8 peak in TFLOP/s; left out for a GPU without FP8.
+        fp8_mfu: the same share of it, for the layers' matrices in FP8.
     """
 
     name: str
     memory_gib: Rate
-    reserved_gib: Annotated[float, Field(ge=0)] = 4.0
+    reserved_gib: Annotated[float, Field(ge=0)] = 2.0
+    fragmentation: Annotated[float, Field(ge=0, lt=1)] = 0.03
     peak_tflops: Rate
     mfu: Annotated[float, Field(gt=0, le=1)]
+    fp8_tflops: Rate | None = None
+    fp8_mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
 
 
 class Network(Block):
-    """Bandwidth per GPU and direction in GB/s: inside a node (NVLink), between nodes (InfiniBand or Ethernet)."""
+    """Bandwidth per direction in GB/s.
+
+    Attributes:
+        inside_node: of one GPU (NVLink).
+        between_nodes: of one adapter (InfiniBand or Ethernet).
+        adapters: of a node; one a GPU when left out.
+        bus: of a node to the others, as nccl-tests' all_reduce_perf prints its bus bandwidth over two nodes; all
+            adapters together when left out.
+    """
 
     inside_node: Rate = 450.0
     between_nodes: Rate = 50.0
+    adapters: Positive | None = None
+    bus: Rate | None = None
+
+    def node_bus(self, gpus_per_node: int) -> float:
+        """Bus bandwidth of a node to the others, in GB/s."""
+        return self.bus or self.between_nodes * (self.adapters or gpus_per_node)
+
+
+class Storage(Block):
+    """Where checkpoints go.
+
+    Attributes:
+        write: GB/s that all nodes together write to it.
+    """
+
+    write: Rate = 10.0
 
 
 class Communication(Block):
@@ -134,6 +164,7 @@ class ClusterProfile(Block):
 
     Attributes:
         nodes: nodes that one stage may use.
+        memory_gib: memory of a node in GiB; a plan whose checkpoints need more is refused when it is given.
         slurm: None for a machine without Slurm.
         launcher: `torchrun` (one task a node starts the ranks) or `srun` (one task a rank).
         ranks_per_node: training processes a node; its GPUs when left out.
@@ -145,9 +176,11 @@ class ClusterProfile(Block):
     name: Name
     nodes: Positive
     gpus_per_node: Positive
+    memory_gib: Rate | None = None
     gpu: Gpu
     network: Network = Network()
     communication: Communication = Communication()
+    storage: Storage = Storage()
     slurm: Slurm | None = None
     environment: Environment = Environment()
     paths: Paths = Paths()
@@ -183,8 +216,8 @@ class ClusterProfile(Block):
 
     @property
     def usable_bytes(self) -> float:
-        """GPU memory that training may fill, in bytes."""
-        return (self.gpu.memory_gib - self.gpu.reserved_gib) * 2**30
+        """GPU memory that training may fill, in bytes: without CUDA's, NCCL's and what fragments."""
+        return (self.gpu.memory_gib - self.gpu.reserved_gib) * 2**30 / (1 + self.gpu.fragmentation)
 
 
 def cluster_names() -> list[str]:

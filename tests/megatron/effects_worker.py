@@ -37,7 +37,7 @@ def _look(words: list[str], save: str) -> dict[str, Any]:
     original, given = training.train, []
 
     @functools.wraps(original)
-    def reached(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
+    def reached(*args: Any, **kwargs: Any) -> Any:
         given.extend(args)
         raise _Reached
 

@@ -29,7 +29,7 @@ def test_choices_are_valid_and_fit(planned):
             assert sum(layout.layers_per_chunk) == asked.layers
             batch = layout.dp * choice.micro_batch_size * choice.gradient_accumulation
             assert batch == asked.global_batch_size
-            assert choice.memory.total_bytes <= profile.usable_bytes
+            assert choice.memory.peak_bytes <= profile.usable_bytes
             assert stage.recommended.step_seconds <= choice.step_seconds * (1 + TOLERANCE)
 
 
@@ -63,7 +63,7 @@ def test_less_memory_asks_for_more_parallelism(planned):
     small = profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"memory_gib": 40.0})})
     tight = plan_cluster(recipe, plan_run(recipe), small)
     assert tight.stages[3].recommended.layout.model_parallel_size > 1
-    assert tight.stages[3].recommended.memory.total_bytes <= small.usable_bytes
+    assert tight.stages[3].recommended.memory.peak_bytes <= small.usable_bytes
     assert tight.wall_hours >= cluster.wall_hours * 0.99
 
 
