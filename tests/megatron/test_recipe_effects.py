@@ -248,7 +248,7 @@ def seen(tmp_path_factory):
     for key, (path, value, _) in EFFECTS.items():
         if key in keys():
             lines[key] = words(changed({path: value}), looked_at(key), folder)
-    return run_distributed(look_at, 1, lines, str(folder / "source"), timeout=280)[0]
+    return run_distributed(look_at, 1, lines, str(folder / "source"), timeout=600)[0]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def seen_wide(tmp_path_factory):
     for key, (ranks, before, path, value, _) in WIDE.items():
         lines[f"{key} before"] = words(changed(before), 0, folder, ranks)
         lines[key] = words(changed(before | {path: value}), 0, folder, ranks)
-    return run_distributed(look_at, 2, lines, timeout=280)
+    return run_distributed(look_at, 2, lines, timeout=600)
 
 
 def entry(found: dict[str, Any], place: str) -> Any:
