@@ -178,7 +178,7 @@ ELSEWHERE = {
         *("Stage.layout", "Stage.schedule", "Stage.growth", "Stage.optimizer", "Rule"),
     ),
     "tests of data/": ("Data.corpus", "Data.tokenizer", "Data.text_field", "Data.document_per", "Data.valid_fraction"),
-    "tests of prepare and windows": ("Data.seed", "Data.pool_tokens"),
+    "tests of prepare and windows": ("Data.seed", "Data.pool_tokens", "Data.max_tokens", "Data.prepared"),
     "tests of the planner: iterations follow": (
         *("Budget", "Schedule.span", "Model.nominal_parameters", "Stage.nominal_parameters", "Baseline.match"),
     ),
