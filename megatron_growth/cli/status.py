@@ -59,8 +59,20 @@ def run(args: argparse.Namespace) -> int:
     folder = directory.existing(args.folder)
     if args.watch is None:
         _print(_look(folder), args.json)
+        _print_smoke(folder, args.json)
         return 0
     return _watch(folder, args.watch, args.json)
+
+
+def _print_smoke(folder: RunDirectory, as_json: bool) -> None:
+    """Of a smoke job, the verdicts; RUN/smoke.json holds them, too."""
+    from megatron_growth.cli.smoke_table import render
+    from megatron_growth.run import smoke
+
+    if smoke.is_smoke(folder):
+        found = smoke.verdicts(folder)
+        if not as_json:
+            render(found)
 
 
 @dataclass(frozen=True)

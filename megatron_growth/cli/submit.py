@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from megatron_growth.run.directory import RunDirectory
     from megatron_growth.slurm.stage_jobs import StageJob
 
+SMOKE_TIME_LIMIT = "00:30:00"
 HELP = "train on a Slurm cluster: one job a stage"
 
 
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
     )
     parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="before the long run: a short job a stage, at full shape for 20 steps, saved, requeued, resumed and "
+        "measured, on made-up tokens unless --data names a prepared dataset; `status` then shows a verdict each",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the command and the script of every job, and do nothing: text is neither fetched nor tokenized",
@@ -74,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         if args.nodes < 1:
             raise UserError(f"--nodes {args.nodes} leaves no node to train on", fix="give 1 or more")
         profile = profile.model_copy(update={"nodes": args.nodes})
+    if args.smoke:
+        profile = _short(profile, args)
     requests = _requests(args, profile)
     if args.dry_run:
         _show(requests, profile, args.json)
@@ -82,15 +91,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _short(profile: ClusterProfile, args: argparse.Namespace) -> ClusterProfile:
+    """The profile for jobs of minutes."""
+    if args.baseline or args.wandb:
+        raise UserError("--smoke tries the stages alone", fix="leave out --baseline and --wandb")
+    if profile.slurm is None:
+        return profile  # refused with the reason later
+    limit = {"time_limit": SMOKE_TIME_LIMIT, "signal_seconds": min(profile.slurm.signal_seconds, 120)}
+    return profile.model_copy(update={"slurm": profile.slurm.model_copy(update=limit)})
+
+
 @dataclass(frozen=True)
 class _Request:
-    """One run to submit; `stages` has the wanted baselines behind the plan's stages."""
+    """One run to submit; `stages` has the wanted baselines behind the plan's stages.
+
+    Attributes:
+        smoke_of: the real recipe, when this is its smoke job.
+        step_seconds: planned, of a smoke job's stages in their own layouts.
+    """
 
     recipe: Recipe
     plan: RunPlan
     stages: tuple[StagePlan, ...]
     folder: Path
     wandb_project: str
+    smoke_of: Recipe | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
         """Of its stages."""
@@ -115,6 +141,8 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
             if seed is not None:
                 recipe = recipe.model_copy(update={"seed": seed})
                 folder = args.folder or folder.with_name(f"{folder.name}-seed{seed}")
+            if args.smoke and not args.folder:
+                folder = folder.with_name(f"{folder.name}-smoke")
             requests.append(_planned(recipe, folder, profile, args))
     for request in requests:
         request.jobs(profile)
@@ -125,16 +153,23 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import plan_cluster, with_recommended
     from megatron_growth.run import flags
+    from megatron_growth.run.smoke import smoke_recipe
     from megatron_growth.run.stage import check_stages
     from megatron_growth.run.train import TrainRequest, selected
 
     flags.check(recipe, profile)
     if args.recommended:  # the recipe's own layout need not fit these nodes
         recipe = with_recommended(recipe, plan_cluster(recipe, plan_run(recipe), profile))
-    plan = plan_run(recipe, profile.nodes * profile.ranks_of_a_node)
+    real, ranks = recipe, profile.nodes * profile.ranks_of_a_node
+    if args.smoke:
+        recipe = smoke_recipe(recipe, ranks, profile.usable_bytes)
+    plan = plan_run(recipe, ranks)
     stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
     check_stages(recipe, stages, "gpu")
-    return _Request(recipe, plan, tuple(stages), folder, args.wandb)
+    if not args.smoke:
+        return _Request(recipe, plan, tuple(stages), folder, args.wandb)
+    seconds = {s.name: s.planned.step_seconds for s in plan_cluster(recipe, plan, profile).stages if s.planned}
+    return _Request(recipe, plan, tuple(stages), folder, "", real, seconds)
 
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
@@ -185,16 +220,21 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
 
 def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     """The run directory with its data, and room for its checkpoints."""
-    from megatron_growth.run import dataset, directory
+    from megatron_growth.run import dataset, directory, smoke
     from megatron_growth.run.lock import exclusive
     from megatron_growth.run.storage import check_room
     from megatron_growth.slurm.submit import refuse_while_submitted
 
+    if request.smoke_of:
+        smoke.refuse_real(directory.RunDirectory(request.folder))
     directory.check_free(request.folder)
     with exclusive(directory.RunDirectory(request.folder).lock):
         run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
         check_room(run, request.stages, request.recipe)
-        dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
+        if request.smoke_of:
+            smoke.begin(run, request.smoke_of, request.step_seconds)
+        if not request.smoke_of or request.recipe.data.prepared:
+            dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
     return run
 
 

@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also train this baseline of the recipe, after the stages; may be given again (default: none)",
     )
     add_data_options(parser)
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="before a long run: every stage at full shape for 20 steps, saved, resumed and measured, with a verdict "
+        "each; into runs/RECIPE-smoke, on made-up tokens unless --data names a prepared dataset",
+    )
     parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
 
 
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.slurm.submit import refuse_while_submitted
 
     recipe = load_recipe(args.recipe, args.variant, args)
+    if args.smoke:
+        return _smoke(recipe, args)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
     request = TrainRequest(
         stage=args.stage,
@@ -69,6 +77,22 @@ def run(args: argparse.Namespace) -> int:
     print(f"{folder}: complete")
     print(f"  megatron-growth report {folder}")
     return 0
+
+
+def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
+    """The smoke job; 0 when every stage may be trained, 1 when one may not."""
+    from megatron_growth.cli.smoke_table import render
+    from megatron_growth.errors import UserError
+    from megatron_growth.run.screen import Screen
+    from megatron_growth.run.smoke import run_smoke
+
+    if args.stage or args.baseline or args.wandb:
+        raise UserError("--smoke tries all stages", fix="leave out --stage, --baseline and --wandb")
+    folder = args.folder or default_folder(recipe).with_name(f"{default_folder(recipe).name}-smoke")
+    found = run_smoke(recipe, folder, Screen())
+    render(found)
+    print(f"{folder / 'smoke.json'}: written")
+    return 0 if all(verdict.ok for verdict in found) else 1
 
 
 def load_recipe(name: str, variant: str | None, options: argparse.Namespace | None = None) -> Recipe:

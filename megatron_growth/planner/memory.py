@@ -30,6 +30,7 @@ from megatron_growth.shape import ModelShape
 # Weights of a bucket of gradients, at least and by data-parallel rank (DistributedDataParallel, when it overlaps).
 BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
 
+
 @dataclass(frozen=True)
 class RankMemory:
     """Bytes on one rank, by what they are for.

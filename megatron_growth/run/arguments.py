@@ -38,6 +38,7 @@ class Launch:
         wandb_name: name of the run there.
         stop_below: validation loss at which training ends early, or None.
         train: False to evaluate the finished stage only; nothing is saved then.
+        stop_after: iteration after which this launch saves and ends, to be resumed; None for the stage's last.
         machine: what the stage runs on.
         cluster_flags: Megatron flags of the cluster's profile; those of the recipe go before them.
     """
@@ -51,6 +52,7 @@ class Launch:
     wandb_name: str = ""
     stop_below: float | None = None
     train: bool = True
+    stop_after: int | None = None
     machine: Machine = "gpu"
     cluster_flags: Flags = field(default_factory=dict)
     grown: Path | None = None
@@ -225,6 +227,8 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
         if launch.stop_below is not None:
             options["growth-stop-below"] = launch.stop_below
+        if launch.stop_after is not None:
+            options["exit-interval"] = launch.stop_after
         options |= gpu_options.saving(recipe, stage)
     else:
         options["skip-train"] = True

@@ -126,6 +126,12 @@ def _link(source: Path, target: Path) -> None:
                     temporary.symlink_to(file.resolve())
 
 
+def mock_flags(recipe: Recipe) -> list[str]:
+    """Megatron's flags for made-up tokens of the recipe's vocabulary."""
+    vocabulary = ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)]
+    return ["--mock-data", *vocabulary, "--null-tokenizer-eod-id", str(recipe.vocab - 1)]
+
+
 def flags(run: RunDirectory, manifest: Manifest) -> list[str]:
     """Megatron's flags for the dataset and its tokenizer, and the plugin's for the tokenizer's identity."""
     tokenizer = [*megatron_tokenizer_flags(manifest), "--growth-tokenizer", manifest.tokenizer.fingerprint]

@@ -63,15 +63,17 @@ class Place:
         machine: what it runs on.
         cluster_flags: Megatron flags of the cluster's profile.
         wandb_project: Weights & Biases project, or "".
+        stop_after: iteration after which a launch saves and ends, to be resumed.
     """
 
     machine: Machine
     cluster_flags: Flags = field(default_factory=dict)
     wandb_project: str = ""
+    stop_after: int | None = None
 
 
 def open_stage(
-    run: RunDirectory, recipe: Recipe, plan: RunPlan, name: str, manifest: Manifest, place: Place
+    run: RunDirectory, recipe: Recipe, plan: RunPlan, name: str, manifest: Manifest | None, place: Place
 ) -> StageLaunch:
     """Make a stage ready.
 
@@ -80,7 +82,7 @@ def open_stage(
         recipe: of the run.
         plan: of the recipe, for the ranks that there are.
         name: of the stage or baseline.
-        manifest: of the run's dataset.
+        manifest: of the run's dataset; None for made-up tokens.
         place: where.
 
     Raises:
@@ -105,9 +107,9 @@ def open_stage(
         directory=folder,
         source=source,
         grown=grown,
-        data_flags=tuple(dataset.flags(run, manifest)),
+        data_flags=tuple(dataset.flags(run, manifest) if manifest else dataset.mock_flags(recipe)),
         data_cache=dataset.order_cache(run),
-        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
+        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest) if manifest else 1,
         wandb_project=place.wandb_project,
         wandb_name=f"{recipe.name}-{name}",
         stop_below=early_stop.target_of(recipe, name, run.path),
@@ -115,6 +117,7 @@ def open_stage(
         train=reached < end,
         machine=place.machine,
         cluster_flags=place.cluster_flags,
+        stop_after=place.stop_after,
     )
     return StageLaunch(
         stage=stage,

@@ -41,6 +41,8 @@ class TrainRequest:
         dataset_of: a run on the same text, whose dataset is shared instead of made again.
         guard: called with the run while it is locked; raises RunError when something else, such as a Slurm job, works
             on it.
+        mock: train on made-up tokens instead of the recipe's data.
+        resumed_at: iteration after which every stage is ended once, and resumed from its checkpoint.
     """
 
     stage: str | None = None
@@ -49,6 +51,8 @@ class TrainRequest:
     workers: int | None = None
     dataset_of: RunDirectory | None = None
     guard: Callable[[RunDirectory], None] | None = None
+    mock: bool = False
+    resumed_at: int | None = None
 
 
 def local_devices() -> int:
@@ -89,9 +93,11 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
             request.guard(run)
         if request.dataset_of:
             dataset.share(request.dataset_of, run)
-        manifest = dataset.prepared(run, recipe, request.workers)
-        dataset.check(recipe, plan, manifest)
-        job = _Job(recipe, plan, run, token, manifest, Place(machine, wandb_project=request.wandb_project), screen)
+        manifest = None if request.mock else dataset.prepared(run, recipe, request.workers)
+        if manifest:
+            dataset.check(recipe, plan, manifest)
+        place = Place(machine, wandb_project=request.wandb_project)
+        job = _Job(recipe, plan, run, token, manifest, place, screen, request.resumed_at)
         for number, stage in enumerate(stages, 1):
             job.train(stage, f"stage {number}/{len(stages)} {stage.name}")
     return run
@@ -144,9 +150,10 @@ class _Job:
     plan: RunPlan
     run: RunDirectory
     token: str
-    manifest: Manifest
+    manifest: Manifest | None
     place: Place
     screen: Screen
+    resumed_at: int | None = None
 
     def train(self, stage: StagePlan, title: str) -> None:
         """Train one stage until it is done."""
@@ -154,11 +161,13 @@ class _Job:
         if folder.is_done:
             self.screen.message(f"{title}  done already")
             return
-        opened = open_stage(self.run, self.recipe, self.plan, stage.name, self.manifest, self.place)
-        for note in opened.notes:
-            self.screen.message(f"{title}  {note}")
-        if opened.needed:
-            self._launch(opened, title)
+        for stop in {self.resumed_at: None, None: None}:  # the same twice is once
+            place = replace(self.place, stop_after=stop)
+            opened = open_stage(self.run, self.recipe, self.plan, stage.name, self.manifest, place)
+            for note in opened.notes:
+                self.screen.message(f"{title}  {note}")
+            if opened.needed and (stop is None or opened.reached < stop):
+                self._launch(opened, title)
         self._finish(stage, title)
 
     def _launch(self, opened: StageLaunch, title: str) -> None:

@@ -19,12 +19,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import GrowthError, StageFailed, UserError
 from megatron_growth.records.human import plural
-from megatron_growth.run import checkpoints, early_stop, failures, gpu_options
+from megatron_growth.run import checkpoints, early_stop, failures, gpu_options, smoke
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
 from megatron_growth.run.stage import Place, StageLaunch, close_stage, open_stage, write_arguments
 from megatron_growth.slurm import record as slurm_record
@@ -86,7 +87,10 @@ def _open(run: RunDirectory, name: str) -> StageLaunch:
     recipe = recipes.load(run.recipe)
     flags = json.loads(os.environ.get(FLAGS_VARIABLE, "{}"))
     place = Place(gpu_options.machine_here(), flags, os.environ.get("GROWTH_WANDB_PROJECT", ""))
-    opened = open_stage(run, recipe, plan_run(recipe, gpus=ranks), name, load_manifest(run.data), place)
+    manifest = None if smoke.is_smoke(run) and recipe.data.prepared is None else load_manifest(run.data)
+    if smoke.is_smoke(run) and (checkpoints.tracked(run.stage(name).checkpoints) or 0) < smoke.HALF:
+        place = replace(place, stop_after=smoke.HALF)  # the job then requeues itself, and resumes
+    opened = open_stage(run, recipe, plan_run(recipe, gpus=ranks), name, manifest, place)
     write_arguments(opened)
     return opened
 

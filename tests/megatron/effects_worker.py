@@ -84,8 +84,14 @@ def _seen(args: Any, container: Any, model: Any, optimizer: Any, scheduler: Any,
         "rates": _rates(scheduler, optimizer, args),
         "validation": _values(container.validation),
         "checkpoint": _values(container.checkpoint),
-        "batch": _digest(next(batches)["tokens"]) if batches is not None else None,
+        "batch": _first_batch(batches),
     }
+
+
+def _first_batch(batches: Any) -> str | None:
+    """What the first model chunk of this rank reads; None where it reads nothing."""
+    first = batches[0] if isinstance(batches, list) else batches
+    return None if first is None else _digest(next(first)["tokens"])
 
 
 def _parts(optimizer: Any) -> list[Any]:
@@ -117,7 +123,7 @@ def _values(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | tuple | list) and "object at" not in repr(value)
+    return isinstance(value, bool | int | float | str | tuple | list | None) and "object at" not in repr(value)
 
 
 def _digest(tensor: Any) -> str:

@@ -1,0 +1,277 @@
+"""The smoke job: every stage of a recipe at full shape and in its own layout, for a few steps, before the real run.
+
+A stage is built, grown from the one before, trained for HALF of the steps, saved and ended, resumed from its checkpoint
+and trained to ITERATIONS.  What it took is put beside the plan, with a verdict a stage.  Stages that do not fit the
+memory at hand run with fewer layers, all by the same share, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.backend import nvml
+from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
+from megatron_growth.planner import StagePlan, layouts, plan_run
+from megatron_growth.recipes import Recipe
+from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Schedule, Stage
+from megatron_growth.records import metrics
+from megatron_growth.records.storage import write_json
+from megatron_growth.run.arguments import world_size
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.screen import Screen
+from megatron_growth.run.train import TrainRequest, local_devices, train
+
+ITERATIONS, HALF = 20, 10
+SUFFIX = "-smoke"
+PLAN, RESULT = "smoke-plan.json", "smoke.json"
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the layers, the first that fits
+FILLED = 0.95  # of the memory; the rest is CUDA's, NCCL's or the system's
+MORE = 1.1  # times the planned memory that are still taken as planned
+SLOW = 1.5  # times the planned step time that are still taken as planned: the profile's MFU is an assumption
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the smoke job saw of one stage.
+
+    Attributes:
+        layers: of the model that ran, of `layers_planned`.
+        first_loss: of the first step; for a grown stage it shows growth.
+        step_seconds: median of the steps that are not the first of a process.
+        planned_seconds: by the cluster's profile; None without one.
+        memory_bytes: peak of the fullest rank on a GPU, its measured state on the host.
+        planned_bytes: of the same.
+        problems: empty when the stage may be trained.
+    """
+
+    stage: str
+    layout: str
+    layers: int
+    layers_planned: int
+    iterations: int
+    first_loss: float | None
+    last_loss: float | None
+    step_seconds: float | None
+    planned_seconds: float | None
+    tokens_per_second: float | None
+    memory_bytes: int | None
+    planned_bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
+    """Every stage on this machine; RUN/smoke.json holds what comes out.
+
+    Args:
+        recipe: the real one; trained on its prepared dataset when it names one, else on made-up tokens.
+        folder: of the smoke job.
+        screen: for messages and progress.
+
+    Raises:
+        ParallelLayoutError: a stage takes more GPUs than there are, or more memory with an eighth of its layers.
+        RunError: the folder holds a real run.
+    """
+    run = RunDirectory(folder)
+    refuse_real(run)
+    gpus = max(1, local_devices())
+    smoke = smoke_recipe(recipe, gpus, _rank_bytes(recipe, gpus))
+    failed = ""
+    try:
+        train(smoke, folder, TrainRequest(mock=recipe.data.prepared is None, resumed_at=HALF), screen)
+    except StageFailed as error:  # the table says which, beside those that went well
+        failed = str(error)
+    begin(run, recipe)
+    found = verdicts(run)
+    if failed:
+        screen.message(failed)
+    return found
+
+
+def _rank_bytes(recipe: Recipe, gpus: int) -> float:
+    """Memory that one rank may fill: of the smallest GPU, or its share of the host's."""
+    devices = nvml.devices()
+    if devices:
+        return min(device.memory for device in devices) * FILLED
+    ranks = max(world_size(stage) for stage in plan_run(recipe, gpus).stages)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * FILLED / ranks
+
+
+def smoke_recipe(recipe: Recipe, gpus: int, rank_bytes: float) -> Recipe:
+    """The recipe of the smoke job: the same stages for a few steps, with fewer layers when they do not fit.
+
+    Args:
+        recipe: the real one.
+        gpus: for layouts that leave the data-parallel size open.
+        rank_bytes: memory that one rank may fill.
+
+    Raises:
+        ParallelLayoutError: not even an eighth of the layers fits.
+    """
+    for share in SHARES:
+        smoke = _shortened(recipe, share)
+        plan = plan_run(smoke, gpus)
+        if all(stage.memory.peak_bytes <= rank_bytes for stage in plan.stages):
+            return smoke
+    least = max(plan.stages, key=lambda stage: stage.memory.peak_bytes)
+    raise ParallelLayoutError(
+        f"stage {least.name} does not fit even with an eighth of its layers: {least.memory.peak_bytes / 1e9:.3g} GB a "
+        f"rank, and there are {rank_bytes / 1e9:.3g} GB",
+        fix="give GPUs with more memory, or change the stage's layout",
+    )
+
+
+def _shortened(recipe: Recipe, share: float) -> Recipe:
+    layers: dict[str, int] = {}
+    for stage in recipe.stages:  # no fewer than a source's: growth only adds
+        least = max(min(stage.layers, stage.layout.pp * stage.layout.vpp), layers.get(stage.source or "", 0))
+        layers[stage.name] = max(least, round(stage.layers * share))
+    stages = tuple(_stage(stage, layers[stage.name]) for stage in recipe.stages)
+    interval = Evaluation(interval=HALF, iterations=1)
+    checkpoint = recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None})
+    smoke = recipe.model_copy(
+        update={
+            "name": recipe.name + SUFFIX,
+            "budget": Budget(rule="iterations"),
+            "stages": stages,
+            "baselines": {},
+            "variants": {},
+            "evaluation": interval,
+            "checkpoint": Checkpoint.model_validate(checkpoint.model_dump()),
+        }
+    )
+    smoke._source = recipe._source
+    return smoke
+
+
+def _stage(stage: Stage, layers: int) -> Stage:
+    """One stage for a few steps; its first steps at the peak rate would tell nothing, so half of them are warm-up."""
+    layout = stage.layout
+    if layers != stage.layers and layers % (layout.pp * layout.vpp):
+        split = layouts.uneven_layout(layers, layout.pp * layout.vpp)
+        layout = layout.model_copy(update={"pipeline_layout": split})
+    elif layers != stage.layers:
+        layout = layout.model_copy(update={"pipeline_layout": None})
+    return stage.model_copy(
+        update={
+            "layers": layers,
+            "layout": layout,
+            "nominal_parameters": None,
+            "iterations": ITERATIONS,
+            "stop_iterations": None,
+            "stop_at": None,
+            "stop_below": None,
+            "schedule": Schedule(style="wso", warmup_iterations=HALF),
+        }
+    )
+
+
+def begin(run: RunDirectory, recipe: Recipe, seconds: Mapping[str, float] | None = None) -> None:
+    """Write down what the verdicts compare with: RUN/smoke-plan.json.
+
+    Args:
+        run: of the smoke job.
+        recipe: the real one.
+        seconds: planned step time of the smoke job's stages on the cluster.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    layers = {stage.name: stage.layers for stage in recipe.stages}
+    write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {})})
+
+
+def is_smoke(run: RunDirectory) -> bool:
+    """Whether a run directory is of a smoke job."""
+    return (run.path / PLAN).is_file()
+
+
+def verdicts(run: RunDirectory) -> list[Verdict]:
+    """What is known of every stage of a smoke job; also written to RUN/smoke.json."""
+    known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
+    found = [
+        _verdict(run, stage, known["layers"][stage.name], known["seconds"].get(stage.name))
+        for stage in run.planned.stages
+    ]
+    write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
+    return found
+
+
+def _verdict(run: RunDirectory, stage: StagePlan, layers: int, planned_seconds: float | None) -> Verdict:
+    folder = run.stage(stage.name)
+    records = metrics.records(folder.metrics)
+    steps = [record for record in records if "event" not in record]
+    starts = [record["iteration"] for record in records if record.get("event") == "start"]
+    steady = [step["seconds"] for step in steps if step["iteration"] - 1 not in (0, *starts)]
+    seconds = statistics.median(steady) if steady else None
+    memory, on_gpu = _memory(records)
+    verdict = Verdict(
+        stage=stage.name,
+        layout=str(stage.layout),
+        layers=stage.shape.layers,
+        layers_planned=layers,
+        iterations=len(steps),
+        first_loss=steps[0]["loss"] if steps else None,
+        last_loss=steps[-1]["loss"] if steps else None,
+        step_seconds=seconds,
+        planned_seconds=planned_seconds,
+        tokens_per_second=stage.global_batch_size * stage.sequence_length / seconds if seconds else None,
+        memory_bytes=memory,
+        planned_bytes=stage.memory.peak_bytes if on_gpu else stage.memory.state_bytes,
+        problems=(),
+    )
+    return replace(verdict, problems=tuple(_problems(verdict, stage, records, starts, folder.is_done)))
+
+
+def _problems(
+    found: Verdict, stage: StagePlan, records: list[dict[str, Any]], starts: list[int], done: bool
+) -> list[str]:
+    losses = [record["loss"] for record in records if "event" not in record]
+    # What is grown offline, with optimizer state, is there before training begins.
+    on_load = stage.growth is not None and stage.growth.optimizer_state == "reset"
+    checks = {
+        "it did not run": not losses,
+        f"it ended after {found.iterations} of {ITERATIONS} steps": bool(losses) and found.iterations < ITERATIONS,
+        "a loss is no number": any(loss is None or not math.isfinite(loss) for loss in losses),
+        "it was not grown": bool(losses) and on_load and not any(r.get("event") == "grown" for r in records),
+        "it was not resumed from its checkpoint": bool(losses) and HALF not in starts,
+        "its last checkpoint is not whole": found.iterations >= ITERATIONS and not done,
+        "its steps take longer than planned": bool(
+            found.planned_seconds and found.step_seconds and found.step_seconds > SLOW * found.planned_seconds
+        ),
+        "it takes more memory than planned": bool(
+            found.memory_bytes and found.memory_bytes > 1.1 * found.planned_bytes
+        ),
+    }
+    return [what for what, wrong in checks.items() if wrong]
+
+
+def _memory(records: list[dict[str, Any]]) -> tuple[int | None, bool]:
+    """(bytes of the fullest rank, whether they are a GPU's peak); its state where there is no GPU."""
+    ranks = [rank for record in records if record.get("event") == "memory" for rank in record["ranks"]]
+    if not ranks:
+        return None, False
+    if all("device_peak" in rank for rank in ranks):
+        return max(rank["device_peak"] for rank in ranks), True
+    return max(sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in ranks), False
+
+
+def refuse_real(run: RunDirectory) -> None:
+    """A smoke job never goes into the folder of a real run.
+
+    Raises:
+        RunError: the folder holds one.
+    """
+    if run.recipe.is_file() and not run.planned.name.endswith(SUFFIX):
+        raise RunError(
+            "the folder holds a real run", where=str(run.path), fix="name another folder for the smoke job with --run"
+        )

@@ -1,0 +1,118 @@
+"""The smoke job's recipe and its verdicts; the job itself is run in tests/megatron/test_smoke_job.py."""
+
+import json
+
+import pytest
+
+from megatron_growth import recipes
+from megatron_growth.errors import ParallelLayoutError, RunError
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory
+from megatron_growth.run.smoke import HALF, ITERATIONS, begin, refuse_real, smoke_recipe, verdicts
+
+
+@pytest.fixture(scope="module")
+def big():
+    return recipes.load("progressive-8b")
+
+
+def test_every_stage_keeps_its_shape_and_layout(big):
+    short = smoke_recipe(big, 32, 80e9)
+    for stage, real in zip(short.stages, big.stages, strict=True):
+        assert (stage.hidden, stage.layers, stage.layout) == (real.hidden, real.layers, real.layout)
+        assert (stage.global_batch_size, stage.growth, stage.source) == (
+            real.global_batch_size,
+            real.growth,
+            real.source,
+        )
+        assert stage.iterations == ITERATIONS
+    plan = plan_run(short, 32)
+    assert [s.iterations for s in plan.stages] == [ITERATIONS] * 4
+
+
+def test_what_does_not_fit_has_fewer_layers(big):
+    """16 GB a GPU: half of the layers or fewer, the same share in every stage, and never fewer than the source's."""
+    short = smoke_recipe(big, 32, 16e9)
+    layers = [stage.layers for stage in short.stages]
+    assert layers == sorted(layers)
+    assert layers[-1] < 33
+    assert all(stage.memory.peak_bytes <= 16e9 for stage in plan_run(short, 32).stages)
+    with pytest.raises(ParallelLayoutError, match="even with an eighth of its layers"):
+        smoke_recipe(big, 32, 1e9)
+
+
+def test_fewer_layers_still_fill_the_pipeline():
+    nano = recipes.load("nano-progressive")
+    full = max(stage.memory.peak_bytes for stage in plan_run(nano, 1).stages)
+    short = smoke_recipe(nano, 1, 0.99 * full)
+    assert short.stages[-1].layers < nano.stages[-1].layers
+    for stage in plan_run(short, 1).stages:
+        assert sum(stage.layout.layers_per_chunk) == stage.shape.layers
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A smoke run of the nano recipe whose stages went well; metrics as training writes them."""
+    nano = recipes.load("nano-progressive")
+    short = smoke_recipe(nano, 1, 80e9)
+    made = directory.create(tmp_path / "run", short, plan_run(short, 1))
+    begin(made, nano, {"nano-92k": 0.1})
+    for stage in made.planned.stages:
+        write(made, stage)
+    return made
+
+
+def write(run, stage, *, losses=None, starts=(0, HALF), grown=True, state=1000, seconds=0.1):
+    records = [{"event": "grown", "source": "x"}] if stage.source and grown else []
+    for iteration in range(1, ITERATIONS + 1):
+        if iteration - 1 in starts:
+            records.append({"event": "start", "iteration": iteration - 1, "time": 0.0})
+            records.append({"event": "memory", "iteration": iteration, "ranks": [
+                {"weights": state, "gradients": state, "optimizer": state}]})  # fmt: skip
+        loss = (losses or {}).get(iteration, 5.0)
+        slow = 30.0 if iteration - 1 in starts else seconds
+        records.append({"iteration": iteration, "tokens": iteration, "loss": loss, "seconds": slow})
+    folder = run.stage(stage.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    folder.done.write_text("{}")
+
+
+def problems(run, name):
+    return next(v.problems for v in verdicts(run) if v.stage == name)
+
+
+def test_a_good_stage_is_ok_and_the_first_steps_are_not_timed(run):
+    found = verdicts(run)
+    assert [v.ok for v in found] == [True] * 4
+    assert found[0].step_seconds == pytest.approx(0.1)
+    assert json.loads((run.path / "smoke.json").read_text())["ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problem"),
+    [
+        ("nano-157k", {"losses": {7: None}}, "a loss is no number"),
+        ("nano-157k", {"grown": False}, "it was not grown"),
+        ("nano-157k", {"starts": (0,)}, "it was not resumed from its checkpoint"),
+        ("nano-92k", {"seconds": 0.2}, "its steps take longer than planned"),
+        ("nano-92k", {"state": 10**12}, "it takes more memory than planned"),
+    ],
+)
+def test_what_is_wrong_is_said(run, name, changes, problem):
+    write(run, run.planned.stage(name), **changes)
+    assert problems(run, name) == (problem,)
+
+
+def test_a_stage_that_never_ran_or_ended_early_is_not_ok(run):
+    run.stage("nano-542k").metrics.unlink()
+    assert problems(run, "nano-542k") == ("it did not run",)
+    run.stage("nano-284k").done.unlink()
+    assert problems(run, "nano-284k") == ("its last checkpoint is not whole",)
+
+
+def test_a_real_run_is_not_overwritten(tmp_path):
+    nano = recipes.load("nano-progressive")
+    real = directory.create(tmp_path / "run", nano, plan_run(nano, 1))
+    with pytest.raises(RunError, match="holds a real run"):
+        refuse_real(real)
