@@ -26,7 +26,6 @@ from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.recipes.blocks import Checkpoint
 from megatron_growth.shape import ModelShape
 
-
 # Weights of a bucket of gradients, at least and by data-parallel rank (DistributedDataParallel, when it overlaps).
 BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
 
