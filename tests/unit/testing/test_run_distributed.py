@@ -70,11 +70,11 @@ def wait_for_ever():
 
 
 def test_a_killed_caller_leaves_no_process(tmp_path):
-    folder = os.path.dirname(os.path.abspath(__file__))
+    root = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
     script = tmp_path / "caller.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {folder!r})\n"
-        "from test_run_distributed import wait_for_ever\n"
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from tests.unit.testing.test_run_distributed import wait_for_ever\n"
         "from megatron_growth.testing import run_distributed\n"
         "if __name__ == '__main__':\n"
         "    run_distributed(wait_for_ever, 2)\n"
