@@ -19,7 +19,7 @@ def replacements() -> list[Replacement]:
     """What must change in Megatron; imports the modules concerned."""
     from megatron.core.dist_checkpointing.strategies import async_utils, filesystem_async
 
-    class ForkingCaller(async_utils.TemporalAsyncCaller):  # type: ignore[misc]
+    class ForkingCaller(async_utils.TemporalAsyncCaller):
         """Megatron's caller that forks a process for every save, which then writes with one thread."""
 
         def schedule_async_call(self, async_req: Any) -> None:

@@ -101,9 +101,8 @@ class Parameter:
 def _norm(name: str, sublayer: Sublayer | None = None, local: str = "", axis: str = "hidden") -> list[Parameter]:
     """Weight and bias of a norm; Megatron writes `x.weight`, `x_weight` for one that is fused into a linear layer."""
     separator = "_" if name.endswith("layer_norm") else "."
-    weight, bias = (axis, "norm"), (axis, "norm_bias")
-    if axis == "head_dim":
-        weight, bias = (axis, "keep"), (axis, "keep")
+    uses: tuple[Use, Use] = ("keep", "keep") if axis == "head_dim" else ("norm", "norm_bias")
+    weight, bias = ((axis, use) for use in uses)
     return [
         Parameter(f"{name}{separator}weight", weight, None, "one", sublayer, local and f"{LAYERS}{local}.weight"),
         Parameter(f"{name}{separator}bias", bias, None, "zero", sublayer, local and f"{LAYERS}{local}.bias"),

@@ -32,12 +32,13 @@ def init_low_rank(optimizer: torch.optim.Optimizer, parameter: Tensor, places: P
 
 
 @cache
-def galore_adam(adam: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def galore_adam(adam: Any) -> Any:
     """A subclass of Megatron's Adam (FusedAdam's interface: `step` in the group) that projects marked parameters."""
 
-    class GaLoreAdam(adam):  # type: ignore[misc, valid-type]
+    class GaLoreAdam(adam):
         """Attributes set by the builder: `gap`, `scale`, `ranks`."""
 
+        param_groups: list[dict[str, Any]]
         gap: int
         scale: float
         ranks: Ranks

@@ -96,7 +96,8 @@ def _finish(optimizer: Any, method: Any) -> None:
             if (places := places_of(parameter)) is not None:
                 setattr(main, MARK, places)
         leaf.init_state_fn = _init_state
-        leaf.__class__ = with_low_rank_state(type(leaf))
+        wrapper: Any = type(leaf)
+        leaf.__class__ = with_low_rank_state(wrapper)
 
 
 def model_and_main(leaf: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -126,10 +127,10 @@ def _init_state(inner: torch.optim.Optimizer, config: Any = None) -> None:  # no
 
 
 @cache
-def with_low_rank_state(wrapper: type) -> type:
+def with_low_rank_state(wrapper: Any) -> Any:
     """A subclass of one of Megatron's optimizers whose checkpoint has low-rank state in it."""
 
-    class LowRankState(wrapper):  # type: ignore[misc, valid-type]
+    class LowRankState(wrapper):
         """The wrapper's checkpoint, with low-rank state in it."""
 
         _hidden: dict[int, dict[str, torch.Tensor]] | None = None
