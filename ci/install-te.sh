@@ -40,7 +40,8 @@ compiler() { # the folder of a CUDA toolkit with its headers, or nothing
 }
 
 stamp="${target}/installed"
-wanted="$({ cat "${BASH_SOURCE[0]}" && cat "${base}/requirements.sha256" 2>/dev/null || true; } | sha256sum | cut -d ' ' -f 1) ${base}"
+requirements="$(cat "${base}/requirements.sha256" 2>/dev/null || true)"
+wanted="$(sha256sum "${BASH_SOURCE[0]}" | cut -d ' ' -f 1) ${requirements} ${base}"
 if [[ "$(cat "${stamp}" 2>/dev/null)" == "${wanted}" ]]; then
   exit 0
 fi
