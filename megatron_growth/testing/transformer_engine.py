@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import traceback
@@ -81,8 +82,8 @@ class TransformerEngine:
             DistributedFailure: it raised, or the process died.
         """
         try:
-            self._connection.send((function, args, kwargs))
-            good, value = self._connection.recv()
+            self._connection.send_bytes(pickle.dumps((function, args, kwargs)))
+            good, value = pickle.loads(self._connection.recv_bytes())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise DistributedFailure(0, "the process with Transformer Engine died; see its output") from None
         if not good:
@@ -94,14 +95,15 @@ def _serve(connection: Connection) -> None:
     """Answer calls until the caller is gone."""
     with contextlib.suppress(EOFError):
         while True:
-            function, args, kwargs = connection.recv()
+            function, args, kwargs = pickle.loads(connection.recv_bytes())
             try:
                 answer = True, function(*args, **kwargs)
             except DistributedFailure as failure:
                 answer = False, (failure.rank, str(failure).partition("\n\n")[2])
             except Exception:
                 answer = False, (0, traceback.format_exc())
-            connection.send(answer)
+            # Plain pickle: a Connection's own would leave tensors in memory shared between processes of one kind.
+            connection.send_bytes(pickle.dumps(answer))
 
 
 if __name__ == "__main__":
