@@ -104,11 +104,14 @@ def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespac
     return args if isinstance(args, argparse.Namespace) else argparse.Namespace(**vars(args))
 
 
-def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
+def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False) -> ModelShape:
     """Sizes of a checkpoint: from its tensors where they show them, from its arguments where they do not.
 
+    Args:
+        unmerged: accept tensors that a training method keeps beside weights.
+
     Raises:
-        CheckpointError: the tensors contradict the arguments.
+        CheckpointError: the tensors contradict the arguments, or hold what is not merged.
         UnsupportedError: the architecture is not a dense GPT with fused QKV.
     """
     refuse_unsupported(args, str(source.path))
@@ -148,11 +151,11 @@ def shape_of(source: Source, args: argparse.Namespace) -> ModelShape:
             f"QKV has {qkv.shape[0]} rows, the saved arguments ask for {(heads + 2 * groups) * head_dim}",
             where=str(source.path),
         )
-    _check_tensors(source, shape)
+    _check_tensors(source, shape, unmerged=unmerged)
     return shape
 
 
-def _check_tensors(source: Source, shape: ModelShape) -> None:
+def _check_tensors(source: Source, shape: ModelShape, *, unmerged: bool) -> None:
     """Refuse weights that a model of this shape does not have: nothing would take them.
 
     Raises:
@@ -163,8 +166,10 @@ def _check_tensors(source: Source, shape: ModelShape) -> None:
     for name, moment in source.tensors:
         if moment is not None or name.startswith(NOT_WEIGHTS):
             continue
-        _refuse_unmerged(name, source)
-        if lookup(name).name not in known:
+        if (owner := _owner(name)) is not None:
+            if not unmerged:
+                raise _not_merged(name, owner, source)
+        elif lookup(name).name not in known:
             raise CheckpointError(
                 f"the checkpoint holds {name}, which a model of its saved arguments and other weights does not have",
                 where=f"{source.path}; {shape}",
@@ -172,15 +177,18 @@ def _check_tensors(source: Source, shape: ModelShape) -> None:
             )
 
 
-def _refuse_unmerged(name: str, source: Source) -> None:
+def _owner(name: str) -> str | None:
+    """The training method that a tensor belongs to, None for a model's own weights."""
+    return next((method for method in METHODS.names() if METHODS.find(method).owns(name)), None)
+
+
+def _not_merged(name: str, owner: str, source: Source) -> CheckpointError:
     """Weights beside which a method keeps tensors of its own are not yet what the model computes with."""
-    owner = next((method for method in METHODS.names() if METHODS.find(method).owns(name)), None)
-    if owner is not None:
-        raise CheckpointError(
-            f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
-            where=f"{source.path}, key {name}",
-            fix="let that run come to its end (--train-iters), where it merges them, and take its last checkpoint",
-        )
+    return CheckpointError(
+        f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
+        where=f"{source.path}, key {name}",
+        fix="let that run come to its end (--train-iters), where it merges them, and take its last checkpoint",
+    )
 
 
 def norm_epsilon(args: argparse.Namespace) -> float:

@@ -2,6 +2,7 @@
 
 examples:
   megatron-growth export runs/nano/stages/4/checkpoints --to hf/nano-4
+  megatron-growth export runs/relora/stages/adapters/checkpoints --to lora --adapters
   megatron-growth export checkpoints --to hf/1B --dtype bfloat16 --tokenizer gpt2 --tokenizer-files FOLDER
 
 Weights are streamed: memory does not grow with the model.  A killed export goes on when the same command is given
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as stored)")
     parser.add_argument("--tokenizer", metavar="KIND", help="gpt2, a sentencepiece .model file, or a folder")
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
+    parser.add_argument(
+        "--adapters", action="store_true", help="only the adapters of an unfinished ReLoRA run, as PEFT loads them"
+    )
     parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
     parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
     parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
@@ -60,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.exchange.tokenizer_files import write_tokenizer
 
     torch.set_num_threads(1)
+    if args.adapters:
+        return _adapters(args)
     spec, record = _tokenizer(args)
     plan = plan_export(
         Source(args.source),
@@ -87,6 +93,19 @@ def run(args: argparse.Namespace) -> int:
     if spec is None:
         print("no tokenizer was exported; put its files there, or name it with --tokenizer")
     print(f"  megatron-growth verify {report.path} --source {args.source}")
+    return 0
+
+
+def _adapters(args: argparse.Namespace) -> int:
+    """Export the adapters alone."""
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange.adapters import export_adapters
+
+    report = export_adapters(Source(args.source), args.target, trust_checkpoint=args.trust_checkpoint)
+    if args.json:
+        print(json.dumps(asdict(report), indent=2, default=str))
+        return 0
+    print(f"exported: {report.path} (rank {report.rank}, {plural(len(report.layers), 'layer')}, {size(report.bytes)})")
     return 0
 
 

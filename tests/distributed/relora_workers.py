@@ -12,6 +12,7 @@ from megatron_growth.methods.relora import layers as relora_layers
 from megatron_growth.methods.relora import restart as relora_restart
 from megatron_growth.methods.relora.layers import Form
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 from megatron_growth.testing.models import tiny_gpt
 from megatron_growth.testing.reference import random_state
 from tests.distributed.growth_workers import set_weights
@@ -326,7 +327,10 @@ def save(run, path, fault=None):
     if dist.get_rank() == 0:
         path.mkdir()
     dist.barrier()
-    dist_checkpointing.save(sharded(model, run), str(path))
+    layers = f",layers={list(run.layers)}".replace(" ", "") if run.layers is not None else ""
+    args = saved_arguments(run.shape, growth_method=[f"relora:rank={run.form.rank},alpha={run.form.alpha}{layers}"])
+    common = {"args": args, "iteration": 7, "checkpoint_version": 3.0}
+    dist_checkpointing.save(sharded(model, run) | common, str(path))
 
 
 def load(run, path, fault=None):
@@ -336,8 +340,9 @@ def load(run, path, fault=None):
     model = build(run)
     for module in adapters([model]) if fault == "no SwiGLU factory" else ():
         module.lora_gated = False
-    state = dist_checkpointing.load(sharded(model, run), str(path))
-    model.load_state_dict(state)
+    request = sharded(model, run)
+    state = dist_checkpointing.load(dict(request), str(path))
+    model.load_state_dict({key: state[key] for key in request})
     found = {}
     for module in adapters([model]):
         for name, p in (("a", module.lora_a), ("b", module.lora_b)):
@@ -350,3 +355,13 @@ def load(run, path, fault=None):
 
 def sharded(model, run):
     return model.sharded_state_dict(metadata={"non_homogeneous_layers": True} if run.layers is not None else None)
+
+
+def plain(run, path):
+    """Save the same model without adapters."""
+    from megatron.core import dist_checkpointing
+
+    path.mkdir()
+    model = build(run, attach=False)
+    common = {"args": saved_arguments(run.shape), "iteration": 7, "checkpoint_version": 3.0}
+    dist_checkpointing.save(sharded(model, run) | common, str(path))

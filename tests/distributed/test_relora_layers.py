@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_growth.errors import CheckpointError
+from megatron_growth.methods import get
 from megatron_growth.testing import run_distributed
 from megatron_growth.testing.reference import to_transformers
 from tests.distributed import relora_workers as workers
@@ -241,6 +243,39 @@ def test_adapters_and_masters_load_in_any_layout(in_a_file, name, layout):
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[key], whole[key]) for key in whole)
     assert ("decoder.layers.1.mlp.linear_fc1", "master") in whole if name == "bf16" else True
+
+
+@pytest.mark.parametrize("name", ["all", "one layer"])
+def test_exported_adapters_are_what_peft_loads(in_a_file, tmp_path, name):
+    """PEFT over transformers' Llama with the base weights, against the merged weights without PEFT."""
+    from peft import PeftModel
+
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange.adapters import export_adapters
+
+    folder, expected = in_a_file
+    report = export_adapters(Source(folder / name), tmp_path / "lora")
+    assert report.layers == ((0, 1) if name == "all" else (1,))
+    tensors = {key: torch.from_numpy(value) for key, value in workers.state().items()}
+    for (module, factor), value in expected[name][1].items():
+        tensors[f"{module}.lora_{factor}"] = value
+    merged = get("relora:rank=4,alpha=8").merge(tensors)
+    tokens = workers.tokens_of(0)[:, :-1]
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(to_transformers(workers.state(), SHAPE), tmp_path / "lora").eval()
+        whole = to_transformers({key: value.numpy() for key, value in merged.items()}, SHAPE)
+        found, wanted = (model(tokens, use_cache=False).logits for model in (adapted, whole))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, to_transformers(workers.state(), SHAPE)(tokens, use_cache=False).logits)
+
+
+def test_a_checkpoint_without_adapters_has_none_to_export(in_a_file, tmp_path):
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.exchange.adapters import export_adapters
+
+    run_distributed(workers.plain, 1, Run(), tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="no adapters of its own"):
+        export_adapters(Source(tmp_path / "plain"), tmp_path / "lora")
 
 
 @pytest.mark.fault
