@@ -28,8 +28,6 @@ from megatron_growth.methods.rules import RuleMethod
 from megatron_growth.patterns import Rule, parse_rules
 from megatron_growth.schedules import Schedule
 
-_BASE = ("peak", "iterations", "warmup_iterations")
-
 
 @dataclass(frozen=True)
 class RunSchedule:
@@ -37,15 +35,17 @@ class RunSchedule:
 
     Attributes:
         peak: --lr.
-        iterations: --lr-decay-iters, or the iterations of the run.
-        warmup_iterations: --lr-warmup-iters.
+        iterations: --lr-decay-iters, or the iterations of the run; in units of the scheduler, as the next.
+        warmup_iterations: --lr-warmup-iters; not necessarily whole.
         min_lr_ratio: --min-lr over --lr.
+        unit: what the scheduler counts an iteration as; Megatron's counts samples.
     """
 
     peak: float
-    iterations: int
-    warmup_iterations: int
+    iterations: float
+    warmup_iterations: float
     min_lr_ratio: float
+    unit: int = 1
 
 
 def _as_words(value: object) -> object:
@@ -122,7 +122,7 @@ def multiple(text: str) -> float | None:
 
 
 def parse_schedule(text: str, run: RunSchedule) -> Schedule:
-    """The schedule that a rule names.
+    """The schedule that a rule names, in the units of the run's scheduler.
 
     Args:
         text: NAME or NAME:parameter=value,...
@@ -131,23 +131,17 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
     Raises:
         RecipeError: an unknown name or parameter, or a value that cannot be.
     """
-    name, _, rest = text.partition(":")
-    name = name.strip()
-    values: dict[str, float | int] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not equals:
-            raise RecipeError(f"cannot read {part!r} in the schedule {text!r}", fix="write NAME:parameter=value,...")
-        values[key] = _number(key, value, text)
-    base = {key: values.pop(key, getattr(run, key)) for key in _BASE}
-    if "min_lr_ratio" in schedules.parameters_of(name):
-        values.setdefault("min_lr_ratio", run.min_lr_ratio)
-    return schedules.make(name, float(base["peak"]), int(base["iterations"]), int(base["warmup_iterations"]), **values)
+    name, given = schedules.SCHEDULES.read(text)
+    known = (*schedules.COMMON, *schedules.parameters_of(name))
+    own = {key: _in_units(key, value, text, run.unit) if key in known else value for key, value in given.items()}
+    taken = {key: getattr(run, key) for key in (*schedules.COMMON, "min_lr_ratio") if key in known}
+    return schedules.SCHEDULES.make(name, **(taken | own))
 
 
-def _number(key: str, value: str, text: str) -> float | int:
+def _in_units(key: str, value: str, text: str, unit: int) -> float | str:
+    """A value as the scheduler counts: iterations are whole and stand for so many units, others are as written."""
     try:
-        return int(value) if key.endswith("iterations") else float(value)
+        return int(value) * unit if key.endswith("iterations") else float(value)
     except ValueError:
         kind = "a whole number" if key.endswith("iterations") else "a number"
         raise RecipeError(f"{key} is {value!r} in the schedule {text!r}; it must be {kind}") from None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_growth import methods, operators, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
@@ -331,14 +330,12 @@ def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> sched
     if warmup is None:
         warmup = round(block.warmup_fraction * steps)
         warmup = min(warmup, block.warmup_iterations_max or warmup)
-    known = schedules.parameters_of(block.style)
-    values: Mapping[str, Any] = block.model_dump(include=set(known), exclude_none=True)
     try:
         if warmup > steps:
             schedules.make("wso", draft.stage.lr, steps, warmup)  # raises: the warm-up is longer than the stage
-        return schedules.make(block.style, draft.stage.lr, span, warmup, **values)
+        return schedules.make(block.name, draft.stage.lr, span, warmup, **block.given)
     except RecipeError as error:
-        where = recipe.where(*draft.path, "schedule", "warmup_iterations" if "warm-up" in error.what else "style")
+        where = recipe.where(*draft.path, "schedule", "warmup_iterations" if "warm-up" in error.what else "name")
         raise RecipeError(f"stage {draft.stage.name}: {error.what}", where=where, fix=error.fix) from None
 
 

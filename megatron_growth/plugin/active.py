@@ -17,7 +17,7 @@ from megatron_growth.layout.model_names import all_names, named_parameters
 from megatron_growth.layout.names import parse_key
 from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names
 from megatron_growth.methods.freeze import take_out_of_training
-from megatron_growth.plugin import stopping
+from megatron_growth.plugin import state_by_name, stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 
 Chunks = list[torch.nn.Module]
@@ -37,6 +37,7 @@ class ActiveMethods:
     def __init__(self, methods: Sequence[Method], record: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         self.methods, self._record = tuple(methods), record
         self.model = TrainedModel([], log=print_rank_0, record=record)
+        self.optimizer: Any = None
 
     def apply(self, chunks: Chunks) -> Chunks:
         """A `pre_wrap_hook`: let each method change the model, freeze what is frozen, and log every choice once.
@@ -68,7 +69,7 @@ class ActiveMethods:
 
     def _refuse_to_train_nothing(self) -> None:
         trained = [name for name, p in named_parameters(self.model.chunks) if p.requires_grad]
-        if not _anywhere(bool(trained), _pipeline_group()):
+        if not state_by_name.any_rank(bool(trained)):
             raise RecipeError(
                 "every parameter of the model is frozen; nothing is left to train",
                 where=", ".join(f"method {method.name}" for method in self.methods),
@@ -93,7 +94,7 @@ class ActiveMethods:
             bind["get_megatron_optimizer_config"] = self.around_optimizer_config
         if self._has("optimizer"):
             bind["get_megatron_optimizer"] = self.around_optimizer
-        if self._has("after_setup"):
+        if self.methods:
             bind["setup_model_and_optimizer"] = self.around_setup
         if self._has("after_iteration") or self._has("end"):
             bind["post_training_step_callbacks"] = self.around_callbacks
@@ -136,11 +137,11 @@ class ActiveMethods:
         return original
 
     def around_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Call `after_setup` when model, optimizer and scheduler are ready."""
+        """Call `after_setup` when model, optimizer and scheduler are ready; the optimizer is needed at every save."""
 
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
             chunks, optimizer, scheduler = original(*args, **kwargs)
-            self.model.chunks = chunks
+            self.model.chunks, self.optimizer = chunks, optimizer
             for method in self.methods:
                 method.after_setup(self.model, optimizer, scheduler)
             return chunks, optimizer, scheduler
@@ -172,6 +173,8 @@ class ActiveMethods:
     def around_metadata(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Save layers under a key each when only some of them have optimizer state, or when a method asks for it.
 
+        Adam's step is noted, too: Megatron takes it from the first rank, which may train nothing.
+
         Megatron stacks the layers of a parameter into one global tensor, which must be complete.  The checkpoint
         says how its layers are stored, so a later run loads it with or without the plugin.
         """
@@ -183,6 +186,8 @@ class ActiveMethods:
                 metadata["non_homogeneous_layers"] = True
             for method in self.methods:
                 metadata.update(method.metadata(self.model))
+            if self.optimizer is not None and not get_args().no_save_optim:
+                metadata[state_by_name.STEP_KEY] = state_by_name.largest(state_by_name.step_of(self.optimizer))
             return metadata
 
         return _build_sharded_state_dict_metadata
@@ -208,13 +213,6 @@ class ActiveMethods:
                     where=f"{folder}: {owned[0]} and {len(owned) - 1} more",
                     fix=f"add --growth-method {name}:... as it was, or load a checkpoint of that run's end",
                 )
-
-
-def _anywhere(here: bool, group: dist.ProcessGroup) -> bool:
-    """Whether something holds on any rank of a group."""
-    found: list[bool | None] = [None] * group.size()
-    dist.all_gather_object(found, here, group=group)
-    return any(found)
 
 
 def _pipeline_group() -> dist.ProcessGroup:

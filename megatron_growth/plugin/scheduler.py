@@ -15,12 +15,10 @@ from megatron_growth.methods import SCHEDULE_KEY
 from megatron_growth.methods.rates import RunSchedule, parse_schedule
 from megatron_growth.plugin.active import ActiveMethods
 from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.group_match import WHICH_SCHEDULE
 from megatron_growth.schedules import Schedule
 
 _STATE_KEY = "growth"
-WHICH_SCHEDULE = (
-    "--override-opt_param-scheduler takes this run's, --use-checkpoint-opt_param-scheduler the checkpoint's"
-)
 
 
 def addition(active: ActiveMethods) -> Addition:
@@ -36,15 +34,13 @@ class RuleScheduler(OptimizerParamScheduler):
 
     Args:
         stock: the scheduler that Megatron built for this run.
-        rules: schedules by their written form.
-        samples_per_iteration: the global batch size, in which `num_steps` advances.
+        rules: schedules by their written form; their steps are samples, so that they do not depend on the batch size.
     """
 
-    def __init__(self, stock: OptimizerParamScheduler, rules: dict[str, Schedule], samples_per_iteration: int) -> None:
+    def __init__(self, stock: OptimizerParamScheduler, rules: dict[str, Schedule]) -> None:
         # Megatron has worked the arguments into the stock scheduler; this one goes on from what came out.
         self.__dict__.update(vars(stock))
         self.rules = rules
-        self.samples_per_iteration = samples_per_iteration
         self.step(0)
 
     def get_lr(self, param_group: dict[str, Any]) -> float:
@@ -52,7 +48,10 @@ class RuleScheduler(OptimizerParamScheduler):
         schedule = self.rules.get(param_group.get(SCHEDULE_KEY, ""))
         if schedule is None:
             return super().get_lr(param_group)
-        return schedule.lr(self.num_steps / self.samples_per_iteration)
+        rate = schedule.lr(self.num_steps)
+        if self.num_steps < schedule.warmup_iterations:  # --lr-warmup-init
+            rate += self.init_lr * (1 - self.num_steps / schedule.warmup_iterations)
+        return rate
 
     def state_dict(self) -> dict[str, Any]:
         """Megatron's state, the schedules, and the two values of WSD that Megatron leaves out."""
@@ -72,7 +71,6 @@ class RuleScheduler(OptimizerParamScheduler):
     def _own_state(self) -> dict[str, Any]:
         return {
             "rules": {text: schedules.to_dict(schedule) for text, schedule in self.rules.items()},
-            "samples_per_iteration": self.samples_per_iteration,
             "wsd_decay_steps": self.wsd_decay_steps,
             "lr_wsd_decay_style": self.lr_wsd_decay_style,
         }
@@ -88,7 +86,6 @@ class RuleScheduler(OptimizerParamScheduler):
                 fix=WHICH_SCHEDULE,
             )
         self.rules = {text: schedules.from_dict(document) for text, document in saved["rules"].items()}
-        self.samples_per_iteration = saved["samples_per_iteration"]
         self.wsd_decay_steps, self.lr_wsd_decay_style = saved["wsd_decay_steps"], saved["lr_wsd_decay_style"]
 
 
@@ -110,16 +107,17 @@ def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callab
                 "a schedule of its own counts iterations of one size, but --rampup-batch-size changes it",
                 fix="leave out --rampup-batch-size, or use Megatron's --lr-decay-style",
             )
-        return RuleScheduler(stock, named, args.global_batch_size)
+        return RuleScheduler(stock, named)
 
     return get_optimizer_param_scheduler
 
 
 def run_schedule(args: argparse.Namespace, stock: OptimizerParamScheduler) -> RunSchedule:
-    """What the run's own flags ask for, in iterations."""
+    """What the run's own flags ask for, in samples, as Megatron counts: its steps need not be whole iterations."""
     return RunSchedule(
         peak=args.lr,
-        iterations=round(stock.lr_decay_steps / args.global_batch_size),
-        warmup_iterations=round(stock.lr_warmup_steps / args.global_batch_size),
+        iterations=stock.lr_decay_steps,
+        warmup_iterations=stock.lr_warmup_steps,
         min_lr_ratio=(args.min_lr or 0.0) / args.lr,
+        unit=args.global_batch_size,
     )

@@ -12,10 +12,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from megatron_growth import schedules
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes.checks import problems_of
 from megatron_growth.recipes.reporting import report, validate
-from megatron_growth.recipes.schema import Recipe
+from megatron_growth.recipes.schema import Recipe, Schedule
 from megatron_growth.recipes.source import KeyPath, Place, Places, Source, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent
@@ -192,7 +193,16 @@ def _inherit_blocks(
 
 
 def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A warm-up given one way in a stage replaces one that the recipe gives the other way."""
+    """What a stage gives replaces what the recipe gives another way: a warm-up, and another schedule's parameters."""
     rivals = {"warmup_fraction": "warmup_iterations", "warmup_iterations": "warmup_fraction"}
     gone = {rivals[key] for key in own if key in rivals}
+    if own.get("name", inherited.get("name")) != inherited.get("name"):
+        gone |= _parameters_of(inherited.get("name"))
     return {key: value for key, value in inherited.items() if key not in gone}
+
+
+def _parameters_of(schedule: Any) -> set[str]:
+    """The parameters of a schedule that no key of the block stands for; of no schedule, none."""
+    if schedule not in schedules.names():
+        return set()
+    return set(schedules.parameters_of(schedule)) - set(Schedule.model_fields)

@@ -35,7 +35,7 @@ SYNONYMS = {
     "init_std": "init_method_std initializer_range",
     "warmup_iterations": "warmup warmup_steps lr_warmup_iters",
     "min_lr_ratio": "alpha min_ratio decay_ratio",
-    "style": "decay_style lr_decay_style",
+    "name": "style decay_style lr_decay_style",
     "beta1": "adam_beta1",
     "beta2": "adam_beta2",
     "eps": "adam_eps epsilon",

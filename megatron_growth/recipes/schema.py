@@ -11,12 +11,14 @@ The text under a key is its description in docs/recipes.md; a unit stands in bra
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, field_validator, model_validator
 
-from megatron_growth import methods
-from megatron_growth.errors import GrowthError
+from megatron_growth import methods, schedules
+from megatron_growth.errors import GrowthError, nearest
 from megatron_growth.recipes.blocks import (
     Block,
     Budget,
@@ -41,14 +43,21 @@ from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.source import Source
 
 
+@contextlib.contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What a registry refuses, in the form that pydantic gives a place to."""
+    try:
+        yield
+    except GrowthError as error:
+        raise ValueError(f"{error.what}; {error.fix}".rstrip("; ")) from None
+
+
 def _method(spec: Any) -> methods.Method:
     """A method of a recipe, validated through the registry."""
     if not isinstance(spec, str | dict | methods.Method):
         raise ValueError("a method is NAME, NAME:parameter=value,... or a mapping with a name")
-    try:
+    with _as_value_error():
         return methods.get(spec)
-    except GrowthError as error:
-        raise ValueError(f"{error.what}; {error.fix}".rstrip("; ")) from None
 
 
 Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(methods.METHODS.document)]
@@ -72,33 +81,61 @@ class Optimizer(Block):
 
 
 class Schedule(Block):
-    """The learning rate over one stage; formulas in `megatron_growth.schedules`."""
+    """The learning rate over one stage; formulas in `megatron_growth.schedules`, outside packages add names."""
 
-    style: Literal["cosine", "linear", "wsd", "wso", "relora"] = "cosine"
-    """`cosine`, `linear`, `wsd`, `wso` (constant) or `relora` (jagged cosine)."""
+    name: str = "cosine"
+    """`cosine`, `linear`, `wsd`, `wso` (constant), `relora` (jagged cosine), or one of an outside package."""
     warmup_iterations: Count | None = None
     """Linear warm-up from 0; wins over `warmup_fraction`. [steps]"""
     warmup_fraction: Ratio = 0.0
     """The same as a share of the stage's iterations."""
     warmup_iterations_max: Positive | None = None
     """Upper bound of a warm-up given as a fraction. [steps]"""
-    min_lr_ratio: Ratio = 0.1
+    min_lr_ratio: Ratio = schedules.Decaying.min_lr_ratio
     """Alpha, the last learning rate as a share of the peak."""
-    stable_fraction: Ratio = 0.75
+    stable_fraction: Ratio = schedules.WSD.stable_fraction
     """Rho of WSD, the share of the steps after warm-up at the peak."""
     restart_iterations: Positive | None = None
     """Between the restarts of `relora`. [steps]"""
-    restart_warmup_iterations: Count = 0
+    restart_warmup_iterations: Count = schedules.JaggedCosine.restart_warmup_iterations
     """Linear warm-up after each restart. [steps]"""
     span: Literal["stage", "planned"] = "stage"
     """STEP: the schedule is that of a longer run, cut by growth (`planned`, decays over the steps that were planned
     when the stage began) or fits the stage (`stage`)."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Those of a schedule of an outside package; they may be written beside the other keys."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name not in schedules.names():
+            raise ValueError(f"there is no such schedule; {nearest(name, schedules.names())}")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_parameters(cls, document: Any) -> Any:
+        """Put the named schedule's own parameters where they belong; other keys are refused as everywhere."""
+        if not isinstance(document, dict) or document.get("name", "cosine") not in schedules.names():
+            return document
+        known = set(schedules.parameters_of(document.get("name", "cosine"))) - set(cls.model_fields)
+        own = {key: value for key, value in document.items() if key in known}
+        rest = {key: value for key, value in document.items() if key not in known}
+        return {**rest, "parameters": rest.get("parameters", {}) | own} if own else rest
 
     @model_validator(mode="after")
-    def _restarts(self) -> Schedule:
-        if self.style == "relora" and self.restart_iterations is None:
+    def _is_complete(self) -> Schedule:
+        if self.name == "relora" and self.restart_iterations is None:
             raise ValueError("the relora schedule needs restart_iterations")
+        with _as_value_error():
+            schedules.SCHEDULES.make(self.name, peak=1.0, iterations=2**62, **self.given)
         return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The parameters of the schedule besides its warm-up."""
+        known = set(schedules.parameters_of(self.name))
+        return self.model_dump(include=known, exclude_none=True) | self.parameters
 
 
 class Growth(Block):

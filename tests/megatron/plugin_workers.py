@@ -141,7 +141,8 @@ class Watch:
         """(name, exp_avg, exp_avg_sq, main weight) of every parameter that an optimizer of this rank steps."""
         from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-        from megatron_growth.plugin.loading import _main_and_model_parameters, leaves
+        from megatron_growth.methods.parts.optimizer_tensors import leaves
+        from megatron_growth.plugin.state_by_name import main_and_model_parameters
 
         name_of = {id(p): n for n, p in self.parameters.items()}
         for part in leaves(self.optimizer):
@@ -151,7 +152,7 @@ class Watch:
                     for p, (group, order) in part.model_param_group_index_map.items()
                 ]
             else:
-                pairs = list(_main_and_model_parameters(part))
+                pairs = list(main_and_model_parameters(part))
             for main, parameter in pairs:
                 state = part.optimizer.state[main]
                 yield name_of[id(parameter)], state["exp_avg"], state["exp_avg_sq"], main
@@ -199,7 +200,11 @@ def train_several(jobs):
     for number, argv in enumerate(jobs):
         if number:
             training.destroy_global_state()
-        picture = train(argv)
+        try:
+            picture = train(argv)
+        except BaseException as error:
+            error.add_note(f"in the run number {number}: {' '.join(argv)}")
+            raise
         growth.unplug()
         dist.barrier()
     return picture

@@ -31,6 +31,12 @@ def test_what_a_schedule_does_not_say_is_the_runs():
     assert parse_schedule(text, RUN) == schedules.JaggedCosine(1e-3, 100, 0, 0.1, 20, 5)
 
 
+def test_iterations_that_a_rule_gives_are_in_the_units_of_the_scheduler():
+    run = RunSchedule(peak=1e-3, iterations=805, warmup_iterations=20.5, min_lr_ratio=0.1, unit=8)
+    own = parse_schedule("relora:restart_iterations=20,restart_warmup_iterations=5", run)
+    assert own == schedules.JaggedCosine(1e-3, 805, 20.5, 0.1, 160, 40)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,17 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_growth import schedules
 from megatron_growth.errors import RunError
+from megatron_growth.methods.rates import RunSchedule, parse_schedule
 
 BATCH, STEPS, WARMUP, PEAK, LAST = 8, 40, 5, 3e-3, 3e-4
-SCHEDULES = {
-    "wso": schedules.Constant(PEAK, STEPS, WARMUP),
-    "cosine": schedules.Cosine(PEAK, STEPS, WARMUP, 0.1),
-    "linear": schedules.Linear(PEAK, STEPS, WARMUP, 0.1),
-    "wsd": schedules.WSD(PEAK, STEPS, WARMUP, 0.1, stable_fraction=0.8),
-    "relora": schedules.JaggedCosine(PEAK, STEPS, WARMUP, 0.1, restart_iterations=10, restart_warmup_iterations=3),
+RUN = RunSchedule(PEAK, STEPS * BATCH, WARMUP * BATCH, LAST / PEAK, unit=BATCH)
+WRITTEN = {
+    "wso": "wso",
+    "cosine": "cosine",
+    "linear": "linear",
+    "wsd": "wsd:stable_fraction=0.8",
+    "relora": "relora:restart_iterations=10,restart_warmup_iterations=3",
 }
+SCHEDULES = {name: parse_schedule(text, RUN) for name, text in WRITTEN.items()}  # in samples, as Megatron counts
 STYLES = {"wso": "constant", "cosine": "cosine", "linear": "linear", "wsd": "WSD"}
 
 
@@ -46,7 +48,7 @@ def stock(style="constant", **changes):
 def ours(name, style="constant", **changes):
     from megatron_growth.plugin.scheduler import RuleScheduler
 
-    return RuleScheduler(stock(style, **changes), {"own": SCHEDULES[name]}, BATCH)
+    return RuleScheduler(stock(style, **changes), {"own": SCHEDULES[name]})
 
 
 def rates(scheduler):
@@ -62,6 +64,41 @@ def test_megatrons_style_gives_the_papers_numbers_at_every_step(name):
         scheduler.step(BATCH)
 
 
+@given(
+    name=st.sampled_from(["wso", "cosine", "linear"]),
+    decay=st.integers(2, 400),
+    warmup=st.floats(0, 0.99),
+    first=st.floats(0, 1),
+    batches=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+)
+def test_it_is_megatrons_own_at_every_sample(name, decay, warmup, first, batches):
+    """Warm-ups and decays that are no whole iterations, --lr-warmup-init, and a batch size that changes."""
+    from megatron_growth.plugin.scheduler import RuleScheduler, run_schedule
+
+    args = types.SimpleNamespace(lr=PEAK, min_lr=LAST, global_batch_size=BATCH)
+    changes = {"lr_decay_steps": decay, "lr_warmup_steps": warmup * decay, "init_lr": first * PEAK}
+    plain = stock(STYLES[name], **changes)
+    scheduler = RuleScheduler(plain, {"own": parse_schedule(name, run_schedule(args, plain))})
+    for samples in (0, *batches):
+        scheduler.step(samples)
+        megatrons, own = rates(scheduler)
+        assert own == pytest.approx(megatrons, rel=1e-12, abs=1e-18)
+
+
+def test_another_batch_size_loads_as_in_megatron():
+    """A run whose lengths are samples: what its schedules are does not depend on the batch size."""
+    saved = ours("wsd").state_dict()
+    other = RunSchedule(PEAK, STEPS * BATCH, WARMUP * BATCH, LAST / PEAK, unit=3 * BATCH)
+    from megatron_growth.plugin.scheduler import RuleScheduler
+
+    scheduler = RuleScheduler(stock(), {"own": parse_schedule(WRITTEN["wsd"], other)})
+    scheduler.load_state_dict(saved)
+    with pytest.raises(RunError, match="rules changed"):  # but iterations that a rule gives itself are others then
+        RuleScheduler(stock(), {"own": parse_schedule(WRITTEN["relora"], other)}).load_state_dict(
+            ours("relora").state_dict()
+        )
+
+
 def test_a_group_without_a_schedule_keeps_the_runs():
     scheduler = ours("relora", "linear")
     seen = []
@@ -69,7 +106,7 @@ def test_a_group_without_a_schedule_keeps_the_runs():
         scheduler.step(BATCH)
         seen.append(rates(scheduler))
     assert seen[-1][0] == pytest.approx(LAST)
-    assert [own for _, own in seen] == [SCHEDULES["relora"].lr(t) for t in range(1, STEPS + 1)]
+    assert [own for _, own in seen] == [SCHEDULES["relora"].lr(t * BATCH) for t in range(1, STEPS + 1)]
 
 
 @given(name=st.sampled_from(sorted(SCHEDULES)), at=st.integers(0, STEPS))
@@ -108,7 +145,7 @@ def test_a_checkpoint_of_a_run_without_the_plugin_loads():
     plain = stock()
     plain.step(7 * BATCH)
     scheduler.load_state_dict(plain.state_dict())
-    assert rates(scheduler)[1] == SCHEDULES["cosine"].lr(7)
+    assert rates(scheduler)[1] == SCHEDULES["cosine"].lr(7 * BATCH)
 
 
 @pytest.mark.fault
@@ -119,7 +156,7 @@ def test_counting_iterations_from_one_is_caught(monkeypatch):
 
     def wrong(self, group):
         early = "growth_schedule" in group
-        return SCHEDULES["cosine"].lr(self.num_steps / BATCH + 1) if early else right(self, group)
+        return SCHEDULES["cosine"].lr(self.num_steps + BATCH) if early else right(self, group)
 
     monkeypatch.setattr(RuleScheduler, "get_lr", wrong)
     with pytest.raises(AssertionError):

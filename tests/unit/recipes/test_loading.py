@@ -32,7 +32,7 @@ def test_all_problems_at_once_with_their_lines():
         ("head_dim: 128", "head_dims: 128"),
         ("hidden: 2560", "hidden: wide"),
         ("ffn: 14336", "fnn: 14336"),
-        ("style: cosine", "style: cosin"),
+        ("name: cosine", "name: cosin"),
     )
     assert (
         f"mine.yaml:{line_of('head_dim: 128')} (model.head_dims): unknown key 'head_dims'; did you mean head_dim"
@@ -55,7 +55,7 @@ def test_all_problems_at_once_with_their_lines():
         ("name: 4B", "name: 2B", "two stages are called '2B'"),
         ("rule: family, tokens_per_parameter: 40", "rule: family", "the family rule needs tokens_per_parameter"),
         ("rule: family, tokens_per_parameter: 40", "rule: iterations", "stage 1B needs `iterations`"),
-        ("style: cosine,", "style: wsd, stable_fraction: 1.5,", "less than or equal to 1 (got 1.5)"),
+        ("name: cosine,", "name: wsd, stable_fraction: 1.5,", "less than or equal to 1 (got 1.5)"),
         ("min_lr_ratio: 0.1", "min_lr_ratio: -0.1", "greater than or equal to 0 (got -0.1)"),
         ("tokenizer: gpt2", "tokenizer: ./tok", "model.vocab is missing"),
         ("lr: 1.5e-3", "lr: 0", "greater than 0 (got 0)"),
@@ -135,7 +135,7 @@ def test_a_problem_in_an_extension_names_the_file_it_is_in(tmp_path):
 def test_baselines_inherit_the_last_stage_and_its_overrides():
     step = recipes.load("step-1.2b-2stages")
     assert step.baselines["relora"].layers == 24
-    assert step.baselines["relora"].schedule.style == "relora"
+    assert step.baselines["relora"].schedule.name == "relora"
     assert [method.name for method in step.baselines["galore"].methods] == ["galore"]
     assert step.baselines["vanilla"].methods == ()
     assert step.baselines["vanilla"].source is None

@@ -1,0 +1,244 @@
+"""Optimizer state read by the names of the parameters, whatever the groups, ranks and layouts are.
+
+Moments and fp32 masters of the parameters that a checkpoint has them for are read one by one, into any optimizer of
+Megatron's; newly trainable parameters start with zero moments.  Megatron keeps one Adam step for all parameters, so the
+bias correction of new ones starts at the saved step: give them a warm-up.
+
+Megatron's own loading pairs groups by their number and takes everything that has no tensor (Adam's step among it) from
+the first rank.  It fails, or starts Adam anew without a word, when a rank has no parameter in some group: a rule that
+takes one pipeline stage's parameters only, or a stage that is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.training import get_args, print_rank_0
+
+from megatron_growth.errors import CheckpointError
+from megatron_growth.layout.model_names import named_parameters, unwrapped
+from megatron_growth.layout.parameters import MASTER, MOMENTS
+from megatron_growth.methods.parts.optimizer_tensors import leaves
+from megatron_growth.plugin.group_match import IDENTITY, RATES, match_group
+
+Chunks = list[torch.nn.Module]
+
+STEP_KEY = "growth_optimizer_step"  # in a checkpoint's content metadata: Adam's step, of whichever rank has one
+_MASTERS = {"distributed": MASTER, "plain": "fp32_param"}  # keys of the fp32 weights, by the optimizer that saved
+_FLAT_FORMATS = ("dp_reshardable", "dp_zero_gather_scatter", "fully_sharded_bucket_space")
+
+
+def load_state_by_name(
+    model: Chunks, optimizer: Any, folder: str | Path, common: dict[str, Any], *, trained: Collection[str]
+) -> None:
+    """Load moments and masters of the parameters that a checkpoint has them for; zero moments for the others.
+
+    Args:
+        model: this rank's wrapped chunks.
+        optimizer: Megatron's, over them.
+        folder: of the checkpoint's iteration.
+        common: its common state.
+        trained: layout-free names of the plain model that were trained when it was saved.
+
+    Raises:
+        CheckpointError: the checkpoint keeps optimizer state in flat buckets, where parameters have no names, or lacks
+            the state of a parameter that was trained.
+        RunError: learning rates differ and no flag says which to take.
+    """
+    metadata = content_metadata(common)
+    if is_flat(common):
+        raise CheckpointError(
+            "freezing has changed since this checkpoint, and its optimizer state cannot be read by parameter",
+            where=str(folder),
+            fix="save with --dist-ckpt-optim-fully-reshardable before freezing changes, or start the optimizer anew "
+            "with --no-load-optim",
+        )
+    sharded, new = _saved_and_new(model, metadata, Path(folder), trained)
+    parts = list(leaves(optimizer))
+    for part in parts:
+        part.init_state_fn(part.optimizer, part.config)
+    for moment in (*MOMENTS, *_masters(common, metadata)):
+        tensors = _read(sharded, moment, folder)
+        for part in parts:
+            _store(part, moment, tensors)
+    step = saved_step(common)
+    scalers = [state["grad_scaler"] for state in saved_optimizers(common) if "grad_scaler" in state]
+    groups = saved_groups(common)
+    for part in parts:
+        if scalers and getattr(part, "grad_scaler", None):
+            part.grad_scaler.load_state_dict(scalers[0])
+        for group in part.optimizer.param_groups:
+            matched = match_group(group, groups, get_args())
+            group.update({key: matched[key] for key in (*RATES, *IDENTITY) if key in matched})
+        set_step(part, step)
+    print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
+    if any_rank(new):
+        print_rank_0("growth: what trains anew since then starts with zero moments")
+
+
+# What a checkpoint holds -------------------------------------------------------------------------------------------
+
+
+def content_metadata(common: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its content."""
+    return dist_checkpointing.load_content_metadata(preloaded_state_dict=common) or {}
+
+
+def is_flat(common: dict[str, Any]) -> bool:
+    """Whether the optimizer state lies in flat buckets, where parameters have no names."""
+    return content_metadata(common).get("distrib_optim_sharding_type") in _FLAT_FORMATS
+
+
+def inner(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of the torch optimizer inside a Megatron optimizer's state."""
+    return state.get("optimizer", state)
+
+
+def saved_optimizers(common: dict[str, Any]) -> list[dict[str, Any]]:
+    """The common state of every optimizer of a saved chain."""
+    saved = common["optimizer"]
+    return [saved] if "param_groups" in inner(saved) else list(saved.values())
+
+
+def saved_groups(common: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameter groups of all optimizers."""
+    return [group for state in saved_optimizers(common) for group in inner(state)["param_groups"]]
+
+
+def saved_step(common: dict[str, Any]) -> int:
+    """Megatron's one Adam step: as the plugin notes it, or from the first rank's groups (fused Adam) or shared step."""
+    noted = content_metadata(common).get(STEP_KEY)
+    if noted is not None:
+        return int(noted)
+    found = [int(group["step"]) for group in saved_groups(common) if group.get("step") is not None]
+    for state in map(inner, saved_optimizers(common)):
+        found += [int(step) for step in [state.get("state", {}).get("common_step")] if step is not None]
+    return max(found, default=0)
+
+
+def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
+    """The key under which a checkpoint has the optimizer's fp32 weights, if it has any beside the model's."""
+    if metadata.get("distrib_optim_sharding_type"):
+        return [_MASTERS["distributed"]]
+    return [_MASTERS["plain"]] if common["args"].bf16 or common["args"].fp16 else []
+
+
+def _saved_and_new(
+    model: Chunks, metadata: dict[str, Any], folder: Path, trained: Collection[str]
+) -> tuple[dict[int, ShardedBase], bool]:
+    """(Megatron's description of each trainable parameter that has saved state, by id; whether some have none)."""
+    saved = dist_checkpointing.load_tensors_metadata(str(folder))
+    names = {id(p): name for name, p in named_parameters(model) if p.requires_grad}
+    found: dict[int, ShardedBase] = {}
+    for chunk in model:
+        tensors, _ = extract_sharded_tensors_and_factories(unwrapped(chunk).sharded_state_dict(metadata=metadata))
+        for tensor in _values(tensors):
+            if id(tensor.data) not in names:
+                continue
+            if f"optimizer.state.exp_avg.{tensor.key}" in saved:
+                found[id(tensor.data)] = tensor
+            elif names[id(tensor.data)] in trained:
+                raise CheckpointError(
+                    f"the checkpoint has no optimizer state of {names[id(tensor.data)]}, which was trained",
+                    where=str(folder),
+                    fix="start the optimizer anew with --no-load-optim",
+                )
+    return found, len(found) < len(names)
+
+
+def _values(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _values(value)
+    else:
+        yield tree
+
+
+# Into the optimizer ------------------------------------------------------------------------------------------------
+
+
+def _read(sharded: dict[int, ShardedBase], moment: str, folder: str | Path) -> dict[int, torch.Tensor]:
+    """One optimizer tensor of every parameter, whole local shards in fp32 on the host, by id of the parameter."""
+    request = {
+        key: make_sharded_optimizer_tensor(
+            tensor, torch.empty(tensor.data.shape, dtype=torch.float32), prefix=f"optimizer.state.{moment}"
+        )
+        for key, tensor in sharded.items()
+    }
+    loaded = dist_checkpointing.load(request, str(folder), validate_access_integrity=False)
+    return {key: loaded[key] for key in request}
+
+
+def _store(part: Any, moment: str, tensors: dict[int, torch.Tensor]) -> None:
+    """Copy one optimizer tensor into one optimizer."""
+    is_master = moment in _MASTERS.values()
+    if isinstance(part, DistributedOptimizer):
+        for parameter in part.model_param_group_index_map:
+            if (tensor := tensors.get(id(parameter))) is not None:
+                place = part._get_model_param_range_map(parameter)["param"]
+                own = part._get_main_param_and_optimizer_states(parameter)
+                own[MASTER if is_master else moment].data.copy_(tensor.flatten()[place.start : place.end])
+        return
+    for main, parameter in main_and_model_parameters(part):
+        if (tensor := tensors.get(id(parameter))) is not None:
+            target = main if is_master else part.optimizer.state[main][moment]
+            target.data.copy_(tensor)
+
+
+def main_and_model_parameters(part: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(what the inner optimizer steps, the model's parameter) of an optimizer that is not distributed."""
+    if hasattr(part, "float16_groups"):
+        for model_group, main_group in zip(part.float16_groups, part.fp32_from_float16_groups, strict=True):
+            yield from zip(main_group, model_group, strict=True)
+        for group in part.fp32_from_fp32_groups:
+            yield from zip(group, group, strict=True)
+    else:
+        for group in part.optimizer.param_groups:
+            yield from zip(group["params"], group["params"], strict=True)
+
+
+def step_of(optimizer: Any) -> int:
+    """Adam's step here; 0 where this rank steps nothing."""
+    found = [0]
+    for part in leaves(optimizer):
+        for group in part.optimizer.param_groups:
+            states = [part.optimizer.state[p] for p in group["params"] if p in part.optimizer.state]
+            found += [int(state["step"]) for state in states if "step" in state]
+            if group["params"]:
+                found.append(int(group.get("step") or 0))
+    return max(found)
+
+
+def set_step(part: Any, step: int) -> None:
+    """Set Adam's step where this optimizer keeps it."""
+    for group in part.optimizer.param_groups:
+        in_state = [s for p in group["params"] if "step" in (s := part.optimizer.state.get(p, {}))]
+        for state in in_state:
+            state["step"] = torch.as_tensor(float(step))
+        if not in_state:
+            group["step"] = step
+
+
+# Across ranks ------------------------------------------------------------------------------------------------------
+
+
+def largest(value: int) -> int:
+    """The largest of a number over all ranks; a collective."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def any_rank(here: bool) -> bool:
+    """Whether something holds on any rank; a collective."""
+    return bool(largest(int(here)))

@@ -1,0 +1,84 @@
+"""What a schedule is: linear warm-up to a peak, then a share of the peak at every step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from megatron_growth.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """Linear warm-up to the peak, then `after_warmup`; the fields that a subclass adds are its parameters.
+
+    Attributes:
+        name: what a recipe and the command line call it.
+        paper: where it comes from.
+        peak: eta, the highest learning rate.
+        iterations: T, steps over which the schedule is defined; later steps keep its last value.
+        warmup_iterations: T_w, steps of linear warm-up from 0; not necessarily whole.
+
+    Raises:
+        RecipeError: a value is out of range.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    peak: float
+    iterations: int | float
+    warmup_iterations: int | float = 0
+
+    def __post_init__(self) -> None:
+        require(self.peak > 0, f"the learning rate is {self.peak}; it must be above 0")
+        require(self.iterations >= 1, f"the schedule has {self.iterations} iterations; it needs at least 1")
+        require(self.warmup_iterations >= 0, f"the warm-up has {self.warmup_iterations} iterations")
+        require(
+            self.warmup_iterations <= self.iterations,
+            f"the warm-up of {self.warmup_iterations} iterations is longer than the stage of {self.iterations}",
+            "shorten warmup_iterations, or give warmup_fraction",
+        )
+
+    def lr(self, step: float) -> float:
+        """The learning rate at `step`."""
+        step = min(step, self.iterations)
+        if step <= self.warmup_iterations and self.warmup_iterations:
+            return self.peak * step / self.warmup_iterations
+        return self.peak * self.after_warmup(step)
+
+    @abstractmethod
+    def after_warmup(self, step: float) -> float:
+        """Share of the peak at a step after warm-up; `step` is at most `iterations`."""
+
+    def progress(self, step: float) -> float:
+        """(t - T_w) / (T - T_w): 0 at the end of warm-up, 1 at the end of the stage."""
+        after = self.iterations - self.warmup_iterations
+        return (step - self.warmup_iterations) / after if after else 0.0
+
+    @property
+    def last(self) -> float:
+        """The learning rate at the last step."""
+        return self.lr(self.iterations)
+
+
+@dataclass(frozen=True)
+class Decaying(Schedule):
+    """A schedule that ends at `min_lr_ratio` (alpha) times the peak."""
+
+    min_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio (alpha) is {self.min_lr_ratio}; it must lie in 0 to 1")
+
+
+def require(condition: bool, what: str, fix: str = "") -> None:
+    """Refuse a value of a schedule.
+
+    Raises:
+        RecipeError: the condition does not hold.
+    """
+    if not condition:
+        raise RecipeError(what, where="schedule", fix=fix)
