@@ -18,7 +18,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -93,13 +93,14 @@ class Registry[T]:
         if missing:
             raise self.error(f"the {self.kind} {name!r} needs {' and '.join(missing)}", where=", ".join(missing))
         try:
-            return TypeAdapter(cls).validate_python(parameters)
+            part: T = _adapter(cls).validate_python(parameters)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             raise self.error(
                 f"the {self.kind} {name!r}: {first['msg']} (got {first['input']!r})",
                 where=".".join(str(part) for part in first["loc"]),
             ) from None
+        return part
 
     def read(self, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Name and parameters of a written form, not yet validated."""
@@ -151,6 +152,11 @@ class Registry[T]:
     def forget_loaded(self) -> None:
         """Look for outside packages again at the next look-up; for tests that install one."""
         self.__dict__.pop("_loaded", None)
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def parameters_of(cls: type) -> dict[str, Field[Any]]:

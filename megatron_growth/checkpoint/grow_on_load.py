@@ -61,7 +61,7 @@ class Request:
     seed: int = 0
     target_shape: ModelShape | None = None
     source_shape: ModelShape | None = None
-    trust_checkpoint: bool = False
+    trust_checkpoint: bool | None = None
     open_source: Callable[[Path], Source] = Source
     arguments: argparse.Namespace | None = None
 
@@ -76,7 +76,7 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
         seed: of every random choice; the same seed gives the same model in every layout.
         target_shape: of the whole target; taken from the modules' configuration when None.
         source_shape: of the source; taken from the checkpoint when None.
-        trust_checkpoint: unpickle the source's saved objects freely.
+        trust_checkpoint: unpickle the source's saved objects freely; None where there is no such flag.
         open_source: opens the source; other formats than Megatron's have an opener of their own.
         arguments: Megatron's of this run, to compare with the source's; what the modules tell when None.
 

@@ -44,10 +44,14 @@ COMMON = "common_state/shard_0_1"
 PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
 NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
+_OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint` and --load the result"
 
 
-def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
+def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
     """Unpickle one stored object from an allow-list, or freely when it is trusted.
+
+    Args:
+        trust: what --trust-checkpoint says; None where a command has no such flag, and does not recommend it.
 
     Raises:
         CheckpointError: it names a class that is not on the list, or is damaged.
@@ -61,7 +65,9 @@ def load_object(data: bytes, *, where: str, trust: bool = False) -> Any:
             raise CheckpointError(
                 f"an object of the checkpoint names code that is not on the allow-list: {unsafe}",
                 where=where,
-                fix="if you made this checkpoint yourself, add --trust-checkpoint; loading it can run any code",
+                fix="if you made this checkpoint yourself, "
+                + ("add --trust-checkpoint" if trust is not None else _OFFLINE)
+                + "; loading it can run any code",
             ) from None
         raise CheckpointError(f"an object of the checkpoint is damaged: {error}", where=where) from None
 
@@ -81,7 +87,7 @@ def _unsafe_globals(data: bytes) -> list[str]:
         return []  # not a pickle at all
 
 
-def common_state(source: Source, *, trust: bool = False) -> dict[str, Any]:
+def common_state(source: Source, *, trust: bool | None = None) -> dict[str, Any]:
     """Arguments, iteration, scheduler and optimizer groups: everything that is stored once."""
     if source.objects(COMMON):
         where = f"{source.path}, key {COMMON}"
@@ -227,7 +233,7 @@ def provenance(
     }
 
 
-def provenance_of(source: Source, *, trust: bool = False) -> dict[str, Any]:
+def provenance_of(source: Source, *, trust: bool | None = None) -> dict[str, Any]:
     """Where a checkpoint says it was grown from.
 
     Raises:

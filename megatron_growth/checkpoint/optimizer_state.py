@@ -18,12 +18,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from megatron_growth import schedules
 from megatron_growth.axes import ZERO, LayerMap, Side
 from megatron_growth.checkpoint.plan import COPY
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
 from megatron_growth.layout import Parameter, gradient_sides
 from megatron_growth.layout.parameters import MOMENTS
+from megatron_growth.methods import MULTIPLE_KEY
 from megatron_growth.operators import GrowthMap
 
 Policy = Literal["reset", "grow", "asymmetric"]
@@ -108,29 +110,51 @@ def first_steps(beta1: float, beta2: float) -> tuple[float, int]:
 
 
 def rewrite_rates(common: dict[str, Any], lr: float | None, min_lr: float | None) -> dict[str, Any]:
-    """A copy of the common state whose parameter groups and scheduler have other learning rates.
+    """A copy of the common state whose parameter groups and schedules have other learning rates.
 
     Megatron finds the saved group of a current one by its settings, `max_lr` and `min_lr` among them, so a run with
-    another --lr finds none unless the saved groups say so too.  Groups with a rate of their own keep its ratio.
+    another --lr finds none unless the saved groups say so too, to the last bit: a group with a rate of its own has the
+    run's times its multiple, and a schedule takes the rates that it does not give itself from the run.
     """
     changed = copy.copy(common)
-    for name, new in (("max_lr", lr), ("min_lr", min_lr)):
-        scheduler = changed.get("opt_param_scheduler")
-        if new is None or not scheduler:
-            continue
-        old = scheduler[name]
-        changed["optimizer"] = _with_rate(changed.get("optimizer"), name, old, new)
-        changed["opt_param_scheduler"] = {**changed["opt_param_scheduler"], name: new}
+    scheduler = changed.get("opt_param_scheduler")
+    if not scheduler:
+        return changed
+    given = {"max_lr": lr, "min_lr": min_lr}
+    old = {name: scheduler[name] for name in given}
+    new = {name: old[name] if value is None else value for name, value in given.items()}
+    changed["optimizer"] = _with_rates(changed.get("optimizer"), old, new)
+    changed["opt_param_scheduler"] = {**scheduler, **new}
+    if rules := scheduler.get("growth", {}).get("rules"):
+        own = {text: _schedule_at(text, written, new) for text, written in rules.items()}
+        changed["opt_param_scheduler"]["growth"] = {**scheduler["growth"], "rules": own}
     return changed
 
 
-def _with_rate(tree: Any, name: str, old: float, new: float) -> Any:
-    """The optimizer's part of the common state with every group's rate rewritten."""
+def _with_rates(tree: Any, old: dict[str, float], new: dict[str, float]) -> Any:
+    """The optimizer's part of the common state with every group's rates rewritten."""
     if isinstance(tree, list):
-        return [_with_rate(value, name, old, new) for value in tree]
+        return [_with_rates(value, old, new) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    out = {key: _with_rate(value, name, old, new) for key, value in tree.items()}
-    if "wd_mult" in out and out.get(name) is not None:  # a parameter group
-        out[name] = new if out[name] == old or not old else out[name] * (new / old)
+    out = {key: _with_rates(value, old, new) for key, value in tree.items()}
+    if "wd_mult" in out:  # a parameter group
+        out |= {name: _rate(out, name, old[name], new[name]) for name in new if out.get(name) is not None}
     return out
+
+
+def _rate(group: dict[str, Any], name: str, old: float, new: float) -> float:
+    """A rate of a group after the run's changed from `old` to `new`."""
+    if old == new:
+        return float(group[name])
+    if MULTIPLE_KEY in group:
+        return new * float(group[MULTIPLE_KEY])
+    # Whoever set another rate did not say how: keep its ratio.
+    return new if group[name] == old or not old else new * (group[name] / old)
+
+
+def _schedule_at(text: str, written: dict[str, Any], new: dict[str, float]) -> dict[str, Any]:
+    """A rule's schedule, in the form that the scheduler saves, for a run with other rates."""
+    given = schedules.SCHEDULES.read(text)[1]
+    of_the_run = {"peak": new["max_lr"], "min_lr_ratio": new["min_lr"] / new["max_lr"]}
+    return written | {key: value for key, value in of_the_run.items() if key in written and key not in given}

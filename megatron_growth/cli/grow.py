@@ -27,6 +27,7 @@ from megatron_growth.records.numbers import finite, whole
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import Job
     from megatron_growth.checkpoint.summary import Row
+    from megatron_growth.operators import GrowthSpec
     from megatron_growth.shape import ModelShape
 
 HELP = "grow a checkpoint into a larger model's, offline"
@@ -83,20 +84,19 @@ def run(args: argparse.Namespace) -> int:
 
     from megatron_growth.checkpoint import grow_offline
     from megatron_growth.exchange import open_source
-    from megatron_growth.operators import get
 
     torch.set_num_threads(1)
-    wanted = _wanted(args)
+    spec, shape, architecture = _wanted(args)
     job = grow_offline.plan(
         open_source(args.source),
-        lambda source: _target_shape(source, args, wanted),
-        get("width", wanted["width"]),
-        get("depth", wanted["depth"]),
-        seed=wanted["seed"],
-        policy=wanted["optimizer_state"],
+        lambda source: _target_shape(source, args, shape),
+        spec.width_operator,
+        spec.depth_operator,
+        seed=spec.seed,
+        policy=spec.optimizer_state,
         trust_checkpoint=args.trust_checkpoint,
     )
-    _check_architecture(job, wanted)
+    _check_architecture(job, architecture)
     if args.dry_run:
         _print_plan(job, args.json)
         return 0
@@ -135,20 +135,24 @@ def _epsilon_hint(job: Job) -> str:
     return f" --norm-epsilon {job.growth.norm_epsilon(norm_epsilon(job.common['args']))!r}"
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, Any]:
-    """Operators, seed and policy: from the command line, else from the recipe's stage, else the defaults."""
-    given = {name: getattr(args, name) for name in ("width", "depth", "seed", "optimizer_state")}
-    wanted: dict[str, Any] = {"width": "aki", "depth": "stack", "seed": 0, "optimizer_state": "reset"}
+def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, dict[str, Any]]:
+    """How to grow, from the command line, else from the recipe's stage, else the defaults; and, of a stage, its sizes
+    and what it says of its function."""
+    from megatron_growth.operators.spec import FIELDS, GrowthSpec
+
     if bool(args.recipe) != bool(args.stage):
         raise RecipeError("--recipe and --stage belong together", fix="give both, or the target's sizes")
+    settings: dict[str, Any] = {}
+    shape: ModelShape | None = None
+    architecture: dict[str, Any] = {}
     if args.recipe:
         stage = _stage(args.recipe, args.stage)
         if stage.growth is None:
             raise GrowthPlanError(f"stage {stage.name!r} is not grown from another", where=args.recipe)
-        wanted["shape"] = stage.shape
-        wanted["architecture"] = _architecture(args.recipe, stage)
-        wanted |= {name: value for name, value in asdict(stage.growth).items() if value is not None}
-    return wanted | {name: value for name, value in given.items() if value is not None}
+        settings, shape = asdict(stage.growth), stage.shape
+        architecture = _architecture(args.recipe, stage)
+    settings |= {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    return GrowthSpec.of(**settings), shape, architecture
 
 
 def _architecture(recipe: str, stage: Any) -> dict[str, Any]:
@@ -178,8 +182,8 @@ def _check_architecture(job: Job, wanted: dict[str, Any]) -> None:
     saved = metadata.saved_arguments(job.common, job.source)
     where = str(job.source.path)
     architecture.check_layer_numbers(saved, job.growth, where)
-    if "architecture" in wanted:
-        target = argparse.Namespace(**{**vars(saved), **wanted["architecture"]})
+    if wanted:
+        target = argparse.Namespace(**{**vars(saved), **wanted})
         architecture.check(saved, target, where=where)
         architecture.check_step(saved, target, job.growth, where=where)
 
@@ -206,9 +210,9 @@ def _stage(recipe: str, name: str) -> Any:
     return stages[name]
 
 
-def _target_shape(source: ModelShape, args: argparse.Namespace, wanted: dict[str, Any]) -> ModelShape:
+def _target_shape(source: ModelShape, args: argparse.Namespace, shape: ModelShape | None) -> ModelShape:
     """The target's sizes; vocabulary and architecture stay the source's."""
-    base: ModelShape = wanted.get("shape", source)
+    base = shape or source
     given = {field: getattr(args, name) for name, field in SIZES.items() if getattr(args, name) is not None}
     if "heads" in given and "query_groups" not in given and source.query_groups == source.heads:
         given["query_groups"] = given["heads"]

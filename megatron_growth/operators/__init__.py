@@ -10,12 +10,15 @@ from megatron_growth.operators.base import (
     WidthOperator,
 )
 from megatron_growth.operators.build import build_map
-from megatron_growth.operators.registry import get, names, register
+from megatron_growth.operators.registry import get, names, register, written
+from megatron_growth.operators.spec import GrowthSpec, OptimizerState
 
 __all__ = [
     "DepthOperator",
     "GrowthMap",
+    "GrowthSpec",
     "Operator",
+    "OptimizerState",
     "Seed",
     "UnitMaps",
     "WidthMaps",
@@ -24,4 +27,5 @@ __all__ = [
     "get",
     "names",
     "register",
+    "written",
 ]

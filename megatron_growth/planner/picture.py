@@ -59,7 +59,7 @@ def curve(stage: StagePlan) -> tuple[list[int], list[float]]:
     schedule = schedules.from_dict(stage.schedule)
     last = stage.iterations
     steps = {0, last, *(round(i * last / POINTS) for i in range(POINTS))}
-    corners = [schedule.warmup_iterations]
+    corners = [int(schedule.warmup_iterations)]
     if isinstance(schedule, schedules.JaggedCosine):
         restarts = range(schedule.restart_iterations, last, schedule.restart_iterations)
         corners += [r + shift for r in restarts for shift in (-1, 0, schedule.restart_warmup_iterations)]

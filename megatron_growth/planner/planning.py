@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from megatron_growth import methods, operators, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
+from megatron_growth.hints import reworded
 from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, entries_of, take_inventory, unmatched
 from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory, save_words
 from megatron_growth.planner.parallel import ParallelLayout
-from megatron_growth.planner.run_plan import GrowthSpec, Parameters, RunPlan, StagePlan
+from megatron_growth.planner.run_plan import Parameters, RunPlan, StagePlan
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
@@ -155,14 +156,12 @@ def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape
     """The norm epsilon: an operator that pads the residual stream rescales that of the stage it grows from."""
     if source is None:
         return recipe.model.norm_epsilon
-    spec = stage.growth
-    width = operators.get("width", spec.width or "aki")
-    depth = operators.get("depth", spec.depth or "stack")
     try:
-        growth = operators.build_map(source.shape, shape, width, depth, spec.seed)
+        growth = stage.growth.spec.map(source.shape, shape)
     except GrowthPlanError as error:
         where = recipe.where(*path, "growth")
-        raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
+        fix = reworded(error.fix, "recipe")
+        raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=fix) from None
     return growth.norm_epsilon(source.norm_epsilon)
 
 
@@ -172,8 +171,8 @@ def _methods(
     """The stage's methods, with what depends on the stage worked out."""
     old = tuple(range(stage.layers))
     if source is not None and stage.methods:
-        operator = operators.get("depth", stage.growth.depth or "stack")
-        grown = operator.layers(source.shape.layers, stage.layers, operators.Seed(stage.growth.seed))
+        spec = stage.growth.spec
+        grown = spec.depth_operator.layers(source.shape.layers, stage.layers, operators.Seed(spec.seed))
         old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
     facts, names = methods.StageFacts(shape, old), [entry.name for entry in entries_of(shape)]
     chosen = tuple(method.planned(facts) for method in stage.methods)
@@ -218,9 +217,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
     schedule = _schedule(recipe, draft, steps, is_last)
     exact = draft.exact_rate
-    growth = None
-    if stage.source is not None:
-        growth = GrowthSpec(**stage.growth.model_dump(include={"width", "depth", "seed", "optimizer_state"}))
+    growth = stage.growth.spec if stage.source is not None else None
     samples = steps * stage.global_batch_size
     setting = setting_of(recipe, draft)
     memory = peak_memory(draft.inventory, setting)
@@ -239,7 +236,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         state_bytes=tuple(rank_memory(draft.inventory, setting, rank).state_bytes for rank in range(setting.pp)),
         lr=stage.lr,
         min_lr=stage.lr * getattr(schedule, "min_lr_ratio", 1.0),
-        warmup_iterations=schedule.warmup_iterations,
+        warmup_iterations=int(schedule.warmup_iterations),
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_growth.operators import GrowthSpec
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.memory import RankMemory
 from megatron_growth.planner.parallel import ParallelLayout
@@ -49,16 +50,6 @@ def checkpoint_bytes(parameters: Parameters, precision: str) -> int:
     width, state = (4, 8) if precision == "fp32" else (2, 12)
     adapters = parameters.adapters
     return width * (parameters.total + adapters) + state * (parameters.trainable + adapters)
-
-
-@dataclass(frozen=True)
-class GrowthSpec:
-    """How a stage grows from its source: operators as `megatron_growth.operators.get` reads them."""
-
-    width: str | dict[str, Any] | None
-    depth: str | dict[str, Any] | None
-    seed: int
-    optimizer_state: str
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from megatron_growth import methods
 from megatron_growth.errors import UnsupportedError, UserError
+from megatron_growth.hints import at_door
 from megatron_growth.methods import Method
+from megatron_growth.operators import GrowthSpec, OptimizerState
 from megatron_growth.records.numbers import whole
 
-OptimizerState = Literal["reset", "grow", "asymmetric"]
 LayerSpec = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
 ASKS = {"asks": True}  # marks an option that, when it is not as by default, asks the plugin to do something
@@ -172,10 +173,7 @@ class PluginOptions:
     """The --growth-* arguments of one run, checked.  Attributes are named after their flags."""
 
     source: Path | None = field(default=None, metadata=ASKS)
-    width: str = "aki"
-    depth: str = "stack"
-    seed: int = 0
-    optimizer_state: OptimizerState = "reset"
+    growth: GrowthSpec = field(default_factory=GrowthSpec)
     start_anew: bool = field(default=False, metadata=ASKS)
     methods: tuple[Method, ...] = field(default=(), metadata=ASKS)
     data_start: int | None = None
@@ -204,10 +202,7 @@ class PluginOptions:
             )
         options = cls(
             source=args.growth_from,
-            width=args.growth_width,
-            depth=args.growth_depth,
-            seed=args.growth_seed,
-            optimizer_state=args.growth_optimizer_state,
+            growth=_growth_of(args),
             start_anew=args.growth_start_anew,
             methods=methods_of(args),
             data_start=args.growth_data_start,
@@ -270,9 +265,9 @@ class PluginOptions:
     def _check_growth(self, args: argparse.Namespace) -> None:
         if self.source is None:
             return
-        if self.optimizer_state != "reset":
+        if self.growth.optimizer_state != "reset":
             raise UnsupportedError(
-                f"growing on load starts the optimizer anew; it cannot {self.optimizer_state} its state",
+                f"growing on load starts the optimizer anew; it cannot {self.growth.optimizer_state} its state",
                 fix="write the grown checkpoint, optimizer included, with `megatron-growth grow`, and --load that",
             )
         if not self.source.is_dir():
@@ -304,6 +299,11 @@ class PluginOptions:
                 )
         if self.data_repeat and self.data_pool is None:
             raise UserError("--growth-data-repeat needs --growth-data-start and --growth-data-pool")
+
+
+def _growth_of(args: argparse.Namespace) -> GrowthSpec:
+    with at_door("script"):
+        return GrowthSpec.from_arguments(args, "growth_")
 
 
 def methods_of(args: argparse.Namespace) -> tuple[Method, ...]:

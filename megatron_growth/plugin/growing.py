@@ -16,6 +16,7 @@ from megatron.training.checkpointing import checkpoint_exists
 from megatron_growth.checkpoint.agreement import together
 from megatron_growth.checkpoint.vocabulary import Vocabulary
 from megatron_growth.errors import UserError
+from megatron_growth.hints import at_door
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
@@ -118,11 +119,12 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         from megatron_growth.checkpoint.grow_on_load import fill
         from megatron_growth.exchange import open_source
 
-        source = Path(str(options.source))
+        source, spec = Path(str(options.source)), options.growth
         together(lambda: check_source(source), str(source))
-        print_rank_0(f"growth: growing from {source} (width {options.width}, depth {options.depth})")
-        words = {"width": options.width, "depth": options.depth, "seed": options.seed}
-        report = fill(chunks, source, open_source=open_source, arguments=args, **words)
+        print_rank_0(f"growth: growing from {source} (width {spec.width}, depth {spec.depth})")
+        operators = {"width": spec.width_operator, "depth": spec.depth_operator, "seed": spec.seed}
+        with at_door("script"):
+            report = fill(chunks, source, open_source=open_source, arguments=args, **operators)
         if report.not_compared:
             told = ", ".join(report.not_compared)
             print_rank_0(f"growth: the source does not tell {told}; taken to be this run's")
@@ -133,9 +135,9 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
                 "event": "grown",
                 "iteration": 0,
                 "source": str(source),
-                "width": options.width,
-                "depth": options.depth,
-                "seed": options.seed,
+                "width": spec.width,
+                "depth": spec.depth,
+                "seed": spec.seed,
                 "bytes_read": report.bytes_read,
                 "seconds": round(report.seconds, 3),
             }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.plugin import rebind
+from megatron_growth.plugin import mistakes, rebind
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
@@ -39,8 +39,9 @@ def plug_into(
         UserError: flags contradict each other.
         UnsupportedError: this Megatron, or this kind of model, is not supported.
     """
+    mistakes.install()
     options = PluginOptions.from_args(args)
-    unplug()
+    rebind.unbind_all()
     if not (options.wanted or after_setup or after_iteration):
         return model_cfg
     rebind.check_version()
@@ -57,11 +58,12 @@ def plug_into(
 
 
 def unplug() -> None:
-    """Put back every function of Megatron that plug_into() replaced.
+    """Put back every function of Megatron that plug_into() replaced, and how the process ends.
 
     Hooks that were added to a `model_cfg` stay with that `model_cfg`.
     """
     rebind.unbind_all()
+    mistakes.uninstall()
 
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.hints import reworded
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.blocks import vocabulary_of
 from megatron_growth.recipes.reporting import Problem
@@ -120,7 +121,7 @@ def _operators(recipe: Recipe) -> Iterator[Problem]:
             try:
                 operators.get(kind, spec)
             except GrowthError as error:
-                yield ("stages", index, "growth", kind), f"{error.what}; {error.fix}".rstrip("; ")
+                yield ("stages", index, "growth", kind), f"{error.what}; {reworded(error.fix, 'recipe')}".rstrip("; ")
 
 
 def _budgets(recipe: Recipe) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, field_validator, model_validator
 
@@ -61,6 +61,10 @@ def _method(spec: Any) -> methods.Method:
 
 
 Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(methods.METHODS.document)]
+
+
+if TYPE_CHECKING:
+    from megatron_growth.operators import GrowthSpec
 
 
 class Optimizer(Block):
@@ -149,6 +153,13 @@ class Growth(Block):
     """Of the operators' random choices and of freshly initialised weights."""
     optimizer_state: Literal["reset", "grow", "asymmetric"] = "reset"
     """`reset`, `grow` (moments follow the weights) or `asymmetric` (old entries keep theirs, new ones start at 0)."""
+
+    @property
+    def spec(self) -> GrowthSpec:
+        """The settings as they travel to a rank; raises GrowthPlanError for an operator that does not exist."""
+        from megatron_growth.operators import GrowthSpec  # numpy: only when a recipe is really planned
+
+        return GrowthSpec.of(self.width, self.depth, self.seed, self.optimizer_state)
 
 
 class Rule(Block):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.operators import registry
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.flags import Flags, merged
@@ -248,15 +247,7 @@ def _growth(stage: StagePlan, launch: Launch) -> Options:
     if stage.data_start + stage.samples > stage.data_pool:
         options["growth-data-repeat"] = True
     if launch.source is not None and stage.growth is not None:
-        growth = stage.growth
-        options |= {
-            "growth-from": launch.source,
-            "growth-seed": growth.seed,
-            "growth-optimizer-state": growth.optimizer_state,
-        }
-        for axis, operator in (("width", growth.width), ("depth", growth.depth)):
-            if operator is not None:
-                options[f"growth-{axis}"] = registry.written(axis, registry.get(axis, operator))
+        options |= {"growth-from": launch.source, **stage.growth.flags("growth-")}
     if stage.freeze:
         options["growth-freeze"] = ",".join(stage.freeze)
     if rules := _rules(stage):

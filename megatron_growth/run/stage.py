@@ -221,7 +221,6 @@ def _with_optimizer(stage: StagePlan) -> bool:
 def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Path:
     """The source, grown with its optimizer state into a checkpoint that the stage begins with; made once."""
     from megatron_growth.checkpoint import grow_offline
-    from megatron_growth.operators import get
 
     assert stage.growth is not None
     growth, shape, target = stage.growth, stage.shape, folder.path / "grown"
@@ -229,8 +228,8 @@ def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Pa
     job = grow_offline.plan(
         source,
         lambda found: found.with_(**sizes),
-        get("width", growth.width or "aki"),
-        get("depth", growth.depth or "stack"),
+        growth.width_operator,
+        growth.depth_operator,
         seed=growth.seed,
         policy=growth.optimizer_state,
     )

@@ -1,7 +1,7 @@
 """The written form of a name with parameters: what is written is read back, and what cannot be read says why."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_growth import words
@@ -11,6 +11,7 @@ KEYS = st.from_regex(r"[a-z_]{1,6}", fullmatch=True)
 VALUES = TEXTS | st.none() | st.lists(TEXTS | st.none(), max_size=3)
 
 
+@settings(deadline=None, max_examples=100)
 @given(KEYS, st.dictionaries(KEYS, VALUES, max_size=4))
 def test_what_is_written_is_read_back(name, parameters):
     assert words.parse(words.write(name, parameters)) == (name, parameters)

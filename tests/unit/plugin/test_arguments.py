@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_growth.errors import RecipeError, UnsupportedError, UserError
+from megatron_growth.errors import GrowthPlanError, RecipeError, UnsupportedError, UserError
 from megatron_growth.methods.freeze import Freeze
 from megatron_growth.methods.rates import Rates
 from megatron_growth.plugin import PluginOptions, add_arguments
@@ -53,6 +53,7 @@ def test_only_what_asks_for_something_is_wanted():
     ("words", "megatrons", "error", "message"),
     [
         (["--growth-from", "/no/such/folder"], {}, UserError, "names no folder"),
+        (["--growth-from", ".", "--growth-width", "akii"], {}, GrowthPlanError, "no width operator is called 'akii'"),
         (["--growth-from", "."], {"save": "."}, UserError, "--growth-from and --save name the same folder"),
         (["--growth-from", "."], {"pretrained_checkpoint": "x"}, UserError, "both set the first weights"),
         (["--growth-from", ".", "--growth-optimizer-state", "grow"], {}, UnsupportedError, "cannot grow its state"),

@@ -3,7 +3,7 @@
 import types
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_growth.errors import RunError
@@ -64,6 +64,7 @@ def test_megatrons_style_gives_the_papers_numbers_at_every_step(name):
         scheduler.step(BATCH)
 
 
+@settings(deadline=None, max_examples=100)
 @given(
     name=st.sampled_from(["wso", "cosine", "linear"]),
     decay=st.integers(2, 400),
@@ -109,6 +110,7 @@ def test_a_group_without_a_schedule_keeps_the_runs():
     assert [own for _, own in seen] == [SCHEDULES["relora"].lr(t * BATCH) for t in range(1, STEPS + 1)]
 
 
+@settings(deadline=None, max_examples=100)
 @given(name=st.sampled_from(sorted(SCHEDULES)), at=st.integers(0, STEPS))
 def test_a_resume_at_any_step_goes_on_exactly(name, at):
     straight, first, second = ours(name), ours(name), ours(name)

@@ -1,0 +1,48 @@
+"""Advice in the words of whoever is asked: what `megatron-growth grow` calls `--depth` has other names elsewhere.
+
+Operators and checkpoints say what to do in the words of `megatron-growth grow`.  A training script and a recipe take
+the same settings by other names; who catches an error there gives it the names that work there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from megatron_growth.errors import GrowthError
+
+# flag of `megatron-growth grow` -> what a door calls it
+DOORS = {
+    "script": {
+        "--from": "--growth-from",
+        "--width": "--growth-width",
+        "--depth": "--growth-depth",
+        "--seed": "--growth-seed",
+        "--optimizer-state": "--growth-optimizer-state",
+    },
+    "recipe": {
+        "--from": "from:",
+        "--width": "growth.width:",
+        "--depth": "growth.depth:",
+        "--seed": "growth.seed:",
+        "--optimizer-state": "growth.optimizer_state:",
+    },
+}
+_FLAG = re.compile(r"(?<![\w-])--[a-z-]+")
+
+
+def reworded(fix: str, door: str) -> str:
+    """Advice in the words of a door; flags that are called the same there stay."""
+    names = DOORS[door]
+    return _FLAG.sub(lambda match: names.get(match[0], match[0]), fix)
+
+
+@contextlib.contextmanager
+def at_door(door: str) -> Iterator[None]:
+    """Give errors that pass the names of a door."""
+    try:
+        yield
+    except GrowthError as error:
+        error.fix = reworded(error.fix, door)
+        raise

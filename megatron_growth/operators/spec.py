@@ -1,0 +1,93 @@
+"""How a model grows from a smaller one: one record from a recipe, or a command line, to the rank that fills weights.
+
+Operators are held in their written form, in which they travel: in a plan's JSON, as flags of `megatron-growth grow`
+(`--width aki`), and as those of a training script (`--growth-width aki`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from megatron_growth.errors import GrowthPlanError, nearest
+from megatron_growth.operators.base import DepthOperator, GrowthMap, WidthOperator
+from megatron_growth.operators.build import build_map
+from megatron_growth.operators.registry import get, written
+from megatron_growth.shape import ModelShape
+
+OptimizerState = Literal["reset", "grow", "asymmetric"]
+DEFAULTS = {"width": "aki", "depth": "stack"}
+FIELDS = ("width", "depth", "seed", "optimizer_state")
+
+
+@dataclass(frozen=True)
+class GrowthSpec:
+    """One growth step as it was asked for.
+
+    Attributes:
+        width, depth: operators in their written form; None for the default, which a step that leaves this axis as it is
+            need not name.
+        seed: of the operators' random choices.
+        optimizer_state: what becomes of the source's optimizer state.
+    """
+
+    width: str | None = None
+    depth: str | None = None
+    seed: int = 0
+    optimizer_state: OptimizerState = "reset"
+
+    @classmethod
+    def of(
+        cls,
+        width: str | Mapping[str, Any] | None = None,
+        depth: str | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        optimizer_state: str = "reset",
+    ) -> GrowthSpec:
+        """From what a user wrote, checked.
+
+        Raises:
+            GrowthPlanError: there is no such operator, parameter or policy.
+        """
+        if optimizer_state not in (known := get_args(OptimizerState)):
+            raise GrowthPlanError(
+                f"no optimizer-state policy is called {optimizer_state!r}", fix=nearest(optimizer_state, known)
+            )
+        kept = {
+            kind: None if spec is None else written(kind, get(kind, spec))
+            for kind, spec in (("width", width), ("depth", depth))
+        }
+        return cls(**kept, seed=seed, optimizer_state=optimizer_state)  # type: ignore[arg-type]
+
+    @property
+    def width_operator(self) -> WidthOperator:
+        """The width operator, made of its written form."""
+        operator: WidthOperator = get("width", self.width or DEFAULTS["width"])
+        return operator
+
+    @property
+    def depth_operator(self) -> DepthOperator:
+        """The depth operator, made of its written form."""
+        operator: DepthOperator = get("depth", self.depth or DEFAULTS["depth"])
+        return operator
+
+    def map(self, source: ModelShape, target: ModelShape) -> GrowthMap:
+        """The map of this step; raises GrowthPlanError when the target cannot be reached."""
+        return build_map(source, target, self.width_operator, self.depth_operator, self.seed)
+
+    def flags(self, prefix: str = "") -> dict[str, str | int]:
+        """{flag without its dashes: value} of the settings that were given; `from_arguments` reads them back."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {prefix + name.replace("_", "-"): value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace, prefix: str = "") -> GrowthSpec:
+        """From parsed arguments, `prefix` being that of their names; None stands for one that was not given.
+
+        Raises:
+            GrowthPlanError: there is no such operator, parameter or policy.
+        """
+        given = {name: getattr(args, prefix + name) for name in FIELDS}
+        return cls.of(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,65 @@
+"""A user's mistake in a training script: said once, as the last thing, with exit code 2 and without a traceback.
+
+Megatron's ranks all meet the same mistake.  The first rank says it, or hands it to torchrun, which prints what a
+process left in TORCHELASTIC_ERROR_FILE at the end of its own report.  The others wait to be ended by whoever started
+them, because the first rank to end is the one whose words count; one that is alone with its mistake speaks after a
+while.  Processes end at once: ending in order, a rank would meet the others' closed connections and abort.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from megatron_growth.errors import UserError
+
+PATIENCE_SECONDS = 20.0
+
+_original = sys.excepthook
+
+
+def install() -> None:
+    """Let this process end a user's mistake so; any other exception ends it as before."""
+    global _original
+    if sys.excepthook is not _say:
+        _original, sys.excepthook = sys.excepthook, _say
+
+
+def uninstall() -> None:
+    """Put back what was there."""
+    if sys.excepthook is _say:
+        sys.excepthook = _original
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, UserError):
+        _original(kind, error, trace)
+        return
+    if rank() != 0:
+        time.sleep(PATIENCE_SECONDS)
+    leave(error, os.environ.get("TORCHELASTIC_ERROR_FILE"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code)
+
+
+def leave(error: UserError, file: str | None) -> None:
+    """Hand the mistake to torchrun, or print it."""
+    if file:
+        document = {"message": f"{error}", "timestamp": str(int(time.time()))}
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text(json.dumps(document), encoding="utf-8")
+            return
+        except OSError:  # then it is printed
+            pass
+    print(f"megatron_growth: {error}", file=sys.stderr)
+
+
+def rank() -> int:
+    """Number of this process among those of the run, by torchrun's or Slurm's variables."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
