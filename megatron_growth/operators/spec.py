@@ -55,11 +55,7 @@ class GrowthSpec:
             raise GrowthPlanError(
                 f"no optimizer-state policy is called {optimizer_state!r}", fix=nearest(optimizer_state, known)
             )
-        kept = {
-            kind: None if spec is None else written(kind, get(kind, spec))
-            for kind, spec in (("width", width), ("depth", depth))
-        }
-        return cls(**kept, seed=seed, optimizer_state=optimizer_state)  # type: ignore[arg-type]
+        return cls(_words("width", width), _words("depth", depth), seed, optimizer_state)  # type: ignore[arg-type]
 
     @property
     def width_operator(self) -> WidthOperator:
@@ -91,3 +87,11 @@ class GrowthSpec:
         """
         given = {name: getattr(args, prefix + name) for name in FIELDS}
         return cls.of(**{name: value for name, value in given.items() if value is not None})
+
+
+def _words(kind: str, spec: str | Mapping[str, Any] | None) -> str | None:
+    """The written form of an operator that exists: as the user wrote it, where it was words."""
+    if spec is None:
+        return None
+    operator = get(kind, spec)
+    return spec if isinstance(spec, str) else written(kind, operator)
