@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_growth import mistakes
 from megatron_growth.backend.installation import (
     Installation,
     has_makefile,
@@ -215,11 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("script", help="a Megatron pre-training script, unmodified")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     args = parser.parse_args(argv)
-    try:
-        run_script(args.script, args.arguments)
-    except UserError as error:
-        print(f"megatron_growth.backend.cpu: {error}", file=sys.stderr)
-        return error.exit_code
+    mistakes.install()
+    run_script(args.script, args.arguments)
     return 0
 
 

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth import mistakes
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.plugin import mistakes, rebind
+from megatron_growth.plugin import rebind
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 

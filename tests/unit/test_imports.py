@@ -13,7 +13,7 @@ PACKAGE = Path(megatron_growth.__file__).parent
 # From the ground up; rooms in one tuple are neighbours and do not know each other, but where NEIGHBOURS says so.
 LEVELS = (
     ("errors", "__init__"),
-    ("shape", "records", "words", "hints"),
+    ("shape", "records", "words", "hints", "mistakes"),
     ("axes", "patterns", "progress", "registry"),
     ("schedules",),
     ("operators",),

@@ -1,0 +1,48 @@
+"""How a user's mistake ends a process; under torchrun see tests/megatron/test_mistakes.py."""
+
+import json
+import subprocess
+import sys
+
+from megatron_growth import mistakes
+from megatron_growth.errors import UserError
+
+PROGRAM = """
+import sys
+from megatron_growth import mistakes
+from megatron_growth.errors import {error}
+mistakes.install()
+raise {error}("too much", fix="give less")
+"""
+
+
+def end_of(error, **variables):
+    words = [sys.executable, "-c", PROGRAM.format(error=error)]
+    return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def test_a_mistake_ends_with_2_and_a_sentence_and_anything_else_as_before():
+    done = end_of("UserError", PYTHONPATH=":".join(sys.path))
+    assert done.returncode == 2
+    assert done.stderr == "megatron_growth: too much\n  what to do: give less\n"
+    done = end_of("GrowthError", PYTHONPATH=":".join(sys.path))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_torchrun_gets_the_words_and_nothing_is_printed(tmp_path, capsys):
+    file = tmp_path / "0" / "error.json"
+    mistakes.leave(UserError("too much"), str(file))
+    assert json.loads(file.read_text())["message"] == "too much"
+    (tmp_path / "taken").touch()
+    mistakes.leave(UserError("too much"), str(tmp_path / "taken" / "error.json"))
+    assert capsys.readouterr().err == "megatron_growth: too much\n"
+
+
+def test_installing_twice_and_taking_back_leaves_what_was_there():
+    before = sys.excepthook
+    mistakes.install()
+    mistakes.install()
+    assert sys.excepthook is not before
+    mistakes.uninstall()
+    assert sys.excepthook is before
