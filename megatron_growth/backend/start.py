@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from megatron_growth import mistakes
 from megatron_growth.backend import cpu
 from megatron_growth.backend.installation import FIRST_WITH_FP8, Installation, detect
 from megatron_growth.backend.processes import die_with_parent
@@ -22,7 +23,7 @@ from megatron_growth.backend.stand_ins import (
     stand_ins,
     tensor_parallel_size,
 )
-from megatron_growth.errors import GrowthError, UserError
+from megatron_growth.errors import UserError
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
@@ -90,8 +91,5 @@ if __name__ == "__main__":
     die_with_parent()
     if len(sys.argv) < 2:
         sys.exit("usage: python -m megatron_growth.backend.start SCRIPT ARGUMENTS...")
-    try:
-        cpu.run_as_main(sys.argv[1], lambda: prepare(sys.argv[2:]))
-    except GrowthError as error:
-        print(f"megatron_growth.backend.start: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    mistakes.install()
+    cpu.run_as_main(sys.argv[1], lambda: prepare(sys.argv[2:]))

@@ -1,0 +1,112 @@
+"""To add a schedule: one class and one decorator, in this package or outside; a recipe then takes it by name."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from megatron_growth import recipes, schedules
+from megatron_growth.errors import RecipeError
+from megatron_growth.planner import plan_run
+from megatron_growth.run.arguments import _rules
+
+MODULE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from megatron_growth.schedules import Decaying, register
+
+@register
+@dataclass(frozen=True)
+class Square(Decaying):
+    """A parabola from the peak to the minimum."""
+    name: ClassVar[str] = "square"
+    power: int = 2
+
+    def after_warmup(self, step):
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 - self.progress(step)) ** self.power
+'''
+
+
+def recipe_with(schedule):
+    text = (Path(recipes.__file__).parent / "nano-progressive.yaml").read_text(encoding="utf-8")
+    return text.replace("  - {name: nano-92k, ", f"  - {{name: nano-92k, schedule: {schedule}, ", 1)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The registry as it is, put back when a test ends."""
+    monkeypatch.setattr(schedules.SCHEDULES, "_classes", dict(schedules.SCHEDULES._classes))
+    return schedules.SCHEDULES
+
+
+def test_a_new_schedule_is_planned_and_given_to_the_ranks(known):
+    @schedules.register
+    @dataclass(frozen=True)
+    class Steps(schedules.Schedule):
+        """Down by a factor at the middle."""
+
+        name: ClassVar[str] = "steps"
+        factor: float = 0.5
+
+        def after_warmup(self, step):
+            return 1.0 if self.progress(step) < 0.5 else self.factor
+
+    recipe = recipes.loads(recipe_with("{name: steps, factor: 0.25, warmup_iterations: 2}"))
+    stage = plan_run(recipe, gpus=1).stages[0]
+    assert (stage.schedule["name"], stage.schedule["factor"], stage.warmup_iterations) == ("steps", 0.25, 2)
+    assert _rules(stage) == ["*=steps:factor=0.25"]
+    assert schedules.from_dict(stage.schedule).last == pytest.approx(stage.lr / 4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{name: cosin}", "did you mean cosine"),
+        ("{name: cosine, factor: 0.5}", "unknown key 'factor'"),
+        ("{name: relora}", "needs restart_iterations"),
+        ("{style: wso}", "it is called name here"),
+        ("{name: square, power: much}", "valid integer"),
+        ("{name: square, powers: 2}", "unknown key 'powers'"),
+    ],
+)
+def test_a_recipe_refuses_what_is_no_schedule_with_its_line(known, outside, schedule, message):
+    with pytest.raises(RecipeError, match=rf"recipe:\d+ .*{message}"):
+        recipes.loads(recipe_with(schedule))
+
+
+@pytest.fixture
+def outside(known, tmp_path, monkeypatch):
+    """An installed package with a schedule of its own."""
+    info = tmp_path / "square-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: square\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[megatron_growth.schedules]\nsquare = square_schedule\n")
+    (tmp_path / "square_schedule.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    known.forget_loaded()
+    yield
+    monkeypatch.undo()
+    known.forget_loaded()
+    sys.modules.pop("square_schedule", None)
+
+
+def test_an_outside_package_adds_a_schedule_by_entry_point(outside):
+    recipe = recipes.loads(recipe_with("{name: square, power: 3, min_lr_ratio: 0}"))
+    stage = plan_run(recipe, gpus=1).stages[0]
+    assert _rules(stage) == ["*=square:min_lr_ratio=0.0,power=3"]
+    schedule = schedules.from_dict(stage.schedule)
+    half_way = (stage.iterations + stage.warmup_iterations) / 2
+    assert schedule.lr(half_way) == pytest.approx(stage.lr / 8)
+
+
+def test_a_stage_with_another_schedule_drops_what_belongs_to_the_recipes(outside):
+    text = (Path(recipes.__file__).parent / "nano-progressive.yaml").read_text(encoding="utf-8")
+    first = next(line for line in text.splitlines() if line.startswith("schedule:"))
+    text = text.replace(first, "schedule: {name: square, power: 3, warmup_fraction: 0.1}", 1)
+    text = text.replace("  - {name: nano-92k, ", "  - {name: nano-92k, schedule: {name: wso}, ", 1)
+    recipe = recipes.loads(text)
+    assert (recipe.stages[0].schedule.name, recipe.stages[0].schedule.given) == ("wso", {})
+    assert recipe.stages[0].schedule.warmup_fraction == 0.1
+    assert recipe.stages[1].schedule.given == {"min_lr_ratio": 0.1, "power": 3}
