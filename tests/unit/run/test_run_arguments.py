@@ -186,10 +186,10 @@ def test_first_stages_of_reuse(variant, sublayers):
     ],
 )
 def test_an_operator_is_written_as_the_rank_reads_it(nano, axis, spec):
-    from megatron_growth.operators import get
+    from megatron_growth.operators import GrowthSpec, get
 
     recipe, plan = nano
-    stage = replace(plan.stages[-1], growth=replace(plan.stages[-1].growth, **{axis: spec}))
+    stage = replace(plan.stages[-1], growth=GrowthSpec.of(**{axis: spec}))
     words = options(megatron_arguments(recipe, stage, launch(stage)))
     assert get(axis, words[f"--growth-{axis}"]) == get(axis, spec)
 
