@@ -18,7 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.training import get_args
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
-from megatron_growth.methods import frozen_names
+from megatron_growth.methods import Method, frozen_names
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import reshardable, state_by_name
 from megatron_growth.plugin.active import ActiveMethods
@@ -73,9 +73,12 @@ def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
     """Whether optimizer state is read by parameter; state in flat buckets only when it must be, to say why not."""
     if getattr(common["args"], "no_save_optim", False):  # a merged model has none
         return False
+    saved = methods_of(common["args"])
+    if any(type(method).optimizer is not Method.optimizer for method in (*active.methods, *saved)):
+        return False  # an optimizer of its own has state of its own, which its parts of Megatron's loading know
     if state_by_name.is_flat(common):
         return _frozen_at_save(common, active) != set(active.model.frozen)
-    return "optimizer" in common and bool(active.methods or methods_of(common["args"]))
+    return "optimizer" in common and bool(active.methods or saved)
 
 
 def _frozen_at_save(common: dict[str, Any], active: ActiveMethods) -> set[str]:
@@ -85,7 +88,8 @@ def _frozen_at_save(common: dict[str, Any], active: ActiveMethods) -> set[str]:
 
 def _restore_step(optimizer: Any, common: dict[str, Any]) -> None:
     """Adam's step where the plugin noted it: Megatron takes it from the first rank, which may have trained nothing."""
-    if state_by_name.content_metadata(common).get(state_by_name.STEP_KEY) is not None:
+    noted = state_by_name.content_metadata(common).get(state_by_name.STEP_KEY)
+    if noted is not None and state_by_name.is_flat(common):
         for part in leaves(optimizer):
             state_by_name.set_step(part, state_by_name.saved_step(common))
 
