@@ -1,4 +1,5 @@
-"""What Megatron needs beneath it: a CPU stand-in for CUDA, and layer parts that need no Transformer Engine.
+"""What may be missing beneath Megatron (a GPU, Transformer Engine, Apex, a Makefile), and what then stands in.
 
-Nothing is imported or replaced here; see `cpu` (Megatron on CPU with gloo) and `layer_spec` (norm and attention).
+Nothing is imported or replaced here; see `stand_ins` (the table), `start` (a process made ready), `cpu` (Megatron on
+the host with gloo), `layer_spec` (norm and attention), `te_on_host` (Transformer Engine's layers without a GPU).
 """

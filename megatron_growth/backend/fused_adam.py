@@ -1,8 +1,8 @@
-"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's fused host kernel.
+"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's fused kernel.
 
 Megatron's distributed optimizer takes one of two paths when it saves and loads: FusedAdam's, where `step` is a number
-in the parameter group, and torch's, where `step` is a tensor per parameter.  In 0.19 the second cannot resume, so on
-the host the first is used, with this class.
+in the parameter group, and torch's, where `step` is a tensor per parameter.  In 0.19 the second cannot resume, so
+without Transformer Engine and Apex the first is used, with this class.
 """
 
 from __future__ import annotations
