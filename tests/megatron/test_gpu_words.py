@@ -22,11 +22,6 @@ EVERY = [(name, gpu) for name in GPU_INSTALLATIONS for gpu in CAPABILITIES]
 SAME = re.compile(r"^--(lr|min-lr|growth|load|save$|tensorboard|data-cache|train-iters|seed|adam|weight-decay)")
 
 
-def trainable(stage) -> bool:
-    """What this release runs."""
-    return bool(stage.optimizer["name"] == "adamw")
-
-
 @functools.cache
 def stages(name):
     """(stage, words) of every stage and baseline of all variants, in the recipe's layout and the recommended one."""
@@ -40,11 +35,7 @@ def stages(name):
             chosen = with_recommended(recipe, plan_cluster(recipe, plan_run(recipe, 8), nodes))
             plans.append((chosen, plan_run(chosen, nodes.gpus)))
         for which, plan in plans:
-            found += [
-                (stage, stage_words(which, plan, stage.name))
-                for stage in (*plan.stages, *plan.baselines)
-                if trainable(stage)
-            ]
+            found += [(stage, stage_words(which, plan, stage.name)) for stage in (*plan.stages, *plan.baselines)]
     return found
 
 

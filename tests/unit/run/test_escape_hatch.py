@@ -116,8 +116,6 @@ def test_every_flag_of_a_plan_is_owned_or_a_default():
     """Else the escape hatch could give Megatron a second, contradicting value without a word."""
     free = {"log-interval", "ckpt-fully-parallel-load"}  # may be changed
     for recipe, plan, stage in every_stage():
-        if stage.optimizer["name"] != "adamw":
-            continue
         given = {word[2:] for word in stage_words(recipe, plan, stage.name) if word.startswith("--")}
         loose = {f for f in given if not f.startswith("growth-")} - OWNED.keys() - speed(stage, "gpu").keys() - free
         assert not loose, f"{recipe.name} {stage.name}"
