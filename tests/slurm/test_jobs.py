@@ -88,7 +88,7 @@ def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins
     run = stand_ins(A={"hold_at": 5, "save_interval": 1000})
     run.stage("A").path.mkdir(parents=True)
     output = run.stage("A").path / "job.txt"
-    options = ["--nodes=2", "--gpus-per-node=8", "--time=2", "--signal=B:USR1@90", f"--output={output}"]
+    options = ["--nodes=2", "--gpus-per-node=8", "--time=5", "--signal=B:USR1@270", f"--output={output}"]
     answer = slurm("env", "GROWTH_RANKS_PER_NODE=1", "GROWTH_LAUNCHER=srun", "sbatch", *options, SCRIPT, run.path, "A")
     number = answer.split()[-1]
     wait_for_end()
