@@ -25,9 +25,9 @@ def local():
 def test_training_with_a_restart_is_that_of_the_local_layers(engine, local, layout):
     processes, given = LAYOUTS[layout]
     run = Run(spec="stock", **given)
-    ranks = engine.call(run_distributed, workers.train, processes, run, restarts=(3,), how="magnitude")
+    ranks = engine.call(run_distributed, workers.train_and_tell, processes, run, restarts=(3,), how="magnitude")
     assert ranks[0]["losses"] == pytest.approx(local["losses"], abs=1e-5)
     assert all(rank["drift"] == 0 for rank in ranks)
-    names = {name for rank in ranks for name in rank["weights"] if ".lora_" in name}
+    names = {name for rank in ranks for name in rank["names"] if ".lora_" in name}
     assert names == {name for name in local["weights"] if ".lora_" in name}
     assert any("LayerNormColumnParallel" in kind for kind in ranks[0]["classes"])
