@@ -172,7 +172,7 @@ def _stage(stage: Stage, layers: int) -> Stage:
             "stop_iterations": None,
             "stop_at": None,
             "stop_below": None,
-            "schedule": Schedule(style="wso", warmup_iterations=HALF),
+            "schedule": Schedule(name="wso", warmup_iterations=HALF),
         }
     )
 

@@ -30,7 +30,7 @@ model: {head_dim: 8, ffn_multiple: 2, sequence_length: 32, vocab: 250, vocab_mul
         scaled_init: false}
 data: {corpus: stdlib, tokenizer: ./tokenizer.model}
 precision: fp32
-schedule: {style: cosine, warmup_iterations: 2, min_lr_ratio: 0.1}
+schedule: {name: cosine, warmup_iterations: 2, min_lr_ratio: 0.1}
 budget: {rule: iterations}
 growth: {width: fpi, depth: stack}
 stages:
@@ -71,28 +71,28 @@ EFFECTS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "Optimizer.eps": ("optimizer.eps", 1e-3, ("groups",)),
     "Optimizer.weight_decay": ("optimizer.weight_decay", 0.3, ("groups",)),
     "Optimizer.clip": ("optimizer.clip", 0.5, ("clip",)),
-    "Schedule.style": ("schedule.style", "linear", ("rates",)),
+    "Schedule.name": ("schedule.name", "linear", ("rates",)),
     "Schedule.warmup_iterations": ("schedule.warmup_iterations", 4, ("rates",)),
-    "Schedule.warmup_fraction": ("schedule", {"style": "cosine", "warmup_fraction": 0.5}, ("rates",)),
+    "Schedule.warmup_fraction": ("schedule", {"name": "cosine", "warmup_fraction": 0.5}, ("rates",)),
     "Schedule.warmup_iterations_max": (
         "schedule",
-        {"style": "cosine", "warmup_fraction": 0.5, "warmup_iterations_max": 1},
+        {"name": "cosine", "warmup_fraction": 0.5, "warmup_iterations_max": 1},
         ("rates",),
     ),
     "Schedule.min_lr_ratio": ("schedule.min_lr_ratio", 0.5, ("rates",)),
     "Schedule.stable_fraction": (
         "schedule",
-        {"style": "wsd", "warmup_iterations": 2, "stable_fraction": 0.3},
+        {"name": "wsd", "warmup_iterations": 2, "stable_fraction": 0.3},
         ("rates",),
     ),
     "Schedule.restart_iterations": (
         "schedule",
-        {"style": "relora", "warmup_iterations": 2, "restart_iterations": 4},
+        {"name": "relora", "warmup_iterations": 2, "restart_iterations": 4},
         ("rates",),
     ),
     "Schedule.restart_warmup_iterations": (
         "schedule",
-        {"style": "relora", "warmup_iterations": 2, "restart_iterations": 4, "restart_warmup_iterations": 3},
+        {"name": "relora", "warmup_iterations": 2, "restart_iterations": 4, "restart_warmup_iterations": 3},
         ("rates",),
     ),
     "Stage.hidden": (SMALL + "hidden", 24, ("shapes",)),
