@@ -97,7 +97,8 @@ def test_time_limit_and_the_script_without_our_command(queue: Cluster, stand_ins
     starts = slurm_record.read(run.stage("A")).starts
     assert [start.restart for start in starts] == list(range(len(starts)))
     assert len(starts) >= 2
-    assert 0 == starts[0].iteration < starts[1].iteration < 30
+    # A launch that the signal meets before it listens ends without a checkpoint, and is requeued like any other.
+    assert 0 == starts[0].iteration < starts[-1].iteration < 30
 
 
 def test_a_node_that_does_not_see_the_run_is_named(
