@@ -83,7 +83,7 @@ class Registry[T]:
     def make(self, name: str, /, **parameters: Any) -> T:
         """A part by name and parameters; errors as in `get`."""
         cls = self.find(name)
-        known = parameters_of(cls)
+        known = fields_of(cls)
         for key, value in parameters.items():
             if key not in known:
                 raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=nearest(key, known))
@@ -120,7 +120,7 @@ class Registry[T]:
         """`{"name": NAME, "parameter": value}` with the parameters that are not as they are by default; `get` reads it
         back."""
         changed = {
-            key: getattr(part, key) for key, f in parameters_of(type(part)).items() if getattr(part, key) != _default(f)
+            key: getattr(part, key) for key, f in fields_of(type(part)).items() if getattr(part, key) != _default(f)
         }
         return {"name": getattr(part, "name", ""), **changed}
 
@@ -159,7 +159,7 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def parameters_of(cls: type) -> dict[str, Field[Any]]:
+def fields_of(cls: type) -> dict[str, Field[Any]]:
     """The parameters of a part's class by name: its fields."""
     return {f.name: f for f in fields(cls)}
 

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from megatron_growth.checkpoint import metadata, writer
-from megatron_growth.checkpoint.offline_job import Job, plan
+from megatron_growth.checkpoint.offline_job import GrowthJob, plan
 from megatron_growth.checkpoint.paths import METADATA, TRACKER
-from megatron_growth.checkpoint.processes import Progress, run_shared
+from megatron_growth.checkpoint.processes import OnProgress, run_shared
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import TargetItem
 from megatron_growth.checkpoint.target_state import grown_common, grown_objects
@@ -31,7 +31,7 @@ from megatron_growth.records.storage import fsync_path, storage_errors, write_wh
 from megatron_growth.records.unfinished import LOCK, partial_of, publish, unfinished
 from megatron_growth.shape import ModelShape
 
-__all__ = ["Job", "OfflineReport", "grow", "plan"]
+__all__ = ["GrowthJob", "OfflineReport", "grow", "plan"]
 PURPOSE = "an unfinished growth"
 KEY_FILE = ".growth-key"
 SPARE_BYTES = 64 << 20
@@ -63,12 +63,12 @@ class OfflineReport:
 
 
 def grow(
-    job: Job,
+    job: GrowthJob,
     target: Path,
     *,
     processes: int = 1,
     rates: tuple[float | None, float | None] = (None, None),
-    progress: Progress = lambda *_: None,
+    progress: OnProgress = lambda *_: None,
 ) -> OfflineReport:
     """Carry out a planned growth.
 
@@ -107,13 +107,13 @@ def grow(
 
 
 def _write(
-    job: Job,
+    job: GrowthJob,
     partial: Path,
     target: Path,
     provenance: dict[str, Any],
     processes: int,
     rates: tuple[float | None, float | None],
-    progress: Progress,
+    progress: OnProgress,
 ) -> int:
     """Write what is missing of the target, under its lock, and give it its name; how many parts were there."""
     folder = partial / ("release" if job.iteration is None else f"iter_{job.iteration:07d}")
@@ -130,7 +130,7 @@ def _write(
     return len(resumed)
 
 
-def _report(job: Job, target: Path, provenance: dict[str, Any], resumed: int, begin: float) -> OfflineReport:
+def _report(job: GrowthJob, target: Path, provenance: dict[str, Any], resumed: int, begin: float) -> OfflineReport:
     keys = {item.key for part in job.parts for item in part.items}
     total, seconds = sum(part.bytes for part in job.parts), time.perf_counter() - begin
     return OfflineReport(
@@ -138,7 +138,7 @@ def _report(job: Job, target: Path, provenance: dict[str, Any], resumed: int, be
     )
 
 
-def _is_result(job: Job, target: Path, provenance: dict[str, Any]) -> bool:
+def _is_result(job: GrowthJob, target: Path, provenance: dict[str, Any]) -> bool:
     """Whether a folder is what this job would write: an earlier run of the same command finished it."""
     try:
         found = metadata.provenance_of(Source(target), trust=job.trust)
@@ -158,7 +158,7 @@ def _refuse_source(source: Path, partial: Path) -> None:
         )
 
 
-def _prepare(partial: Path, folder: Path, job: Job) -> None:
+def _prepare(partial: Path, folder: Path, job: GrowthJob) -> None:
     """Start the unfinished target, or take up one of the same job."""
     key, file = job.key(), partial / KEY_FILE
     if not (file.is_file() and file.read_text(encoding="utf-8") == key):
@@ -173,7 +173,7 @@ def _prepare(partial: Path, folder: Path, job: Job) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def _check_space(partial: Path, job: Job, resumed: Sequence[int]) -> None:
+def _check_space(partial: Path, job: GrowthJob, resumed: Sequence[int]) -> None:
     needed = sum(part.bytes for n, part in enumerate(job.parts) if n not in set(resumed)) + SPARE_BYTES
     free = shutil.disk_usage(partial).free
     if needed > free:
@@ -184,7 +184,7 @@ def _check_space(partial: Path, job: Job, resumed: Sequence[int]) -> None:
         )
 
 
-def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes]) -> None:
+def _complete(job: GrowthJob, partial: Path, folder: Path, objects: dict[str, bytes]) -> None:
     """Metadata, tracker, and away with the records of the parts."""
     records = []
     for number in range(len(job.parts)):
@@ -203,7 +203,7 @@ def _complete(job: Job, partial: Path, folder: Path, objects: dict[str, bytes]) 
 # ------------------------------------------------------------------------------------------------------ the processes
 
 
-def _run_parts(job: Job, folder: Path, todo: Sequence[int], processes: int, progress: Progress) -> None:
+def _run_parts(job: GrowthJob, folder: Path, todo: Sequence[int], processes: int, progress: OnProgress) -> None:
     """Check the source with all processes, then write the parts with all processes."""
 
     def check(numbers: Iterable[int], done: Callable[[int], None]) -> None:
@@ -219,14 +219,14 @@ def _run_parts(job: Job, folder: Path, todo: Sequence[int], processes: int, prog
     run_shared(write, todo, [part.bytes for part in job.parts], processes, "write", progress)
 
 
-def _needed_items(job: Job) -> list[int]:
+def _needed_items(job: GrowthJob) -> list[int]:
     """Chunks of the source that the target is made of."""
     optimizer = job.policy != "reset"
     tensors = [t for (_, moment), t in job.source.tensors.items() if moment is None or optimizer]
     return sorted({box.item for tensor in tensors for boxes in tensor.boxes.values() for box in boxes})
 
 
-def _write_parts(job: Job, folder: Path, numbers: Iterable[int], done: Callable[[int], None]) -> None:
+def _write_parts(job: GrowthJob, folder: Path, numbers: Iterable[int], done: Callable[[int], None]) -> None:
     computer = job.computer()
 
     def compute(item: TargetItem, values: Tensor) -> None:

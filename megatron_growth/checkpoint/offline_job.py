@@ -22,7 +22,7 @@ from megatron_growth.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Job:
+class GrowthJob:
     """An offline growth, planned: everything that the processes need.
 
     Attributes:
@@ -75,7 +75,7 @@ def plan(
     seed: int = 0,
     policy: str = "reset",
     trust_checkpoint: bool = False,
-) -> Job:
+) -> GrowthJob:
     """Open the source and plan everything; writes nothing.
 
     Args:
@@ -99,4 +99,4 @@ def plan(
         optimizer_state.check_source(opened, common)
     parts = target_parts(growth, opened, optimizer=checked != "reset")
     init_std = Deviations.of_arguments(args, growth.target.layers)
-    return Job(opened, common, growth, checked, init_std, parts, trust_checkpoint)
+    return GrowthJob(opened, common, growth, checked, init_std, parts, trust_checkpoint)

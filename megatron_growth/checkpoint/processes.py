@@ -13,13 +13,13 @@ import torch
 
 from megatron_growth.errors import GrowthError, unexpected
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 # What one process does: with its numbers, and a function to call with each that is finished.
 Work = Callable[[Iterable[int], Callable[[int], None]], None]
 
 
 def run_shared(
-    work: Work, numbers: Sequence[int], sizes: Sequence[int], processes: int, what: str, progress: Progress
+    work: Work, numbers: Sequence[int], sizes: Sequence[int], processes: int, what: str, progress: OnProgress
 ) -> None:
     """Do numbered work in several processes.
 
@@ -63,7 +63,7 @@ def _shares(numbers: Sequence[int], sizes: Sequence[int], processes: int) -> lis
 
 
 def _follow(
-    workers: Sequence[Any], queue: Any, what: str, sizes: Sequence[int], total: int, progress: Progress
+    workers: Sequence[Any], queue: Any, what: str, sizes: Sequence[int], total: int, progress: OnProgress
 ) -> None:
     """Report what the processes finish, and raise what one of them met."""
     done, running = 0, len(workers)

@@ -39,7 +39,7 @@ DONE, TEMPORARY = ".done", ".tmp"
 
 
 @dataclass(frozen=True)
-class Record:
+class WrittenItem:
     """Where one written item lies."""
 
     key: str
@@ -98,7 +98,7 @@ class PartWriter:
                     values, start = self._buffer.tensor(item), stream.tell()
                     self.compute(item, values)
                     torch.save(values, recorder)
-                    records.append(Record(item.key, item.offsets, name, start, stream.tell() - start))
+                    records.append(WrittenItem(item.key, item.offsets, name, start, stream.tell() - start))
             except BaseException:
                 with suppress(OSError):  # it flushes what could not be written
                     stream.close()
@@ -109,7 +109,7 @@ class PartWriter:
         while len(self._unsynced) > 1:
             self._unsynced.pop(0).result()
 
-    def _finish(self, stream: io.BufferedWriter, path: Path, number: int, records: list[Record]) -> None:
+    def _finish(self, stream: io.BufferedWriter, path: Path, number: int, records: list[WrittenItem]) -> None:
         with storage_errors(path):
             stream.flush()
             os.fsync(stream.fileno())
@@ -160,28 +160,29 @@ def done_file(directory: Path, number: int) -> Path:
     return directory / f".part-{number}{DONE}"
 
 
-def finished(directory: Path, number: int) -> list[Record] | None:
+def finished(directory: Path, number: int) -> list[WrittenItem] | None:
     """The records of a part that an earlier run finished, None when it did not."""
     done = done_file(directory, number)
     if not done.exists() or not (directory / part_file(number)).exists():
         return None
     return [
-        Record(r["key"], tuple(r["offsets"]), r["file"], r["start"], r["length"]) for r in json.loads(done.read_text())
+        WrittenItem(r["key"], tuple(r["offsets"]), r["file"], r["start"], r["length"])
+        for r in json.loads(done.read_text())
     ]
 
 
-def write_objects(directory: Path, number: int, objects: Mapping[str, bytes]) -> list[Record]:
+def write_objects(directory: Path, number: int, objects: Mapping[str, bytes]) -> list[WrittenItem]:
     """Write all stored objects into one file."""
     records, start, name = [], 0, part_file(number)
     for key, data in objects.items():
-        records.append(Record(key, (), name, start, len(data)))
+        records.append(WrittenItem(key, (), name, start, len(data)))
         start += len(data)
     write_whole(directory / name, b"".join(objects.values()))
     return records
 
 
 def write_metadata(
-    directory: Path, parts: Iterable[Part], tensors: Iterable[Record], objects: Iterable[Record]
+    directory: Path, parts: Iterable[Part], tensors: Iterable[WrittenItem], objects: Iterable[WrittenItem]
 ) -> None:
     """Write `.metadata` and `metadata.json`: from here on the directory is a checkpoint."""
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}

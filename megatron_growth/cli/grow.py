@@ -25,7 +25,7 @@ from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import finite, whole
 
 if TYPE_CHECKING:
-    from megatron_growth.checkpoint.grow_offline import Job
+    from megatron_growth.checkpoint.grow_offline import GrowthJob
     from megatron_growth.checkpoint.summary import Row
     from megatron_growth.operators import GrowthSpec
     from megatron_growth.shape import ModelShape
@@ -127,7 +127,7 @@ def _where_training_goes_on(iteration: int | None) -> str:
     )
 
 
-def _epsilon_hint(job: Job) -> str:
+def _epsilon_hint(job: GrowthJob) -> str:
     from megatron_growth.checkpoint.metadata import norm_epsilon
 
     if job.growth.width.epsilon_scale == 1.0:
@@ -175,7 +175,7 @@ def _architecture(recipe: str, stage: Any) -> dict[str, Any]:
     }
 
 
-def _check_architecture(job: Job, wanted: dict[str, Any]) -> None:
+def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
     """The grown checkpoint keeps its source's arguments; a recipe that says otherwise would train another function."""
     from megatron_growth.checkpoint import architecture, metadata
 
@@ -188,7 +188,7 @@ def _check_architecture(job: Job, wanted: dict[str, Any]) -> None:
         architecture.check_step(saved, target, job.growth, where=where)
 
 
-def _first_steps(job: Job) -> str:
+def _first_steps(job: GrowthJob) -> str:
     """What moments of zero do at a late step of Adam's."""
     from megatron_growth.checkpoint.optimizer_state import first_steps
 
@@ -220,7 +220,7 @@ def _target_shape(source: ModelShape, args: argparse.Namespace, shape: ModelShap
     return source.with_(**sizes, head_dim=base.head_dim, sublayers=base.sublayers)
 
 
-def _print_plan(job: Job, as_json: bool) -> None:
+def _print_plan(job: GrowthJob, as_json: bool) -> None:
     from megatron_growth.checkpoint.optimizer_state import MomentRule
     from megatron_growth.checkpoint.plan import Planner
     from megatron_growth.checkpoint.summary import summarise
@@ -243,7 +243,7 @@ def _print_plan(job: Job, as_json: bool) -> None:
         _print_table(rows, read, written, job)
 
 
-def _print_table(rows: list[Row], read: int, written: int, job: Job) -> None:
+def _print_table(rows: list[Row], read: int, written: int, job: GrowthJob) -> None:
     from rich.table import Column, Table
 
     names = (Column("parameter", overflow="fold"), "axes", "old", "new")

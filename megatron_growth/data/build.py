@@ -26,7 +26,7 @@ from megatron_growth.data import hub
 from megatron_growth.data.encode import SPLITS, EncodeOptions, clean_documents, training_tokens
 from megatron_growth.data.manifest import FILE_NAME, FORMAT, Manifest, SkippedRecord, TokenizerRecord
 from megatron_growth.data.merge import merge_shards
-from megatron_growth.data.pieces import Piece, Source
+from megatron_growth.data.pieces import InputFile, Piece
 from megatron_growth.data.request import PrepareRequest
 from megatron_growth.data.sources import HUB_SHARD, Corpus, shards
 from megatron_growth.data.split import ValidationSplit
@@ -106,7 +106,7 @@ class _Batch:
     """
 
     number: int
-    sources: tuple[Source, ...]
+    sources: tuple[InputFile, ...]
     folder: Path
 
     @property
@@ -146,9 +146,9 @@ class _Batch:
         return self.folder / "downloads" / f"{self.number:05d}"
 
 
-def _batches(sources: Sequence[Source], folder: Path) -> Iterator[_Batch]:
+def _batches(sources: Sequence[InputFile], folder: Path) -> Iterator[_Batch]:
     number = 0
-    local: list[Source] = []
+    local: list[InputFile] = []
     for source in sources:
         if source.format != hub.FORMAT:
             local.append(source)

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from megatron_growth.data.hub_address import PREFIX, Address, api, hub_errors, parse
-from megatron_growth.data.pieces import Source
+from megatron_growth.data.pieces import InputFile
 from megatron_growth.errors import DataError, nearest
 from megatron_growth.records.storage import sha256_of
 
@@ -33,7 +33,7 @@ _SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", 
 class Listing:
     """The files of a data set that were asked for, and those that are not read, by reason."""
 
-    sources: list[Source]
+    sources: list[InputFile]
     skipped: dict[str, list[str]]
 
 
@@ -69,12 +69,12 @@ def listing(given: str) -> Listing:
     if others := sorted(set(paths) - set(chosen)):
         skipped["not Parquet"] = others
     sources = [
-        Source(path, f"{PREFIX}{address.name}@{files.commit}:{path}", FORMAT, *files.files[path]) for path in chosen
+        InputFile(path, f"{PREFIX}{address.name}@{files.commit}:{path}", FORMAT, *files.files[path]) for path in chosen
     ]
     return Listing(sources, skipped)
 
 
-def fetch(source: Source, folder: Path) -> Source:
+def fetch(source: InputFile, folder: Path) -> InputFile:
     """The Parquet file of a hub source, fetched into `folder` unless it is there; a broken download goes on.
 
     Raises DataError when the hub cannot be reached or sends another content.
@@ -97,7 +97,7 @@ def fetch(source: Source, folder: Path) -> Source:
     return replace(source, path=str(local), format="parquet")
 
 
-def _is_whole(local: Path, source: Source) -> bool:
+def _is_whole(local: Path, source: InputFile) -> bool:
     if not local.is_file() or local.stat().st_size != source.bytes:
         return False
     if len(source.sha256) == 64:

@@ -19,7 +19,7 @@ _INPUT = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, 
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input file, or one built-in collection.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
 class Piece:
     """A part of a source that one worker reads: bytes [begin, end) of JSONL, row groups of Parquet, or topics."""
 
-    source: Source
+    source: InputFile
     begin: int
     end: int
     bytes: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_growth.data.pieces import Source
+from megatron_growth.data.pieces import InputFile
 from megatron_growth.data.readers import DOCUMENT_UNITS
 from megatron_growth.data.tokenizers import TokenizerSpec
 from megatron_growth.errors import DataError, nearest
@@ -59,7 +59,7 @@ class PrepareRequest:
                     f"Unknown value {value!r}; {nearest(value, known)}.", where=option, fix="Use one of these."
                 )
 
-    def identity(self, sources: Sequence[Source], tokenizer_fingerprint: str) -> dict[str, Any]:
+    def identity(self, sources: Sequence[InputFile], tokenizer_fingerprint: str) -> dict[str, Any]:
         """All that decides the dataset's content; two equal identities give the same bytes.
 
         `tokenizer_fingerprint` is "" for a sentencepiece model that is trained on the corpus.

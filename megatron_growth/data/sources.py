@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_growth.data import corpora, hub
 from megatron_growth.data.hub_address import PREFIX
 from megatron_growth.data.parquet import row_groups
-from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, Piece, Source, format_of, reading
+from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, InputFile, Piece, format_of, reading
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import sha256_of
 
@@ -36,7 +36,7 @@ class Corpus:
         skipped: what is not read, by reason: names.
     """
 
-    sources: list[Source]
+    sources: list[InputFile]
     skipped: dict[str, list[str]]
 
 
@@ -46,7 +46,7 @@ def discover(inputs: Sequence[str]) -> Corpus:
 
     Raises DataError for a path that is not there or a folder without a file of a known kind.
     """
-    sources: list[Source] = []
+    sources: list[InputFile] = []
     skipped: dict[str, list[str]] = {}
     for number, given in enumerate(inputs):
         found = _input(given)
@@ -77,18 +77,18 @@ def _input(given: str) -> Corpus:
     raise corpora.unknown(given)
 
 
-def _file(path: Path, name: str, kind: str) -> Source:
+def _file(path: Path, name: str, kind: str) -> InputFile:
     if kind == "text" and path.suffix.lower() in COMPRESSED:
         raise DataError(
             "A compressed file must be JSONL.",
             where=str(path),
             fix="Name it .jsonl.gz or .jsonl.zst if it is, or decompress the text.",
         )
-    return Source(name, str(path), kind, path.stat().st_size)
+    return InputFile(name, str(path), kind, path.stat().st_size)
 
 
 def _folder(folder: Path) -> Corpus:
-    found: list[Source] = []
+    found: list[InputFile] = []
     skipped: dict[str, list[str]] = {}
     for path in _walk(folder, skipped):
         name = path.relative_to(folder)
@@ -146,20 +146,20 @@ def _walk(folder: Path, skipped: dict[str, list[str]]) -> Iterator[Path]:
     return iter(sorted(files, key=lambda path: path.relative_to(folder).as_posix()))
 
 
-def _builtin(corpus: str) -> list[Source]:
+def _builtin(corpus: str) -> list[InputFile]:
     texts = json.dumps(corpora.stdlib_topics()).encode()
-    topics = Source(f"{corpus}/pydoc-topics", "", "topics", len(texts), hashlib.sha256(texts).hexdigest())
+    topics = InputFile(f"{corpus}/pydoc-topics", "", "topics", len(texts), hashlib.sha256(texts).hexdigest())
     return [topics, *(_file(path, f"{corpus}/{name}", "text") for name, path in corpora.sources_of(corpus))]
 
 
-def hash_sources(sources: Sequence[Source], threads: int) -> list[Source]:
+def hash_sources(sources: Sequence[InputFile], threads: int) -> list[InputFile]:
     """The same sources with their SHA-256; files are read by several threads."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         digests = pool.map(_digest, sources)
         return [replace(source, sha256=digest) for source, digest in zip(sources, digests, strict=True)]
 
 
-def _digest(source: Source) -> str:
+def _digest(source: InputFile) -> str:
     if source.sha256:
         return source.sha256
     with reading(source.path):
@@ -171,7 +171,7 @@ def shard_bytes(total: int) -> int:
     return min(max(total // 256, MIB), 256 * MIB)
 
 
-def shards(sources: Sequence[Source], limit: int = 0) -> list[tuple[Piece, ...]]:
+def shards(sources: Sequence[InputFile], limit: int = 0) -> list[tuple[Piece, ...]]:
     """All pieces in order, grouped into shards of about `limit` bytes each, or of `shard_bytes`."""
     limit = limit or shard_bytes(sum(source.bytes for source in sources))
     groups: list[tuple[Piece, ...]] = []
@@ -186,7 +186,7 @@ def shards(sources: Sequence[Source], limit: int = 0) -> list[tuple[Piece, ...]]
     return [*groups, tuple(group)] if group else groups
 
 
-def _pieces(source: Source, limit: int) -> Iterator[Piece]:
+def _pieces(source: InputFile, limit: int) -> Iterator[Piece]:
     if source.format == "parquet":
         for index, size in enumerate(row_groups(source.path)):
             yield Piece(source, index, index + 1, size)

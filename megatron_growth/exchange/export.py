@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.checkpoint.processes import Progress, run_shared
+from megatron_growth.checkpoint.processes import OnProgress, run_shared
 from megatron_growth.errors import RunError, StorageError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import ExportPlan
@@ -59,7 +59,7 @@ def export(
     companions: Callable[[Path], None] = lambda _: None,
     card: str = "",
     processes: int = 1,
-    progress: Progress = lambda *_: None,
+    progress: OnProgress = lambda *_: None,
 ) -> ExportReport:
     """Carry out a planned export.
 
@@ -150,7 +150,7 @@ def _check_space(partial: Path, plan: ExportPlan, done: dict[int, int]) -> None:
         )
 
 
-def _write_shards(plan: ExportPlan, partial: Path, done: dict[int, int], processes: int, progress: Progress) -> None:
+def _write_shards(plan: ExportPlan, partial: Path, done: dict[int, int], processes: int, progress: OnProgress) -> None:
     """Every file: written as `.tmp`, flushed, renamed, then its checksum beside it."""
 
     def write(numbers: Iterable[int], finished: Callable[[int], None]) -> None:

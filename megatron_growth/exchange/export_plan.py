@@ -16,18 +16,18 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.config import DTYPES, to_config
-from megatron_growth.exchange.names import Piece, pieces
+from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.shape import ModelShape
 
 SHARD_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Shard:
+class WeightsFile:
     """One file of the export."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[NamedRows, ...]
     bytes: int
 
 
@@ -54,7 +54,7 @@ class ExportPlan:
     dtype: torch.dtype
     eod: int | None
     config: dict[str, Any]
-    shards: tuple[Shard, ...]
+    shards: tuple[WeightsFile, ...]
     iteration: int
 
     @property
@@ -122,17 +122,17 @@ def plan_export(
     return ExportPlan(source, args, shape, kept, target, eod, config, shards, int(common.get("iteration", 0)))
 
 
-def _shards(found: Sequence[Piece], dtype: torch.dtype, limit: int) -> tuple[Shard, ...]:
+def _shards(found: Sequence[NamedRows], dtype: torch.dtype, limit: int) -> tuple[WeightsFile, ...]:
     """Tensors in order, into files of at most `limit` bytes, named as transformers names them."""
-    groups: list[tuple[list[Piece], int]] = [([], 0)]
+    groups: list[tuple[list[NamedRows], int]] = [([], 0)]
     for piece in found:
         size = prod(piece.shape) * dtype.itemsize
         if groups[-1][0] and groups[-1][1] + size > limit:
             groups.append(([], 0))
         groups[-1] = ([*groups[-1][0], piece], groups[-1][1] + size)
     if len(groups) == 1:
-        return (Shard(safetensors_files.SINGLE, tuple(groups[0][0]), groups[0][1]),)
+        return (WeightsFile(safetensors_files.SINGLE, tuple(groups[0][0]), groups[0][1]),)
     return tuple(
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), size)
+        WeightsFile(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), size)
         for number, (group, size) in enumerate(groups, 1)
     )

@@ -32,7 +32,7 @@ _PLAIN = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class NamedRows:
     """One Hugging Face tensor as rows of one Megatron parameter.
 
     Attributes:
@@ -60,7 +60,7 @@ class Piece:
         return (self.rows,) if self.columns is None else (self.rows, self.columns)
 
 
-def pieces(shape: ModelShape, vocab: int | None = None) -> Iterator[Piece]:
+def pieces(shape: ModelShape, vocab: int | None = None) -> Iterator[NamedRows]:
     """Every Hugging Face tensor of a model, bottom to top.
 
     Args:
@@ -80,12 +80,12 @@ def pieces(shape: ModelShape, vocab: int | None = None) -> Iterator[Piece]:
             yield from _of(parameter, None, shape, vocab)
 
 
-def _of(parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None) -> Iterator[Piece]:
+def _of(parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None) -> Iterator[NamedRows]:
     rows, *rest = dimensions(parameter, shape)
     prefix = "" if layer is None else f"model.layers.{layer}."
     columns = rest[0] if rest else None
     for name, ranges in _parts(parameter, rows, shape, vocab).items():
-        yield Piece(prefix + name, parameter, layer, ranges, columns)
+        yield NamedRows(prefix + name, parameter, layer, ranges, columns)
 
 
 def _parts(parameter: Parameter, rows: int, shape: ModelShape, vocab: int | None) -> dict[str, tuple[Range, ...]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.exchange import safetensors_files
-from megatron_growth.exchange.export_plan import Shard
-from megatron_growth.exchange.names import Piece, Range
+from megatron_growth.exchange.export_plan import WeightsFile
+from megatron_growth.exchange.names import NamedRows, Range
 
 BLOCK_BYTES = 32 << 20
 
@@ -31,7 +31,7 @@ class ShardWriter:
         self.source, self.dtype = source, dtype
         self._memory = mmap.mmap(-1, BLOCK_BYTES)
 
-    def write(self, path: Path, shard: Shard) -> int:
+    def write(self, path: Path, shard: WeightsFile) -> int:
         """Write a file and flush it to disk; returns the CRC-32 of its bytes."""
         tensors = [(piece.name, piece.shape) for piece in shard.pieces]
         with path.open("wb", buffering=0) as stream:
@@ -47,7 +47,7 @@ class ShardWriter:
             safetensors_files.sync(stream.fileno())
         return crc
 
-    def _blocks(self, piece: Piece, rows: Range) -> Iterator[Tensor]:
+    def _blocks(self, piece: NamedRows, rows: Range) -> Iterator[Tensor]:
         """Rows of Megatron's tensor in blocks that fit the buffer, in the export's precision."""
         tensor = self.source.tensors[piece.parameter.name, None]
         columns = tensor.columns

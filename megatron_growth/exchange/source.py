@@ -20,7 +20,7 @@ from megatron_growth.checkpoint.source import Item, Source, SourceTensor
 from megatron_growth.checkpoint.torch_private import StorageInfo, StoredTensor
 from megatron_growth.errors import CheckpointError
 from megatron_growth.exchange.config import from_config
-from megatron_growth.exchange.names import Piece, pieces
+from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
 from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
 
@@ -87,7 +87,7 @@ class HuggingFaceSource(Source):
     def _derived(self, name: str) -> bool:
         return name.endswith(_DERIVED) or (name == "lm_head.weight" and self.shape.tied_embeddings)
 
-    def _add_piece(self, piece: Piece, stored: dict[str, StoredRange]) -> None:
+    def _add_piece(self, piece: NamedRows, stored: dict[str, StoredRange]) -> None:
         found = stored.get(piece.name)
         if found is None or found.shape != piece.shape:
             raise CheckpointError(
@@ -113,7 +113,7 @@ class HuggingFaceSource(Source):
             tensor.boxes[piece.layer].append(Box(rows, columns, number, skip))
             skip += (rows[1] - rows[0]) * columns[1]
 
-    def _shape_of(self, piece: Piece) -> tuple[int, ...]:
+    def _shape_of(self, piece: NamedRows) -> tuple[int, ...]:
         return dimensions(piece.parameter, self.shape)
 
     def objects(self, prefix: str) -> list[str]:

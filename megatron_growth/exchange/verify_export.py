@@ -16,7 +16,7 @@ from megatron_growth.errors import CheckpointError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export import MANIFEST, read_manifest
 from megatron_growth.exchange.export_plan import ExportPlan, plan_export
-from megatron_growth.exchange.names import Piece
+from megatron_growth.exchange.names import NamedRows
 from megatron_growth.exchange.source import read_config
 
 _BLOCK = 16 << 20
@@ -131,7 +131,7 @@ def _compare(
     return tensors, rows
 
 
-def _rows_of(plan: ExportPlan, piece: Piece, start: int, stop: int) -> torch.Tensor:
+def _rows_of(plan: ExportPlan, piece: NamedRows, start: int, stop: int) -> torch.Tensor:
     """Rows of a Hugging Face tensor, read from the checkpoint."""
     tensor = plan.source.tensors[piece.parameter.name, None]
     found, at = [], 0

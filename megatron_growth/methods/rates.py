@@ -132,7 +132,7 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
         RecipeError: an unknown name or parameter, or a value that cannot be.
     """
     name, given = schedules.SCHEDULES.read(text)
-    known = (*schedules.COMMON, *schedules.parameters_of(name))
+    known = (*schedules.COMMON, *schedules.own_parameters(name))
     own = {key: _in_units(key, value, text, run.unit) if key in known else value for key, value in given.items()}
     taken = {key: getattr(run, key) for key in (*schedules.COMMON, "min_lr_ratio") if key in known}
     return schedules.SCHEDULES.make(name, **(taken | own))

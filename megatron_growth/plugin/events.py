@@ -19,7 +19,7 @@ from megatron_growth.plugin import stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.records.human import plural
-from megatron_growth.records.metrics import MetricsFile, Record
+from megatron_growth.records.metrics import MetricsFile, MetricsLine
 
 Function = Callable[..., Any]
 
@@ -39,7 +39,7 @@ class Events:
         self._options = options
         self._metrics = MetricsFile(options.metrics) if options.metrics else None
         self._is_open = False
-        self._waiting: list[Record] = []
+        self._waiting: list[MetricsLine] = []
         self._evaluation: tuple[int, str] | None = None
         self._validation_loss: float | None = None
         self._mark = time.perf_counter()
@@ -61,7 +61,7 @@ class Events:
 
     # Records ------------------------------------------------------------------------------------------------------
 
-    def record(self, record: Record) -> None:
+    def record(self, record: MetricsLine) -> None:
         """Write one record from the rank that has the loss; one made before the iteration is known waits."""
         if self._metrics is None or dist.get_rank() != dist.get_world_size() - 1:
             return
@@ -269,7 +269,7 @@ def _iteration(
     grad_norm: float | None,
     seconds: float,
     skipped: int,
-) -> Record:
+) -> MetricsLine:
     """The metrics line of one iteration."""
     args = get_args()
     batch = args.micro_batch_size * args.data_parallel_size * training.get_num_microbatches()

@@ -15,7 +15,7 @@ from megatron_growth.recipes import flags
 from megatron_growth.recipes.blocks import Block, Name, Positive, Rate
 from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.reporting import report, validate
-from megatron_growth.recipes.source import Source, parse_yaml, read_yaml
+from megatron_growth.recipes.source import YamlText, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).with_name("clusters")
 
@@ -190,7 +190,7 @@ class ClusterProfile(Block):
     hang_minutes: Rate = 30
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
 
-    _source: Source = PrivateAttr(default_factory=Source)
+    _source: YamlText = PrivateAttr(default_factory=YamlText)
 
     @property
     def reference(self) -> str:
@@ -243,7 +243,7 @@ def loads_cluster(text: str, file: str = "cluster profile") -> ClusterProfile:
     return _build(*parse_yaml(text, file))
 
 
-def _build(document: object, source: Source) -> ClusterProfile:
+def _build(document: object, source: YamlText) -> ClusterProfile:
     profile = validate(ClusterProfile, document, source, "cluster profile")
     profile._source = source
     if problems := [(("megatron", flag), message) for flag, message in flags.problems(profile.megatron)]:

@@ -16,8 +16,8 @@ from megatron_growth import schedules
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes.checks import problems_of
 from megatron_growth.recipes.reporting import report, validate
-from megatron_growth.recipes.schema import Recipe, Schedule
-from megatron_growth.recipes.source import KeyPath, Place, Places, Source, parse_yaml, read_yaml
+from megatron_growth.recipes.schema import Recipe, ScheduleBlock
+from megatron_growth.recipes.source import KeyPath, Place, Places, YamlText, parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parent
 MOST_EXTENSIONS = 20
@@ -66,7 +66,7 @@ def loads(text: str, variant: str | None = None, file: str = "recipe") -> Recipe
     return build(document, source, variant)
 
 
-def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
+def build(document: Any, source: YamlText, variant: str | None = None) -> Recipe:
     """A checked recipe from a parsed document."""
     if not isinstance(document, dict):
         raise RecipeError("a recipe is a mapping of keys", where=source.file, fix="see the shipped recipes")
@@ -75,7 +75,7 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
     if variant is not None:
         _merge_variant(document, places, variant, source)
     _inherit(document, places)
-    source = Source(source.file, places)
+    source = YamlText(source.file, places)
     recipe = validate(Recipe, document, source, "recipe")
     recipe._source = source
     if problems := problems_of(recipe):
@@ -83,7 +83,7 @@ def build(document: Any, source: Source, variant: str | None = None) -> Recipe:
     return recipe
 
 
-def _extend(document: dict[str, Any], source: Source, depth: int = 0) -> tuple[dict[str, Any], Source]:
+def _extend(document: dict[str, Any], source: YamlText, depth: int = 0) -> tuple[dict[str, Any], YamlText]:
     """The document over the one that it extends, with the places of both."""
     if "extends" not in document:
         return document, source
@@ -98,10 +98,10 @@ def _extend(document: dict[str, Any], source: Source, depth: int = 0) -> tuple[d
     base, below = _extend(_mapping(base, below.file), below, depth + 1)
     places = dict(below.places)
     _merge(base, document, (), (), places, source.places)
-    return base, Source(source.file, places | {(): Place(source.file, 1)})
+    return base, YamlText(source.file, places | {(): Place(source.file, 1)})
 
 
-def _merge_variant(document: dict[str, Any], places: Places, variant: str, source: Source) -> None:
+def _merge_variant(document: dict[str, Any], places: Places, variant: str, source: YamlText) -> None:
     """Merge the changes of a variant into the document, with the lines they stand on."""
     where = source.where(("variants",))
     variants = _mapping(document.get("variants") or {}, where)
@@ -143,7 +143,7 @@ def _merge_stages(
     """Changes to stages by name."""
     index = {str(stage.get("name")): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
     for name, change in changes.items():
-        where = Source("", of_changes).where((*origin, name))
+        where = YamlText("", of_changes).where((*origin, name))
         if name not in index:
             raise RecipeError(
                 f"there is no stage {name!r} to change",
@@ -205,4 +205,4 @@ def _parameters_of(schedule: Any) -> set[str]:
     """The parameters of a schedule that no key of the block stands for; of no schedule, none."""
     if schedule not in schedules.names():
         return set()
-    return set(schedules.parameters_of(schedule)) - set(Schedule.model_fields)
+    return set(schedules.own_parameters(schedule)) - set(ScheduleBlock.model_fields)

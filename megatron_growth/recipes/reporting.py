@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from megatron_growth.errors import RecipeError, nearest
-from megatron_growth.recipes.source import KeyPath, Source, dotted
+from megatron_growth.recipes.source import KeyPath, YamlText, dotted
 from megatron_growth.recipes.wording import models_in, wanted
 
 Problem = tuple[KeyPath, str]
@@ -61,7 +61,7 @@ _MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()
 _CHANGED = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[0-7_]*[0-7])$")
 
 
-def validate[T: BaseModel](cls: type[T], document: Any, source: Source, what: str) -> T:
+def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: str) -> T:
     """`document` as a `cls`.
 
     Args:
@@ -81,7 +81,7 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: Source, what: st
     return valid
 
 
-def report(problems: Sequence[Problem], source: Source, what: str) -> RecipeError:
+def report(problems: Sequence[Problem], source: YamlText, what: str) -> RecipeError:
     """One error for all problems, in the order of the lines they stand on; what one line inherits to many, once."""
     once: dict[tuple[tuple[str, int], str], Problem] = {}
     for path, message in problems:
@@ -92,7 +92,7 @@ def report(problems: Sequence[Problem], source: Source, what: str) -> RecipeErro
     return RecipeError(f"the {what} has {count}:\n" + "\n".join(f"  {line}" for line in listed))
 
 
-def _changed_numbers(document: Any, source: Source) -> Iterable[Problem]:
+def _changed_numbers(document: Any, source: YamlText) -> Iterable[Problem]:
     """Values that are written in base 60 or 8, such as 24:00:00 and 010, which nobody means in a recipe."""
     for path, place in source.places.items():
         if _CHANGED.match(place.written) and place.written not in ("0", "-0", "+0"):
@@ -118,7 +118,7 @@ def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _problem(error: Mapping[str, Any], root: type[BaseModel], source: Source) -> Problem:
+def _problem(error: Mapping[str, Any], root: type[BaseModel], source: YamlText) -> Problem:
     """Path and message of one error of pydantic, in our words."""
     path: KeyPath = tuple(error["loc"])
     if error["type"] == "extra_forbidden":

@@ -40,7 +40,7 @@ from megatron_growth.recipes.blocks import (
     vocabulary_of,
 )
 from megatron_growth.recipes.flags import FlagValue
-from megatron_growth.recipes.source import Source
+from megatron_growth.recipes.source import YamlText
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ class Optimizer(Block):
     """Megatron's distributed optimizer: its state is sharded over the data-parallel ranks."""
 
 
-class Schedule(Block):
+class ScheduleBlock(Block):
     """The learning rate over one stage; formulas in `megatron_growth.schedules`, outside packages add names."""
 
     name: str = "cosine"
@@ -122,13 +122,13 @@ class Schedule(Block):
         """Put the named schedule's own parameters where they belong; other keys are refused as everywhere."""
         if not isinstance(document, dict) or document.get("name", "cosine") not in schedules.names():
             return document
-        known = set(schedules.parameters_of(document.get("name", "cosine"))) - set(cls.model_fields)
+        known = set(schedules.own_parameters(document.get("name", "cosine"))) - set(cls.model_fields)
         own = {key: value for key, value in document.items() if key in known}
         rest = {key: value for key, value in document.items() if key not in known}
         return {**rest, "parameters": rest.get("parameters", {}) | own} if own else rest
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Schedule:
+    def _is_complete(self) -> ScheduleBlock:
         if self.name == "relora" and self.restart_iterations is None:
             raise ValueError("the relora schedule needs restart_iterations")
         with _as_value_error():
@@ -138,7 +138,7 @@ class Schedule(Block):
     @property
     def given(self) -> dict[str, Any]:
         """The parameters of the schedule besides its warm-up."""
-        known = set(schedules.parameters_of(self.name))
+        known = set(schedules.own_parameters(self.name))
         return self.model_dump(include=known, exclude_none=True) | self.parameters
 
 
@@ -162,7 +162,7 @@ class Growth(Block):
         return GrowthSpec.of(self.width, self.depth, self.seed, self.optimizer_state)
 
 
-class Rule(Block):
+class RateRule(Block):
     """How the parameters of a name pattern train."""
 
     pattern: str
@@ -209,7 +209,7 @@ class Stage(Block):
     """Name of the stage to grow from."""
     layout: Layout = Layout()
     """Parallel layout."""
-    schedule: Schedule = Schedule()
+    schedule: ScheduleBlock = ScheduleBlock()
     """Learning rate over the stage; what is left out is the recipe's."""
     growth: Growth = Growth()
     """How it grows from its source; what is left out is the recipe's."""
@@ -217,7 +217,7 @@ class Stage(Block):
     """What is left out is the recipe's."""
     freeze: tuple[str, ...] = ()
     """Names, with `*`, of parameters that do not train, such as `embedding.*`."""
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[RateRule, ...] = ()
     """How parameters of certain names train; the first that matches counts."""
     methods: tuple[Method, ...] = ()
     """How parameters train besides: methods by name, after `freeze` and `rules`."""
@@ -270,7 +270,7 @@ class Recipe(Block):
     default away. Flags that other keys set are refused."""
     optimizer: Optimizer = Optimizer()
     """Of every stage that does not say otherwise."""
-    schedule: Schedule = Schedule()
+    schedule: ScheduleBlock = ScheduleBlock()
     """Of every stage that does not say otherwise."""
     budget: Budget
     """How long the stages train."""
@@ -293,7 +293,7 @@ class Recipe(Block):
     seed: Integer = 1234
     """Of initial weights and of the sample order."""
 
-    _source: Source = PrivateAttr(default_factory=Source)
+    _source: YamlText = PrivateAttr(default_factory=YamlText)
 
     @property
     def vocab(self) -> int:

@@ -29,7 +29,7 @@ Places = dict[KeyPath, Place]
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlText:
     """Where the keys of a document stand.
 
     Attributes:
@@ -75,7 +75,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(file: Path) -> tuple[Any, Source]:
+def read_yaml(file: Path) -> tuple[Any, YamlText]:
     """The document of a file, and where its keys stand.
 
     Raises:
@@ -88,7 +88,7 @@ def read_yaml(file: Path) -> tuple[Any, Source]:
     return parse_yaml(text, str(file))
 
 
-def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
+def parse_yaml(text: str, file: str) -> tuple[Any, YamlText]:
     """As `read_yaml`, from a string."""
     try:
         loader = _Loader(text)
@@ -113,7 +113,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, Source]:
         raise RecipeError("a key is given twice", where="; ".join(walk.repeated), fix="keep one of them")
     if walk.problems:
         raise RecipeError("\n  ".join(["the keys of this document are not all text:", *walk.problems]), where=file)
-    return document, Source(file, walk.places)
+    return document, YamlText(file, walk.places)
 
 
 class _Walk:

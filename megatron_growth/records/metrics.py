@@ -27,7 +27,7 @@ from typing import IO, Any
 from megatron_growth.errors import RunError, StorageError
 from megatron_growth.records.storage import write_whole
 
-Record = dict[str, Any]
+MetricsLine = dict[str, Any]
 _RECENT = 20  # iterations that speed is averaged over
 # Evaluations that a restarted process makes again whatever its iteration.
 _REPEATED = ("start", "final")
@@ -47,7 +47,7 @@ class Tail:
         self.path = path
         self._file_id, self._offset, self._line = (0, 0), 0, 0
 
-    def records(self) -> tuple[list[Record], bool]:
+    def records(self) -> tuple[list[MetricsLine], bool]:
         """The records since the last call, and whether the file began anew; a line that is still being written waits.
 
         Raises:
@@ -73,7 +73,7 @@ class Tail:
         return found, anew
 
 
-def _record(line: bytes, path: Path, number: int) -> Record:
+def _record(line: bytes, path: Path, number: int) -> MetricsLine:
     try:
         record = json.loads(line)
     except ValueError:
@@ -83,7 +83,7 @@ def _record(line: bytes, path: Path, number: int) -> Record:
     return record
 
 
-def records(path: str | os.PathLike[str]) -> list[Record]:
+def records(path: str | os.PathLike[str]) -> list[MetricsLine]:
     """All records of a metrics file, oldest first; a last line that was cut off by a crash is left out.
 
     Raises:
@@ -96,7 +96,7 @@ def records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """How far a stage has come, from the records seen so far.
 
     Attributes:
@@ -122,7 +122,7 @@ class Progress:
     seconds: float = 0.0
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: MetricsLine) -> None:
         """Take one record of the file."""
         match record.get("event"):
             case None:
@@ -161,20 +161,20 @@ class Follower:
     """
 
     def __init__(self, path: Path) -> None:
-        self.progress = Progress()
+        self.progress = StageProgress()
         self._tail = Tail(path)
 
-    def look(self) -> Progress:
+    def look(self) -> StageProgress:
         """The progress as of now."""
         found, anew = self._tail.records()
         if anew:
-            self.progress = Progress()
+            self.progress = StageProgress()
         for record in found:
             self.progress.add(record)
         return self.progress
 
 
-def read(path: Path) -> Progress:
+def read(path: Path) -> StageProgress:
     """The progress that a metrics file tells."""
     return Follower(path).look()
 
@@ -237,7 +237,7 @@ class MetricsFile:
             write_whole(self.path, whole)
         return dropped
 
-    def write(self, record: Record) -> None:
+    def write(self, record: MetricsLine) -> None:
         """Append one record; it is handed to the operating system at once, so a killed process loses none."""
         if self._file is None:
             raise StorageError("the metrics file is not open", where=str(self.path), fix="call resume() first")
@@ -269,7 +269,7 @@ class MetricsFile:
         )
 
 
-def _survives(record: Record, iteration: int) -> bool:
+def _survives(record: MetricsLine, iteration: int) -> bool:
     """Whether a record stays when training goes on after `iteration`."""
     at = record.get("iteration", 0)
     repeated = record.get("when") in _REPEATED or record.get("event") == "test"

@@ -160,7 +160,7 @@ def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], floa
     Raises:
         RunError: a line in the middle of the file is not JSON; an unfinished last line is left out.
     """
-    points: dict[int, metrics.Record] = {}
+    points: dict[int, metrics.MetricsLine] = {}
     validation: dict[int, float] = {}
     for record in metrics.records(path):
         if record.get("event") == "validation":

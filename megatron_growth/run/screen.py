@@ -7,13 +7,13 @@ import time
 from typing import IO, Any, Self
 
 from megatron_growth.records.human import count, duration
-from megatron_growth.records.metrics import Progress
+from megatron_growth.records.metrics import StageProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 110  # columns of a terminal that has room for a bar
 
 
-def figures(progress: Progress, iterations: int) -> str:
+def figures(progress: StageProgress, iterations: int) -> str:
     """Iteration, tokens, loss, speed and time left, as one line."""
     speed = progress.tokens_per_second
     parts = [
@@ -64,7 +64,7 @@ class Screen:
             self._live.stop()
             self._live.remove_task(self._task)
 
-    def show(self, what: str, progress: Progress) -> None:
+    def show(self, what: str, progress: StageProgress) -> None:
         """The state of the stage now; `what` stands in front until training has begun."""
         text = what or figures(progress, self._iterations)
         if self._live is not None:

@@ -20,7 +20,7 @@ from megatron_growth.backend import nvml
 from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
 from megatron_growth.planner import StagePlan, layouts, plan_run
 from megatron_growth.recipes import Recipe
-from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Schedule, Stage
+from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.arguments import world_size
@@ -172,7 +172,7 @@ def _stage(stage: Stage, layers: int) -> Stage:
             "stop_iterations": None,
             "stop_at": None,
             "stop_below": None,
-            "schedule": Schedule(name="wso", warmup_iterations=HALF),
+            "schedule": ScheduleBlock(name="wso", warmup_iterations=HALF),
         }
     )
 

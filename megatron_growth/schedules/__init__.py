@@ -20,7 +20,7 @@ from megatron_growth.schedules.registry import (
     from_dict,
     make,
     names,
-    parameters_of,
+    own_parameters,
     register,
     to_dict,
 )
@@ -40,7 +40,7 @@ __all__ = [
     "from_dict",
     "make",
     "names",
-    "parameters_of",
+    "own_parameters",
     "register",
     "to_dict",
 ]

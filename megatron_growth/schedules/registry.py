@@ -30,7 +30,7 @@ def names() -> list[str]:
     return SCHEDULES.names()
 
 
-def parameters_of(name: str) -> list[str]:
+def own_parameters(name: str) -> list[str]:
     """The parameters that a schedule takes besides peak, iterations and warmup_iterations."""
     return [f.name for f in fields(SCHEDULES.find(name)) if f.name not in COMMON]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_growth.cli.main import main
 from megatron_growth.data import compressed, encode
 from megatron_growth.data.manifest import load_manifest, megatron_tokenizer_flags
-from megatron_growth.data.pieces import Piece, Source
+from megatron_growth.data.pieces import InputFile, Piece
 from megatron_growth.data.prepare import PURPOSE, prepare
 from megatron_growth.data.readers import documents
 from megatron_growth.data.sources import discover
@@ -270,7 +270,7 @@ def test_a_reader_that_takes_the_end_of_the_file_for_the_end_of_the_data_is_caug
 
     corpus = cases.make("second-zstd-frame-cut-short", tmp_path)
     path = corpus / "a.jsonl.zst"
-    piece = Piece(Source(path.name, str(path), "jsonl", path.stat().st_size), 0, 0, 0)
+    piece = Piece(InputFile(path.name, str(path), "jsonl", path.stat().st_size), 0, 0, 0)
     with pytest.raises(DataError):
         list(documents(piece, "text", "file"))
     monkeypatch.setattr("megatron_growth.data.readers.open_compressed", lenient)

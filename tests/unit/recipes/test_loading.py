@@ -8,7 +8,7 @@ from megatron_growth.cli.main import main
 from megatron_growth.errors import RecipeError
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.recipes.reporting import validate
-from megatron_growth.recipes.source import Source
+from megatron_growth.recipes.source import YamlText
 
 EXAMPLE = recipes.path_of("progressive-8b").read_text()
 
@@ -166,6 +166,6 @@ def test_a_silently_accepted_key_would_be_caught():
         model_config = ConfigDict(extra="ignore", frozen=True)
 
     document = {"name": "a", "hidden": 8, "layers": 1, "heads": 1, "lr": 1e-3, "global_batch_size": 1, "hiden": 3}
-    assert validate(Open, document, Source(), "stage").hidden == 8
+    assert validate(Open, document, YamlText(), "stage").hidden == 8
     with pytest.raises(RecipeError, match="unknown key 'hiden'"):
-        validate(recipes.Stage, document, Source(), "stage")
+        validate(recipes.Stage, document, YamlText(), "stage")

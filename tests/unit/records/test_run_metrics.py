@@ -7,7 +7,7 @@ import os
 import pytest
 
 from megatron_growth.records.human import count, duration
-from megatron_growth.records.metrics import Follower, Progress, read
+from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.run.screen import Screen, figures
 
 
@@ -58,7 +58,7 @@ def test_events(tmp_path):
 
 
 def test_speed_and_time_left():
-    progress = Progress()
+    progress = StageProgress()
     assert progress.tokens_per_second is None
     assert progress.seconds_left(10) is None
     for i in range(1, 5):
@@ -73,7 +73,7 @@ def test_speed_and_time_left():
 def test_a_log_gets_plain_lines_now_and_then():
     stream = io.StringIO()
     screen = Screen(stream)
-    progress = Progress()
+    progress = StageProgress()
     with screen.stage("stage 1/2 a", 10):
         for i in range(1, 5):
             progress.add(json.loads(line(i)))
