@@ -270,6 +270,12 @@ class PluginOptions:
                 f"growing on load starts the optimizer anew; it cannot {self.growth.optimizer_state} its state",
                 fix="write the grown checkpoint, optimizer included, with `megatron-growth grow`, and --load that",
             )
+        if getattr(args, "fp8_param_gather", False):
+            raise UnsupportedError(
+                "growing on load fills bf16 weights; with --fp8-param-gather Megatron would train from the values that "
+                "they had before growth",
+                fix="leave out --fp8-param-gather; --fp8-format stays",
+            )
         if not self.source.is_dir():
             raise UserError("--growth-from names no folder", where=str(self.source), fix="name a Megatron checkpoint")
         if args.pretrained_checkpoint is not None:

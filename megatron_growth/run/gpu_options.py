@@ -67,8 +67,9 @@ def precision(stage: StagePlan) -> Options:
     options: Options = {"bf16": stage.precision != "fp32"}
     if stage.precision == "fp8":
         options |= {"fp8-format": "hybrid", "fp8-recipe": "tensorwise"}
-        # Weights are held, and gathered after a step, in FP8; that is the distributed optimizer's gather.
-        options["fp8-param-gather"] = distributed_optimizer(stage)
+        # Weights are held, and gathered after a step, in FP8; that is the distributed optimizer's gather.  A stage that
+        # grows holds them in bf16: Megatron takes the masters of FP8 weights from values kept aside before growth.
+        options["fp8-param-gather"] = distributed_optimizer(stage) and stage.source is None
     return options
 
 

@@ -56,6 +56,12 @@ def test_only_what_asks_for_something_is_wanted():
         (["--growth-from", ".", "--growth-width", "akii"], {}, GrowthPlanError, "no width operator is called 'akii'"),
         (["--growth-from", "."], {"save": "."}, UserError, "--growth-from and --save name the same folder"),
         (["--growth-from", "."], {"pretrained_checkpoint": "x"}, UserError, "both set the first weights"),
+        (
+            ["--growth-from", "."],
+            {"fp8_param_gather": True},
+            UnsupportedError,
+            "had before growth",
+        ),
         (["--growth-from", ".", "--growth-optimizer-state", "grow"], {}, UnsupportedError, "cannot grow its state"),
         (["--growth-data-start", "4"], {}, UserError, "belong together"),
         (["--growth-data-start", "9", "--growth-data-pool", "9"], {}, UserError, "does not lie in a pool of 9"),
