@@ -17,7 +17,7 @@ from megatron_growth.data import build, encode, merge
 from megatron_growth.data import prepare as prepare_module
 from megatron_growth.data.manifest import load_manifest, megatron_data_flags, megatron_tokenizer_flags
 from megatron_growth.data.prepare import prepare
-from megatron_growth.data.sources import Piece, Source, discover, shards
+from megatron_growth.data.sources import InputFile, Piece, discover, shards
 from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError
@@ -139,7 +139,7 @@ def test_jsonl_cut_at_any_byte_reads_every_line_once(tmp_path, cut):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
     size = path.stat().st_size
-    source = Source("a.jsonl", str(path), "jsonl", size)
+    source = InputFile("a.jsonl", str(path), "jsonl", size)
     pieces = [Piece(source, begin, min(begin + cut, size), cut) for begin in range(0, size, cut)]
     read_back = [text for text, *_ in encode.clean_documents(pieces, "text", "file")]
     assert read_back == [text for text, *_ in encode.clean_documents([Piece(source, 0, size, size)], "text", "file")]
