@@ -25,7 +25,7 @@ from megatron_growth.checkpoint.paths import METADATA, resolve
 from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
-from megatron_growth.layout.parameters import LAYERS, MOMENTS
+from megatron_growth.layout.parameters import LAYERS, PARAMETERS
 from megatron_growth.records.storage import storage_errors
 
 _CRC_BLOCK = 16 << 20
@@ -167,7 +167,7 @@ class Source:
             tensor.boxes[layer].append(Box(rows, columns, number, n * area))
 
     def _check_complete(self) -> None:
-        """Every weight is stored whole: each layer from 0 on, and of it as many elements as its shape says."""
+        """Every weight is stored whole: each layer from 0 on (what a method added may be in some layers only)."""
         for (name, moment), tensor in self.tensors.items():
             if moment is not None or not 1 <= len(tensor.shape) <= 2:
                 continue
@@ -181,7 +181,7 @@ class Source:
             if (
                 any(area != full for area in areas)
                 or not areas
-                or (layered and layers != list(range(tensor.stacked or len(layers))))
+                or (layered and name in PARAMETERS and layers != list(range(tensor.stacked or len(layers))))
             ):
                 raise CheckpointError(
                     f"the checkpoint does not hold all of {name}",

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from megatron_growth.records.human import plural
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
 from megatron_growth.testing.scripts import run_script
@@ -133,6 +134,7 @@ def test_metrics_hold_what_megatron_logs_and_more_digits(tmp_path):
     assert kinds == [
         ("start", None, 0),
         ("validation", "start", 0),
+        ("memory", None, 1),
         ("validation", "interval", 2),
         ("validation", "interval", 4),
         ("checkpoint", None, 4),
@@ -166,7 +168,7 @@ def test_each_parameter_follows_its_rule(tmp_path):
     rules = ["decoder.layers.0.*=frozen", "embedding.*=0.1", "output_layer.*=wsd:peak=5e-3", "*=wso"]
     output = run(log, "--growth-schedule", *rules, "--train-iters", "1")
     for rule, count in zip(rules, (6, 1, 1, 19), strict=True):
-        assert f"{rule.replace('=', ' = ', 1)}: {count} parameters" in output
+        assert f"{rule.replace('=', ' = ', 1)}: {plural(count, 'parameter')}" in output
     steps = run_distributed(
         first_steps, 1, words("--growth-schedule", *rules, "--train-iters", "1", "--weight-decay", "0")
     )[0]

@@ -71,26 +71,26 @@ EFFECTS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "Optimizer.eps": ("optimizer.eps", 1e-3, ("groups",)),
     "Optimizer.weight_decay": ("optimizer.weight_decay", 0.3, ("groups",)),
     "Optimizer.clip": ("optimizer.clip", 0.5, ("clip",)),
-    "Schedule.name": ("schedule.name", "linear", ("rates",)),
-    "Schedule.warmup_iterations": ("schedule.warmup_iterations", 4, ("rates",)),
-    "Schedule.warmup_fraction": ("schedule", {"name": "cosine", "warmup_fraction": 0.5}, ("rates",)),
-    "Schedule.warmup_iterations_max": (
+    "ScheduleBlock.name": ("schedule.name", "linear", ("rates",)),
+    "ScheduleBlock.warmup_iterations": ("schedule.warmup_iterations", 4, ("rates",)),
+    "ScheduleBlock.warmup_fraction": ("schedule", {"name": "cosine", "warmup_fraction": 0.5}, ("rates",)),
+    "ScheduleBlock.warmup_iterations_max": (
         "schedule",
         {"name": "cosine", "warmup_fraction": 0.5, "warmup_iterations_max": 1},
         ("rates",),
     ),
-    "Schedule.min_lr_ratio": ("schedule.min_lr_ratio", 0.5, ("rates",)),
-    "Schedule.stable_fraction": (
+    "ScheduleBlock.min_lr_ratio": ("schedule.min_lr_ratio", 0.5, ("rates",)),
+    "ScheduleBlock.stable_fraction": (
         "schedule",
         {"name": "wsd", "warmup_iterations": 2, "stable_fraction": 0.3},
         ("rates",),
     ),
-    "Schedule.restart_iterations": (
+    "ScheduleBlock.restart_iterations": (
         "schedule",
         {"name": "relora", "warmup_iterations": 2, "restart_iterations": 4},
         ("rates",),
     ),
-    "Schedule.restart_warmup_iterations": (
+    "ScheduleBlock.restart_warmup_iterations": (
         "schedule",
         {"name": "relora", "warmup_iterations": 2, "restart_iterations": 4, "restart_warmup_iterations": 3},
         ("rates",),
@@ -175,22 +175,19 @@ ELSEWHERE = {
     "blocks": (
         *("Recipe.model", "Recipe.data", "Recipe.optimizer", "Recipe.schedule", "Recipe.budget", "Recipe.growth"),
         *("Recipe.stages", "Recipe.baselines", "Recipe.evaluation", "Recipe.checkpoint"),
-        *("Stage.layout", "Stage.schedule", "Stage.growth", "Stage.optimizer", "Rule"),
+        *("Stage.layout", "Stage.schedule", "Stage.growth", "Stage.optimizer", "RateRule"),
     ),
     "tests of data/": ("Data.corpus", "Data.tokenizer", "Data.text_field", "Data.document_per", "Data.valid_fraction"),
     "tests of prepare and windows": ("Data.seed", "Data.pool_tokens", "Data.max_tokens", "Data.prepared"),
     "tests of the planner: iterations follow": (
-        *("Budget", "Schedule.span", "Model.nominal_parameters", "Stage.nominal_parameters", "Baseline.match"),
+        *("Budget", "ScheduleBlock.span", "Model.nominal_parameters", "Stage.nominal_parameters", "Baseline.match"),
     ),
     "test_run_retention": ("Checkpoint.keep", "Checkpoint.keep_every"),
     "test_early_stop, test_run_early_stop": ("Stage.stop_at", "Stage.stop_below"),
     "test_a_stage_with_a_source_alone_grows": ("Stage.source",),
     "tests of growth of optimizer state": ("Growth.optimizer_state",),
     "tests of methods/": ("Stage.methods", "Method"),
-    "refused by train until they are run": (
-        *("Adapters", "Stage.adapters", "Optimizer.name"),
-        *("Optimizer.galore_rank", "Optimizer.galore_gap", "Optimizer.galore_scale"),
-    ),
+    "tests of a schedule from an outside package": ("ScheduleBlock.parameters",),
 }
 
 

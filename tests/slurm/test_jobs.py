@@ -133,7 +133,7 @@ def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile:
 @pytest.mark.parametrize(
     ("trick", "reason"),
     [
-        ({"crash_at": 15}, "gave up after 1 restarts in a row without a new checkpoint, at iteration 10"),
+        ({"crash_at": 15}, "gave up after 1 restart in a row without a new checkpoint, at iteration 10"),
         ({"nan_at": 15}, "the loss of iteration 15 is not a number"),
         ({"hang_at": 15}, "no iteration has finished for"),
     ],

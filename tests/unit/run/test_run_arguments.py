@@ -159,11 +159,11 @@ def test_operators_are_written_as_the_plugin_reads_them():
     assert written({"name": "aki", "residual": "next-layer"}) == "aki:residual=next-layer"
 
 
-def test_what_is_not_run_is_refused(nano):
+def test_what_the_host_cannot_train_is_refused(nano):
     recipe, plan = nano
     stage = plan.stages[0]
-    with pytest.raises(UnsupportedError):
-        megatron_arguments(recipe, replace(stage, optimizer={"name": "galore"}), launch(stage))
+    with pytest.raises(UnsupportedError, match="FP8"):
+        megatron_arguments(recipe, replace(stage, precision="fp8"), launch(stage))
 
 
 @pytest.mark.parametrize(

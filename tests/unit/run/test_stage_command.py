@@ -45,7 +45,7 @@ def test_the_host_has_its_own_words(capsys):
         (("progressive-8b", "--host"), "--host belongs to --command"),
         (("progressive-8b", "--command", "8B", "--gpus", "0"), "at least one GPU"),
         (("progressive-8b", "--command", "8B", "--run", "/nowhere"), "/nowhere"),
-        (("step-368m", "--command", "galore"), "galore"),
+        (("step-368m", "--command", "galor"), "galore"),
     ],
 )
 def test_what_cannot_be_said_is_refused(capsys, words, message):
