@@ -25,7 +25,7 @@ from megatron_growth.checkpoint.paths import METADATA, resolve
 from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
-from megatron_growth.layout.parameters import LAYERS, PARAMETERS
+from megatron_growth.layout.parameters import LAYERS, MOMENTS, PARAMETERS
 from megatron_growth.records.storage import storage_errors
 
 _CRC_BLOCK = 16 << 20

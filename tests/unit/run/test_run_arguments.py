@@ -163,7 +163,7 @@ def test_what_the_host_cannot_train_is_refused(nano):
     recipe, plan = nano
     stage = plan.stages[0]
     with pytest.raises(UnsupportedError, match="FP8"):
-        megatron_arguments(recipe, replace(stage, precision="fp8"), launch(stage))
+        megatron_arguments(recipe, replace(stage, precision="fp8"), replace(launch(stage), machine="host"))
 
 
 @pytest.mark.parametrize(
