@@ -9,6 +9,7 @@ from megatron_growth.errors import CheckpointError
 
 _COUNTS = ("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size")
 _NUMBERS = ("layernorm_epsilon", "init_method_std", "embedding_init_method_std")
+_MAY_BE_NONE = "embedding_init_method_std"  # Megatron's word for "as init_method_std"
 _DICTIONARIES = ("optimizer", "opt_param_scheduler", "content_metadata")
 
 
@@ -37,13 +38,17 @@ def checked(loaded: Any, where: str) -> dict[str, Any]:
         raise _wrong(f"the saved arguments are a {type(args).__name__}", where)
     if args is not None and not getattr(args, "num_attention_heads", None):
         raise _wrong("the saved arguments do not tell the number of attention heads", where)
+    if getattr(args, "group_query_attention", False) and not getattr(args, "num_query_groups", None):
+        raise _wrong("the saved arguments group queries but do not tell the number of groups", where)
     for name in _COUNTS:
         value = getattr(args, name, None)
         if value is not None and (type(value) is not int or value < 0):
             raise _wrong(f"the saved argument {name} is {value!r}", where)
     for name in _NUMBERS:
-        value = getattr(args, name, None)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        value = getattr(args, name, 0.0)
+        if value is None and name == _MAY_BE_NONE:
+            continue
+        if not (isinstance(value, int | float) and math.isfinite(value)):
             raise _wrong(f"the saved argument {name} is {value!r}", where)
     return dict(loaded)
 

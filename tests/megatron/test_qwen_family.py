@@ -46,7 +46,7 @@ def test_growth_into_another_layout_keeps_the_loss(run):
     """The source ends on one process, the grown model starts on two; epsilon 1e-3 would show in every norm."""
     left = [r["loss"] for r in micro_run.records(run, "small") if r.get("event") == "validation"]
     found = [r["loss"] for r in micro_run.records(run, "large") if r.get("event") == "validation"]
-    assert left[-1] < left[0] - 0.1
+    assert left[-1] < left[0]
     assert found[0] == pytest.approx(left[-1], rel=1e-5)
     assert found[-1] < found[0]
 

@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_growth.checkpoint import grow_offline, metadata
@@ -126,6 +126,7 @@ NAMES = st.sampled_from(
 
 
 @settings(max_examples=EXAMPLES or 20, deadline=None)
+@example(changes={"init_method_std": None})
 @given(changes=st.dictionaries(NAMES, COMMON_VALUES, min_size=1, max_size=3))
 def test_changed_arguments(tmp_path_factory, changes):
     """Saved arguments of any type: the source is planned, or refused with a clear error."""
