@@ -24,6 +24,7 @@ VERBS = (
     "import",
     "export",
     "evaluate",
+    "posttrain",
     "submit",
     "status",
     "report",

@@ -25,7 +25,7 @@ LEVELS = (
     ("plugin",),
     ("run",),
     ("slurm",),
-    ("evaluation", "posttraining"),
+    ("evaluation", "posttrain"),
     ("report",),
     ("cli",),
 )

@@ -1,0 +1,191 @@
+"""Tune an exported model on instructions (sft) or preferences (dpo), with the papers' settings.
+
+examples:
+  megatron-growth posttrain sft hf/8B --preset family-sft --output hf/8B-sft
+  megatron-growth posttrain dpo hf/8B-sft --preset family-dpo --output hf/8B-dpo
+  megatron-growth posttrain sft runs/step/stages/2/checkpoints --preset step-alpaca --output runs/step/posttrain/2
+  megatron-growth posttrain sft hf/wso --preset wso-tulu --lr-sweep --output hf/wso-sft     eight rates, the best kept
+
+MODEL is what `export` wrote, or a Megatron checkpoint, which is exported first.  --data is a .jsonl, .json or .parquet
+file, a folder of them, or hf:OWNER/NAME/SPLIT; without it, the paper's data are read from the hub.  A killed command
+goes on when it is given again.  Outputs in RUN/posttrain/ are found by `megatron-growth report --compare RUN`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_growth.errors import UserError
+from megatron_growth.records.human import duration, plural
+from megatron_growth.records.numbers import finite, whole
+
+if TYPE_CHECKING:
+    from megatron_growth.posttrain.presets import Preset
+    from megatron_growth.posttrain.request import Request
+
+HELP = "tune a model on instructions or preferences (SFT, DPO)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `posttrain`."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind, text in (("sft", "supervised fine-tuning"), ("dpo", "direct preference optimisation")):
+        words = kinds.add_parser(
+            kind, help=text, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_request_arguments(words, kind)
+        words.add_argument("--processes", type=whole(), metavar="N", help="default: one for each GPU, else 1")
+        words.add_argument("--json", action="store_true", help="print posttrain.json")
+        words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What the result depends on."""
+    from megatron_growth.posttrain.presets import PRESETS
+
+    presets = ", ".join(preset.name for preset in PRESETS.values() if preset.kind == kind)
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a Megatron checkpoint")
+    parser.add_argument("--preset", required=True, metavar="NAME", help=f"settings of a paper: {presets}")
+    parser.add_argument("--data", default="", metavar="FILE", help="default: the paper's data, from the hub")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--lr", type=finite(above=True), metavar="RATE", help="learning rate, instead of the preset's")
+    if kind == "sft":
+        parser.add_argument(
+            "--lr-sweep",
+            nargs="*",
+            type=finite(above=True),
+            metavar="RATE",
+            help="train once for each of these rates (default: the preset's; WSO's eight), and keep the best",
+        )
+        parser.add_argument(
+            "--best-by",
+            choices=("valid_loss", "valid_accuracy"),
+            default="valid_loss",
+            help="what the best rate is chosen by, on the held-out examples (the paper: AlpacaEval, by a judge)",
+        )
+        parser.add_argument("--packing", action="store_true", help="several examples in one sequence")
+    else:
+        parser.add_argument("--beta", type=finite(above=True), metavar="B", help="weight of the reference model")
+    parser.add_argument("--valid-share", type=finite(), metavar="S", help="share of the examples to hold out")
+    parser.add_argument("--valid-data", default="", metavar="FILE", help="held-out examples of their own")
+    parser.add_argument("--epochs", type=finite(above=True), metavar="N", help="instead of the preset's")
+    parser.add_argument("--max-steps", type=whole(0), default=0, metavar="N", help="end earlier (0: all epochs)")
+    parser.add_argument("--batch", type=whole(), metavar="N", help="examples of a step, over all processes")
+    parser.add_argument(
+        "--micro-batch", type=whole(), default=4, metavar="N", help="of them in one process at a time (4)"
+    )
+    parser.add_argument("--max-length", type=whole(2), metavar="N", help="tokens of an example, at most")
+    parser.add_argument("--tokenizer", default="", metavar="T", help="folder with tokenizer files, when MODEL has none")
+    parser.add_argument(
+        "--chat-template",
+        default="",
+        metavar="FILE",
+        help="Jinja file, or tulu (default: the tokenizer's own, else tulu)",
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument(
+        "--zero", type=int, choices=(0, 2, 3), help="DeepSpeed's ZeRO (default: 2 for several processes)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, and say where the model is."""
+    from megatron_growth.posttrain import extra
+
+    extra.require("trl", "datasets", "accelerate")
+    import torch
+
+    from megatron_growth.posttrain.run import posttrain
+
+    processes = args.processes or max(1, torch.cuda.device_count())
+    request = request_of(args, processes, gpu=torch.cuda.is_available())
+    say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr))
+    document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
+    if args.json:
+        print(json.dumps(document, indent=2))
+    else:
+        _show(document, args.output)
+    return 0
+
+
+def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Request:
+    """The preset's settings, and what the command line says instead.
+
+    Raises:
+        UserError: no preset, no data, or words that contradict each other.
+    """
+    from megatron_growth.posttrain.presets import find
+    from megatron_growth.posttrain.request import Request
+
+    preset = find(args.preset, args.kind)
+    data = args.data or preset.data
+    if not data:
+        raise UserError(
+            f"the preset {preset.name} has no data of its own", where="--data", fix="name a file with --data"
+        )
+    share = preset.valid if args.valid_share is None else args.valid_share
+    if share >= 1:
+        raise UserError(f"--valid-share {share:g} leaves nothing to train on", fix="give less than 1, such as 0.1")
+    default_zero = 2 if processes > 1 and gpu else 0
+    return Request(
+        kind=args.kind,
+        preset=preset.name,
+        model=args.model,
+        data=data,
+        rates=_rates(args, preset),
+        epochs=args.epochs or preset.epochs,
+        batch=args.batch or preset.batch,
+        warmup=preset.warmup,
+        max_length=args.max_length or preset.max_length,
+        betas=preset.betas,
+        weight_decay=preset.weight_decay,
+        clip=preset.clip,
+        beta=getattr(args, "beta", None) or preset.beta,
+        valid=0.0 if args.valid_data else share,
+        valid_data=args.valid_data,
+        max_steps=args.max_steps,
+        micro_batch=args.micro_batch,
+        packing=getattr(args, "packing", False),
+        dtype=args.dtype or ("bfloat16" if gpu else "float32"),
+        zero=default_zero if args.zero is None else args.zero,
+        seed=args.seed,
+        tokenizer=args.tokenizer,
+        chat_template=args.chat_template,
+        best_by=getattr(args, "best_by", "valid_loss"),
+    )
+
+
+def _rates(args: argparse.Namespace, preset: Preset) -> tuple[float, ...]:
+    sweep = getattr(args, "lr_sweep", None)
+    if sweep is None:
+        return (args.lr or preset.lr,)
+    if args.lr:
+        raise UserError("--lr gives one rate, --lr-sweep several", fix="leave out one of them")
+    rates = tuple(dict.fromkeys(sweep or preset.rates))
+    if len(rates) < 2:
+        raise UserError(f"the preset {preset.name} names no rates to sweep", fix="--lr-sweep 1e-5 3e-5 1e-4")
+    return rates
+
+
+def _show(document: dict[str, Any], output: Path) -> None:
+    result = document["result"]
+    for note in result["notes"]:
+        print(note)
+    if document["sweep"]:
+        from megatron_growth.cli.console import console
+        from megatron_growth.posttrain.sweep import table
+
+        console().print(table(document))
+    loss = f"loss {result['train_loss']:.3f}" if result["train_loss"] is not None else "no loss"
+    if result["valid_loss"] is not None:
+        before = f"{result['valid_loss_before']:.3f} -> " if result["valid_loss_before"] is not None else ""
+        loss += f", held out {before}{result['valid_loss']:.3f}"
+    print(
+        f"{document['kind']}: {output} ({plural(result['steps'], 'step')}, rate {result['rate']:g}, {loss}, "
+        f"{duration(result['seconds'])})"
+    )

@@ -1,0 +1,142 @@
+"""The model that is tuned: a Hugging Face folder as it is, a Megatron checkpoint exported first; and its tokenizer.
+
+A base model's tokenizer knows no conversations.  It then gets Tulu 3's chat template (chat.jinja), which needs no new
+tokens: `<|user|>` and `<|assistant|>` are plain text, and an answer ends with the end-of-text token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import CheckpointError, DataError, UserError, first_line
+from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.posttrain.presets import Kind
+
+OURS = "tulu"
+TEMPLATE = Path(__file__).with_name("chat.jinja")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+OnProgress = Callable[[str, int, int], None]
+
+
+def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgress = lambda *_: None) -> Path:
+    """The Hugging Face folder of a model; a Megatron checkpoint is exported to `folder`, or found there.
+
+    Raises:
+        CheckpointError: there is no model.
+        DataError: a checkpoint outside of a run directory, whose tokenizer nobody knows.
+    """
+    if is_huggingface(model):
+        return model
+    if not model.is_dir():
+        raise CheckpointError(
+            f"there is no model {model}",
+            where=str(model),
+            fix="name a checkpoint, or the folder that `megatron-growth export` wrote",
+        )
+    from megatron_growth.checkpoint.source import Source
+    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
+    from megatron_growth.exchange.export import export
+    from megatron_growth.exchange.export_plan import plan_export
+    from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tokenizer
+
+    if tokenizer:
+        spec = parse_spec(tokenizer)
+        found: Any = (spec, load_tokenizer(spec))
+    else:
+        found = tokenizer_of_run(model)
+    if found is None:
+        raise DataError(
+            "nobody knows the tokenizer of this checkpoint: it lies in no run directory",
+            where=str(model),
+            fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder of Hugging Face",
+        )
+    spec, record = found
+    plan = plan_export(Source(model), vocab=record.vocab_size, eod=record.eod)
+    export(plan, folder, companions=lambda partial: write_tokenizer(spec, partial), progress=progress)
+    return folder
+
+
+def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenizer: str = "") -> Any:
+    """The tokenizer with the chat template that it is trained with.
+
+    Args:
+        model: Hugging Face folder.
+        kind: SFT marks the answers, so its template must, too.
+        chat_template: a Jinja file, or `tulu` for ours; the tokenizer's own when "", ours where it has none.
+        tokenizer: a folder with the tokenizer's files, when the model's has none.
+
+    Raises:
+        DataError: no tokenizer, or one without an end of text, or with more ids than the model.
+        UserError: the template does not mark answers.
+    """
+    import transformers
+
+    folder = Path(tokenizer) if tokenizer and Path(tokenizer).is_dir() else model
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise DataError(
+            f"there are no tokenizer files in {folder}",
+            where=str(folder),
+            fix="put them there, name their folder with --tokenizer, or export the model with --tokenizer",
+        )
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # what transformers raises depends on what is damaged
+        raise DataError(
+            f"the tokenizer cannot be loaded: {first_line(error)}", where=str(folder), fix="repair its files"
+        ) from error
+    _check_tokens(found, model)
+    if chat_template:
+        found.chat_template = _template(chat_template)
+    elif not found.chat_template:
+        found.chat_template = _template(OURS)
+    if kind == "sft":
+        found.chat_template = _marked(found, chat_template)
+    return found
+
+
+def _check_tokens(tokenizer: Any, model: Path) -> None:
+    if tokenizer.eos_token is None:
+        raise DataError(
+            "the tokenizer has no end-of-text token, so a model could not learn to stop",
+            where=str(model),
+            fix="set eos_token in tokenizer_config.json",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = int(json.loads((model / "config.json").read_text("utf-8")).get("vocab_size", 0))
+    if len(tokenizer) > ids:
+        raise DataError(
+            f"the tokenizer has {len(tokenizer)} ids, the model {ids}",
+            where=str(model),
+            fix="give the tokenizer that the model was trained with",
+        )
+
+
+def _template(name: str) -> str:
+    path = TEMPLATE if name == OURS else Path(name)
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the chat template cannot be read: {error.strerror}", where=name, fix=f"give a Jinja file, or {OURS}"
+        ) from error
+
+
+def _marked(tokenizer: Any, given: str) -> str:
+    """The template with marks around the answers; of the ones that TRL knows, its own marked twin."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    template: str = tokenizer.chat_template
+    if has_generation_markers(template):
+        return template
+    try:
+        return get_training_chat_template(tokenizer) or template
+    except ValueError:
+        raise UserError(
+            "the chat template does not mark what the assistant says, so the loss cannot leave out the rest",
+            where=given or "the tokenizer's own template",
+            fix=f"put {{% generation %}} and {{% endgeneration %}} around the answers, or take --chat-template {OURS}",
+        ) from None

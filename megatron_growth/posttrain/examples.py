@@ -1,0 +1,223 @@
+"""From what --data names to train.jsonl and valid.jsonl in the work folder: read, checked, counted, split.
+
+A file ends with .jsonl, .ndjson, .json or .parquet (JSON also as .gz or .zst); a folder is all such files in it by
+name; `hf:OWNER/NAME[:CONFIG]/SPLIT` is a data set of the hub.  The split depends on the seed and the number of examples
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.data import compressed
+from megatron_growth.data.hub_address import PREFIX
+from megatron_growth.data.pieces import COMPRESSED, JSONL
+from megatron_growth.errors import DataError, GrowthError
+from megatron_growth.posttrain.presets import Kind
+from megatron_growth.posttrain.rows import Skipped, check_columns, example
+from megatron_growth.records.human import plural
+from megatron_growth.records.storage import atomic_path, sha256_of, storage_errors, write_json
+
+TRAIN, VALID, RECORD = "train.jsonl", "valid.jsonl", "examples.json"
+_ALL = "all.jsonl"
+_PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What was made of the data.
+
+    Attributes:
+        source: as it was given.
+        files: SHA-256 of every file, by its name.
+        train, valid: how many examples there are to train on, and held out.
+        skipped: how many had nothing to learn from, by reason.
+    """
+
+    source: str
+    files: dict[str, str]
+    train: int
+    valid: int
+    skipped: dict[str, int]
+
+
+def files_of(given: str, folder: Path) -> list[Path]:
+    """The files that --data names; those of the hub are fetched into `folder`.
+
+    Raises:
+        DataError: there are none, or the hub cannot be reached.
+        UnsupportedError: the hub's client is not installed.
+    """
+    if given.startswith(PREFIX):
+        return _of_the_hub(given, folder)
+    path = Path(given)
+    found = sorted(file for file in path.iterdir() if _readable(file)) if path.is_dir() else [path]
+    if not path.exists():
+        hint = f"hf:{given} reads it from the hub" if given.count("/") == 1 and not path.suffix else ""
+        raise DataError(
+            f"there is no {given}", where="--data", fix=hint or "give a file, a folder, or hf:OWNER/NAME/SPLIT"
+        )
+    if not found or not all(map(_readable, found)):
+        raise DataError(
+            f"{given} is no file of examples", where="--data", fix="give .jsonl, .json or .parquet, or a folder of them"
+        )
+    return found
+
+
+def _of_the_hub(given: str, folder: Path) -> list[Path]:
+    from megatron_growth.data import hub
+
+    try:
+        return [Path(hub.fetch(source, folder).path) for source in hub.listing(given).sources]
+    except GrowthError as error:
+        error.where = error.where.replace("--corpus", "--data")
+        raise
+
+
+def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, valid_data: str = "") -> Examples:
+    """Write the examples into `folder`, unless they are there.
+
+    Args:
+        given: what --data names.
+        kind: what they are for.
+        valid: share to hold out; at least one example where it is above 0.
+        seed: of the split.
+        folder: is made; another call with the same arguments finds the result in it.
+        valid_data: what --valid-data names; held-out examples of their own, instead of a share.
+
+    Raises:
+        DataError: other columns or types than wanted, with the line; nothing to train on.
+    """
+    record = folder / RECORD
+    if record.is_file():
+        return Examples(**json.loads(record.read_text("utf-8")))
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder):
+        files = files_of(given, folder / "hub")
+        count, skipped = _write(files, kind, folder / _ALL)
+        held_out = 0
+        if valid_data:
+            more = files_of(valid_data, folder / "hub-valid")
+            held_out, _ = _write(more, kind, folder / VALID)
+            files = [*files, *more]
+            (folder / _ALL).replace(folder / TRAIN)
+        else:
+            held_out = _split(folder, count, valid, seed)
+            count -= held_out
+        if count < 1:
+            reasons = ", ".join(f"{number} with {reason}" for reason, number in skipped.items())
+            raise DataError(
+                f"no example is left to train on{f' ({reasons})' if reasons else ''}",
+                where=given,
+                fix="give more examples, or hold out fewer with --valid-share",
+            )
+        found = Examples(given, {file.name: sha256_of(file) for file in files}, count, held_out, dict(skipped))
+        write_json(record, asdict(found))
+    return found
+
+
+def _split(folder: Path, count: int, share: float, seed: int) -> int:
+    """Spread all examples over the two files; how many are held out."""
+    import numpy as np
+
+    number = max(1, round(count * share)) if share else 0
+    chosen = set(np.random.default_rng(seed).permutation(count)[:number].tolist())
+    with (
+        open(folder / _ALL, encoding="utf-8") as everything,
+        atomic_path(folder / TRAIN) as train,
+        atomic_path(folder / VALID) as held_out,
+        open(train, "w", encoding="utf-8") as first,
+        open(held_out, "w", encoding="utf-8") as second,
+    ):
+        for position, line in enumerate(everything):
+            (second if position in chosen else first).write(line)
+    (folder / _ALL).unlink()
+    return number
+
+
+def _write(files: list[Path], kind: Kind, target: Path) -> tuple[int, Counter[str]]:
+    count, skipped = 0, Counter[str]()
+    with atomic_path(target) as temporary, open(temporary, "w", encoding="utf-8") as out:
+        for file in files:
+            for number, record in enumerate(_records(file, kind), 1):
+                try:
+                    row = example(record, kind, f"{file}, example {number}")
+                except Skipped as reason:
+                    skipped[str(reason)] += 1
+                    continue
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+    return count, skipped
+
+
+def _readable(file: Path) -> bool:
+    name = file.name.lower()
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return name.endswith((*JSONL, _PARQUET)) and (file.name.lower().endswith(_PARQUET) or file.is_file())
+
+
+def _records(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
+    if file.name.lower().endswith(_PARQUET):
+        yield from _parquet(file, kind)
+        return
+    with compressed.open_compressed(str(file)) if file.suffix in COMPRESSED else open(file, "rb") as stream:
+        first = stream.peek(64).lstrip()[:1]
+        records = _array(stream.read(), file) if first == b"[" else _lines(stream, file)
+        yield from records
+
+
+def _array(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
+    """A JSON file that is one list, as Alpaca's is."""
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"no valid JSON: {error}", where=str(file), fix="repair it, or fetch it again") from None
+    for record in found:
+        yield _object(record, str(file))
+
+
+def _lines(stream: Any, file: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"no valid JSON: {error}", where=f"{file}, line {number}", fix="repair it, or fetch it again"
+            ) from None
+        yield _object(record, f"{file}, line {number}")
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise DataError(
+            f"an example is no object but {type(record).__name__}", where=where, fix="write one object each"
+        )
+    return record
+
+
+def _parquet(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
+    from megatron_growth.data.parquet import damage, open_parquet
+
+    parquet = open_parquet(str(file))
+    names = list(parquet.schema_arrow.names)
+    check_columns(dict.fromkeys(names), kind, str(file))
+    wanted = ("messages",) if "messages" in names else ("instruction", "input", "output")
+    columns = wanted if kind == "sft" else ("prompt", "chosen", "rejected")
+    with damage(str(file)):
+        for batch in parquet.iter_batches(columns=[name for name in columns if name in names]):
+            yield from batch.to_pylist()
+
+
+def in_words(found: Examples) -> str:
+    """One line for people."""
+    skipped = ", ".join(f"{number:,} skipped ({reason})" for reason, number in found.skipped.items())
+    parts = [plural(found.train, "example"), f"{found.valid:,} held out" if found.valid else "", skipped]
+    return ", ".join(filter(None, parts))

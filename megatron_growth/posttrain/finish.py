@@ -1,0 +1,209 @@
+"""The end of a run: the best of its trainings becomes the model, with where it comes from beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_growth import __version__
+from megatron_growth.errors import GrowthError
+from megatron_growth.exchange.export import MANIFEST
+from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.posttrain import presets
+from megatron_growth.posttrain.examples import RECORD
+from megatron_growth.posttrain.folder import Result, Work
+from megatron_growth.posttrain.request import FILE_NAME as REQUEST
+from megatron_growth.posttrain.request import Request
+from megatron_growth.records.storage import sha256_of, storage_errors, write_json, write_whole
+
+FILE_NAME = "posttrain.json"
+METRICS = "metrics.jsonl"
+_SCRATCH = ("base", "tokenizer", "data", "cache", "rates", "failures", REQUEST, "processes.lock")
+_PACKAGES = ("trl", "transformers", "torch", "datasets", "accelerate", "deepspeed")
+
+
+def results(work: Work, request: Request) -> list[Result]:
+    """Of the rates that are done, in their order."""
+    found = (work.rate(rate).result for rate in request.rates)
+    return [result for result in found if result is not None]
+
+
+def best(found: list[Result], by: str) -> Result | None:
+    """The training to keep; None when all of them diverged.
+
+    Args:
+        found: of at least one rate.
+        by: `valid_loss`, where less is better, or `valid_accuracy`.
+    """
+    ended = [result for result in found if result.diverged is None]
+    if len(found) == 1 or not ended:
+        return ended[0] if ended else None
+
+    def badness(result: Result) -> float:
+        value = result.valid_loss if by == "valid_loss" else result.valid_accuracy
+        return math.inf if value is None else (value if by == "valid_loss" else -value)
+
+    return min(ended, key=badness)
+
+
+def keep_best(work: Work, request: Request) -> None:
+    """Remove the checkpoints of finished trainings, and the models of all but the best so far."""
+    found = results(work, request)
+    kept = best(found, request.best_by)
+    with storage_errors(work.path):
+        for result in found:
+            folder = work.rate(result.rate)
+            gone = [folder.checkpoints, *([] if result == kept else [folder.model])]
+            for path in gone:
+                shutil.rmtree(path, ignore_errors=not path.exists())
+
+
+def gather(work: Work, request: Request, processes: int) -> None:
+    """Move the best model to the top of the folder and write posttrain.json there, last.
+
+    Raises:
+        GrowthError: every training diverged.
+    """
+    found = results(work, request)
+    kept = best(found, request.best_by)
+    if kept is None:
+        steps = ", ".join(f"{r.rate:g} at step {r.diverged}" for r in found)
+        raise GrowthError(
+            f"the loss became no number: {steps}", where=str(work.path), fix="give a smaller --lr, and another --output"
+        )
+    folder = work.rate(kept.rate)
+    base = work.base if is_huggingface(work.base) else Path(request.model)
+    with storage_errors(work.path):
+        _as_stored(folder.model, base)
+        document = provenance(work, request, base, found, kept, processes)
+        for path in sorted(folder.model.iterdir()):
+            path.replace(work.path / path.name)
+        shutil.copyfile(folder.metrics, work.path / METRICS)
+        if len(found) > 1:
+            from megatron_growth.posttrain.sweep import write_sweep
+
+            write_sweep(work, request, found, kept)
+        write_whole(work.path / "README.md", card(document))
+        write_json(work.path / FILE_NAME, document)
+
+
+def clean(work: Work) -> dict[str, Any]:
+    """Remove what only the run needed; returns posttrain.json."""
+    with storage_errors(work.path):
+        for name in _SCRATCH:
+            path = work.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    document: dict[str, Any] = json.loads((work.path / FILE_NAME).read_text("utf-8"))
+    return document
+
+
+def _as_stored(model: Path, base: Path) -> None:
+    """Weights in the type that the base model is stored in; training holds them in float32."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    wanted = str(json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32")
+    dtype = getattr(torch, wanted)
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  (no mapping)
+        if any(tensor.dtype != dtype for tensor in tensors.values()):
+            temporary = file.with_suffix(".tmp")
+            save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+            temporary.replace(file)
+        file.chmod(0o666 & ~_umask())  # safetensors lets nobody else read them
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    write_json(model / "config.json", config | {"dtype": wanted})
+
+
+def _umask() -> int:
+    """Of this process; it cannot be read without being set."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def provenance(
+    work: Work, request: Request, base: Path, found: list[Result], kept: Result, processes: int
+) -> dict[str, Any]:
+    """What posttrain.json holds."""
+    weights = sorted(base.glob("*.safetensors"))
+    return {
+        "kind": request.kind,
+        "preset": request.preset,
+        "request": request.to_json(),
+        "not_in_the_paper": dict(presets.PRESETS[request.preset].open),
+        "model": {
+            "path": str(Path(request.model).resolve()),
+            "weights_sha256": {file.name: sha256_of(file) for file in weights},
+            "export": _json(base / MANIFEST),
+            "posttrain": _json(base / FILE_NAME),
+        },
+        "data": _json(work.data / RECORD),
+        "processes": processes,
+        "result": asdict(kept),
+        "sweep": [asdict(result) for result in found] if len(found) > 1 else [],
+        "versions": {"megatron_growth": __version__, **{name: _version(name) for name in _PACKAGES}},
+    }
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [megatron_growth, trl, {kind}]
+---
+
+# {name}
+
+{what} of {model} with megatron_growth and TRL {trl}; every setting is in `posttrain.json`.
+
+| | |
+|---|---|
+{rows}
+"""
+
+
+def card(document: dict[str, Any]) -> str:
+    """README.md of the model."""
+    request, result, data = document["request"], document["result"], document["data"]
+    facts = {
+        "preset": document["preset"],
+        "data": f"{data['source']}, {data['train']:,} examples, {data['valid']:,} held out",
+        "learning rate": f"{result['rate']:g}",
+        "batch x steps": f"{request['batch']} x {result['steps']}",
+        "tokens": f"{result['tokens']:,}",
+        "beta": request["beta"] or None,
+        "held-out loss before": result["valid_loss_before"],
+        "held-out loss after": result["valid_loss"],
+        "seed": request["seed"],
+    }
+    return _CARD.format(
+        kind=document["kind"],
+        name=f"{Path(request['model']).name}-{document['kind']}",
+        what="Supervised fine-tuning" if document["kind"] == "sft" else "Direct preference optimisation",
+        model=request["model"],
+        trl=document["versions"]["trl"],
+        rows="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
+    )

@@ -1,0 +1,126 @@
+"""The folder in which a run is at work, and what it becomes.
+
+WORK/                    TARGET.partial, locked and claimed (records/unfinished.py)
+  request.json           what was asked for
+  base/                  the exported model, when a Megatron checkpoint was given
+  tokenizer/             with its chat template
+  data/                  train.jsonl, valid.jsonl, examples.json
+  cache/                 tokenized examples
+  rates/1e-05/           one training: checkpoints/, metrics.jsonl, result.json, model/ (of the best rate alone)
+TARGET/                  the model as transformers loads it, with posttrain.json, metrics.jsonl and, of a sweep,
+                         sweep.json and sweep.png
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_growth.records.storage import write_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training came to.
+
+    Attributes:
+        rate: largest learning rate.
+        steps: optimizer steps.
+        examples: rows of the data set (packed sequences count as one).
+        tokens: tokens that were read, over all epochs.
+        train_loss: mean over the last tenth of the steps, nats per token (DPO: its own loss).
+        valid_loss_before, valid_loss: of the held-out examples; None without any.
+        valid_accuracy: SFT: share of the answers' tokens that are guessed; DPO: share of the pairs in which the chosen
+            answer has the larger reward.
+        diverged: step at which the loss was no number; None for a training that ended well.
+        notes: what was done differently from what was asked for, and why.
+    """
+
+    rate: float
+    steps: int
+    examples: int
+    tokens: int
+    train_loss: float | None
+    valid_loss_before: float | None
+    valid_loss: float | None
+    valid_accuracy: float | None
+    seconds: float
+    diverged: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RateFolder:
+    """The folder of one training."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Of the trainer."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, as `records.metrics` reads them."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model."""
+        return self.path / "model"
+
+    @property
+    def result(self) -> Result | None:
+        """What it came to; None while it is not finished."""
+        file = self.path / "result.json"
+        if not file.is_file():
+            return None
+        document = json.loads(file.read_text("utf-8"))
+        return Result(**(document | {"notes": tuple(document["notes"])}))
+
+    def finish(self, result: Result) -> None:
+        """Write down what it came to; the last thing that a training does."""
+        write_json(self.path / "result.json", asdict(result))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of a run at work."""
+
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        """Where a Megatron checkpoint is exported to."""
+        return self.path / "base"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's files."""
+        return self.path / "tokenizer"
+
+    @property
+    def data(self) -> Path:
+        """The examples."""
+        return self.path / "data"
+
+    @property
+    def cache(self) -> Path:
+        """Of the library that tokenizes."""
+        return self.path / "cache"
+
+    @property
+    def failures(self) -> Path:
+        """Where processes leave what ended them."""
+        return self.path / "failures"
+
+    @property
+    def log(self) -> Path:
+        """What several processes print."""
+        return self.path / "log.txt"
+
+    def rate(self, rate: float) -> RateFolder:
+        """The folder of one training."""
+        return RateFolder(self.path / "rates" / f"{rate:g}")

@@ -1,0 +1,150 @@
+"""The papers' settings of SFT and DPO, each with what its paper leaves open.
+
+family-sft, family-dpo   Family: the set-up of Meng et al. (SimPO, arXiv 2405.14734) with rates of its own
+step-alpaca              STEP, table 6
+wso-tulu                 WSO, table 3
+nano-sft, nano-dpo       ours, for models of the nano recipes on a CPU
+
+Units: rates are AdamW's, batches are examples of one update over all processes, lengths are tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_growth.errors import UserError, nearest
+
+Kind = Literal["sft", "dpo"]
+WSO_RATES = (5e-7, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One paper's training.
+
+    Attributes:
+        kind: sft or dpo.
+        data: where the paper's data are on the hub; "" for none.
+        lr: the largest rate, reached after the warm-up; a cosine to 0 follows.
+        warmup: steps, or a share of all steps where it is below 1.
+        valid: share of the examples that are held out.
+        rates: what the paper sweeps the rate over.
+        beta: of DPO, the weight of the distance to the reference model; 0 for SFT.
+        open: settings that the paper does not print, and where ours come from.
+    """
+
+    name: str
+    kind: Kind
+    data: str
+    lr: float
+    epochs: float
+    batch: int
+    warmup: float
+    max_length: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    valid: float = 0.0
+    rates: tuple[float, ...] = ()
+    beta: float = 0.0
+    open: tuple[tuple[str, str], ...] = ()
+
+
+_MENG = "Meng et al. (SimPO)"
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="family-sft",
+            kind="sft",
+            data="hf:HuggingFaceH4/ultrachat_200k/train_sft",
+            lr=3e-5,
+            epochs=1,
+            batch=128,
+            warmup=0.1,
+            max_length=2048,
+            open=(("batch, warmup, epochs, max_length", _MENG),),
+        ),
+        Preset(
+            name="step-alpaca",
+            kind="sft",
+            data="hf:tatsu-lab/alpaca/train",
+            lr=1e-4,
+            epochs=2,
+            batch=128,
+            warmup=100,
+            max_length=512,
+            betas=(0.9, 0.95),
+            open=(("batch, max_length", "Stanford Alpaca's own training"),),
+        ),
+        Preset(
+            name="wso-tulu",
+            kind="sft",
+            data="hf:allenai/tulu-3-sft-olmo-2-mixture/train",
+            lr=5e-6,
+            epochs=1,
+            batch=128,
+            warmup=100,
+            max_length=2048,
+            valid=0.1,
+            rates=WSO_RATES,
+            open=(
+                ("lr", "without --lr-sweep: Tulu 3's own rate; the paper takes the best of the sweep"),
+                ("max_length", "the sequence length of the paper's pre-training"),
+            ),
+        ),
+        Preset(
+            name="nano-sft",
+            kind="sft",
+            data="",
+            lr=3e-4,
+            epochs=1,
+            batch=16,
+            warmup=0.1,
+            max_length=256,
+            valid=0.1,
+            rates=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        ),
+        Preset(
+            name="family-dpo",
+            kind="dpo",
+            data="hf:HuggingFaceH4/ultrafeedback_binarized/train_prefs",
+            lr=5e-7,
+            epochs=1,
+            batch=128,
+            warmup=0.1,
+            max_length=2048,
+            beta=0.01,
+            open=(("beta, batch, warmup, epochs, max_length", f"{_MENG}, beta as for its base models"),),
+        ),
+        Preset(
+            name="nano-dpo",
+            kind="dpo",
+            data="",
+            lr=5e-6,
+            epochs=1,
+            batch=16,
+            warmup=0.1,
+            max_length=256,
+            valid=0.1,
+            rates=(5e-7, 5e-6, 5e-5),
+            beta=0.1,
+        ),
+    )
+}
+
+
+def find(name: str, kind: Kind) -> Preset:
+    """The preset of a name; its kind must be the one that is trained.
+
+    Raises:
+        UserError: there is none, or it is of the other kind.
+    """
+    names = [preset.name for preset in PRESETS.values() if preset.kind == kind]
+    if name not in names:
+        what = (
+            f"the preset {name!r} is for {PRESETS[name].kind}" if name in PRESETS else f"no preset is called {name!r}"
+        )
+        raise UserError(what, where="--preset", fix=nearest(name, names))
+    return PRESETS[name]

@@ -1,0 +1,98 @@
+"""What a post-training run is asked to do, as one frozen record; written into its folder, so that it can go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from megatron_growth.errors import UserError
+from megatron_growth.posttrain.presets import Kind
+
+FILE_NAME = "request.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One SFT or DPO run, or a sweep of SFT runs over several rates.
+
+    Attributes:
+        kind: sft or dpo.
+        preset: name of the preset that the settings come from.
+        model: as it was given.
+        data, valid_data: what --data and --valid-data name.
+        rates: learning rates, one run each; the best is kept.
+        epochs, batch, warmup, max_length, betas, weight_decay, clip, beta: as in `Preset`.
+        valid: share of the examples that is held out.
+        max_steps: ends training early; 0 for all epochs.
+        micro_batch: examples that one process takes at a time, at most.
+        packing: several examples in one sequence, which do not see each other (SFT).
+        dtype: of the forward pass: bfloat16 or float32.
+        zero: stage of DeepSpeed's ZeRO; 0 without DeepSpeed.
+        seed: of the split, the order and whatever else is drawn.
+        best_by: `valid_loss` or `valid_accuracy` (of single tokens), which chooses among the rates.
+        saves: checkpoints in one run.
+    """
+
+    kind: Kind
+    preset: str
+    model: str
+    data: str
+    rates: tuple[float, ...]
+    epochs: float
+    batch: int
+    warmup: float
+    max_length: int
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    beta: float = 0.0
+    valid: float = 0.0
+    valid_data: str = ""
+    max_steps: int = 0
+    micro_batch: int = 4
+    packing: bool = False
+    dtype: str = "bfloat16"
+    zero: int = 0
+    seed: int = 0
+    tokenizer: str = ""
+    chat_template: str = ""
+    best_by: str = "valid_loss"
+    saves: int = 10
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """Lists become tuples again."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+        return cls(**values)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The request that a folder was begun with."""
+        return cls.from_json(json.loads((folder / FILE_NAME).read_text("utf-8")))
+
+    def text(self) -> str:
+        """One setting a line, for comparing two requests."""
+        document = self.to_json()
+        return "".join(f"{f.name}: {json.dumps(document[f.name])}\n" for f in fields(self))
+
+    def accumulation(self, processes: int) -> tuple[int, int]:
+        """(examples at a time, how often) of one process in one update.
+
+        Raises:
+            UserError: the batch does not split over the processes.
+        """
+        share, rest = divmod(self.batch, processes)
+        if rest or not share:
+            raise UserError(
+                f"a batch of {self.batch} does not split over {processes} processes",
+                where="--batch",
+                fix="take a multiple of the number of processes",
+            )
+        micro = max(size for size in range(1, min(self.micro_batch, share) + 1) if share % size == 0)
+        return micro, share // micro

@@ -1,0 +1,206 @@
+"""A post-training run from request to model: prepared, trained once for each rate, the best kept, written whole.
+
+A killed run goes on with the same command: rates that are done are kept, the one at work goes on from its last whole
+checkpoint.  Nothing is written over; a target that holds the same run is the result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.errors import RunError, UserError
+from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.posttrain import base_model, examples, extra, finish
+from megatron_growth.posttrain.folder import RateFolder, Work
+from megatron_growth.posttrain.line import Line
+from megatron_growth.posttrain.request import FILE_NAME, Request
+from megatron_growth.posttrain.training import Job, train
+from megatron_growth.records import owned
+from megatron_growth.records.metrics import Tail
+from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.records.unfinished import LOCK, publish, unfinished
+
+PURPOSE = "an unfinished post-training"
+Document = dict[str, Any]
+
+
+def posttrain(
+    request: Request,
+    target: Path,
+    *,
+    processes: int = 1,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Document:
+    """Tune a model; returns what TARGET/posttrain.json holds.
+
+    Args:
+        request: everything that the result depends on.
+        target: folder to create.
+        processes: of the training; several run under torchrun.
+        quiet: no progress line.
+        say: takes notes for people.
+
+    Raises:
+        UserError: the model, its tokenizer, the data or the target do not fit; nothing is left.
+        GrowthError: training failed; the same command goes on.
+    """
+    require(request)
+    request.accumulation(processes)
+    with unfinished(target, PURPOSE) as partial:
+        if partial is None:
+            return existing(target, request)
+        work = Work(partial)
+        if not (partial / finish.FILE_NAME).is_file():
+            prepare(work, request, say)
+            for number, rate in enumerate(request.rates, 1):
+                label = f"{request.kind} {number}/{len(request.rates)}" if len(request.rates) > 1 else request.kind
+                train_rate(work, rate, processes, Line(label, quiet=quiet))
+            finish.gather(work, request, processes)
+        document = finish.clean(work)
+        publish(partial, target, PURPOSE)
+    return document
+
+
+def require(request: Request) -> None:
+    """Refuse a machine without the packages."""
+    extra.require("trl", "datasets", "accelerate", *(["deepspeed"] if request.zero else []))
+
+
+def existing(target: Path, request: Request) -> Document:
+    """The result that is there.
+
+    Raises:
+        RunError: it is something else.
+    """
+    try:
+        document: Document = json.loads((target / finish.FILE_NAME).read_text("utf-8"))
+        found = Request.from_json(document["request"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(
+            "the target exists already, and is no post-trained model",
+            where=str(target),
+            fix="nothing in it was touched: name another folder with --output",
+        ) from None
+    _same(found, request, target)
+    return document
+
+
+def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _: None) -> None:
+    """Everything that can be wrong with the input, before training; what an earlier command prepared stays.
+
+    Raises:
+        UserError: as `posttrain`; a folder in which nothing has been trained is removed.
+        RunError: the folder was begun with another request.
+    """
+    file = work.path / FILE_NAME
+    if file.is_file():
+        _same(Request.read(work.path), request, work.path)
+    else:
+        owned.empty(work.path, PURPOSE, keep=frozenset({LOCK}))
+        with storage_errors(file):
+            write_json(file, request.to_json())
+    try:
+        base = base_model.base_model(Path(request.model), work.base, request.tokenizer)
+        tokenizer = base_model.load_tokenizer_of(base, request.kind, request.chat_template, request.tokenizer)
+        found = examples.prepare(
+            request.data,
+            request.kind,
+            valid=request.valid,
+            seed=request.seed,
+            folder=work.data,
+            valid_data=request.valid_data,
+        )
+        if len(request.rates) > 1 and not found.valid:
+            raise UserError(
+                "nothing is held out, so nothing can choose among the rates",
+                where="--lr-sweep",
+                fix="hold out a share with --valid-share 0.1, or give --valid-data",
+            )
+        with storage_errors(work.tokenizer):
+            tokenizer.save_pretrained(str(work.tokenizer))
+    except UserError:
+        if not (work.path / "rates").exists():
+            owned.remove(work.path, PURPOSE)
+        raise
+    say(examples.in_words(found))
+
+
+def _same(found: Request, wanted: Request, where: Path) -> None:
+    if found == wanted:
+        return
+    lines = difflib.unified_diff(
+        found.text().splitlines(), wanted.text().splitlines(), f"{where} holds", "this command asks for", "", "", n=0
+    )
+    raise RunError(
+        f"{where.name} belongs to another request:\n" + "\n".join(f"    {line}" for line in lines),
+        where=str(where),
+        fix="name another folder with --output, or give the command as it was",
+    )
+
+
+def job_of(work: Work, rate: float) -> Job:
+    """One training of a folder that is prepared."""
+    request = Request.read(work.path)
+    return Job(request, work, work.base if is_huggingface(work.base) else Path(request.model), rate)
+
+
+def train_rate(work: Work, rate: float, processes: int, show: Line) -> None:
+    """Train with one rate unless that is done; of the finished ones, only the best keeps its model.
+
+    Raises:
+        GrowthError: training failed.
+    """
+    folder, request = work.rate(rate), Request.read(work.path)
+    if folder.result is None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if processes == 1 and not request.zero:
+            train(job_of(work, rate), show)
+        else:
+            _processes(work, rate, processes, show)
+    finish.keep_best(work, request)
+
+
+def _processes(work: Work, rate: float, processes: int, show: Line) -> None:
+    """The same under torchrun, on this machine."""
+    from megatron_growth.run import failures
+    from megatron_growth.run.lock import exclusive
+    from megatron_growth.run.torchrun import run_processes
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "megatron_growth.posttrain.worker", str(work.path.absolute()), repr(rate)]
+    folder = work.rate(rate)
+    watch = _Watch(folder, show)
+    with exclusive(work.path / "processes.lock") as token:
+        code = run_processes(
+            command,
+            log=work.log,
+            token=token,
+            failures_folder=work.failures,
+            watch=watch,
+            on_stop=lambda: None,
+        )
+    if code != 0 or folder.result is None:
+        request = Request.read(work.path)
+        error = failures.as_error(f"{request.kind} at rate {rate:g}", failures.first(work.failures), work.log, code)
+        raise error
+
+
+class _Watch:
+    """Shows what the processes write."""
+
+    def __init__(self, folder: RateFolder, show: Line) -> None:
+        self._tail, self._show = Tail(folder.metrics), show
+        self._steps = 0
+
+    def __call__(self) -> None:
+        for line in self._tail.records()[0]:
+            if line.get("event") == "start":
+                self._steps = int(line.get("steps", 0))
+            elif "event" not in line:
+                self._show(line, self._steps)

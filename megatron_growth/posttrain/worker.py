@@ -1,0 +1,40 @@
+"""One process of a training: `python -m megatron_growth.posttrain.worker WORK RATE`, under torchrun.
+
+Exit code 0 when the training is done, or was asked to stop and has saved; whether it is done, its folder says.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from megatron_growth.posttrain.folder import Work
+from megatron_growth.posttrain.run import job_of
+from megatron_growth.run import failures
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    try:
+        with failures.recorded():
+            from megatron_growth.posttrain.training import train
+
+            work, rate = Work(Path(sys.argv[1])), float(sys.argv[2])
+            train(job_of(work, rate), stop_gently=True)
+            import torch.distributed as dist
+
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        return 0
+    finally:
+        # A batch script repeats TERM until all have gone; Python gives up our handler before that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code) if code == 0 else sys.exit(code)

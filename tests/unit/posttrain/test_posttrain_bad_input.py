@@ -1,0 +1,157 @@
+"""What a user can get wrong: one clear message, exit code 2, and nothing left in the way of the right command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+
+from megatron_growth.cli.main import main
+from megatron_growth.errors import DataError
+from megatron_growth.posttrain import examples
+from tests.unit.posttrain import tiny
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that must be refused; returns what it says."""
+
+    def command(kind: str, model: Path, *words: object, preset: str | None = None) -> str:
+        preset = preset or f"nano-{kind}"
+        argv = ["posttrain", kind, model, "--preset", preset, "--output", tmp_path / "out", *words]
+        assert main([str(word) for word in argv]) == 2
+        left = [path.name for path in tmp_path.iterdir() if path.name.startswith("out")]
+        assert left == ([] if "there before" not in words else ["out"])
+        return " ".join(capsys.readouterr().err.split())
+
+    return command
+
+
+def test_missing_tokenizer(tmp_path: Path, refused: Refused, model: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model / name).read_bytes())
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+    assert f"no tokenizer files in {bare}" in refused("sft", bare, "--data", data)
+
+
+def test_tokenizer_of_another_model(tmp_path: Path, refused: Refused, model: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in model.iterdir():
+        (small / file.name).write_bytes(file.read_bytes())
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+    said = refused("sft", small, "--data", data)
+    assert "ids, the model 100" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "found"),
+    [
+        ("sft", {"text": "a", "label": 1}, "columns label, text; wanted for sft: messages"),
+        ("sft", {"messages": "hello"}, "messages is no list of messages but str"),
+        ("sft", {"messages": [{"role": "tool", "content": "1"}]}, "role 'tool'"),
+        ("sft", {"instruction": "a", "output": 5}, "output is no text but int"),
+        ("dpo", {"prompt": "a", "chosen": "b"}, "columns chosen, prompt; wanted for dpo: prompt, chosen and rejected"),
+    ],
+)
+def test_wrong_columns(tmp_path: Path, refused: Refused, model: Path, kind: str, row: dict, found: str) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", [row])
+    assert found in refused(kind, model, "--data", data)
+
+
+def test_damaged_line_is_named(tmp_path: Path, refused: Refused, model: Path) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(2))
+    data.write_text(data.read_text() + '{"instruction": "cut')
+    assert f"{data}, line 3" in refused("sft", model, "--data", data)
+
+
+def test_no_answers_at_all(tmp_path: Path, refused: Refused, model: Path) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", [{"instruction": "a", "output": " "}])
+    assert "1 with no answer" in refused("sft", model, "--data", data)
+
+
+def test_no_data(tmp_path: Path, refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset without data of its own, a file that is not there, and a hub that does not answer."""
+    assert "no data of its own" in refused("sft", model)
+    assert "hf:some/where reads it from the hub" in refused("sft", model, "--data", "some/where")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said = refused("sft", model, preset="step-alpaca")
+    assert "tatsu-lab/alpaca" in said
+    assert "--data" in said
+    assert "offline, give the files by their path" in said
+
+
+def test_target_with_files_in_it(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    words = ["posttrain", "sft", model, "--preset", "nano-sft", "--data", data, "--output", tmp_path / "full"]
+    assert main([str(word) for word in words]) == 2
+    assert "is no post-trained model" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_without_the_extra(refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "trl" else find(name, *more))
+    assert "pip install 'megatron_growth[posttrain]'" in refused("sft", model)
+
+
+def test_words_that_do_not_fit(tmp_path: Path, refused: Refused, model: Path) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(8))
+    assert "is for dpo" in refused("sft", model, "--data", data, preset="family-dpo")
+    assert "did you mean" in refused("sft", model, "--data", data, preset="wso-tula")
+    assert "--lr-sweep several" in refused("sft", model, "--data", data, "--lr", "1", "--lr-sweep")
+    assert "does not split over 3" in refused("sft", model, "--data", data, "--processes", "3")
+    assert "hold out a share" in refused("sft", model, "--data", data, "--lr-sweep", "--valid-share", "0")
+    assert "there is no model" in refused("sft", tmp_path / "nowhere", "--data", data)
+
+
+def test_template_without_marks(tmp_path: Path, refused: Refused, model: Path) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    said = refused("sft", model, "--data", data, "--chat-template", tmp_path / "plain.jinja")
+    assert "--chat-template tulu" in said
+
+
+def test_pairs_that_teach_nothing_are_counted_and_other_prompts_refused(tmp_path: Path) -> None:
+    """UltraFeedback has a few of the first; of the second kind there should be none."""
+    good, equal, different = tiny.ultrafeedback(3)
+    equal["rejected"] = equal["chosen"]
+    data = tiny.jsonl(tmp_path / "a.jsonl", [good, equal])
+    found = examples.prepare(str(data), "dpo", valid=0, seed=0, folder=tmp_path / "work")
+    assert (found.train, found.skipped) == (1, {"two equal answers": 1})
+    different["chosen"][0] = {"role": "user", "content": "something else"}
+    with pytest.raises(DataError, match="different prompts"):
+        examples.prepare(
+            str(tiny.jsonl(tmp_path / "b.jsonl", [different])), "dpo", valid=0, seed=0, folder=tmp_path / "b"
+        )
+
+
+def test_split_is_nine_to_one_and_loses_nothing(tmp_path: Path) -> None:
+    rows = [{"instruction": str(number), "output": "a"} for number in range(50)]
+    data = tiny.jsonl(tmp_path / "a.jsonl", rows)
+    found = examples.prepare(str(data), "sft", valid=0.1, seed=3, folder=tmp_path / "work")
+    assert (found.train, found.valid) == (45, 5)
+    texts = [(tmp_path / "work" / name).read_text() for name in (examples.TRAIN, examples.VALID)]
+    asked = [json.loads(line)["messages"][0]["content"] for text in texts for line in text.splitlines()]
+    assert sorted(asked, key=int) == [row["instruction"] for row in rows]
+    other = examples.prepare(str(data), "sft", valid=0.1, seed=4, folder=tmp_path / "other")
+    assert other.valid == 5
+    assert (tmp_path / "other" / examples.VALID).read_text() != texts[1]

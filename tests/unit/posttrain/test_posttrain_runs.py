@@ -1,0 +1,170 @@
+"""SFT and DPO of a tiny model against losses computed by transformers alone; kills, sweeps and what is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("trl")
+
+from megatron_growth.errors import RunError
+from megatron_growth.posttrain import run as running
+from megatron_growth.posttrain.examples import TRAIN, VALID
+from megatron_growth.posttrain.run import posttrain
+from megatron_growth.records.unfinished import partial_of
+from tests.unit.posttrain import runs, tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, and data in four formats."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path_factory.mktemp("posttrain")
+    tiny.write_model(folder / "model")
+    (folder / "alpaca.json").write_text(json.dumps(tiny.alpaca(24)))
+    tiny.jsonl(folder / "chat.jsonl", tiny.ultrachat(24))
+    tiny.jsonl(folder / "pairs.jsonl", tiny.ultrafeedback(24))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(tiny.ultrachat(24)), folder / "chat.parquet")
+    return folder
+
+
+@pytest.fixture
+def kept_data(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]]:
+    """What a run was trained on, taken before it is removed."""
+    found: dict[str, list[dict]] = {}
+    gather = running.finish.gather
+
+    def look(work, request, processes):
+        for name in (TRAIN, VALID):
+            found[name] = runs.rows(work.data / name) if (work.data / name).is_file() else []
+        gather(work, request, processes)
+
+    monkeypatch.setattr(running.finish, "gather", look)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path) -> Path:
+    """A run of six steps from beginning to end."""
+    posttrain(runs.request(place / "model", place / "chat.jsonl"), place / "undisturbed")
+    return place / "undisturbed"
+
+
+def test_loss_is_that_of_the_answers_alone(place: Path, kept_data: dict) -> None:
+    """Two turns: both answers count, no question does; 8 examples in four parts of one step weigh by their tokens."""
+    request = runs.request(
+        place / "model", place / "chat.jsonl", batch=20, micro_batch=5, valid=1 / 6, max_steps=1, packing=False
+    )
+    document = posttrain(request, place / "answers")
+    held_out = [row["messages"] for row in kept_data[VALID]]
+    assert document["result"]["valid_loss_before"] == pytest.approx(runs.sft_loss(place / "model", held_out), abs=2e-5)
+    trained = [row["messages"] for row in kept_data[TRAIN]]
+    assert (len(trained), len(held_out)) == (20, 4)
+    first = next(line for line in runs.rows(place / "answers" / "metrics.jsonl") if "event" not in line)
+    assert first["loss"] == pytest.approx(runs.sft_loss(place / "model", trained), abs=2e-5)
+
+
+def test_packed_examples_do_not_see_each_other(place: Path, kept_data: dict) -> None:
+    request = runs.request(place / "model", place / "alpaca.json", valid=1 / 6, max_steps=1, packing=True, batch=2)
+    document = posttrain(request, place / "packed")
+    held_out = [row["messages"] for row in kept_data[VALID]]
+    assert document["result"]["examples"] < 20  # they were packed
+    assert document["result"]["valid_loss_before"] == pytest.approx(runs.sft_loss(place / "model", held_out), abs=2e-5)
+
+
+@pytest.mark.fault
+def test_a_template_that_marks_the_questions_too_is_found(place: Path, tmp_path: Path, kept_data: dict) -> None:
+    template = (
+        running.base_model.TEMPLATE.read_text().replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    )
+    (tmp_path / "wrong.jinja").write_text("{% generation %}" + template + "{% endgeneration %}")
+    wrong = str(tmp_path / "wrong.jinja")
+    request = runs.request(place / "model", place / "chat.jsonl", valid=1 / 6, max_steps=1, chat_template=wrong)
+    document = posttrain(request, tmp_path / "out")
+    right = runs.sft_loss(place / "model", [row["messages"] for row in kept_data[VALID]])
+    assert abs(document["result"]["valid_loss_before"] - right) > 1e-3
+
+
+def test_dpo_loss_is_the_papers(place: Path, kept_data: dict) -> None:
+    request = runs.request(
+        place / "model", place / "pairs.jsonl", kind="dpo", preset="nano-dpo", beta=0.3, valid=1 / 6, rates=(3e-3,)
+    )
+    document = posttrain(request, place / "dpo")
+    result = document["result"]
+    assert result["valid_loss_before"] == pytest.approx(0.693147, abs=1e-6)  # the model is its own reference
+    expected = runs.dpo_loss(place / "dpo", place / "model", kept_data[VALID], beta=0.3)
+    assert result["valid_loss"] == pytest.approx(expected, abs=1e-5)
+    assert expected < 0.6
+    assert result["valid_accuracy"] == 1.0
+
+
+def test_killed_run_ends_where_an_undisturbed_one_does(
+    place: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after step 5; the checkpoint of step 4 then lacks its mark, as a kill in mid-save leaves it."""
+    request, target = runs.request(place / "model", place / "chat.jsonl"), place / "killed"
+
+    class Killed(BaseException):
+        pass
+
+    def kill(line, steps):
+        if line["iteration"] == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "Line", lambda *_, **__: kill)
+        with pytest.raises(Killed):
+            posttrain(request, target)
+    assert not target.exists()
+    checkpoint = partial_of(target) / "rates" / "0.001" / "checkpoints" / "checkpoint-4"
+    (checkpoint / "whole").unlink()
+    (checkpoint / "model.safetensors").write_bytes(b"half")
+    posttrain(request, target)
+    assert runs.steps(target / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (target / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert not partial_of(target).exists()
+
+
+def test_result_is_found_again_and_another_request_is_refused(place: Path, undisturbed: Path) -> None:
+    request = runs.request(place / "model", place / "chat.jsonl")
+    before = (undisturbed / "model.safetensors").stat().st_mtime_ns
+    assert posttrain(request, undisturbed)["result"]["steps"] == 6
+    assert (undisturbed / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="another request"):
+        posttrain(runs.request(place / "model", place / "chat.jsonl", seed=5), undisturbed)
+
+
+def test_formats_of_one_conversation_train_alike(place: Path, undisturbed: Path) -> None:
+    posttrain(runs.request(place / "model", place / "chat.parquet"), place / "parquet")
+    ours, theirs = runs.load(place / "parquet")[0], runs.load(undisturbed)[0]
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_sweep_keeps_the_rate_with_the_lowest_held_out_loss(place: Path) -> None:
+    """One of the rates is absurd: it diverges, or ends far above the others, and is not kept either way."""
+    request = runs.request(place / "model", place / "alpaca.json", rates=(1e-6, 1e-2, 1e9), valid=0.25)
+    document = posttrain(request, place / "sweep")
+    assert document["result"]["rate"] == 1e-2
+    losses = {row["rate"]: row["valid_loss"] for row in document["sweep"]}
+    assert losses[1e-2] < losses[1e-6]
+    assert json.loads((place / "sweep" / "sweep.json").read_text())["best"] == 1e-2
+    assert (place / "sweep" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "120")
+        from megatron_growth.posttrain.sweep import table
+
+        assert table(document).row_count == 3
+
+
+def test_dpo_after_sft_remembers_where_it_comes_from(place: Path, undisturbed: Path) -> None:
+    request = runs.request(undisturbed, place / "pairs.jsonl", kind="dpo", preset="nano-dpo", beta=0.1, max_steps=1)
+    document = posttrain(request, place / "after")
+    assert document["model"]["posttrain"]["kind"] == "sft"
+    assert document["model"]["posttrain"]["data"]["train"] == 24
+    assert len(document["model"]["weights_sha256"]["model.safetensors"]) == 64
