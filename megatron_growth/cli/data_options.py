@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.records.numbers import PROCESSES, whole
+
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
 
@@ -21,19 +23,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="in place of the recipe's; KIND as for `prepare`; the model follows its size",
     )
     add("--text-field", metavar="NAME", help="JSONL field or Parquet column with the text, in place of the recipe's")
-    add("--max-tokens", type=whole_number, metavar="N", help="prepare no more training tokens than these, such as 20e9")
-    add("--workers", type=int, metavar="N", help="processes that tokenize (default: one a core)")
-
-
-def whole_number(text: str) -> int:
-    """A whole number above 0, also as 20e9."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value < 1e18 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(value)
+    add(
+        "--max-tokens",
+        type=whole(powers=True),
+        metavar="N",
+        help="prepare no more training tokens than these, such as 20e9",
+    )
+    add("--workers", type=whole(most=PROCESSES), metavar="N", help="processes that tokenize (default: one a core)")
 
 
 def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:

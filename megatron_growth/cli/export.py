@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
-from megatron_growth.records.numbers import whole
+from megatron_growth.records.numbers import COUNT, PROCESSES, whole
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import TokenizerRecord
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
     parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
-    parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument(
+        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--trust-checkpoint",
@@ -130,6 +132,6 @@ def bytes_of(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B", text.strip(), re.IGNORECASE)
     number = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()] if match else 0
-    if number < 1:
+    if not 1 <= number <= COUNT:
         raise UserError(f"--shard-size {text!r} is no size", fix="write 500MB or 2GB")
     return int(number)

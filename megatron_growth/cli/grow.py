@@ -22,7 +22,7 @@ from megatron_growth.cli.console import console, plain
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
-from megatron_growth.records.numbers import finite, whole
+from megatron_growth.records.numbers import PROCESSES, SEED, SIZE, finite, whole
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import GrowthJob
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in SIZES:
         parser.add_argument(
             "--" + name.replace("_", "-"),
-            type=whole(0 if name == "num_layers" else 1),
+            type=whole(0 if name == "num_layers" else 1, SIZE),
             metavar="N",
             help="of the target",
         )
@@ -63,14 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", metavar="NAME", help="width operator (default: aki, or the recipe's)")
     parser.add_argument("--depth", metavar="NAME", help="depth operator (default: stack, or the recipe's)")
     parser.add_argument(
-        "--seed", type=whole(0), metavar="N", help="of every random choice (default: 0, or the recipe's)"
+        "--seed", type=whole(0, SEED), metavar="N", help="of every random choice (default: 0, or the recipe's)"
     )
     parser.add_argument("--optimizer-state", metavar="POLICY", help="reset (default), grow or asymmetric")
     parser.add_argument(
         "--lr", type=finite(above=True), help="--lr of the run that will load grown optimizer state, when changed"
     )
     parser.add_argument("--min-lr", type=finite(), help="--min-lr of that run, when changed")
-    parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument(
+        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.progress import Progress, size
-from megatron_growth.records.numbers import whole
+from megatron_growth.records.numbers import PROCESSES, whole
 
 HELP = "write a Hugging Face model as a Megatron checkpoint"
 
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `import`."""
     parser.add_argument("source", type=Path, metavar="FOLDER", help="with config.json and safetensors weights")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--processes", type=whole(), metavar="N", help="default: one for each core, at most 4")
+    parser.add_argument(
+        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.human import size
-from megatron_growth.records.numbers import finite
+from megatron_growth.records.numbers import GPUS, finite, whole
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a YAML file")
     parser.add_argument("--variant", help="one of the recipe's variants")
     parser.add_argument("--cluster", metavar="PROFILE", help="layouts, hours and checkpoints on this cluster")
-    parser.add_argument("--nodes", type=int, metavar="N", help="nodes to use instead of the profile's")
+    parser.add_argument("--nodes", type=whole(most=GPUS), metavar="N", help="nodes to use instead of the profile's")
     parser.add_argument(
         "--fit-gb",
         type=finite(above=True),
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--command", metavar="STAGE", help="print Megatron's words of this stage or baseline, one flag a line, instead"
     )
-    parser.add_argument("--gpus", type=int, metavar="N", help="--command: GPUs of the stage (default: 8, or --cluster)")
+    parser.add_argument(
+        "--gpus", type=whole(most=GPUS), metavar="N", help="--command: GPUs of the stage (default: 8, or --cluster)"
+    )
     parser.add_argument("--host", action="store_true", help="--command: the words of a machine without a GPU")
     parser.add_argument(
         "--installation",
@@ -92,8 +94,6 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
     from megatron_growth.run.command import lines, stage_words
     from megatron_growth.run.directory import existing
 
-    if args.gpus is not None and args.gpus < 1:
-        raise RecipeError(f"--gpus {args.gpus}: a stage needs at least one GPU")
     if args.host and args.installation:
         raise RecipeError("--host is an installation of its own", fix="leave out --installation")
     profile = _profile(args) if args.cluster else None
@@ -111,14 +111,11 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> ClusterProfile:
-    from megatron_growth.errors import RecipeError
     from megatron_growth.recipes import load_cluster
 
     profile = load_cluster(args.cluster)
     if args.nodes is None:
         return profile
-    if args.nodes < 1:
-        raise RecipeError(f"--nodes {args.nodes}: a stage needs at least one node")
     return profile.model_copy(update={"nodes": args.nodes})
 
 

@@ -23,7 +23,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.data_options import whole_number
+from megatron_growth.records.numbers import PROCESSES, SEED, finite, whole
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import Manifest
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-tokens",
-        type=whole_number,
+        type=whole(powers=True),
         default=0,
         metavar="N",
         help="stop at the document with which this many training tokens are reached, such as 20e9 (default: no limit)",
@@ -72,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--valid-fraction",
-        type=float,
+        type=finite(0, 1, below=True),
         default=0.01,
         metavar="F",
         help="share of the documents set aside for validation, chosen by a hash of their text; 0 for none (0.01)",
     )
-    add("--seed", type=int, default=1234, metavar="N", help="which documents are for validation (1234)")
+    add("--seed", type=whole(0, SEED), default=1234, metavar="N", help="which documents are for validation (1234)")
     add(
         "--dtype",
         default="auto",
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--workers",
-        type=int,
+        type=whole(most=PROCESSES),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help="processes that tokenize (default: the cores of this process, %(default)s)",
@@ -100,10 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.data.prepare import prepare
     from megatron_growth.data.request import PrepareRequest
     from megatron_growth.data.tokenizers import parse_spec
-    from megatron_growth.errors import DataError
 
-    if args.workers < 1:
-        raise DataError(f"--workers {args.workers} leaves nobody to work.", where="--workers", fix="Give 1 or more.")
     request = PrepareRequest(
         corpus=tuple(args.corpus),
         tokenizer=parse_spec(args.tokenizer, args.tokenizer_files),

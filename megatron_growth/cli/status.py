@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(
         "--watch",
-        type=finite(above=True),
+        type=finite(most=86_400, above=True),
         nargs="?",
         const=10.0,
         metavar="SECONDS",

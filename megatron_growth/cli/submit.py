@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.cli.data_options import add_data_options
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import plural, size
+from megatron_growth.records.numbers import GPUS, SEED, whole
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
@@ -37,9 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `submit`."""
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="shipped recipes' names, or YAML files")
     parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
-    parser.add_argument("--nodes", type=int, metavar="N", help="nodes that one stage may use, instead of the profile's")
+    parser.add_argument(
+        "--nodes", type=whole(most=GPUS), metavar="N", help="nodes that one stage may use, instead of the profile's"
+    )
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="one run for each of these seeds")
+    parser.add_argument(
+        "--seeds", type=whole(0, SEED), nargs="+", default=[], metavar="N", help="one run for each of these seeds"
+    )
     parser.add_argument(
         "--baseline",
         action="append",
@@ -78,8 +83,6 @@ def run(args: argparse.Namespace) -> int:
 
     profile = load_cluster(args.cluster)
     if args.nodes is not None:
-        if args.nodes < 1:
-            raise UserError(f"--nodes {args.nodes} leaves no node to train on", fix="give 1 or more")
         profile = profile.model_copy(update={"nodes": args.nodes})
     if args.smoke:
         profile = _short(profile, args)

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
-from megatron_growth.records.numbers import whole
+from megatron_growth.records.numbers import SEED, whole
 
 HELP = "check a grown checkpoint against its source"
 
@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `verify`."""
     parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint")
     parser.add_argument("--source", type=Path, metavar="DIR", help="what it was grown or exported from")
-    parser.add_argument("--samples", type=whole(), default=4, metavar="N", help="random slices of each tensor")
+    parser.add_argument(
+        "--samples", type=whole(most=1_000_000), default=4, metavar="N", help="random slices of each tensor"
+    )
     parser.add_argument("--all", action="store_true", help="recompute every element")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the choice of slices")
+    parser.add_argument("--seed", type=whole(0, SEED), default=0, help="of the choice of slices")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--trust-checkpoint", action="store_true", help="unpickle their objects freely; this can run any code"

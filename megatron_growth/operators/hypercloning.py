@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators.per_axis import PerAxis, Preset
@@ -24,7 +26,7 @@ class HyperCloning(Preset):
     paper: ClassVar[str] = "HyperCloning (Samragh et al., 2024), sec. 3"
     exact: ClassVar = "always"
 
-    noise: float = 0.0
+    noise: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     def choice(self) -> PerAxis:
         """Clones on every axis."""

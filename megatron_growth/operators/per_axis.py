@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from megatron_growth import axes
 from megatron_growth.axes import INIT, AxisMap, Indices
@@ -52,7 +53,7 @@ class PerAxis(WidthOperator):
     ffn: Units | None = None
     draw: Draw = "balanced"
     shares: Literal["equal", "unequal"] = "equal"
-    noise: float = 0.0
+    noise: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     def maps(self, source: ModelShape, target: ModelShape, seed: Seed) -> WidthMaps:
         """One residual map for the whole model; independent maps of heads and FFN units for every layer."""

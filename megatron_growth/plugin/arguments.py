@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.hints import at_door
 from megatron_growth.methods import Method
 from megatron_growth.operators import GrowthSpec, OptimizerState
-from megatron_growth.records.numbers import whole
+from megatron_growth.records.numbers import SEED, finite, whole
 
 LayerSpec = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
@@ -56,7 +55,7 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-seed",
         metavar="N",
-        type=whole(0),
+        type=whole(0, SEED),
         default=0,
         help="of the operators' random choices (default: %(default)s)",
     )
@@ -105,13 +104,13 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-data-start",
         metavar="N",
-        type=int,
+        type=whole(0),
         help="first sample of this run's window in the one sample order of all stages (needs --growth-data-pool)",
     )
     group.add_argument(
         "--growth-data-pool",
         metavar="N",
-        type=int,
+        type=whole(),
         help="samples in the one order that all stages share; the same number in every stage",
     )
     group.add_argument(
@@ -139,7 +138,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-stop-below",
         metavar="LOSS",
-        type=float,
+        type=finite(above=True),
         help="save and exit after the evaluation (--eval-interval) whose validation loss is at or below this",
     )
 
@@ -254,8 +253,6 @@ class PluginOptions:
             raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
         if self.stop_below is None:
             return
-        if not (math.isfinite(self.stop_below) and self.stop_below > 0):
-            raise UserError(f"--growth-stop-below {self.stop_below} is no loss", fix="give nats per token, such as 2.9")
         if not (args.eval_iters and args.eval_interval):
             raise UserError(
                 "--growth-stop-below needs evaluations during training",
@@ -293,7 +290,7 @@ class PluginOptions:
         if (self.data_start is None) != (self.data_pool is None):
             raise UserError("--growth-data-start and --growth-data-pool belong together", fix="give both, or neither")
         if self.data_start is not None and self.data_pool is not None:
-            if self.data_pool < 1 or not 0 <= self.data_start < self.data_pool:
+            if self.data_start >= self.data_pool:
                 raise UserError(
                     f"a window from sample {self.data_start} does not lie in a pool of {self.data_pool}",
                     fix="0 <= --growth-data-start < --growth-data-pool",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from megatron_growth.records.numbers import COUNT, SEED
 
 
 def _no_truth(value: Any) -> Any:
@@ -25,8 +27,9 @@ Share = Annotated[float, Number, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Number, Field(ge=0)]
 Positive = Annotated[int, Number, Field(ge=1)]
 Count = Annotated[int, Number, Field(ge=0)]
-Integer = Annotated[int, Number]
+Seed = Annotated[int, Number, Field(ge=0, le=SEED)]
 Rate = Annotated[float, Number, Field(gt=0)]
+LARGEST, SMALLEST = 1e24, 1e-24  # of what a recipe or a profile may say; FLOPs of a run are the largest
 Precision = Literal["fp32", "bf16", "fp8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -35,11 +38,21 @@ KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
 
 
 class Block(BaseModel):
-    """A mapping of a recipe: immutable, closed to keys that it does not know, without infinities."""
+    """A mapping of a recipe: immutable, closed to keys that it does not know, without infinities or absurd numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_absurd_number(cls, value: Any) -> Any:
+        """Numbers that a plan can count with: a typing slip may not become an infinity later."""
+        for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
+            largest = COUNT if isinstance(number, int) else LARGEST
+            if isinstance(number, int | float) and number != 0 and not SMALLEST <= abs(number) <= largest:
+                raise ValueError(f"{number:g} is too {'large' if abs(number) > largest else 'small'} to be meant")
+        return value
 
 
 class RopeScaling(Block):
@@ -117,7 +130,7 @@ class Data(Block):
     never. [tokens]"""
     valid_fraction: Fraction = 0.01
     """Share of the documents kept for validation."""
-    seed: Integer = 1234
+    seed: Seed = 1234
     """Which documents are for validation."""
 
 

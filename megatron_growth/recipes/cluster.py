@@ -12,11 +12,12 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
-from megatron_growth.recipes.blocks import Block, Name, Positive, Rate
+from megatron_growth.recipes.blocks import Block, Count, Name, NotNegative, Number, Positive, Rate, Share
 from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import YamlText, parse_yaml, read_yaml
 
+Efficiency = Annotated[float, Number, Field(gt=0, le=1)]
 FOLDER = Path(__file__).with_name("clusters")
 
 # Variables that would be overwritten, and where their values come from.
@@ -50,12 +51,12 @@ class Gpu(Block):
 
     name: str
     memory_gib: Rate
-    reserved_gib: Annotated[float, Field(ge=0)] = 2.0
-    fragmentation: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    reserved_gib: NotNegative = 2.0
+    fragmentation: Share = 0.03
     peak_tflops: Rate
-    mfu: Annotated[float, Field(gt=0, le=1)]
+    mfu: Efficiency
     fp8_tflops: Rate | None = None
-    fp8_mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
+    fp8_mfu: Efficiency = 0.35
 
 
 class Network(Block):
@@ -186,7 +187,7 @@ class ClusterProfile(Block):
     paths: Paths = Paths()
     launcher: Literal["torchrun", "srun"] = "torchrun"
     ranks_per_node: Positive | None = None
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: Count = 3
     hang_minutes: Rate = 30
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
 

@@ -26,7 +26,6 @@ from megatron_growth.recipes.blocks import (
     Count,
     Data,
     Evaluation,
-    Integer,
     Layout,
     Model,
     Name,
@@ -36,6 +35,7 @@ from megatron_growth.recipes.blocks import (
     Printed,
     Rate,
     Ratio,
+    Seed,
     Share,
     vocabulary_of,
 )
@@ -149,7 +149,7 @@ class Growth(Block):
     """Width operator: `aki`, `fpi:draw=uniform`, or a choice per axis."""
     depth: str | dict[str, Any] | None = None
     """Depth operator: `stack`, `interpolate`, `reuse:middle=attn`."""
-    seed: Integer = 0
+    seed: Seed = 0
     """Of the operators' random choices and of freshly initialised weights."""
     optimizer_state: Literal["reset", "grow", "asymmetric"] = "reset"
     """`reset`, `grow` (moments follow the weights) or `asymmetric` (old entries keep theirs, new ones start at 0)."""
@@ -290,7 +290,7 @@ class Recipe(Block):
     """Checkpoints during training."""
     printed: Printed = Printed()
     """What the paper prints."""
-    seed: Integer = 1234
+    seed: Seed = 1234
     """Of initial weights and of the sample order."""
 
     _source: YamlText = PrivateAttr(default_factory=YamlText)

@@ -29,6 +29,7 @@ class JaggedCosine(Cosine):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.restart_iterations >= 1, "the relora schedule needs restart_iterations")
+        require(self.restart_warmup_iterations >= 0, f"restart_warmup_iterations is {self.restart_warmup_iterations}")
         require(
             self.restart_warmup_iterations < self.restart_iterations,
             f"the restart warm-up of {self.restart_warmup_iterations} iterations is not shorter than the "

@@ -23,6 +23,7 @@ from megatron_growth.layout.parameters import PARAMETERS, parameters_of
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
 from megatron_growth.methods.galore.matrices import Matrix, matrices_of
 from megatron_growth.methods.registry import register
+from megatron_growth.records.numbers import COUNT, SIZE
 from megatron_growth.shape import ModelShape
 
 
@@ -41,9 +42,9 @@ class GaLore(Method):
     name: ClassVar[str] = "galore"
     paper: ClassVar[str] = "GaLore (2024), algorithm 2"
 
-    rank: Annotated[int, Field(ge=1)] = 128
-    gap: Annotated[int, Field(ge=1)] = 200
-    scale: Annotated[float, Field(gt=0)] = 0.25
+    rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
+    gap: Annotated[int, Field(ge=1, le=COUNT)] = 200
+    scale: Annotated[float, Field(gt=0, le=1e6)] = 0.25
     targets: tuple[str, ...] = ("decoder.layers.*",)
 
     # Before a run -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pydantic import Field
 from megatron_growth.errors import CheckpointError, RecipeError, UnsupportedError
 from megatron_growth.methods.base import Cost, CountedParameter, Factor, Method, StageFacts, TrainedModel
 from megatron_growth.methods.registry import register
+from megatron_growth.records.numbers import COUNT, SEED, SIZE
 from megatron_growth.shape import ModelShape
 
 _LINEAR = re.compile(r"^decoder\.layers\.(\d+)\.(?:self_attention|mlp)\.linear_\w+\.weight$")
@@ -62,16 +63,16 @@ class ReLoRA(Method):
     name: ClassVar[str] = "relora"
     paper: ClassVar[str] = "ReLoRA (2023), sec. 3; STEP (2025), sec. 3"
 
-    rank: Annotated[int, Field(ge=1)] = 128
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     layers: Literal["all", "source"] | tuple[int, ...] = "all"
     freeze_layers: bool = False
-    reset_iterations: Annotated[int, Field(ge=1)] | None = 5000
+    reset_iterations: Annotated[int, Field(ge=1, le=COUNT)] | None = 5000
     optimizer_reset: Literal["zero", "random", "magnitude"] = "magnitude"
     optimizer_reset_ratio: Annotated[float, Field(ge=0, le=1)] = 0.9
     merge_at_end: bool = True
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=SEED)] = 0
 
     # Before a run -------------------------------------------------------------------------------------------------
 
