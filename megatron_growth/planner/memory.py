@@ -24,6 +24,7 @@ from megatron_growth.methods import cost_of
 from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.recipes.blocks import Checkpoint
+from megatron_growth.records.human import size
 from megatron_growth.shape import ModelShape
 
 # Weights of a bucket of gradients, at least and by data-parallel rank (DistributedDataParallel, when it overlaps).
@@ -163,8 +164,8 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
 
 def save_words(memory: RankMemory) -> str:
     """What a save takes, in numbers."""
-    gpu = f"{(memory.state_bytes + memory.save_gpu_bytes) / 1e9:.3g} on the GPU"
-    return f"{gpu}, {memory.save_host_bytes / 1e9:.3g} of host memory a rank"
+    on_gpu = memory.state_bytes + memory.save_gpu_bytes
+    return f"{size(on_gpu)} on the GPU, {size(memory.save_host_bytes)} of host memory a rank"
 
 
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:

@@ -123,8 +123,8 @@ def _peaks(program: Program) -> Iterator[str]:
         )
     printed = program.printed_peak_bytes
     if printed and program.paper_peak_bytes and round(program.paper_peak_bytes / 1e9, 1) != round(printed / 1e9, 1):
-        stages = ", ".join(f"{b / 1e9:.2f}" for b in program.paper_stage_bytes)
-        yield f"The paper prints a peak of {printed / 1e9:.1f} GB; its formula gives {stages} GB for the stages."
+        stages = ", ".join(size(b, ".2f") for b in program.paper_stage_bytes)
+        yield f"The paper prints a peak of {size(printed, '.1f')}; its formula gives {stages} for the stages."
 
 
 def _early_stop(compute: Saving, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from megatron_growth import schedules
 from megatron_growth.errors import StorageError, UserError
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import RunPlan, StagePlan
+from megatron_growth.records.human import size_unit
 
 POINTS = 2000  # of one stage's curve; restarts and corners are drawn exactly whatever this is
 # Colour-blind safe (Okabe and Ito), one per stage.
@@ -105,14 +106,15 @@ def _formula_bars(program: Program, added: Sequence[int]) -> tuple[list[str], di
 def _bars(axes: Any, names: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]]) -> None:
     """Stacked bars with their totals; sizes in bytes."""
     base = [0.0] * len(names)
+    unit, unit_name = size_unit(max(sum(sizes) for sizes in zip(*(sizes for sizes, _ in parts.values()), strict=True)))
     for label, (sizes, colour) in parts.items():
         if any(sizes):
-            axes.bar(range(len(names)), [size / 1e9 for size in sizes], 0.62, base, color=colour, label=label)
-            base = [b + size / 1e9 for b, size in zip(base, sizes, strict=True)]
+            axes.bar(range(len(names)), [size / unit for size in sizes], 0.62, base, color=colour, label=label)
+            base = [b + size / unit for b, size in zip(base, sizes, strict=True)]
     for x, total in enumerate(base):
         axes.annotate(f"{total:.3g}", (x, total), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(names)), names, fontsize=9)
-    axes.set(ylabel="GB (1e9 bytes)", ylim=(0, max(base) * 1.25))
+    axes.set(ylabel=f"{unit_name} ({unit:g} bytes)", ylim=(0, max(base) * 1.25))
     axes.legend(frameon=False, ncols=3, loc="upper left", fontsize=9)
 
 

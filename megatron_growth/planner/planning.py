@@ -19,6 +19,7 @@ from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
 from megatron_growth.recipes.source import KeyPath
+from megatron_growth.records.human import size
 from megatron_growth.shape import ModelShape
 
 DEFAULT_GPUS = 8  # data parallelism that a recipe leaves open is planned for one node of eight GPUs
@@ -279,15 +280,15 @@ def _formulas(
     rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
     parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
-    sizes = [(name, getattr(memory, f"{name}_bytes") / 1e9) for name in parts]
+    sizes = [(name, getattr(memory, f"{name}_bytes")) for name in parts]
     return {
         "FLOPs": budget.formula,
         "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
         "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
         f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
-        "GB per GPU": " + ".join(f"{name} {size:.3g}" for name, size in sizes if size)
-        + f" = {memory.total_bytes / 1e9:.3g}"
+        "memory per GPU": " + ".join(f"{name} {size(number)}" for name, number in sizes if number)
+        + f" = {size(memory.total_bytes)}"
         + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else "")
         + f"; a save {save_words(memory)}",
     }

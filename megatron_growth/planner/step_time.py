@@ -26,6 +26,7 @@ from megatron_growth.planner import flops
 from megatron_growth.planner.inventory import Inventory
 from megatron_growth.planner.memory import RankMemory, Setting
 from megatron_growth.recipes.cluster import ClusterProfile
+from megatron_growth.records.human import size
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ def step_time(
         "compute": f"{compute_words}{_times(_imbalance(setting))} = {compute:.3g} s",
         "bubble": f"{computing:.3g} s x {setting.pp - 1} / ({setting.vpp} x {setting.micro_batches}) = {bubble:.3g} s",
         "TP": tensor_words,
-        "gradients": f"{_gb(memory.gradients_bytes)} x {'' if setting.distributed_optimizer else '2 x '}{share} = "
+        "gradients": f"{size(memory.gradients_bytes)} x {'' if setting.distributed_optimizer else '2 x '}{share} = "
         f"{reduce:.3g} s, {reduce_hidden:.3g} s hidden",
-        "weights": f"{_gb(memory.weights_bytes)} x {share} = {gather:.3g} s, {gather_hidden:.3g} s hidden",
-        "save": f"{_gb(checkpoint_bytes)} / {profile.storage.write:g} GB/s = {save:.3g} s each"
+        "weights": f"{size(memory.weights_bytes)} x {share} = {gather:.3g} s, {gather_hidden:.3g} s hidden",
+        "save": f"{size(checkpoint_bytes)} / {profile.storage.write:g} GB/s = {save:.3g} s each"
         if save
         else "in the background",
     }
@@ -134,7 +135,7 @@ def _tensor(inventory: Inventory, setting: Setting, profile: ClusterProfile) -> 
     share = 2 * (setting.tp - 1) / setting.tp
     seconds = total * share / (profile.network.inside_node * 1e9)
     words = (
-        f"{setting.micro_batches} micro-batches x {passes} x {layers} layers x {activations / 1e6:.3g} MB x "
+        f"{setting.micro_batches} micro-batches x {passes} x {layers} layers x {size(activations)} x "
         f"{share:.3g} / {profile.network.inside_node:g} GB/s = {seconds:.3g} s"
     )
     return seconds, words
@@ -160,7 +161,3 @@ def _imbalance(setting: Setting) -> float:
 
 def _times(factor: float) -> str:
     return "" if factor == 1 else f" x {factor:.3g}"
-
-
-def _gb(number: float) -> str:
-    return f"{number / 1e9:.3g} GB"

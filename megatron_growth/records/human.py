@@ -31,7 +31,13 @@ def duration(seconds: float | None) -> str:
 
 def size(number: float, digits: str = ".3g") -> str:
     """Bytes in the decimal unit that suits them: 950 bytes, 2.4 MB, 16.9 GB; `digits` formats the number."""
+    power, unit = size_unit(number)
+    return f"{number / power:{digits}} {unit}" if power > 1 else f"{number:.0f} {unit}"
+
+
+def size_unit(number: float) -> tuple[float, str]:
+    """(bytes, name) of the decimal unit that suits a size, for the axis of a picture: (1e9, "GB")."""
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= power * 0.9995:
-            return f"{number / power:{digits}} {unit}"
-    return f"{number:.0f} bytes"
+            return power, unit
+    return 1.0, "bytes"

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_growth.records.human import size_unit
 from megatron_growth.records.storage import atomic_path
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import BASELINES, Variant
@@ -130,7 +131,7 @@ def state_memory(stages: Sequence[tuple[str, StageRecord]]) -> Figure | None:
         return None
     figure, ax = plt.subplots(figsize=(max(5.0, 1.1 * len(known) + 2.5), 4.0), layout="constrained")
     most = max(max(stage.state_bytes) for _, stage in known)
-    unit, name = (1e9, "GB") if most >= 1e8 else (1e6, "MB")
+    unit, name = size_unit(most)
     for x, (_, stage) in enumerate(known):
         ax.bar(x - 0.2, max(stage.state_bytes) / unit, 0.38, color=COLOURS[0], label="measured")
         if stage.predicted_state_bytes:

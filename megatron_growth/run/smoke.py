@@ -22,6 +22,7 @@ from megatron_growth.planner import StagePlan, layouts, plan_run
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, ScheduleBlock, Stage
 from megatron_growth.records import metrics
+from megatron_growth.records.human import size
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
@@ -126,8 +127,8 @@ def smoke_recipe(recipe: Recipe, gpus: int, rank_bytes: float) -> Recipe:
             return smoke
     least = max(plan.stages, key=lambda stage: stage.memory.peak_bytes)
     raise ParallelLayoutError(
-        f"stage {least.name} does not fit even with an eighth of its layers: {least.memory.peak_bytes / 1e9:.3g} GB a "
-        f"rank, and there are {rank_bytes / 1e9:.3g} GB",
+        f"stage {least.name} does not fit even with an eighth of its layers: {size(least.memory.peak_bytes)} a "
+        f"rank, and there are {size(rank_bytes)}",
         fix="give GPUs with more memory, or change the stage's layout",
     )
 

@@ -1,13 +1,19 @@
 """Every number of the papers' tables that follows from a formula, from the shipped recipes."""
 
+import io
 import json
+import re
 
 import pytest
+from rich.console import Console
 
 from megatron_growth import methods, recipes
 from megatron_growth.planner import flops, plan_run
+from megatron_growth.planner.cluster import plan_cluster
+from megatron_growth.planner.cluster_table import render_cluster
 from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.planner.memory import paper_bytes
+from megatron_growth.planner.table import render
 
 STEP_SIZES = {"step-368m": (1600, 12), "step-680m": (1536, 24), "step-1.2b-2stages": (2048, 24)}
 
@@ -40,6 +46,25 @@ def test_every_shipped_recipe_and_variant_plans(plan, name, variant):
         assert (
             abs(stage["tokens_trained"] - stage["tokens"]) <= stage["global_batch_size"] * stage["sequence_length"] / 2
         )
+
+
+_SIZE = re.compile(r"([\d.,e+-]+) (TB|GB|MB|kB)\b(?!/s)")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_sizes_are_printed_in_the_unit_that_suits_them(plan, name):
+    """1 to 999 of a unit, in tables, formulas and notes; "0.00 GB" says nothing."""
+    made = plan(name)
+    screen = Console(width=400, record=True, file=io.StringIO())
+    screen.print(render(made))
+    if name == "nano-step":
+        profile = recipes.load_cluster("h100-8x").model_copy(update={"nodes": 1})
+        screen.print(render_cluster(plan_cluster(recipes.load(name), made, profile)))
+    text = screen.export_text()
+    sizes = _SIZE.findall(text)
+    assert len(sizes) >= 5
+    assert not [size for size in sizes if not 1 <= float(size[0].replace(",", "")) < 1000]
+    assert "GB per GPU" not in text
 
 
 # --- Family ----------------------------------------------------------------------------------------------------------
