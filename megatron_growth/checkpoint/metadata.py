@@ -44,7 +44,7 @@ COMMON = "common_state/shard_0_1"
 PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
 NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
-_OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint` and --load the result"
+_OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint --from DIR --to DIR` and --load the result"
 
 
 def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:

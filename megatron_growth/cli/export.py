@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
     if spec is None:
         print("no tokenizer was exported; put its files there, or name it with --tokenizer")
-    print(f"  megatron-growth verify {report.path} --source {args.source}")
+    print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
     return 0
 
 

@@ -3,7 +3,7 @@
   megatron-growth grow --from runs/1B/checkpoints --to 2B --num-layers 22 --hidden-size 2560 \\
       --ffn-hidden-size 8960 --num-attention-heads 20 --width aki --depth stack --seed 0
   megatron-growth grow --from runs/1B/checkpoints --to 2B --recipe progressive-8b --stage 2B
-  megatron-growth grow ... --dry-run          what would be read and written; touches nothing
+  megatron-growth grow --from small --to large --num-layers 8 --dry-run    what would be read and written; no more
 
 The source may have any parallel layout, and so may the run that loads the target.  A killed growth goes on when the
 same command is given again.  Sizes that are not given stay as they are.

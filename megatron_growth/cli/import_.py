@@ -3,7 +3,7 @@
 examples:
   megatron-growth import hf/SmolLM2-135M --to smol
   torchrun ... pretrain_gpt.py ... --load smol        goes on training from it, iteration 0
-  megatron-growth grow --from hf/SmolLM2-135M ...     grows it without importing first
+  megatron-growth grow --from hf/SmolLM2-135M --to large --num-layers 40    grows it without importing first
 
 The flags that Megatron needs for this architecture are printed at the end.  A killed import goes on when the same
 command is given again.

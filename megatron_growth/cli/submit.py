@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,14 +217,14 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
                 print(
                     f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {plural(stage.nodes, 'node')}{after}"
                 )
-            print(f"  megatron-growth status {folder.path}")
+            print("  " + shlex.join(["megatron-growth", "status", str(folder.path)]))
     if as_json:
         print(json.dumps({"runs": documents}, indent=2))
 
 
 def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     """The run directory with its data, and room for its checkpoints."""
-    from megatron_growth.run import dataset, directory, smoke
+    from megatron_growth.run import asked, dataset, directory, smoke
     from megatron_growth.run.lock import exclusive
     from megatron_growth.run.storage import check_room
     from megatron_growth.slurm.submit import refuse_while_submitted
@@ -233,6 +234,8 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     directory.check_free(request.folder)
     with exclusive(directory.RunDirectory(request.folder).lock):
         run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
+        baselines = [stage.name for stage in request.stages if stage in request.plan.baselines]
+        asked.remember(run, baselines, request.wandb_project)
         check_room(run, request.stages, request.recipe)
         if request.smoke_of:
             smoke.begin(run, request.smoke_of, request.step_seconds)

@@ -13,6 +13,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         train(recipe, folder, request, Screen())
     print(f"{folder}: complete")
-    print(f"  megatron-growth report {folder}")
+    print("  " + shlex.join(["megatron-growth", "report", str(folder)]))
     return 0
 
 

@@ -265,7 +265,8 @@ class PluginOptions:
         if self.growth.optimizer_state != "reset":
             raise UnsupportedError(
                 f"growing on load starts the optimizer anew; it cannot {self.growth.optimizer_state} its state",
-                fix="write the grown checkpoint, optimizer included, with `megatron-growth grow`, and --load that",
+                fix=f"`megatron-growth grow --from DIR --to DIR --optimizer-state {self.growth.optimizer_state}` "
+                "writes a checkpoint to --load",
             )
         if getattr(args, "fp8_param_gather", False):
             raise UnsupportedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from megatron_growth.errors import RunError
@@ -39,6 +40,7 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
         scratch_flops=plan.scratch_flops,
         saving=plan.saving,
         go_on=go_on_command(RunDirectory(run_directory)),
+        again=shlex.join(["megatron-growth", "report", str(run_directory)]),
     )
     if started and not any(s.done for s in (*run.stages, *run.baselines)):
         raise RunError(

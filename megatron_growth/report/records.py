@@ -92,7 +92,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its chain of stages, bottom to top, its baselines, and the command that goes on with it."""
+    """A run: its chain of stages, bottom to top, its baselines, and the commands that go on and report again."""
 
     name: str
     summary: str
@@ -102,6 +102,7 @@ class RunRecord:
     scratch_flops: float
     saving: float
     go_on: str = ""
+    again: str = ""
 
     def before_growth(self, stage: StageRecord) -> float | None:
         """Validation loss that the source of `stage` ended with, None for stages from random weights."""

@@ -90,7 +90,7 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
         raise RunError(
             "the run has no prepared data yet",
             where=str(run.data),
-            fix="leave out --run to see the words with placeholders, or `megatron-growth train` prepares it",
+            fix="leave out --run to see the words with placeholders, or `megatron-growth train RECIPE` prepares it",
         )
     manifest = load_manifest(run.data)
     folder = StageDirectory(run.stage(stage.name).path.absolute())

@@ -3,6 +3,7 @@
 RUN/recipe.yaml                   the recipe as it was resolved: variant merged in, defaults filled in
 RUN/plan.json                     every derived number
 RUN/state.json                    what has been done (see `state.py`)
+RUN/asked.json                    what commands asked for beside the recipe (see `asked.py`)
 RUN/lock                          held by the command that works on the run (see `lock.py`)
 RUN/data/                         the indexed dataset and its manifest
 RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,14 +252,6 @@ def _write(run: RunDirectory, text: str, plan: RunPlan) -> None:
         for file, content in ((run.plan, plan.to_text()), (run.recipe, text)):
             with atomic_path(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-
-
-def train_command(run: RunDirectory) -> str:
-    """The command that goes on with a run on this machine, baselines that were begun included."""
-    words = ["megatron-growth", "train", str(run.recipe), "--run", str(run.path)]
-    for baseline in run.planned.baselines:
-        words += ["--baseline", baseline.name] if run.stage(baseline.name).path.exists() else []
-    return shlex.join(words)
 
 
 def recipe_text(recipe: Recipe) -> str:

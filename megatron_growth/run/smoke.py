@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,15 +24,15 @@ from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
-from megatron_growth.records.storage import write_json
+from megatron_growth.records.storage import atomic_path, write_json
 from megatron_growth.run.arguments import world_size
-from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.screen import Screen
 from megatron_growth.run.train import TrainRequest, local_devices, train
 
 ITERATIONS, HALF = 20, 10
 SUFFIX = "-smoke"
-PLAN, RESULT = "smoke-plan.json", "smoke.json"
+PLAN, RESULT, REAL = "smoke-plan.json", "smoke.json", "real-recipe.yaml"
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the layers, the first that fits
 FILLED = 0.95  # of the memory; the rest is CUDA's, NCCL's or the system's
 MORE = 1.1  # times the planned memory that are still taken as planned
@@ -187,8 +188,15 @@ def begin(run: RunDirectory, recipe: Recipe, seconds: Mapping[str, float] | None
         seconds: planned step time of the smoke job's stages on the cluster.
     """
     run.path.mkdir(parents=True, exist_ok=True)
+    with atomic_path(run.path / REAL) as temporary:
+        temporary.write_text(recipe_text(recipe), encoding="utf-8")
     layers = {stage.name: stage.layers for stage in recipe.stages}
     write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {})})
+
+
+def command(run: RunDirectory) -> str:
+    """The command that tries the stages again on this machine."""
+    return shlex.join(["megatron-growth", "train", str(run.path / REAL), "--smoke", "--run", str(run.path)])
 
 
 def is_smoke(run: RunDirectory) -> bool:

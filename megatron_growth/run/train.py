@@ -20,7 +20,7 @@ from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, read
-from megatron_growth.run import checkpoints, dataset, directory, failures, flags, state, torchrun
+from megatron_growth.run import asked, checkpoints, dataset, directory, failures, flags, state, torchrun
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine
@@ -91,6 +91,7 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
         run = directory.create(path, recipe, plan, request.guard)
         if request.guard:
             request.guard(run)
+        asked.remember(run, request.baselines, request.wandb_project)
         if request.dataset_of:
             dataset.share(request.dataset_of, run)
         manifest = None if request.mock else dataset.prepared(run, recipe, request.workers)
@@ -125,14 +126,14 @@ def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
     if gpus and processes > gpus:
         raise ParallelLayoutError(
             f"stage {stage.name} takes {processes} GPUs ({stage.layout}); this machine has {gpus}",
-            fix="`megatron-growth submit` runs it on a cluster; or change the stage's layout",
+            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster; or change the stage's layout",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     need = processes * stage.memory_bytes_per_gpu
     if not gpus and need > memory:
         raise ParallelLayoutError(
             f"stage {stage.name} needs about {size(need)} of memory; this machine has {size(memory)} and no GPU",
-            fix="`megatron-growth submit` runs it on a cluster" + _twin(recipe),
+            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster" + _twin(recipe),
         )
 
 

@@ -61,7 +61,7 @@ def require(command: str = "sbatch") -> None:
         SlurmMissing: the command was not found.
     """
     if shutil.which(command) is None:
-        here = "; without Slurm, `megatron-growth train` runs the stages here" if command == "sbatch" else ""
+        here = "; without Slurm, `megatron-growth train RECIPE` runs the stages here" if command == "sbatch" else ""
         raise SlurmMissing(
             f"there is no Slurm on this machine: {command} was not found",
             fix=f"give the same command on a host of the cluster{here}",

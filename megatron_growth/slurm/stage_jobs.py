@@ -91,7 +91,7 @@ def stage_jobs(
         raise RecipeError(
             f"the cluster profile {profile.name} has no `slurm` section",
             where=profile.where("name"),
-            fix="run the stages here with `megatron-growth train`, or add the section, as the profile h100-8x has it",
+            fix="`megatron-growth train RECIPE` runs the stages here; or add the section, as h100-8x has it",
         )
     problems, jobs = [], []
     for stage in stages:

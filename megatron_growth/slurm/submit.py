@@ -16,7 +16,9 @@ from typing import Literal
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.storage import write_json
-from megatron_growth.run.directory import RunDirectory, train_command
+from megatron_growth.run import smoke
+from megatron_growth.run.asked import train_command
+from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.lock import exclusive
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm.stage_jobs import StageJob, job_name
@@ -120,7 +122,7 @@ def remembered(run: RunDirectory) -> Chain:
 
 def go_on_command(run: RunDirectory) -> str:
     """The command that goes on with a run: on the cluster that it was submitted to, else on this machine."""
-    chain, words = remembered(run), train_command(run)
+    chain, words = remembered(run), smoke.command(run) if smoke.is_smoke(run) else train_command(run)
     if not chain.profile:
         return words
     return f"{words.replace(' train ', ' submit ', 1)} --cluster {shlex.quote(chain.profile)} --nodes {chain.nodes}"
@@ -153,7 +155,7 @@ def refuse_while_submitted(run: RunDirectory) -> None:
         raise RunError(
             f"Slurm jobs work on {run.path}: {', '.join(job.id for job in active.values())}",
             where=str(run.path / FILE_NAME),
-            fix=f"wait for them, or cancel them with `megatron-growth submit --cancel {run.path}`",
+            fix=f"wait for them, or cancel them with `megatron-growth submit --cancel {shlex.quote(str(run.path))}`",
         )
 
 

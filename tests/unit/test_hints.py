@@ -46,7 +46,10 @@ def test_a_script_is_not_told_of_a_flag_that_it_lacks(tmp_path):
 
     torch.save(fractions.Fraction(1, 2), tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
-    for trust, advice in ((None, "`megatron-growth grow --trust-checkpoint`"), (False, "add --trust-checkpoint")):
+    for trust, advice in (
+        (None, "`megatron-growth grow --trust-checkpoint --from DIR --to DIR`"),
+        (False, "add --trust-checkpoint"),
+    ):
         with pytest.raises(CheckpointError) as error:
             load_object(data, where="here", trust=trust)
         assert advice in error.value.fix

@@ -24,14 +24,20 @@ ABSURD = ("nan", "inf", "-inf", "1e400", "-1", "-1e30", "1e30", "9" * 40)
 NUMBERS = {"N", "F", "K", "GB", "LOSS", "SECONDS", "MINUTES", "LR"}
 
 
-def actions_of_every_verb():
-    parser = build_parser(VERBS)
-    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    verbs["a script"] = add_arguments(argparse.ArgumentParser())
-    return [(verb, action) for verb, sub in verbs.items() for action in sub._actions if action.option_strings]
+def options_of(parser, name):
+    """(verb, option) of a parser and of those under it, such as `posttrain sft`."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb, inner in action.choices.items():
+                yield from options_of(inner, verb)
+        elif action.option_strings and action.choices is None:
+            yield name, action
 
 
-OPTIONS = actions_of_every_verb()
+OPTIONS = [
+    *options_of(build_parser(VERBS), ""),
+    *options_of(add_arguments(argparse.ArgumentParser()), "a script"),
+]
 RANGED = [(v, a) for v, a in OPTIONS if isinstance(a.type, Whole | Finite)]
 
 

@@ -9,7 +9,7 @@ import yaml
 from megatron_growth import recipes
 from megatron_growth.errors import RunError
 from megatron_growth.planner import RunPlan, plan_run
-from megatron_growth.run import directory, state
+from megatron_growth.run import asked, directory, state
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,15 @@ def test_the_command_that_goes_on_takes_the_runs_own_recipe(tmp_path, recipe, pl
 
     run = directory.create(tmp_path / "my run", recipe, plan)
     run.stage("scratch").path.mkdir(parents=True)
-    words = shlex.split(directory.train_command(run))
+    words = shlex.split(asked.train_command(run))
     args = build_parser(("train",)).parse_args(words[1:])
-    assert (args.folder, args.baseline) == (run.path, ["scratch"])
+    assert (args.folder, args.baseline, args.wandb) == (run.path, ["scratch"], "")
+    asked.remember(run, ("scratch-step-matched",), "")
+    asked.remember(run, (), "my project")
+    words = shlex.split(asked.train_command(run))
+    args = build_parser(("train",)).parse_args(words[1:])
+    assert (args.folder, args.baseline) == (run.path, ["scratch", "scratch-step-matched"])
+    assert args.wandb == "my project"
     again = load_recipe(args.recipe, args.variant, args)
     assert directory.recipe_text(again) == run.recipe.read_text()
     variant = recipes.load("nano-reuse", "one-layer-attn")

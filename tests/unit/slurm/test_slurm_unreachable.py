@@ -74,7 +74,8 @@ def test_nodes_take_the_place_of_the_profiles(capsys: pytest.CaptureFixture[str]
     assert main([*words, "--nodes", "2"]) == 0
     stages = json.loads(capsys.readouterr().out)["runs"][0]["stages"]
     assert [stage["nodes"] for stage in stages] == [2, 2, 2, 2]
-    assert main([*words, "--nodes", "0"]) == 2
+    with pytest.raises(SystemExit):
+        main([*words, "--nodes", "0"])
 
 
 def test_recommended_layouts_need_not_fit_as_the_recipe_has_them(capsys: pytest.CaptureFixture[str]) -> None:

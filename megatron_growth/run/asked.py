@@ -1,0 +1,49 @@
+"""RUN/asked.json: what commands asked of a run beside its recipe, so that the command that goes on can say it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_growth.errors import RunError
+from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.run.directory import RunDirectory
+
+FILE_NAME = "asked.json"
+
+
+def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) -> None:
+    """Write down what a command asked for; the run's lock must be held.
+
+    Args:
+        run: the run directory.
+        baselines: trained after the stages; those of earlier commands stay.
+        wandb_project: Weights & Biases project of this command, or "".
+    """
+    known = dict.fromkeys((*_read(run).get("baselines", ()), *baselines))
+    with storage_errors(run.path):
+        write_json(run.path / FILE_NAME, {"baselines": list(known), "wandb": wandb_project})
+
+
+def train_command(run: RunDirectory) -> str:
+    """The command that goes on with a run on this machine, with the baselines and the project of earlier ones."""
+    asked = _read(run)
+    words = ["megatron-growth", "train", str(run.recipe), "--run", str(run.path)]
+    for baseline in run.planned.baselines:
+        if baseline.name in asked.get("baselines", ()) or run.stage(baseline.name).path.exists():
+            words += ["--baseline", baseline.name]
+    words += ["--wandb", asked["wandb"]] if asked.get("wandb") else []
+    return shlex.join(words)
+
+
+def _read(run: RunDirectory) -> dict[str, Any]:
+    file = run.path / FILE_NAME
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RunError("what was asked of the run cannot be read", where=str(file), fix="remove the file")
+    return found
