@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -28,6 +28,7 @@ from megatron_growth.layout import parse_key
 from megatron_growth.layout.parameters import LAYERS, MOMENTS, PARAMETERS
 from megatron_growth.records.storage import storage_errors
 
+OnBytes = Callable[[int, int, memoryview], None]
 _CRC_BLOCK = 16 << 20
 _OPTIMIZER = re.compile(r"(?:chained_\d+\.)?optimizer\b")
 
@@ -261,7 +262,15 @@ class Source:
             self._located[number] = found
         return self._located[number]
 
-    def read(self, tensor: SourceTensor, layer: int | None, rows: Range, columns: Range, out: Tensor) -> None:
+    def read(
+        self,
+        tensor: SourceTensor,
+        layer: int | None,
+        rows: Range,
+        columns: Range,
+        out: Tensor,
+        seen: OnBytes | None = None,
+    ) -> None:
         """Read a rectangle of one parameter into a contiguous tensor.
 
         Args:
@@ -269,6 +278,7 @@ class Source:
             layer: old layer, None outside the layers.
             rows, columns: half-open ranges.
             out: (rows, columns) of the tensor's dtype, contiguous.
+            seen: called with the stored bytes as they are read: number of the item, offset within its tensor, bytes.
 
         Raises:
             CheckpointError: the checkpoint does not hold all of it, or a file is damaged.
@@ -278,20 +288,22 @@ class Source:
         if area != out.numel():
             raise CheckpointError(f"the checkpoint lacks part of a tensor of layer {layer}", where=str(self.path))
         for part in found:
-            self._read_part(tensor.dtype, part.box, part.rows, part.columns, out, rows[0], columns[0])
+            target = out[part.rows[0] - rows[0] : part.rows[1] - rows[0]]
+            self._read_part(part.box, part.rows, part.columns, target, columns[0], seen)
 
     def _read_part(
-        self, dtype: torch.dtype, box: Box, rows: Range, columns: Range, out: Tensor, row0: int, column0: int
+        self, box: Box, rows: Range, columns: Range, target: Tensor, column0: int, seen: OnBytes | None
     ) -> None:
         width = box.columns[1] - box.columns[0]
-        start = self._locate(box.item).start + (box.skip + (rows[0] - box.rows[0]) * width) * dtype.itemsize
-        name = self.items[box.item].info.relative_path
-        target = out[rows[0] - row0 : rows[1] - row0]
-        if columns == box.columns and width == out.shape[1]:
-            self._pread(name, start, memoryview(target.view(torch.uint8).numpy()).cast("B"))
+        at = (box.skip + (rows[0] - box.rows[0]) * width) * target.itemsize
+        whole = columns == box.columns and width == target.shape[1]
+        stored = target if whole else torch.empty(rows[1] - rows[0], width, dtype=target.dtype)
+        data = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+        self._pread(self.items[box.item].info.relative_path, self._locate(box.item).start + at, data)
+        if seen is not None:
+            seen(box.item, at, data)
+        if whole:
             return
-        stored = torch.empty(rows[1] - rows[0], width, dtype=dtype)
-        self._pread(name, start, memoryview(stored.view(torch.uint8).numpy()).cast("B"))
         target[:, columns[0] - column0 : columns[1] - column0].copy_(
             stored[:, columns[0] - box.columns[0] : columns[1] - box.columns[0]]
         )
@@ -325,12 +337,25 @@ class Source:
             yield number
 
     def _check_item(self, number: int) -> None:
+        self.compare_checksum(number, self.checksum_of(number, (0, self._locate(number).bytes)))
+
+    def checksum_of(self, number: int, part: Range) -> int:
+        """The CRC-32 of a range of one chunk's bytes, read now."""
         item, found = self.items[number], self._locate(number)
-        crc, buffer = 0, bytearray(min(_CRC_BLOCK, found.bytes))
-        for at in range(0, found.bytes, _CRC_BLOCK):
-            block = memoryview(buffer)[: min(_CRC_BLOCK, found.bytes - at)]
+        crc, buffer = 0, bytearray(min(_CRC_BLOCK, part[1] - part[0]))
+        for at in range(*part, _CRC_BLOCK):
+            block = memoryview(buffer)[: min(_CRC_BLOCK, part[1] - at)]
             self._pread(item.info.relative_path, found.start + at, block)
             crc = zlib.crc32(block, crc)
+        return crc
+
+    def compare_checksum(self, number: int, crc: int) -> None:
+        """Compare the checksum of one chunk's bytes with the stored one.
+
+        Raises:
+            CheckpointError: a bit differs; names the file and the key.
+        """
+        item, found = self.items[number], self._locate(number)
         if found.crc32 and crc != found.crc32:
             raise CheckpointError(
                 "a stored tensor is corrupt: its checksum differs",

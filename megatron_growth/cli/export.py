@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         trust_checkpoint=args.trust_checkpoint,
     )
     processes = args.processes or min(4, os.cpu_count() or 1)
-    with Progress({"check": "checking the source", "write": "exporting"}, quiet=args.json) as progress:
+    with Progress({"write": "exporting"}, quiet=args.json) as progress:
         report = export(
             plan,
             args.target,

@@ -20,6 +20,7 @@ from pathlib import Path
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.numbers import PROCESSES, whole
 
+MEGATRONS_FACTOR = 8.0
 HELP = "write a Hugging Face model as a Megatron checkpoint"
 
 
@@ -55,4 +56,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
     print("Megatron loads it with --load", report.path, "and these flags:")
     print("  " + " ".join(flags))
+    if source.arguments.use_rope_scaling and source.arguments.rope_scaling_factor != MEGATRONS_FACTOR:
+        print(
+            f"Megatron-Core 0.19's gpt_config_from_args() forgets --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
+        )
+        print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it; plug_into() does when it grows")
     return 0

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.checkpoint.processes import OnProgress, run_shared
-from megatron_growth.errors import RunError, StorageError
+from megatron_growth.errors import CheckpointError, RunError, StorageError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import ExportPlan
-from megatron_growth.exchange.shard_writer import ShardWriter
+from megatron_growth.exchange.shard_writer import FileRecord, ShardWriter, shared_chunks
 from megatron_growth.records import owned
 from megatron_growth.records.human import size
 from megatron_growth.records.storage import storage_errors, write_json, write_whole
@@ -86,9 +86,9 @@ def export(
             )
         done = _prepare(partial, plan)
         _check_space(partial, plan, done)
-        _write_shards(plan, partial, done, processes, progress)
+        records = _write_shards(plan, partial, done, processes, progress)
         with storage_errors(partial):
-            _write_rest(plan, partial, companions, card)
+            _write_rest(plan, partial, records, companions, card)
         publish(partial, target, PURPOSE)
     return _report(plan, target, len(done), begin)
 
@@ -125,21 +125,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _prepare(partial: Path, plan: ExportPlan) -> dict[int, int]:
-    """Start the folder, or take up one of the same export; returns the checksums of files that are there, by number."""
+def _prepare(partial: Path, plan: ExportPlan) -> dict[int, FileRecord]:
+    """Start the folder, or take up one of the same export; returns the records of files that are there, by number."""
     key = partial / _KEY
     if not (key.is_file() and key.read_text("utf-8") == plan.key()):
         owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
         write_whole(key, plan.key())
-    done = {}
+    return _records(plan, partial)
+
+
+def _records(plan: ExportPlan, partial: Path) -> dict[int, FileRecord]:
+    """Of the files that are finished, by number."""
+    found = {}
     for number, shard in enumerate(plan.shards):
         record = partial / (shard.name + _DONE)
         if record.is_file() and (partial / shard.name).is_file():
-            done[number] = int(record.read_text("utf-8"))
-    return done
+            found[number] = FileRecord.of(record.read_text("utf-8"))
+    return {number: record for number, record in found.items() if record is not None}
 
 
-def _check_space(partial: Path, plan: ExportPlan, done: dict[int, int]) -> None:
+def _check_space(partial: Path, plan: ExportPlan, done: Container[int]) -> None:
     needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done) + _SPARE_BYTES
     free = shutil.disk_usage(partial).free
     if needed > free:
@@ -150,8 +155,13 @@ def _check_space(partial: Path, plan: ExportPlan, done: dict[int, int]) -> None:
         )
 
 
-def _write_shards(plan: ExportPlan, partial: Path, done: dict[int, int], processes: int, progress: OnProgress) -> None:
-    """Every file: written as `.tmp`, flushed, renamed, then its checksum beside it."""
+def _write_shards(
+    plan: ExportPlan, partial: Path, done: Container[int], processes: int, progress: OnProgress
+) -> dict[int, FileRecord]:
+    """Every file: written as `.tmp`, flushed, renamed, then its record beside it.
+
+    The source is checked while it is read; a file made from a damaged chunk is not kept.
+    """
 
     def write(numbers: Iterable[int], finished: Callable[[int], None]) -> None:
         writer = ShardWriter(plan.source, plan.dtype)
@@ -159,32 +169,34 @@ def _write_shards(plan: ExportPlan, partial: Path, done: dict[int, int], process
             shard = plan.shards[number]
             temporary = partial / (shard.name + _TEMPORARY)
             with storage_errors(temporary):
-                crc = writer.write(temporary, shard)
+                record = writer.write(temporary, shard)
                 temporary.rename(partial / shard.name)
-                write_whole(partial / (shard.name + _DONE), str(crc))
-            finished(number)
-
-    def check(numbers: Iterable[int], finished: Callable[[int], None]) -> None:
-        for number in plan.source.check_items(list(numbers)):
+                write_whole(partial / (shard.name + _DONE), record.text())
             finished(number)
 
     todo = [number for number in range(len(plan.shards)) if number not in done]
     plan.source.close()  # every process opens its own files
-    if todo:
-        run_shared(check, _needed(plan), [item.bytes for item in plan.source.items], processes, "check", progress)
     run_shared(write, todo, [shard.bytes for shard in plan.shards], processes, "write", progress)
+    records = _records(plan, partial)
+    for item, checksum in shared_chunks(plan.source, records.values()):
+        try:
+            plan.source.compare_checksum(item, checksum)
+        except CheckpointError:
+            for number in (number for number, record in records.items() if item in record.read):
+                (partial / (plan.shards[number].name + _DONE)).unlink()
+            raise
+    return records
 
 
-def _needed(plan: ExportPlan) -> list[int]:
-    """Stored chunks that the export reads."""
-    names = {piece.parameter.name for shard in plan.shards for piece in shard.pieces}
-    boxes = (box for name in names for layer in plan.source.tensors[name, None].boxes.values() for box in layer)
-    return sorted({box.item for box in boxes})
-
-
-def _write_rest(plan: ExportPlan, partial: Path, companions: Callable[[Path], None], card: str) -> None:
+def _write_rest(
+    plan: ExportPlan,
+    partial: Path,
+    records: Mapping[int, FileRecord],
+    companions: Callable[[Path], None],
+    card: str,
+) -> None:
     """Everything but the weights; config.json last, without which nobody loads the folder."""
-    checksums = {shard.name: int((partial / (shard.name + _DONE)).read_text("utf-8")) for shard in plan.shards}
+    checksums = {shard.name: records[number].checksum for number, shard in enumerate(plan.shards)}
     if len(plan.shards) > 1:
         write_json(partial / safetensors_files.INDEX, plan.index())
     generation = {"eos_token_id": plan.eod, "bos_token_id": None, "pad_token_id": None, "do_sample": False}

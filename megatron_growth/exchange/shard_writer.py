@@ -1,22 +1,56 @@
-"""Write one safetensors file row block by row block: memory holds one block, whatever the size of the model."""
+"""Write one safetensors file row block by row block: memory holds one block, whatever the size of the model.
+
+Every byte is read once and summed once: the checksums of the blocks, joined by algebra (`records/crc.py`), are those of
+the source's chunks, which are compared, and of the file, which is recorded.
+"""
 
 from __future__ import annotations
 
+import json
 import mmap
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import WeightsFile
 from megatron_growth.exchange.names import NamedRows, Range
+from megatron_growth.records import crc
 
 BLOCK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known of one written file.
+
+    Attributes:
+        checksum: CRC-32 of its bytes.
+        read: checksums of what was read for it from chunks that other files share, or that were not read whole.
+    """
+
+    checksum: int
+    read: dict[int, list[crc.Piece]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As it is stored beside the file."""
+        return json.dumps({"crc32": self.checksum, "read": self.read})
+
+    @classmethod
+    def of(cls, text: str) -> FileRecord | None:
+        """From what `text` wrote; None when it is something else."""
+        try:
+            document = json.loads(text)
+            found = {int(item): [crc.Piece(*map(int, p)) for p in read] for item, read in document["read"].items()}
+            return cls(int(document["crc32"]), found)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
 
 class ShardWriter:
@@ -30,25 +64,30 @@ class ShardWriter:
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
         self._memory = mmap.mmap(-1, BLOCK_BYTES)
+        self._read: defaultdict[int, list[crc.Piece]] = defaultdict(list)
 
-    def write(self, path: Path, shard: WeightsFile) -> int:
-        """Write a file and flush it to disk; returns the CRC-32 of its bytes."""
+    def write(self, path: Path, shard: WeightsFile) -> FileRecord:
+        """Write a file and flush it to disk.
+
+        Raises:
+            CheckpointError: a chunk of the source that was read whole is not what its writer stored.
+        """
+        self._read.clear()
         tensors = [(piece.name, piece.shape) for piece in shard.pieces]
         with path.open("wb", buffering=0) as stream:
-            head = safetensors_files.header_bytes(tensors, self.dtype, {"format": "pt"})
-            stream.write(head)
-            crc = zlib.crc32(head)
+            head = memoryview(safetensors_files.header_bytes(tensors, self.dtype, {"format": "pt"}))
+            _write_all(stream, head)
+            written = crc.piece(0, head)
             for piece in shard.pieces:
                 for rows in piece.ranges:
-                    for block in self._blocks(piece, rows):
-                        data = memoryview(block.view(torch.uint8).numpy()).cast("B")
-                        crc = zlib.crc32(data, crc)
+                    for data, checksum in self._blocks(piece, rows):
                         _write_all(stream, data)
+                        written = crc.joined([written, crc.Piece(written.length, len(data), checksum)])[0]
             safetensors_files.sync(stream.fileno())
-        return crc
+        return FileRecord(written.crc, self._compare())
 
-    def _blocks(self, piece: NamedRows, rows: Range) -> Iterator[Tensor]:
-        """Rows of Megatron's tensor in blocks that fit the buffer, in the export's precision."""
+    def _blocks(self, piece: NamedRows, rows: Range) -> Iterator[tuple[memoryview, int]]:
+        """Rows of Megatron's tensor in blocks that fit the buffer, in the export's precision, with their checksums."""
         tensor = self.source.tensors[piece.parameter.name, None]
         columns = tensor.columns
         step = max(1, BLOCK_BYTES // (columns * max(tensor.dtype.itemsize, self.dtype.itemsize)))
@@ -56,8 +95,41 @@ class ShardWriter:
             stop = min(start + step, rows[1])
             count = (stop - start) * columns
             block = torch.frombuffer(self._memory, dtype=tensor.dtype, count=count).view(stop - start, columns)
-            self.source.read(tensor, piece.layer, (start, stop), (0, columns), block)
-            yield block if tensor.dtype == self.dtype else block.to(self.dtype)
+            readings: list[crc.Piece] = []
+
+            def note(item: int, at: int, data: memoryview, readings: list[crc.Piece] = readings) -> None:
+                readings.append(crc.piece(at, data))
+                self._read[item].append(readings[-1])
+
+            self.source.read(tensor, piece.layer, (start, stop), (0, columns), block, note)
+            written = block if tensor.dtype == self.dtype else block.to(self.dtype)
+            data = memoryview(written.view(torch.uint8).numpy()).cast("B")
+            as_read = written is block and len(readings) == 1  # one reading: the very bytes
+            yield data, readings[0].crc if as_read else zlib.crc32(data)
+
+    def _compare(self) -> dict[int, list[crc.Piece]]:
+        """Compare the chunks that were read whole; the checksums of what was read of the others."""
+        rest = {}
+        for item, read in self._read.items():
+            found = crc.joined(read)
+            if crc.gaps(found, self.source.items[item].bytes):
+                rest[item] = found
+            else:
+                self.source.compare_checksum(item, found[0].crc)
+        return rest
+
+
+def shared_chunks(source: Source, records: Iterable[FileRecord]) -> Iterator[tuple[int, int]]:
+    """The chunks that no single file read whole, with their CRC-32; what none read (padding rows) is read here."""
+    read: defaultdict[int, list[crc.Piece]] = defaultdict(list)
+    for record in records:
+        for item, found in record.read.items():
+            read[item] += found
+    for item, found in sorted(read.items()):
+        for start, stop in crc.gaps(found, source.items[item].bytes):
+            found.append(crc.Piece(start, stop - start, source.checksum_of(item, (start, stop))))
+        (whole,) = crc.joined(found)
+        yield item, whole.crc
 
 
 def _write_all(stream: FileIO, data: memoryview) -> None:

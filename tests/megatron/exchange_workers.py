@@ -45,3 +45,33 @@ def grown_on_load(source, shape, ids, *, width, depth, tensor, epsilon=1e-5, rot
     model = tiny_gpt(shape, tensor=tensor, rotary=rotary, layernorm_epsilon=epsilon, sequence=ids.shape[1])
     fill([model], source, width=width, depth=depth, open_source=open_source)
     return forward(model.eval(), ids)
+
+
+def logits_of_flags(path, words, ids):
+    """Logits of a checkpoint in the model that Megatron's parser and builder make of the flags, plugged in to grow."""
+    import sys
+
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.arguments import parse_and_validate_args
+    from megatron.training.models.gpt import GPTModelBuilder
+
+    import megatron_growth as growth
+    from megatron_growth.backend import cpu
+
+    training = ["--seq-length", ids.shape[1], "--micro-batch-size", 1, "--train-iters", 1, "--lr", 0, "--mock-data"]
+    training += ["--tokenizer-type", "NullTokenizer", "--make-vocab-size-divisible-by", 1]
+    training += ["--growth-from", path]
+    sys.argv = ["pretrain_gpt.py", *map(str, [*words, *training])]
+    sys.argv += cpu.cpu_flags(sys.argv)
+    args = parse_and_validate_args(extra_args_provider=growth.add_arguments)
+    args.padded_vocab_size = args.vocab_size  # a tokenizer would say it
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
+    config = growth.plug_into(gpt_config_from_args(args), args)
+    model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+    keys = set(model.state_dict())
+    loaded = dist_checkpointing.load(model.sharded_state_dict(), str(path))
+    model.load_state_dict({key: value for key, value in loaded.items() if key in keys})
+    return forward(model.eval(), ids)

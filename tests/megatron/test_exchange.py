@@ -152,6 +152,33 @@ def test_a_huggingface_folder_grows_without_importing(written, tmp_path, door):
     assert torch.allclose(torch.cat(halves, dim=-1), theirs, atol=1e-4, rtol=0)
 
 
+def test_llama_3_scaling_is_what_transformers_computes(tmp_path, capsys):
+    """The flags that `import` prints build, through Megatron's own parser, the function that transformers has."""
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 4.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SMALL.items() if key != "rope_theta"} | {"max_position_embeddings": 32768}
+    config = LlamaConfig(**sizes, rope_parameters=rope)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "llama")
+    with torch.no_grad():
+        theirs = model(IDS).logits
+    plain = LlamaForCausalLM(LlamaConfig(**SMALL | {"rope_theta": 500000.0}))
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert (plain(IDS).logits - theirs).abs().max() > 1e-3  # the scaling is seen at this length
+    capsys.readouterr()  # what transformers and its friends said
+    assert main(["import", str(tmp_path / "llama"), "--to", str(tmp_path / "megatron"), "--json"]) == 0
+    flags = json.loads(capsys.readouterr().out)["megatron_flags"]
+    ours = run(exchange_workers.logits_of_flags, resolve(tmp_path / "megatron"), flags, IDS)
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=0)
+    main(["export", str(tmp_path / "megatron"), "--to", str(tmp_path / "back")])
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").config
+    assert back.rope_parameters == rope
+    shared = ("hidden_size", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
+    assert all(getattr(back, name) == getattr(config, name) for name in shared)
+
+
 @pytest.mark.fault
 def test_query_heads_that_are_not_grouped_are_caught(written, tmp_path, monkeypatch):
     """The usual mistake: all queries, then all keys, then all values, as most other code bases store them."""

@@ -199,6 +199,52 @@ def test_a_killed_export_goes_on_and_a_finished_one_is_found(checkpoint, tmp_pat
     assert again.files_resumed == len(plan.shards)
 
 
+# what is damaged -> (its key, which of its bytes)
+DAMAGE = {
+    "in the middle": ("decoder.layers.mlp.linear_fc2.weight", 0),
+    "a chunk that two files share": ("decoder.layers.mlp.linear_fc1.weight", -1),
+    "a padding row, which is not exported": ("embedding.word_embeddings.weight", -1),
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("shard_bytes", [1500, 10**9], ids=["many files", "one file"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_source_is_found_while_it_is_read(checkpoint, tmp_path, damage, shard_bytes):
+    key, at = DAMAGE[damage]
+    source = Source(checkpoint)
+    number = max(n for n, item in enumerate(source.items) if item.key == key)
+    found, file = source._locate(number), checkpoint / source.items[number].info.relative_path
+    whole = file.read_bytes()
+    data = bytearray(whole)
+    data[found.start + at % found.bytes] ^= 1
+    file.write_bytes(data)
+
+    def run(target):
+        return export(plan_export(Source(checkpoint), vocab=50, shard_bytes=shard_bytes), tmp_path / target)
+
+    with pytest.raises(CheckpointError, match="checksum differs") as caught:
+        run("hf")
+    assert key in str(caught.value)
+    assert not (tmp_path / "hf").exists()
+    file.write_bytes(whole)  # restored: what was made from the damage is made again
+    run("hf")
+    run("clean")
+    for path in (tmp_path / "clean").iterdir():
+        assert path.read_bytes() == (tmp_path / "hf" / path.name).read_bytes()
+
+
+def test_verify_finds_a_truncated_and_a_missing_file(checkpoint, tmp_path, capsys):
+    export(plan_export(Source(checkpoint), shard_bytes=4000), tmp_path / "hf", processes=2)
+    assert main(["verify", str(tmp_path / "hf")]) == 0
+    victim = sorted((tmp_path / "hf").glob("model-*"))[1]
+    for damage in (cut, os.unlink):
+        damage(victim)
+        capsys.readouterr()
+        assert main(["verify", str(tmp_path / "hf")]) == 2
+        assert victim.name in capsys.readouterr().err
+
+
 def test_a_folder_with_files_in_it_stays_as_it_is(checkpoint, tmp_path, capsys):
     target = tmp_path / "mine"
     target.mkdir()
