@@ -169,7 +169,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
         recipe = smoke_recipe(recipe, ranks, profile.usable_bytes)
     plan = plan_run(recipe, ranks)
     stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
-    check_stages(recipe, stages, "gpu")
+    check_stages(recipe, stages, "gpu", profile)
     if not args.smoke:
         return _Request(recipe, plan, tuple(stages), folder, args.wandb)
     seconds = {s.name: s.planned.step_seconds for s in plan_cluster(recipe, plan, profile).stages if s.planned}

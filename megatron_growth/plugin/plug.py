@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ def plug_into(
 ) -> Any:
     """Add the behaviour that the --growth-* arguments ask for; without any of them, add nothing.
 
+    In either case --rope-scaling-factor is handed on, which Megatron 0.19 forgets: stages of one chain, and of one
+    script, must be the same function whether they grow or not.
+
     Args:
         model_cfg: what `gpt_config_from_args(args)` returned.
         args: what `parse_and_validate_args` returned.
@@ -43,6 +47,7 @@ def plug_into(
     mistakes.install()
     options = PluginOptions.from_args(args)
     rebind.unbind_all()
+    _keep_rope_factor(model_cfg, args)
     if not (options.wanted or after_setup or after_iteration):
         return model_cfg
     rebind.check_version()
@@ -68,6 +73,19 @@ def unplug() -> None:
     """
     rebind.unbind_all()
     mistakes.uninstall()
+
+
+def _keep_rope_factor(model_cfg: Any, args: argparse.Namespace) -> None:
+    """Give the model the factor of --use-rope-scaling; a value that a script has set itself stays."""
+    asked = getattr(args, "rope_scaling_factor", None)
+    if not getattr(args, "use_rope_scaling", False) or asked is None:
+        return
+    forgotten = getattr(type(model_cfg), "rope_scaling_factor", None)
+    if forgotten is None or model_cfg.rope_scaling_factor != forgotten or asked == forgotten:
+        return
+    model_cfg.rope_scaling_factor = asked
+    if os.environ.get("RANK", "0") == "0":
+        print(f"growth: rotary embeddings are scaled by {asked:g}; Megatron alone would scale them by {forgotten:g}")
 
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:

@@ -74,6 +74,7 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
 
     Raises:
         UnsupportedError: the stage asks for what the host cannot do.
+        RecipeError: a flag of `megatron:` contradicts the layout.
     """
     _check(stage, launch.machine)
     options: Options = {
@@ -88,6 +89,7 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         **gpu_options.speed(stage, launch.machine),
         **merged(launch.cluster_flags, stage.megatron),
     }
+    gpu_options.check_together(stage, options)
     return [*words(options), *launch.data_flags]
 
 

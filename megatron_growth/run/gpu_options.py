@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from megatron_growth.errors import RecipeError
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.recipes.flags import merged
@@ -60,6 +61,37 @@ def cluster_flags(profile: ClusterProfile, stage: StagePlan) -> Options:
     if switches.pad_buckets and distributed_optimizer(stage):
         found["ddp-pad-buckets-for-high-nccl-busbw"] = True
     return found | merged(profile.megatron)
+
+
+def check_together(stage: StagePlan, options: Options) -> None:
+    """Refuse further flags that contradict the stage's layout or each other; Megatron's assertion comes on every GPU.
+
+    Args:
+        stage: as planned.
+        options: all of a stage's, with those of `megatron:`.
+
+    Raises:
+        RecipeError: names the flag, what it needs and what to do.
+    """
+    layout = stage.layout
+    needs = {
+        "tp-comm-overlap": (layout.tp > 1 and layout.sequence_parallel, "tensor and sequence parallelism"),
+        "overlap-param-gather": (distributed_optimizer(stage), "the distributed optimizer"),
+        "use-nccl-ub": (distributed_optimizer(stage), "the distributed optimizer"),
+    }
+    for flag, (is_there, what) in needs.items():
+        if options.get(flag) and not is_there:
+            raise RecipeError(
+                f"--{flag} needs {what}, and the layout of this stage ({layout}) has none",
+                where=f"stage {stage.name}, megatron",
+                fix=f"take {flag} out of `megatron:` for this stage, or change its layout",
+            )
+    if options.get("overlap-param-gather") and not options.get("overlap-grad-reduce"):
+        raise RecipeError(
+            "--overlap-param-gather needs --overlap-grad-reduce, which is turned off",
+            where=f"stage {stage.name}, megatron",
+            fix="turn both off: megatron: {overlap-grad-reduce: false, overlap-param-gather: false}",
+        )
 
 
 def precision(stage: StagePlan) -> Options:

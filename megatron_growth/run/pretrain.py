@@ -169,8 +169,6 @@ def configured() -> Any:
 
     args = parse_and_validate_args(extra_args_provider=add_arguments)
     model_cfg = growth.plug_into(gpt_config_from_args(args), args)
-    # Megatron's gpt_config_from_args() forgets the factor, and every model is scaled by its default of 8.
-    model_cfg.rope_scaling_factor = args.rope_scaling_factor
     if args.no_scaled_init:
         model_cfg.transformer.output_layer_init_method = init_method_normal(args.init_method_std)
     return pretrain_cfg_container_from_args(args, model_cfg)

@@ -17,14 +17,14 @@ from pathlib import Path
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
-from megatron_growth.recipes import Recipe
+from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.recipes.flags import Flags
 from megatron_growth.records.metrics import read
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
-from megatron_growth.run.gpu_options import Machine, distributed_optimizer
+from megatron_growth.run.gpu_options import Machine, cluster_flags, distributed_optimizer
 
 _GROWN_SIZES = ("layers", "hidden", "ffn", "heads", "query_groups", "head_dim", "sublayers")
 
@@ -149,17 +149,21 @@ def close_stage(run: RunDirectory, stage: StagePlan) -> int:
     return end
 
 
-def check_stages(recipe: Recipe, stages: Sequence[StagePlan], machine: Machine) -> None:
+def check_stages(
+    recipe: Recipe, stages: Sequence[StagePlan], machine: Machine, profile: ClusterProfile | None = None
+) -> None:
     """Refuse before the first stage what the start of a later one would refuse.
 
     Args:
         recipe: of the run.
         stages: to be trained.
         machine: what they run on.
+        profile: of the cluster, for its Megatron flags.
 
     Raises:
         UnsupportedError: this release cannot train one of them.
-        RecipeError: optimizer state that shall be grown cannot be loaded by the stage.
+        RecipeError: optimizer state that shall be grown cannot be loaded by the stage, or a flag of `megatron:`
+            contradicts its layout.
     """
     optimizers = {stage.name: distributed_optimizer(stage) for stage in stages}
     nowhere = Path("/nowhere")
@@ -173,8 +177,9 @@ def check_stages(recipe: Recipe, stages: Sequence[StagePlan], machine: Machine) 
                 fix="give both stages the same `distributed_optimizer` and a `dp` of 1, or both more than 1; or set "
                 "growth.optimizer_state: reset",
             )
-        launch = Launch(StageDirectory(nowhere / stage.name), source, (), nowhere, 1, machine=machine)
-        megatron_arguments(recipe, stage, launch)
+        launch = Launch(StageDirectory(nowhere / stage.name), source, (), nowhere, 1)
+        further = cluster_flags(profile, stage) if profile else {}
+        megatron_arguments(recipe, stage, launch.on(machine, further))
 
 
 def check_wandb(project: str) -> None:

@@ -7,6 +7,7 @@ it, and a stage without one is grown again from its source.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_growth import recipes
+from megatron_growth.backend import nvml
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import ParallelLayoutError, RunError, nearest
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
+from megatron_growth.planner.room import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, read
@@ -129,6 +132,12 @@ def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
             fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster; or change the stage's layout",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    least = min((device.memory for device in nvml.devices()), default=math.inf)
+    if lacks := Room(least, memory / processes).lacks(stage.memory):
+        raise ParallelLayoutError(
+            f"stage {stage.name} does not fit this machine: {lacks}",
+            fix="`megatron-growth submit` runs it on a cluster; or change the stage's layout" + _twin(recipe),
+        )
     need = processes * stage.memory_bytes_per_gpu
     if not gpus and need > memory:
         raise ParallelLayoutError(

@@ -1,4 +1,5 @@
-"""Checks before training: every node of a job sees the same code, recipe, data and file system, and has its GPUs.
+"""Checks before training: every node of a job sees the same code, recipe, data and file system, and has its GPUs and
+the memory that training and saving take.
 
 Each node runs `python -m megatron_growth.slurm.preflight RUN STAGE`.  A node writes what it sees to a file in the run
 directory, which by itself shows that the directory is shared; the first node reads all of them and compares.  The
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -27,9 +29,11 @@ from pathlib import Path
 import megatron_growth
 from megatron_growth import recipes
 from megatron_growth.errors import GrowthError, RunError
-from megatron_growth.planner import StagePlan
+from megatron_growth.planner import StagePlan, plan_run
+from megatron_growth.planner.memory import RankMemory
+from megatron_growth.planner.room import Room
 from megatron_growth.records import owned
-from megatron_growth.records.human import plural, size
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm import record as slurm_record
@@ -51,6 +55,7 @@ class NodeFacts:
         data: hash of the names, sizes and ends of the data files.
         gpus: GPUs that Slurm gave to the job on this node.
         gpu_memory: of its smallest GPU; None where no driver tells.
+        memory: of the node, as far as Slurm gave it to the job.
     """
 
     host: str
@@ -60,6 +65,7 @@ class NodeFacts:
     data: str
     gpus: int
     gpu_memory: int | None
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,14 @@ class Expected:
     Attributes:
         hosts: names of all nodes, the first host first.
         gpus: GPUs a node, None when the job has none to check.
-        gpu_memory: bytes of the rank that needs most.
+        memory: of the rank that needs most.
+        ranks: training processes a node.
     """
 
     hosts: tuple[str, ...]
     gpus: int | None
-    gpu_memory: int
+    memory: RankMemory
+    ranks: int
 
 
 def disagreements(facts: Sequence[NodeFacts], expected: Expected) -> list[str]:
@@ -110,10 +118,9 @@ def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
     problems = []
     if expected.gpus is not None and fact.gpus != expected.gpus:
         problems.append(f"{fact.host} has {plural(fact.gpus, 'GPU')} for this job, and {expected.gpus} are planned")
-    if fact.gpu_memory is not None and fact.gpu_memory < expected.gpu_memory:
-        problems.append(
-            f"{fact.host} has {size(fact.gpu_memory)} a GPU, and the plan needs {size(expected.gpu_memory)}"
-        )
+    gpu_memory = math.inf if fact.gpu_memory is None else fact.gpu_memory
+    if lacks := Room(gpu_memory, fact.memory / expected.ranks).lacks(expected.memory):
+        problems.append(f"{fact.host} has too little memory: {lacks}")
     return problems
 
 
@@ -157,6 +164,7 @@ def facts_of_this_node(run: RunDirectory) -> NodeFacts:
         data=_hash_files(run.data, sorted(f for f in run.data.rglob("*") if f.is_file())),
         gpus=int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),
         gpu_memory=_smallest_gpu(),
+        memory=_memory(),
     )
 
 
@@ -179,6 +187,12 @@ def _hash_files(base: Path, files: Iterable[Path]) -> str:
             content.seek(max(size - _HASHED_BYTES, 0))
             digest.update(content.read(_HASHED_BYTES))
     return digest.hexdigest()[:12]
+
+
+def _memory() -> int:
+    """Of this node, or what Slurm gave of it."""
+    given = int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 2**20  # 0: all of it
+    return min(filter(None, (given, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))))
 
 
 def _smallest_gpu() -> int | None:
@@ -221,19 +235,22 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
     write_json(folder / f"{facts.host}.json", asdict(facts))
     if facts.host != hosts[0]:
         return
-    check_world(planned, len(hosts) * ranks_per_node, open_dp)
+    ranks = len(hosts) * ranks_per_node
+    check_world(planned, ranks, open_dp)
+    memory = plan_run(recipes.load(run.recipe), gpus=ranks).stage(name).memory if open_dp else planned.memory
     found = _collect(folder, hosts)
     for earlier in folder.parent.iterdir():  # of this start, and of starts that were killed
         owned.remove_files(earlier, "*.json")
     with suppress(OSError):
         folder.parent.rmdir()
-    problems = disagreements(found, Expected(hosts, gpus, planned.memory_bytes_per_gpu))
+    problems = disagreements(found, Expected(hosts, gpus, memory, ranks_per_node))
     if problems:
         slurm_record.fail(stage, "before training: " + "; ".join(problems))
         raise RunError(
             "the nodes of this job cannot train together:\n  " + "\n  ".join(problems),
             where=f"stage {name} on {' '.join(hosts)}",
-            fix="repair the node, or exclude it with sbatch's --exclude, and submit again",
+            fix="repair the node, or exclude it with sbatch's --exclude, and submit again; too little memory on every "
+            "node wants another layout, or more nodes",
         )
 
 

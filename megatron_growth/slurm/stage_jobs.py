@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_growth.errors import RecipeError, RunError
+from megatron_growth.planner.room import Room
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.human import plural
@@ -100,14 +102,24 @@ def stage_jobs(
         except ValueError as error:
             problems.append(f"stage {stage.name}: {error}")
             continue
+        if lacks := room_of(profile, ranks).lacks(stage.memory):
+            problems.append(f"stage {stage.name}: {lacks}")
+        if stage.precision == "fp8" and profile.gpu.fp8_tflops is None:
+            problems.append(f"stage {stage.name}: it trains in FP8, which {profile.gpu.name} has not (gpu.fp8_tflops)")
         jobs.append(_job(run, stage, profile, nodes, _environment(profile, stage, ranks, wandb_project)))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
             where=profile.where("nodes"),
-            fix="raise `nodes` in the profile, or change the stage's layout in the recipe",
+            fix="raise `nodes` in the profile, change the stage's layout in the recipe, or take what `plan --cluster` "
+            "recommends with --recommended; memory is counted with the profile's `gpu` and `memory_gib`",
         )
     return jobs
+
+
+def room_of(profile: ClusterProfile, ranks: int) -> Room:
+    """Memory that one of a node's `ranks` may fill."""
+    return Room(profile.usable_bytes, profile.memory_gib * 2**30 / ranks if profile.memory_gib else math.inf)
 
 
 def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:

@@ -89,15 +89,29 @@ def plug_and_unplug(argv):
         growth.plug_into(script.gpt_config_from_args(args), args)
         seen.append(rebind.bound())
     growth.unplug()
-    return [*seen, all(rebind.original(name) is was for name, was in originals.items())]
+    return [*seen, all(rebind.original(name) is was for name, was in originals.items()), rope_factors(script, args)]
+
+
+def rope_factors(script, args):
+    """The factor of Megatron's configuration: as it comes, plugged into, and plugged into after a script set its own."""
+    import megatron_growth as growth
+
+    args.growth_metrics = None
+    stock, plugged, own = (script.gpt_config_from_args(args) for _ in range(3))
+    own.rope_scaling_factor = 16.0
+    growth.plug_into(plugged, args)
+    growth.plug_into(own, args)
+    return [cfg.rope_scaling_factor for cfg in (stock, plugged, own)]
 
 
 def test_only_what_a_flag_needs_is_replaced_and_unplug_undoes_it(tmp_path):
     argv = [word for word in words("--growth-metrics", tmp_path / "m") if word not in ("--growth-layer-spec", "local")]
-    nothing, for_metrics, undone = run_distributed(plug_and_unplug, 1, argv, process_group=False)[0]
+    argv += ["--use-rope-scaling", "--rope-scaling-factor", "32"]
+    nothing, for_metrics, undone, factors = run_distributed(plug_and_unplug, 1, argv, process_group=False)[0]
     assert nothing == ()
     assert {"training_log", "evaluate", "train"} <= set(for_metrics)
     assert "get_megatron_optimizer_config" not in for_metrics
+    assert factors == [8.0, 32.0, 16.0]  # that it reaches the model's frequencies: test_recipe_effects.py
     assert undone
 
 

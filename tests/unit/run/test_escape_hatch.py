@@ -12,6 +12,7 @@ from megatron_growth.recipes.flags import OWNED
 from megatron_growth.run import flags
 from megatron_growth.run.command import stage_words
 from megatron_growth.run.gpu_options import speed
+from megatron_growth.run.stage import check_stages
 
 FOLDER = recipes.path_of("nano-progressive").parent
 
@@ -96,6 +97,24 @@ def test_what_megatron_refuses_is_refused_with_the_line(flags_given, message):
         flags.check(recipe_with(stage=flags_given))
     with pytest.raises(RecipeError, match=rf"cluster.yaml:\d+ .*{message}"):
         flags.check(recipe_with(), profile_with(flags_given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tp-comm-overlap": True}, "--tp-comm-overlap needs tensor and sequence parallelism"),
+        ({"overlap-grad-reduce": False}, "--overlap-param-gather needs --overlap-grad-reduce, which is turned off"),
+    ],
+)
+def test_a_flag_that_contradicts_the_layout_is_refused_before_a_job_is_made(given, message):
+    """Megatron's own assertion would come on every GPU, hours later for the last stage."""
+    recipe = recipes.load("progressive-8b")
+    profile = profile_with(given)
+    stages = plan_run(recipe, 32).stages
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_stages(recipe, stages, "gpu", profile)
+    assert caught.value.fix
+    check_stages(recipe, stages, "gpu", profile_with({"overlap-grad-reduce": False, "overlap-param-gather": False}))
 
 
 def test_two_spellings_of_one_flag_are_refused():

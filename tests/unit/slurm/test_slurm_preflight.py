@@ -7,19 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_growth import recipes
 from megatron_growth.errors import RunError
 from megatron_growth.planner import plan_run
+from megatron_growth.planner.memory import RankMemory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.run import directory
 from megatron_growth.slurm.preflight import Expected, NodeFacts, check_world, disagreements, facts_of_this_node
 from tests import plans
 
 GIB = 2**30
-FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB)
-EXPECTED = Expected(("node1", "node2"), gpus=8, gpu_memory=70 * GIB)
+FIRST = NodeFacts("node1", "code", "versions", "recipe", "data", gpus=8, gpu_memory=80 * GIB, memory=800 * GIB)
+# State 60, activations 10; a save gathers 5 more on the GPU, and 90 in the host's memory.
+NEEDED = RankMemory(0, 10 * GIB, 20 * GIB, 10 * GIB, 20 * GIB, 8 * GIB, 2 * GIB, 1, 5 * GIB, 90 * GIB)
+EXPECTED = Expected(("node1", "node2"), gpus=8, memory=NEEDED, ranks=8)
 STAGE = plans.stage("A", layout=ParallelLayout(tp=2, pp=2, dp=4), global_batch_size=64, micro_batch_size=4)
 
 
@@ -39,12 +43,40 @@ def test_equal_nodes_may_train() -> None:
         ({"recipe": "x"}, "node2 sees another recipe or plan than node1"),
         ({"data": "x"}, "node2 sees other data files than node1"),
         ({"gpus": 7}, "node2 has 7 GPUs for this job, and 8 are planned"),
-        ({"gpu_memory": 40 * GIB}, "node2 has 42.9 GB a GPU, and the plan needs 75.2 GB"),
+        (
+            {"gpu_memory": 40 * GIB},
+            "node2 has too little memory: training needs 75.2 GB of GPU memory a rank, and there are 42.9 GB",
+        ),
+        (
+            {"memory": 700 * GIB},
+            "node2 has too little memory: a save needs 96.6 GB of host memory a rank, and there are 94 GB",
+        ),
     ],
 )
 def test_the_node_is_named(changes: dict[str, Any], words: str) -> None:
     (problem,) = disagreements(second(**changes), EXPECTED)
     assert problem.startswith(words)
+
+
+def test_a_gpu_that_fits_training_but_no_save() -> None:
+    gathers = replace(NEEDED, save_gpu_bytes=25 * GIB)
+    (problem,) = disagreements(second(gpu_memory=75 * GIB)[:1], Expected(("node2",), 8, gathers, 8))
+    assert problem.startswith(
+        "node2 has too little memory: a save needs 91.3 GB of GPU memory a rank (26.8 GB of it for the save alone), "
+        "and there are 80.5 GB"
+    )
+    assert disagreements(second(gpu_memory=75 * GIB)[:1], Expected(("node2",), 8, NEEDED, 8)) == []
+
+
+def test_what_slurm_gave_of_the_node_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipes.load("nano-progressive")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe))
+    whole = facts_of_this_node(run).memory
+    assert whole == psutil.virtual_memory().total
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")
+    assert facts_of_this_node(run).memory == whole
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
+    assert facts_of_this_node(run).memory == 512 * 2**20
 
 
 def test_a_node_without_the_file_system_is_named() -> None:

@@ -128,6 +128,45 @@ def test_a_profile_without_what_a_stage_needs(
         stage_jobs(RunDirectory(tmp_path / "r"), stages, loads_cluster(FULL))
 
 
+@pytest.mark.parametrize(
+    ("small", "stage", "message"),
+    [
+        ({"memory_gib": 2015, "gpu.memory_gib": 40}, "8B", "training needs .* of GPU memory a rank, and there are"),
+        ({"memory_gib": 24}, "8B", "a save needs .* of host memory a rank, and there are 3.22 GB"),
+    ],
+)
+def test_a_stage_that_does_not_fit_the_memory_is_refused(
+    plan: RunPlan, tmp_path: Path, small: dict[str, float], stage: str, message: str
+) -> None:
+    profile = loads_cluster(FULL)
+    gpu = profile.gpu.model_copy(update={"memory_gib": small.get("gpu.memory_gib", 79.6)})
+    profile = profile.model_copy(update={"gpu": gpu, "memory_gib": small["memory_gib"]})
+    with pytest.raises(RecipeError, match=f"stage {stage}: {message}"):
+        stage_jobs(RunDirectory(tmp_path / "r"), plan.stages, profile)
+
+
+def test_a_save_that_does_not_fit_the_gpu_is_refused(plan: RunPlan, tmp_path: Path) -> None:
+    """8B at TP 1 with all of its state gathered at a save: fits 80 GB while it trains, and not while it saves."""
+    recipe = recipes.load("progressive-8b")
+    always = recipe.checkpoint.model_copy(update={"reshardable": "always"})
+    layout = recipe.stages[-1].layout.model_copy(update={"tp": 1, "sequence_parallel": False, "recompute": "full"})
+    last = recipe.stages[-1].model_copy(update={"layout": layout})
+    changed = recipe.model_copy(update={"checkpoint": always, "stages": (*recipe.stages[:-1], last)})
+    overlap_off = last.model_copy(update={"megatron": {"overlap-grad-reduce": False, "overlap-param-gather": False}})
+    one_bucket = changed.model_copy(update={"stages": (*recipe.stages[:-1], overlap_off)})
+    with pytest.raises(RecipeError, match=r"stage 8B: a save needs .* of it for the save alone\), and there are 80.9"):
+        stage_jobs(RunDirectory(tmp_path / "r"), plan_run(one_bucket, 32).stages, loads_cluster(FULL))
+
+
+def test_fp8_on_a_gpu_without_it_is_refused(tmp_path: Path) -> None:
+    recipe = recipes.load("progressive-8b").model_copy(update={"precision": "fp8"})
+    stages, profile = plan_run(recipe, 32).stages, load_cluster("h100-8x")
+    assert stage_jobs(RunDirectory(tmp_path / "r"), stages, profile)
+    gpu = profile.gpu.model_copy(update={"name": "A100", "fp8_tflops": None})
+    with pytest.raises(RecipeError, match=r"stage 1B: it trains in FP8, which A100 has not"):
+        stage_jobs(RunDirectory(tmp_path / "r"), stages, profile.model_copy(update={"gpu": gpu}))
+
+
 def test_a_profile_without_slurm(plan: RunPlan, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no `slurm` section"):
         stage_jobs(RunDirectory(tmp_path / "r"), plan.stages, load_cluster("local"))
