@@ -93,7 +93,7 @@ def plug_and_unplug(argv):
 
 
 def rope_factors(script, args):
-    """The factor of Megatron's configuration: as it comes, plugged into, and plugged into after a script set its own."""
+    """The factor in Megatron's configuration: as it comes, plugged into, and plugged into after a script set one."""
     import megatron_growth as growth
 
     args.growth_metrics = None
