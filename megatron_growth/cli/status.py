@@ -66,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_smoke(folder: RunDirectory, as_json: bool) -> None:
     """Of a smoke job, the verdicts; RUN/smoke.json holds them, too."""
-    from megatron_growth.cli.smoke_table import render
     from megatron_growth.run import smoke
 
     if smoke.is_smoke(folder):
         found = smoke.verdicts(folder)
         if not as_json:
-            render(found)
+            print("\n" + smoke.as_text(found), end="")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--smoke",
         action="store_true",
         help="before the long run: a short job a stage, at full shape for 20 steps, saved, requeued, resumed and "
-        "measured, on made-up tokens unless --data names a prepared dataset; `status` then shows a verdict each",
+        "measured, on made-up tokens unless --data names a prepared dataset; the jobs and `status` show a verdict each",
     )
     parser.add_argument(
         "--dry-run",
@@ -155,24 +156,27 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
 
 def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argparse.Namespace) -> _Request:
     from megatron_growth.planner import plan_run
-    from megatron_growth.planner.cluster import plan_cluster, with_recommended
+    from megatron_growth.planner.cluster import own_layout, plan_cluster, with_recommended
     from megatron_growth.run import flags
-    from megatron_growth.run.smoke import smoke_recipe
+    from megatron_growth.run.smoke import changes, smoke_recipe
     from megatron_growth.run.stage import check_stages
     from megatron_growth.run.train import TrainRequest, selected
+    from megatron_growth.slurm.stage_jobs import room_of
 
     flags.check(recipe, profile)
     if args.recommended:  # the recipe's own layout need not fit these nodes
         recipe = with_recommended(recipe, plan_cluster(recipe, plan_run(recipe), profile))
     real, ranks = recipe, profile.nodes * profile.ranks_of_a_node
     if args.smoke:
-        recipe = smoke_recipe(recipe, ranks, profile.usable_bytes)
+        recipe = smoke_recipe(recipe, ranks, room_of(profile, profile.ranks_of_a_node))
+        for note in changes(real, recipe):
+            print(note, file=sys.stderr)
     plan = plan_run(recipe, ranks)
     stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
     check_stages(recipe, stages, "gpu", profile)
     if not args.smoke:
         return _Request(recipe, plan, tuple(stages), folder, args.wandb)
-    seconds = {s.name: s.planned.step_seconds for s in plan_cluster(recipe, plan, profile).stages if s.planned}
+    seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
     return _Request(recipe, plan, tuple(stages), folder, "", real, seconds)
 
 

@@ -82,16 +82,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
     """The smoke job; 0 when every stage may be trained, 1 when one may not."""
-    from megatron_growth.cli.smoke_table import render
     from megatron_growth.errors import UserError
     from megatron_growth.run.screen import Screen
-    from megatron_growth.run.smoke import run_smoke
+    from megatron_growth.run.smoke import as_text, run_smoke
 
     if args.stage or args.baseline or args.wandb:
         raise UserError("--smoke tries all stages", fix="leave out --stage, --baseline and --wandb")
     folder = args.folder or default_folder(recipe).with_name(f"{default_folder(recipe).name}-smoke")
     found = run_smoke(recipe, folder, Screen())
-    render(found)
+    print(as_text(found), end="")
     print(f"{folder / 'smoke.json'}: written")
     return 0 if all(verdict.ok for verdict in found) else 1
 

@@ -245,6 +245,14 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     )
 
 
+def own_layout(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> Choice:
+    """The stage in its own layout, on as many of the cluster's GPUs as that takes."""
+    ranks = stage.layout.model_parallel_size * (stage.layout.dp or 1)
+    per_node = min(ranks, profile.ranks_of_a_node)
+    taken = {"nodes": -(-ranks // per_node), "gpus_per_node": per_node, "ranks_per_node": None}
+    return _choice(recipe, stage, profile.model_copy(update=taken), stage.layout, stage.micro_batch_size)
+
+
 def _node_bytes(profile: ClusterProfile) -> float:
     """Memory of a node, infinite where the profile does not tell it."""
     return profile.memory_gib * 2**30 if profile.memory_gib else float("inf")

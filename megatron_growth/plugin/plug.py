@@ -58,9 +58,6 @@ def plug_into(
         )
     from megatron_growth.plugin.events import Events
 
-    if options.source:
-        # gpt_config_from_args() forgets the factor: the grown model would be scaled by 8, whatever its source is.
-        model_cfg.rope_scaling_factor = args.rope_scaling_factor
     for addition in _additions(options, Events(options, after_setup, after_iteration)):
         _add(model_cfg, addition)
     return model_cfg

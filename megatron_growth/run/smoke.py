@@ -1,8 +1,9 @@
 """The smoke job: every stage of a recipe at full shape and in its own layout, for a few steps, before the real run.
 
 A stage is built, grown from the one before, trained for HALF of the steps, saved and ended, resumed from its checkpoint
-and trained to ITERATIONS.  What it took is put beside the plan, with a verdict a stage.  Stages that do not fit the
-memory at hand run with fewer layers, all by the same share, and say so.
+and trained to ITERATIONS.  What it took is put beside the plan, with a verdict a stage, into RUN/smoke.json and as a
+table into RUN/smoke.txt.  Stages that do not fit the memory at hand run with fewer layers, and those whose
+data-parallel size does not fit the GPUs at hand with a smaller one; both say so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from typing import Any
 from megatron_growth.backend import nvml
 from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
 from megatron_growth.planner import StagePlan, layouts, plan_run
+from megatron_growth.planner.room import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
-from megatron_growth.records.storage import atomic_path, write_json
+from megatron_growth.records.storage import write_json, write_whole
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.screen import Screen
@@ -32,7 +34,8 @@ from megatron_growth.run.train import TrainRequest, local_devices, train
 
 ITERATIONS, HALF = 20, 10
 SUFFIX = "-smoke"
-PLAN, RESULT, REAL = "smoke-plan.json", "smoke.json", "real-recipe.yaml"
+PLAN, RESULT, TABLE = "smoke-plan.json", "smoke.json", "smoke.txt"
+REAL = "real-recipe.yaml"
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the layers, the first that fits
 FILLED = 0.95  # of the memory; the rest is CUDA's, NCCL's or the system's
 MORE = 1.1  # times the planned memory that are still taken as planned
@@ -88,7 +91,9 @@ def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
     run = RunDirectory(folder)
     refuse_real(run)
     gpus = max(1, local_devices())
-    smoke = smoke_recipe(recipe, gpus, _rank_bytes(recipe, gpus))
+    smoke = smoke_recipe(recipe, gpus, Room(_rank_bytes(recipe, gpus)))
+    for note in changes(recipe, smoke):
+        screen.message(note)
     failed = ""
     try:
         train(smoke, folder, TrainRequest(mock=recipe.data.prepared is None, resumed_at=HALF), screen)
@@ -110,36 +115,57 @@ def _rank_bytes(recipe: Recipe, gpus: int) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * FILLED / ranks
 
 
-def smoke_recipe(recipe: Recipe, gpus: int, rank_bytes: float) -> Recipe:
-    """The recipe of the smoke job: the same stages for a few steps, with fewer layers when they do not fit.
+def smoke_recipe(recipe: Recipe, gpus: int, room: Room) -> Recipe:
+    """The recipe of the smoke job: the same stages for a few steps, with fewer layers where they do not fit.
 
     Args:
         recipe: the real one.
-        gpus: for layouts that leave the data-parallel size open.
-        rank_bytes: memory that one rank may fill.
+        gpus: at hand; also for layouts that leave the data-parallel size open.
+        room: memory that one rank may fill.
 
     Raises:
-        ParallelLayoutError: not even an eighth of the layers fits.
+        ParallelLayoutError: not even an eighth of a stage's layers fits.
     """
-    for share in SHARES:
-        smoke = _shortened(recipe, share)
-        plan = plan_run(smoke, gpus)
-        if all(stage.memory.peak_bytes <= rank_bytes for stage in plan.stages):
+    shares = dict.fromkeys((stage.name for stage in recipe.stages), 0)
+    while True:
+        smoke = _shortened(recipe, gpus, {name: SHARES[share] for name, share in shares.items()})
+        tight = {stage.name: why for stage in plan_run(smoke, gpus).stages if (why := room.lacks(stage.memory))}
+        if not tight:
             return smoke
-    least = max(plan.stages, key=lambda stage: stage.memory.peak_bytes)
-    raise ParallelLayoutError(
-        f"stage {least.name} does not fit even with an eighth of its layers: {size(least.memory.peak_bytes)} a "
-        f"rank, and there are {size(rank_bytes)}",
-        fix="give GPUs with more memory, or change the stage's layout",
-    )
+        for name, why in tight.items():
+            shares[name] += 1
+            if shares[name] == len(SHARES):
+                raise ParallelLayoutError(
+                    f"stage {name} does not fit even with an eighth of its layers: {why}",
+                    fix="give GPUs with more memory, or change the stage's layout",
+                )
 
 
-def _shortened(recipe: Recipe, share: float) -> Recipe:
+def changes(recipe: Recipe, smoke: Recipe) -> list[str]:
+    """A sentence for every stage that the smoke job cannot try as it is."""
+    found = []
+    for real, tried in zip(recipe.stages, smoke.stages, strict=True):
+        if tried.layers != real.layers:
+            found.append(
+                f"{real.name} runs with {tried.layers} of its {real.layers} layers: with all of them it, or what grows "
+                "from it, does not fit"
+            )
+        if tried.layout.dp != real.layout.dp:
+            found.append(
+                f"{real.name} runs with fewer than its {real.layout.dp} data-parallel ranks: there are not so many GPUs"
+            )
+    return found
+
+
+def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe:
     layers: dict[str, int] = {}
-    for stage in recipe.stages:  # no fewer than a source's: growth only adds
-        least = max(min(stage.layers, stage.layout.pp * stage.layout.vpp), layers.get(stage.source or "", 0))
-        layers[stage.name] = max(least, round(stage.layers * share))
-    stages = tuple(_stage(stage, layers[stage.name]) for stage in recipe.stages)
+    for stage in recipe.stages:
+        least = min(stage.layers, stage.layout.pp * stage.layout.vpp)
+        layers[stage.name] = max(least, round(stage.layers * shares[stage.name]))
+    for stage in reversed(recipe.stages):  # growth only adds: no source has more layers than what grows from it
+        if stage.source:
+            layers[stage.source] = min(layers[stage.source], layers[stage.name])
+    stages = tuple(_stage(stage, layers[stage.name], gpus) for stage in recipe.stages)
     interval = Evaluation(interval=HALF, iterations=1)
     checkpoint = recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None})
     smoke = recipe.model_copy(
@@ -157,9 +183,11 @@ def _shortened(recipe: Recipe, share: float) -> Recipe:
     return smoke
 
 
-def _stage(stage: Stage, layers: int) -> Stage:
+def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
     """One stage for a few steps; its first steps at the peak rate would tell nothing, so half of them are warm-up."""
     layout = stage.layout
+    if layout.tp * layout.pp * (layout.dp or 1) > gpus >= layout.tp * layout.pp:
+        layout = layout.model_copy(update={"dp": None})  # as many as there are
     if layers != stage.layers and layers % (layout.pp * layout.vpp):
         split = layouts.uneven_layout(layers, layout.pp * layout.vpp)
         layout = layout.model_copy(update={"pipeline_layout": split})
@@ -188,8 +216,7 @@ def begin(run: RunDirectory, recipe: Recipe, seconds: Mapping[str, float] | None
         seconds: planned step time of the smoke job's stages on the cluster.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    with atomic_path(run.path / REAL) as temporary:
-        temporary.write_text(recipe_text(recipe), encoding="utf-8")
+    write_whole(run.path / REAL, recipe_text(recipe))
     layers = {stage.name: stage.layers for stage in recipe.stages}
     write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {})})
 
@@ -205,14 +232,40 @@ def is_smoke(run: RunDirectory) -> bool:
 
 
 def verdicts(run: RunDirectory) -> list[Verdict]:
-    """What is known of every stage of a smoke job; also written to RUN/smoke.json."""
+    """What is known of every stage of a smoke job; also written to RUN/smoke.json and RUN/smoke.txt."""
     known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
     found = [
         _verdict(run, stage, known["layers"][stage.name], known["seconds"].get(stage.name))
         for stage in run.planned.stages
     ]
     write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
+    write_whole(run.path / TABLE, as_text(found))
     return found
+
+
+def as_text(found: Sequence[Verdict]) -> str:
+    """The verdicts as a table, a row a stage."""
+    rows = [("stage", "layout", "layers", "steps", "loss", "s/step", "memory", "verdict")]
+    for v in found:
+        seconds = _three(v.step_seconds) + (f" of {_three(v.planned_seconds)}" if v.planned_seconds else "")
+        rows.append(
+            (
+                v.stage,
+                v.layout,
+                f"{v.layers}" if v.layers == v.layers_planned else f"{v.layers} of {v.layers_planned}",
+                str(v.iterations),
+                f"{_three(v.first_loss)} to {_three(v.last_loss)}",
+                seconds,
+                f"{size(v.memory_bytes) if v.memory_bytes else '-'} of {size(v.planned_bytes)}",
+                "; ".join(v.problems) or ("ok" if v.layers == v.layers_planned else "ok, with fewer layers"),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
+def _three(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3g}"
 
 
 def _verdict(run: RunDirectory, stage: StagePlan, layers: int, planned_seconds: float | None) -> Verdict:
@@ -258,7 +311,7 @@ def _problems(
             found.planned_seconds and found.step_seconds and found.step_seconds > SLOW * found.planned_seconds
         ),
         "it takes more memory than planned": bool(
-            found.memory_bytes and found.memory_bytes > 1.1 * found.planned_bytes
+            found.memory_bytes and found.memory_bytes > MORE * found.planned_bytes
         ),
     }
     return [what for what, wrong in checks.items() if wrong]

@@ -202,7 +202,13 @@ def _run(run: RunDirectory, args: argparse.Namespace) -> int:
             hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
             watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
         case "end":
-            return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+            code = 1
+            try:
+                code = end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+            finally:
+                if code != REQUEUE and smoke.is_smoke(run):
+                    print(smoke.as_text(smoke.verdicts(run)), file=sys.stderr, end="")
+            return code
     return 0
 
 

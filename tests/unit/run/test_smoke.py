@@ -7,8 +7,9 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import ParallelLayoutError, RunError
 from megatron_growth.planner import plan_run
+from megatron_growth.planner.room import Room
 from megatron_growth.run import directory
-from megatron_growth.run.smoke import HALF, ITERATIONS, begin, refuse_real, smoke_recipe, verdicts
+from megatron_growth.run.smoke import HALF, ITERATIONS, begin, changes, refuse_real, smoke_recipe, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def big():
 
 
 def test_every_stage_keeps_its_shape_and_layout(big):
-    short = smoke_recipe(big, 32, 80e9)
+    short = smoke_recipe(big, 32, Room(80e9))
     for stage, real in zip(short.stages, big.stages, strict=True):
         assert (stage.hidden, stage.layers, stage.layout) == (real.hidden, real.layers, real.layout)
         assert (stage.global_batch_size, stage.growth, stage.source) == (
@@ -30,21 +31,45 @@ def test_every_stage_keeps_its_shape_and_layout(big):
     assert [s.iterations for s in plan.stages] == [ITERATIONS] * 4
 
 
-def test_what_does_not_fit_has_fewer_layers(big):
-    """16 GB a GPU: half of the layers or fewer, the same share in every stage, and never fewer than the source's."""
-    short = smoke_recipe(big, 32, 16e9)
-    layers = [stage.layers for stage in short.stages]
+def test_what_does_not_fit_has_fewer_layers_and_says_so(big):
+    """40 GB a GPU: 4B does not fit, and 2B, from which it grows, can have no more layers; the others stay whole."""
+    short = smoke_recipe(big, 32, Room(40e9))
+    layers, real = [stage.layers for stage in short.stages], [stage.layers for stage in big.stages]
+    assert [few < whole for few, whole in zip(layers, real, strict=True)] == [False, True, True, False]
     assert layers == sorted(layers)
-    assert layers[-1] < 33
-    assert all(stage.memory.peak_bytes <= 16e9 for stage in plan_run(short, 32).stages)
-    with pytest.raises(ParallelLayoutError, match="even with an eighth of its layers"):
-        smoke_recipe(big, 32, 1e9)
+    assert all(stage.memory.peak_bytes <= 40e9 for stage in plan_run(short, 32).stages)
+    assert changes(big, short) == [
+        f"2B runs with {layers[1]} of its 22 layers: with all of them it, or what grows from it, does not fit",
+        f"4B runs with {layers[2]} of its 27 layers: with all of them it, or what grows from it, does not fit",
+    ]
+    with pytest.raises(ParallelLayoutError, match=r"even with an eighth of its layers: training needs"):
+        smoke_recipe(big, 32, Room(1e9))
+
+
+def test_a_node_with_little_memory_counts_too(big):
+    """The save's share of the host's memory, not the GPU, is what the last stage lacks."""
+    least = min(stage.memory.save_host_bytes for stage in plan_run(big, 32).stages[-1:])
+    short = smoke_recipe(big, 32, Room(80e9, 0.8 * least))
+    assert [s.layers for s in short.stages[:2]] == [s.layers for s in big.stages[:2]]
+    assert short.stages[-1].layers < big.stages[-1].layers
+
+
+def test_fewer_gpus_than_a_layout_asks_for(big):
+    """On one node of four the data-parallel size is what fits; a layout that cannot be split stays, and is refused."""
+    last = big.stages[-1]
+    fixed = last.model_copy(update={"layout": last.layout.model_copy(update={"dp": 32 // last.layout.tp})})
+    recipe = big.model_copy(update={"stages": (*big.stages[:-1], fixed)})
+    short = smoke_recipe(recipe, 8, Room(80e9))
+    stage = plan_run(short, 8).stages[-1]
+    assert stage.layout.dp == 8 // last.layout.tp
+    assert any(note.startswith("8B runs with fewer than its") for note in changes(recipe, short))
+    assert smoke_recipe(recipe, 32, Room(80e9)).stages[-1].layout == fixed.layout
 
 
 def test_fewer_layers_still_fill_the_pipeline():
     nano = recipes.load("nano-progressive")
     full = max(stage.memory.peak_bytes for stage in plan_run(nano, 1).stages)
-    short = smoke_recipe(nano, 1, 0.99 * full)
+    short = smoke_recipe(nano, 1, Room(0.99 * full))
     assert short.stages[-1].layers < nano.stages[-1].layers
     for stage in plan_run(short, 1).stages:
         assert sum(stage.layout.layers_per_chunk) == stage.shape.layers
@@ -54,7 +79,7 @@ def test_fewer_layers_still_fill_the_pipeline():
 def run(tmp_path):
     """A smoke run of the nano recipe whose stages went well; metrics as training writes them."""
     nano = recipes.load("nano-progressive")
-    short = smoke_recipe(nano, 1, 80e9)
+    short = smoke_recipe(nano, 1, Room())
     made = directory.create(tmp_path / "run", short, plan_run(short, 1))
     begin(made, nano, {"nano-92k": 0.1})
     for stage in made.planned.stages:
@@ -87,6 +112,11 @@ def test_a_good_stage_is_ok_and_the_first_steps_are_not_timed(run):
     assert [v.ok for v in found] == [True] * 4
     assert found[0].step_seconds == pytest.approx(0.1)
     assert json.loads((run.path / "smoke.json").read_text())["ok"]
+    header, first, *_ = (run.path / "smoke.txt").read_text().splitlines()
+    assert header.split() == ["stage", "layout", "layers", "steps", "loss", "s/step", "memory", "verdict"]
+    assert first.split()[0] == "nano-92k"
+    assert first.endswith("  ok")
+    assert "0.1 of 0.1" in first
 
 
 @pytest.mark.parametrize(
