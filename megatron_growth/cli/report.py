@@ -2,8 +2,11 @@
 
   megatron-growth report runs/nano-progressive
   megatron-growth report runs/nano-progressive --json      the numbers, for a script
+  megatron-growth report --compare runs/grown-seed1 runs/grown-seed2 runs/scratch-seed1
 
-A run that is still training can be reported too; the page says what is missing.
+A run that is still training can be reported too; the page says what is missing.  --compare puts every stage of several
+runs into one table: loss and tasks before, after SFT and after DPO (what `posttrain` wrote into RUN/posttrain/, or
+wherever it is named beside the runs), mean and standard deviation over the seeds of a recipe.
 """
 
 from __future__ import annotations
@@ -14,14 +17,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.errors import RunError
+from megatron_growth.cli.console import show
+from megatron_growth.errors import RunError, UserError
 
 HELP = "write the report of a run: loss against FLOPs, stages, what was saved"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or a folder of variants")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run directory, or a folder of variants")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="several runs, folders of variants and tuned models in one table",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="of --compare: folder of the page (default: compare)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON; writes no page")
 
 
@@ -29,6 +43,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the numbers, or write the page and say where it is."""
     from megatron_growth.report.variants import is_variants_folder
 
+    if args.compare:
+        return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
+    if args.run is None:
+        raise UserError("report needs a run", fix="megatron-growth report RUN, or report --compare RUN RUN")
     document, sentences, write = _variants(args.run) if is_variants_folder(args.run) else _one_run(args.run)
     if args.json:
         print(json.dumps(document, indent=2))
@@ -36,6 +54,25 @@ def run(args: argparse.Namespace) -> int:
     path = write()
     for sentence in sentences:
         print(sentence)
+    print(f"report: {path}")
+    return 0
+
+
+def _compare(runs: list[Path], folder: Path, as_json: bool) -> int:
+    """Print the table, and write the page."""
+    from megatron_growth.report.compare import compare, compare_findings
+
+    comparison = compare(runs)
+    if as_json:
+        print(json.dumps(comparison.to_json(), indent=2))
+        return 0
+    from megatron_growth.cli.console import console
+    from megatron_growth.report.compare_page import table, write_comparison
+
+    path = write_comparison(comparison, folder)
+    console().print(table(comparison))
+    for sentence in compare_findings(comparison):
+        show(sentence)
     print(f"report: {path}")
     return 0
 

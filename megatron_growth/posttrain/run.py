@@ -26,6 +26,7 @@ from megatron_growth.records.storage import storage_errors, write_json
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
 PURPOSE = "an unfinished post-training"
+WORKER = "megatron_growth.posttrain.worker"
 Document = dict[str, Any]
 
 
@@ -173,7 +174,7 @@ def _processes(work: Work, rate: float, processes: int, show: Line) -> None:
     from megatron_growth.run.torchrun import run_processes
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "megatron_growth.posttrain.worker", str(work.path.absolute()), repr(rate)]
+    command += ["-m", WORKER, str(work.path.absolute()), repr(rate)]
     folder = work.rate(rate)
     watch = _Watch(folder, show)
     with exclusive(work.path / "processes.lock") as token:

@@ -107,6 +107,8 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     request = job.request
+    if request.zero:
+        zero.begin(gpu=torch.cuda.is_available())
     files = {"train": str(job.work.data / TRAIN)}
     has_valid = (job.work.data / VALID).is_file() and (job.work.data / VALID).stat().st_size > 0
     files |= {"valid": str(job.work.data / VALID)} if has_valid else {}

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from megatron_growth.backend.processes import die_with_parent
 from megatron_growth.posttrain.folder import Work
 from megatron_growth.posttrain.run import job_of
 from megatron_growth.run import failures
@@ -17,6 +18,7 @@ from megatron_growth.run import failures
 
 def main() -> int:
     """Entry point; returns the exit code."""
+    die_with_parent()
     try:
         with failures.recorded():
             from megatron_growth.posttrain.training import train

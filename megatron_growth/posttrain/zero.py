@@ -34,3 +34,17 @@ def configuration(stage: int, *, bf16: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 30,
     }
+
+
+def begin(*, gpu: bool) -> None:
+    """Join the other processes before a model is made: ZeRO 3 spreads weights while they are read.
+
+    On the host DeepSpeed would compile a kernel for reductions in shared memory, in every process and under a lock that
+    a kill leaves behind; gloo does without.
+    """
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if not gpu:
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)

@@ -26,7 +26,7 @@ def write_report(run: RunRecord, run_directory: Path) -> Path:
     everything = [(stage.name, stage) for stage in (*run.stages, *run.baselines)]
     if (memory := plots.state_memory(everything)) is not None:
         images["memory"] = plots.write_png(memory, folder / "state-memory.png")
-    return _write(folder, "run.html", images, run=run, findings=findings(run), title=run.name, summary=run.summary)
+    return write(folder, "run.html", images, run=run, findings=findings(run), title=run.name, summary=run.summary)
 
 
 def write_variants_report(variants: tuple[Variant, ...], run_directory: Path) -> Path:
@@ -36,7 +36,7 @@ def write_variants_report(variants: tuple[Variant, ...], run_directory: Path) ->
     everything = [(f"{v.name}: {stage.name}", stage) for v in variants for stage in v.run.stages]
     if (memory := plots.state_memory(everything)) is not None:
         images["memory"] = plots.write_png(memory, folder / "state-memory.png")
-    return _write(
+    return write(
         folder,
         "variants.html",
         images,
@@ -53,7 +53,8 @@ def _folder(run_directory: Path) -> Path:
     return folder
 
 
-def _write(folder: Path, template: str, images: dict[str, Path], **values: Any) -> Path:
+def write(folder: Path, template: str, images: dict[str, Path], **values: Any) -> Path:
+    """Render a template into `index.html` of a folder, pictures inside; returns its path."""
     encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in images.items()}
     page = (
         _environment()
