@@ -73,21 +73,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # torch warns of a CUDA toolkit without a GPU, as on a login node; no verb needs one here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(words)
     try:
+        args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
         return int(args.execute(args) or 0)
     except GrowthError as error:
-        if args.debug:
+        if "--debug" in words:
             traceback.print_exc()
         print(f"megatron-growth: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         return 0
     except (OSError, MemoryError) as error:
-        return _refused_by_the_machine(error, args.debug)
+        return _refused_by_the_machine(error, "--debug" in words)
     except KeyboardInterrupt:
         print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def _respelled(words: list[str]) -> list[str]:
+    """The command line in today's spelling: a verb that once had another knows how to read that."""
+    if words[:1] != ["evaluate"]:
+        return words
+    from megatron_growth.cli.evaluate import respelled
+
+    return ["evaluate", *respelled(words[1:])]
 
 
 def _refused_by_the_machine(error: OSError | MemoryError, debug: bool) -> int:

@@ -1,8 +1,8 @@
 """Look into the embedding and the output layer of a checkpoint: word similarity, and neighbours against another model.
 
-  megatron-growth evaluate runs/nano-reuse/one-layer-attn/stages/stage-2/checkpoints \\
+  megatron-growth evaluate words runs/nano-reuse/one-layer-attn/stages/stage-2/checkpoints \\
       --data runs/nano-reuse/one-layer-attn/data --pairs simlex999.txt wordsim353.tsv
-  megatron-growth evaluate A/checkpoints --agree-with B/checkpoints --top 100
+  megatron-growth evaluate words A/checkpoints --agree-with B/checkpoints --top 100
 
 Word similarity is the rank correlation (Spearman) of the cosines of two words' rows with people's scores; a word is
 its token with a leading space, or the bare one.  Agreement is the mean share of the nearest rows of a token that both
@@ -23,11 +23,11 @@ from megatron_growth.records.numbers import whole
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
 
-HELP = "word vectors of a checkpoint: similarity, and neighbours against another one"
+HELP = "word vectors: similarity with people's scores, neighbours against another checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate`."""
+    """Arguments of `evaluate words`."""
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
     parser.add_argument(
         "--pairs", type=Path, nargs="+", default=[], metavar="FILE", help="word pairs with scores, such as SimLex-999"

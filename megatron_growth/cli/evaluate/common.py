@@ -1,0 +1,84 @@
+"""Options that the sub-verbs of `evaluate` share, and the line that shows how far they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_growth.progress import LINE_SECONDS, Progress
+from megatron_growth.records.numbers import whole
+
+if TYPE_CHECKING:
+    from megatron_growth.evaluation.models import Model
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """How a model is found and computed."""
+    parser.add_argument("--tokenizer", default="", metavar="KIND", help="of a checkpoint outside of a run: gpt2, ...")
+    parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="exports and results (default: RUN/evaluation)")
+    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32 (default) or bfloat16")
+    parser.add_argument(
+        "--device", default="", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+    )
+    parser.add_argument("--batch", type=whole(), default=8, metavar="N", help="sequences at a time (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="unpickle its objects freely; this can run any code"
+    )
+
+
+def exported(model: Model, args: argparse.Namespace) -> Path:
+    """The Hugging Face folder of a model, exported now if need be."""
+    from megatron_growth.evaluation.models import folder_of
+
+    labels = {"check": f"checking {model.name}", "write": f"exporting {model.name}"}
+    with Progress(labels, quiet=args.json) as progress:
+        return folder_of(
+            model,
+            tokenizer=args.tokenizer,
+            tokenizer_files=args.tokenizer_files,
+            trust_checkpoint=args.trust_checkpoint,
+            progress=progress,
+        )
+
+
+class Counter:
+    """Callable with (done, in all): one line on stderr, rewritten on a terminal, now and then elsewhere.
+
+    Args:
+        what: is counted.
+        quiet: show nothing.
+    """
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._what, self._quiet, self._last = what, quiet, time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show it."""
+        wait = 0.1 if self._live else LINE_SECONDS
+        if self._quiet or (done < total and time.monotonic() - self._last < wait):
+            return
+        self._last = time.monotonic()
+        end = "\n" if done >= total or not self._live else ""
+        print(f"{chr(13) if self._live else ''}{self._what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+def single(path: Path, cache: Path | None) -> Any:
+    """The one model behind a path.
+
+    Raises:
+        UserError: the path holds several.
+    """
+    from megatron_growth.errors import UserError
+    from megatron_growth.evaluation.models import models_of
+
+    found = models_of(path, cache)
+    if len(found) > 1:
+        names = ", ".join(str(model.path) for model in found[:4])
+        raise UserError(f"{path} holds {len(found)} models; this takes one", where=str(path), fix=f"name one: {names}")
+    return found[0]

@@ -1,0 +1,46 @@
+"""Fetch the questions of benchmarks from the Hugging Face hub into a folder, for machines without a network.
+
+  megatron-growth evaluate fetch --tasks family,wso-post --data-dir questions
+
+The folder then holds TASK.jsonl for every task (57 for MMLU), in the hub's own columns: copy it to the cluster and give
+`evaluate tasks --data-dir questions`.  Files that are there already stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_growth.evaluation.fetch import Fetched
+
+HELP = "questions of benchmarks from the hub into a folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate fetch`."""
+    parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="benchmarks, or a set of them")
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch what is missing."""
+    from dataclasses import asdict
+
+    from megatron_growth.evaluation.benchmarks import chosen
+    from megatron_growth.evaluation.fetch import fetch
+
+    def told(one: Fetched) -> None:
+        if not args.json:
+            print(f"{one.path}: {one.questions or 'there already'}", file=sys.stderr)
+
+    found = fetch(chosen(args.tasks), args.data_dir, told)
+    if args.json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        print(f"{args.data_dir}: {len(found)} files of questions")
+    return 0

@@ -1,0 +1,68 @@
+"""Perplexity of held-out text, per token and per word.
+
+  megatron-growth evaluate perplexity runs/nano/stages/4/checkpoints --text held-out.txt
+  megatron-growth evaluate perplexity hf/nano-4 --text wikitext.jsonl --json
+
+FILE.txt is one document, FILE.jsonl one a line (column `text` or `page`).  A document is scored in windows of --length
+tokens, each token once; with --stride smaller than --length every window sees length - stride tokens before those that
+it predicts.  Words are counted as lm-eval counts WikiText's: len(re.split(r"\\s+", document)).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_growth.cli.evaluate import common
+from megatron_growth.errors import UserError
+from megatron_growth.records.numbers import whole
+
+if TYPE_CHECKING:
+    from megatron_growth.evaluation.perplexity import Scorer
+
+HELP = "of held-out text, per token and per word"
+LONGEST = 2048
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate perplexity`."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a Megatron checkpoint or a Hugging Face folder")
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="what is scored")
+    parser.add_argument(
+        "--length", type=whole(2), metavar="N", help=f"tokens of a window (default: the model's, at most {LONGEST})"
+    )
+    parser.add_argument("--stride", type=whole(), metavar="N", help="tokens predicted in a window (default: --length)")
+    common.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the text, and print both perplexities."""
+    from megatron_growth.evaluation.documents import read_documents
+    from megatron_growth.evaluation.perplexity import perplexity
+
+    if args.length and args.stride and args.stride > args.length:
+        raise UserError(f"--stride {args.stride} is larger than --length {args.length}", fix="give a smaller stride")
+    documents = read_documents(args.text)
+    scorer, how = _scorer(args)
+    length = args.length or min(scorer.length, LONGEST)
+    if length > scorer.length:
+        raise UserError(f"--length {length}: the model takes {scorer.length} tokens", fix="give a smaller length")
+    counter = common.Counter("windows", quiet=args.json)
+    found = perplexity(scorer, documents, length=length, stride=args.stride, progress=counter)
+    if args.json:
+        print(json.dumps({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}, indent=2))
+        return 0
+    print(f"{args.text}: {found.tokens:,} tokens, {found.words:,} words in {found.documents:,} documents")
+    print(f"perplexity per token {found.token_perplexity:.4g}, per word {found.word_perplexity:.4g}")
+    return 0
+
+
+def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, str]]:
+    """The model, and who computes it."""
+    from megatron_growth.evaluation.huggingface import HuggingFaceModel
+
+    folder = common.exported(common.single(args.model, args.cache), args)
+    model = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
+    return model, {"computed_by": "transformers"}

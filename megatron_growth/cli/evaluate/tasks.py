@@ -1,0 +1,105 @@
+"""Benchmarks of the papers, zero-shot, by lm-eval: of one model, or of every finished stage and variant of a run.
+
+  megatron-growth evaluate tasks hf/nano-4 --tasks arc_easy,piqa              questions from the hub
+  megatron-growth evaluate fetch --tasks family --data-dir questions          on a machine with a network
+  megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
+
+sets: family, reuse, step (WikiText, LAMBADA, ARC, WinoGrande, PIQA, OBQA, HellaSwag), wso-pre, wso-post (MMLU,
+TruthfulQA).  Results are kept by model and questions: a command that was stopped goes on where it was, and a second one
+answers at once.  Those of a run appear in its report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.cli.console import console
+from megatron_growth.cli.evaluate import common
+from megatron_growth.records.numbers import whole
+
+HELP = "benchmarks (LAMBADA, ARC, MMLU ...) by lm-eval, of a model or a whole run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate tasks`."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a Hugging Face folder, or a run")
+    parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="benchmarks, or a set of them")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="questions as JSONL (default: from the hub)")
+    parser.add_argument("--limit", type=whole(), metavar="N", help="only the first N questions of each task")
+    parser.add_argument("--length", type=whole(2), default=2048, metavar="N", help="most tokens (default: 2048)")
+    common.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate every model on every benchmark, and print the table."""
+    from megatron_growth.evaluation import task_data
+    from megatron_growth.evaluation.benchmarks import chosen
+    from megatron_growth.evaluation.extra import need
+    from megatron_growth.evaluation.models import models_of
+    from megatron_growth.evaluation.results import TaskResults, record
+
+    benchmarks = chosen(args.tasks)
+    models = models_of(args.model, args.cache)
+    need("lm_eval")
+    if args.data_dir is not None:
+        for benchmark in benchmarks:
+            task_data.check(benchmark, args.data_dir)
+    found: list[TaskResults] = []
+    for model in models:
+        found.append(_evaluate(model, benchmarks, args, f"{len(found) + 1}/{len(models)} {model.name}"))
+        record(model, found[-1])
+    if args.json:
+        print(json.dumps(_document(args, found), indent=2))
+    else:
+        _print(found)
+    return 0
+
+
+def _evaluate(model: Any, benchmarks: Any, args: argparse.Namespace, title: str) -> Any:
+    """One model on all benchmarks."""
+    import sys
+
+    from megatron_growth.evaluation.harness import Harness, Settings
+    from megatron_growth.evaluation.results import TaskResults
+
+    def told(line: str) -> None:
+        if not args.json:
+            print(f"model {title}, task {len(scores) + 1}/{len(benchmarks)}: {line}", file=sys.stderr, flush=True)
+
+    harness = Harness(
+        common.exported(model, args),
+        model.cache,
+        data=args.data_dir,
+        settings=Settings(args.dtype, args.limit, args.length),
+        batch=args.batch,
+        device=args.device,
+        quiet=args.json,
+    )
+    scores: dict[str, Any] = {}
+    for benchmark in benchmarks:
+        scores[benchmark.name] = harness.score(benchmark, told)
+    return TaskResults(model.name, str(model.path), harness.hash, scores)
+
+
+def _document(args: argparse.Namespace, found: list[Any]) -> dict[str, Any]:
+    """`results` of a single model, and `models` of all."""
+    document: dict[str, Any] = {"model": str(args.model), "tasks": args.tasks}
+    if len(found) == 1:
+        document |= found[0].to_json()
+    return document | {"models": {one.model: one.to_json() for one in found}}
+
+
+def _print(found: list[Any]) -> None:
+    from rich.table import Table
+
+    names = list(found[0].scores)
+    table = Table("model", *(f"{name}\n{found[0].scores[name].metric}" for name in names), "average")
+    for one in found:
+        values = (one.scores[name].value for name in names)
+        mean = one.average
+        table.add_row(one.model, *(f"{value:.4g}" for value in values), "-" if mean is None else f"{mean:.4g}")
+    console().print(table)
+    print("average: of the accuracies; a perplexity is not in it")

@@ -1,0 +1,27 @@
+"""Packages of the extra `eval`: imported where they are used, and missed in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+from megatron_growth.errors import UnsupportedError
+
+
+def need(name: str) -> ModuleType:
+    """A module of the extra.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.split(".")[0] != error.name.split(".")[0]:
+            raise
+        raise UnsupportedError(
+            f"benchmarks need the package {name.split('.')[0]}, which is not installed",
+            fix="pip install 'megatron_growth[eval]'",
+        ) from None

@@ -1,0 +1,136 @@
+"""A Hugging Face folder as a model that scores windows and generates text.
+
+Logits are computed for a block of positions at a time, so memory holds hidden states and one block, not
+tokens x vocabulary.
+
+Shape legend: b windows, t positions, N scored positions, H hidden, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_growth.data.tokenizers import Tokenizer
+from megatron_growth.data.tokenizers.huggingface import HuggingFaceTokenizer
+from megatron_growth.errors import CheckpointError, UnsupportedError, first_line, nearest
+from megatron_growth.evaluation.perplexity import OnProgress
+from megatron_growth.evaluation.windows import Window, batches, padded
+from megatron_growth.exchange.config import ARCHITECTURES, DTYPES
+from megatron_growth.exchange.export import MANIFEST
+from megatron_growth.exchange.source import is_huggingface, read_config
+
+ROWS = 256  # positions whose logits are held at a time
+
+
+def device_here() -> str:
+    """Where a model is evaluated unless the user says otherwise."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class HuggingFaceModel:
+    """A Llama, Qwen2 or Qwen3 folder with its tokenizer.
+
+    Args:
+        folder: with config.json, safetensors and the tokenizer's files.
+        dtype: that it computes in.
+        device: cpu, cuda, cuda:1 ...; the GPU where there is one when empty.
+        batch: windows at a time.
+
+    Raises:
+        CheckpointError: the folder is no model, or is damaged.
+        DataError: it holds no tokenizer.
+        UnsupportedError: its architecture or the dtype is unknown.
+    """
+
+    def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "", batch: int = 8) -> None:
+        self.folder, self.device, self.batch = folder, device or device_here(), batch
+        self.tokenizer: Tokenizer = HuggingFaceTokenizer(folder)
+        self.model = load(folder, dtype, self.device)
+        self.length = int(self.model.config.max_position_embeddings)
+        self.start = start_of(folder, self.tokenizer.eod)
+
+    def hidden(self, inputs: np.ndarray) -> torch.Tensor:
+        """(b, t, H) what the output layer reads."""
+        ids = torch.from_numpy(inputs).to(self.device)
+        return self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+
+    @property
+    def output(self) -> torch.Tensor:
+        """(V, H) of the output layer."""
+        return self.model.get_output_embeddings().weight
+
+    @torch.inference_mode()
+    def losses(self, found: Sequence[Window], progress: OnProgress = lambda *_: None) -> list[float]:
+        """Sum of -log p of each window's targets, in nats."""
+        sums, done = [0.0] * len(found), 0
+        for numbers in batches(found, self.batch):
+            hidden, targets, counts = self.scored([found[number] for number in numbers])
+            owner = np.repeat(numbers, counts.sum(axis=1))
+            for rows in blocks(len(targets)):
+                logits = (hidden[rows] @ self.output.T).float()
+                nats = torch.nn.functional.cross_entropy(logits, targets[rows], reduction="none").double().cpu().numpy()
+                for number, value in zip(owner[rows], nats, strict=True):
+                    sums[number] += float(value)
+            done += len(numbers)
+            progress(done, len(found))
+        return sums
+
+    def scored(self, batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """Hidden states (N, H) and targets (N,) of the scored positions, and which they are (b, t)."""
+        inputs, targets, counts = padded(batch)
+        hidden = self.hidden(inputs)[torch.from_numpy(counts).to(self.device)]
+        return hidden, torch.from_numpy(targets[counts]).to(self.device), counts
+
+
+def blocks(count: int, size: int = ROWS) -> Iterator[slice]:
+    """Consecutive slices of at most `size` places."""
+    for at in range(0, count, size):
+        yield slice(at, min(at + size, count))
+
+
+def load(folder: Path, dtype: str, device: str) -> Any:
+    """The model of a folder, in evaluation mode.
+
+    Raises:
+        CheckpointError, UnsupportedError: as the class says.
+    """
+    import transformers
+
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"models are not evaluated in {dtype!r}", where="--dtype", fix=nearest(dtype, DTYPES))
+    family = read_config(folder).get("model_type")
+    if family not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"models of type {family!r} are not evaluated", where=str(folder), fix=nearest(str(family), ARCHITECTURES)
+        )
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except Exception as error:  # safetensors, json and transformers raise types of their own for damaged folders
+        raise CheckpointError(
+            f"transformers cannot load the model: {first_line(error)}",
+            where=str(folder),
+            fix="export it again, or restore the folder",
+        ) from error
+    return model.to(device).eval()
+
+
+def start_of(folder: Path, eod: int) -> int:
+    """The token before a document: what separated documents in training, or the BOS of a model from elsewhere."""
+    if (folder / MANIFEST).is_file() or not is_huggingface(folder):
+        return eod
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text("utf-8")).get("bos_token_id") if path.is_file() else None
+        if isinstance(found, int):
+            return found
+    return eod

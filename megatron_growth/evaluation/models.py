@@ -1,0 +1,177 @@
+"""Which models a path means, each as the Hugging Face folder that is evaluated.
+
+RUN                            every finished stage and baseline of a run, or of every variant in a folder of variants
+RUN/stages/STAGE/checkpoints   one Megatron checkpoint (a --save folder or one of its iter_* folders)
+FOLDER with config.json        a Hugging Face model, as it is
+
+A Megatron checkpoint is exported first.  Exports and results lie in RUN/evaluation, or outside of a run in the user's
+cache folder; both are named by a hash of the weights and the tokenizer, so that nothing is computed twice and nothing
+old is taken for new.  Either may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_growth.checkpoint.processes import OnProgress
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
+from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
+from megatron_growth.errors import CheckpointError, RunError, UserError
+from megatron_growth.exchange.card import model_card
+from megatron_growth.exchange.export import export
+from megatron_growth.exchange.export_plan import plan_export
+from megatron_growth.exchange.source import CONFIG, is_huggingface
+from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tokenizer
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.variants import variant_runs
+
+EVALUATION = "evaluation"  # folder of a run
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to evaluate.
+
+    Attributes:
+        name: of the stage, with its variant before it, or of the folder.
+        path: where it lies.
+        cache: folder of its exports and results.
+    """
+
+    name: str
+    path: Path
+    cache: Path
+
+    @property
+    def is_huggingface(self) -> bool:
+        """Whether it needs no export."""
+        return is_huggingface(self.path)
+
+
+def models_of(path: Path, cache: Path | None = None) -> list[Model]:
+    """The models behind a path.
+
+    Args:
+        path: of a run, a folder of variants, a checkpoint or a Hugging Face folder.
+        cache: folder of exports and results; the run's own, or the user's, when None.
+
+    Raises:
+        RunError: no stage of the run is finished.
+        CheckpointError: there is nothing here.
+    """
+    if is_run(path):
+        return _finished(RunDirectory(path), cache)
+    if runs := variant_runs(path):
+        found = [(run.path.name, model) for run in runs for model in _stages(run, cache)]
+        if not found:
+            raise RunError("no stage of any variant is finished", where=str(path), fix="train the variants first")
+        return [Model(f"{variant}/{model.name}", model.path, model.cache) for variant, model in found]
+    if not path.exists():
+        raise CheckpointError(
+            "there is no model here", where=str(path), fix="name a run, a checkpoint or a Hugging Face folder"
+        )
+    run = next((folder for folder in path.absolute().parents if is_run(folder)), None)
+    name = path.name if is_huggingface(path) or run is None else path.absolute().relative_to(run).parts[1]
+    return [Model(name, path, cache or (run / EVALUATION if run else user_cache()))]
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is the run directory of one recipe."""
+    return (path / "recipe.yaml").is_file() and (path / "plan.json").is_file()
+
+
+def user_cache() -> Path:
+    """Where exports and results lie that belong to no run."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "megatron-growth" / EVALUATION
+
+
+def _finished(run: RunDirectory, cache: Path | None) -> list[Model]:
+    found = _stages(run, cache)
+    if not found:
+        raise RunError(
+            "no stage of this run is finished",
+            where=str(run.path),
+            fix="train it first, or name a checkpoint below stages/",
+        )
+    return found
+
+
+def _stages(run: RunDirectory, cache: Path | None) -> list[Model]:
+    planned = (*run.planned.stages, *run.planned.baselines)
+    folders = [run.stage(stage.name) for stage in planned]
+    return [Model(one.name, one.checkpoints, cache or run.path / EVALUATION) for one in folders if one.is_done]
+
+
+def folder_of(
+    model: Model,
+    *,
+    tokenizer: str = "",
+    tokenizer_files: str = "",
+    trust_checkpoint: bool = False,
+    progress: OnProgress = lambda *_: None,
+) -> Path:
+    """The Hugging Face folder of a model; a Megatron checkpoint is exported into the cache if it is not there yet.
+
+    Args:
+        model: of `models_of`.
+        tokenizer: as for `prepare --tokenizer`; the run's own when empty.
+        tokenizer_files: folder with GPT-2's vocab.bpe and encoder.json.
+        trust_checkpoint: unpickle its objects freely.
+        progress: of the export.
+
+    Raises:
+        UserError: outside of a run no tokenizer was named.
+        GrowthError: as of `plan_export` and `export`.
+    """
+    if model.is_huggingface:
+        return model.path
+    spec, size, eod, mark = tokenizer_of(model.path, tokenizer, tokenizer_files)
+    plan = plan_export(Source(model.path), vocab=size, eod=eod, trust_checkpoint=trust_checkpoint)
+    key = hashlib.sha256(f"{plan.key()} {mark}".encode()).hexdigest()
+    target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    card = model_card(plan, name=model.name, tokenizer=tokenizer)
+    export(plan, target, companions=lambda folder: write_tokenizer(spec, folder), card=card, progress=progress)
+    return target
+
+
+def tokenizer_of(checkpoint: Path, tokenizer: str, files: str) -> tuple[TokenizerSpec, int, int, str]:
+    """Spec, vocabulary, end-of-document id and fingerprint of the tokenizer of a Megatron checkpoint.
+
+    Raises:
+        UserError: none was named, and the checkpoint lies in no run.
+        DataError: its files are missing, or it is not the run's.
+    """
+    if tokenizer:
+        spec = parse_spec(tokenizer, files)
+        opened = load_tokenizer(spec)
+        return spec, opened.vocab_size, opened.eod, opened.fingerprint
+    found = tokenizer_of_run(checkpoint)
+    if found is None:
+        raise UserError(
+            "the checkpoint lies in no run, so its tokenizer is not known",
+            where=str(checkpoint),
+            fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder with a Hugging Face tokenizer",
+        )
+    spec, record = found
+    return spec, record.vocab_size, record.eod, record.fingerprint
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells two Hugging Face models apart: configuration, tokenizer, and samples of every weight file."""
+    digest = hashlib.sha256((folder / CONFIG).read_bytes())
+    digest.update(tokenizer_fingerprint(folder).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as stream:
+            for at in (0, size // 4, size // 2, 3 * size // 4, max(0, size - _SAMPLE)):
+                stream.seek(at)
+                digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()

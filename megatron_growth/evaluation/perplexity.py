@@ -1,0 +1,116 @@
+"""Perplexity of held-out text, per token and per word, whoever computes the losses.
+
+    token_perplexity = exp(sum of -log p over all tokens / number of tokens)
+    word_perplexity  = exp(sum of -log p over all tokens / number of words)
+
+Words are those of `documents.py` (lm-eval's convention for WikiText), so the second figure does not depend on the
+tokenizer.  The first token of a document counts: it is predicted from the token that separates documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from megatron_growth.data.tokenizers import Tokenizer
+from megatron_growth.evaluation.documents import Document
+from megatron_growth.evaluation.windows import Window, windows
+
+OnProgress = Callable[[int, int], None]
+
+
+class Scorer(Protocol):
+    """Something that predicts tokens.
+
+    Attributes:
+        length: most tokens that it can take at once.
+        start: id of the token that stands before a document.
+        tokenizer: of its vocabulary.
+    """
+
+    length: int
+    start: int
+    tokenizer: Tokenizer
+
+    def losses(self, found: Sequence[Window], progress: OnProgress) -> list[float]:
+        """Sum of -log p of each window's targets, in nats; `progress` is told (windows done, windows in all)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What one text costs a model.
+
+    Attributes:
+        nats: sum of -log p over all tokens.
+        tokens, words, documents: of the text.
+        length: most tokens of a window.
+        stride: tokens predicted in one.
+    """
+
+    nats: float
+    tokens: int
+    words: int
+    documents: int
+    length: int
+    stride: int
+
+    @property
+    def token_perplexity(self) -> float:
+        """Per token of the model's tokenizer."""
+        return _exp(self.nats / self.tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        """Per word, as WikiText's is given."""
+        return _exp(self.nats / self.words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both perplexities and what they were computed from."""
+        return {
+            "token_perplexity": self.token_perplexity,
+            "word_perplexity": self.word_perplexity,
+            "nats_per_token": self.nats / self.tokens,
+            "tokens": self.tokens,
+            "words": self.words,
+            "documents": self.documents,
+            "length": self.length,
+            "stride": self.stride,
+        }
+
+
+def perplexity(
+    scorer: Scorer,
+    documents: Sequence[Document],
+    *,
+    length: int | None = None,
+    stride: int | None = None,
+    progress: OnProgress = lambda *_: None,
+) -> Perplexity:
+    """Score a text.
+
+    Args:
+        scorer: the model.
+        documents: at least one.
+        length: tokens of a window; the model's own when None.
+        stride: tokens predicted in a window; all of them when None.
+        progress: called with (windows done, windows in all).
+    """
+    length = length or scorer.length
+    ids = scorer.tokenizer.encode_batch([document.text for document in documents])
+    found = [window for one in ids for window in windows(one, scorer.start, length, stride)]
+    return Perplexity(
+        nats=math.fsum(scorer.losses(found, progress)),
+        tokens=sum(len(one) for one in ids),
+        words=sum(document.words for document in documents),
+        documents=len(documents),
+        length=length,
+        stride=stride or length,
+    )
+
+
+def _exp(value: float) -> float:
+    """A loss that no number holds any more is infinite, not an error."""
+    return math.exp(value) if value < 700 else math.inf

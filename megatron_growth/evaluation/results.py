@@ -1,0 +1,94 @@
+"""What has been measured of a run's models, in one file that reports read: RUN/evaluation/summary.json.
+
+    {"models": {NAME: {"hash": ..., "tasks": {TASK: {"metric": ..., "value": ..., "questions": ...}}}}}
+
+An entry belongs to the model of its hash: when a stage has been trained further, its old figures go.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_growth.evaluation.benchmarks import BENCHMARKS, average
+from megatron_growth.evaluation.harness import Score
+from megatron_growth.evaluation.models import EVALUATION, Model
+from megatron_growth.records.storage import storage_errors, write_json
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """Benchmarks of one model.
+
+    Attributes:
+        model: its name.
+        path: where it lies.
+        hash: of its weights, configuration and tokenizer.
+        scores: by benchmark.
+    """
+
+    model: str
+    path: str
+    hash: str
+    scores: dict[str, Score]
+
+    @property
+    def average(self) -> float | None:
+        """Of the accuracies."""
+        return average({name: score.value for name, score in self.scores.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """`results` has one figure for each task; `metrics` everything that lm-eval computed."""
+        return {
+            "path": self.path,
+            "hash": self.hash,
+            "results": {name: score.value for name, score in self.scores.items()},
+            "average": self.average,
+            "metric": {name: score.metric for name, score in self.scores.items()},
+            "questions": {name: score.questions for name, score in self.scores.items()},
+            "metrics": {name: score.metrics for name, score in self.scores.items()},
+            "cached": all(score.cached for score in self.scores.values()),
+        }
+
+
+def record(model: Model, found: TaskResults) -> None:
+    """Add a model's figures to the summary beside its results.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    path = model.cache / SUMMARY
+    summary = _read(path)
+    entry = summary["models"].setdefault(model.name, {})
+    if entry.get("hash") != found.hash:
+        entry = summary["models"][model.name] = {"hash": found.hash, "tasks": {}}
+    entry["tasks"] |= {
+        name: {"metric": score.metric, "value": score.value, "questions": score.questions}
+        for name, score in found.scores.items()
+    }
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, summary)
+
+
+def results_of(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Model -> task -> metric, value and questions of a run; empty when nothing has been evaluated."""
+    return {name: dict(entry["tasks"]) for name, entry in _read(run / EVALUATION / SUMMARY)["models"].items()}
+
+
+def task_average(tasks: dict[str, dict[str, Any]]) -> float | None:
+    """Of the accuracies of one model of `results_of`."""
+    return average({name: entry["value"] for name, entry in tasks.items() if name in BENCHMARKS})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The summary; an empty one where there is none, or one that cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {"models": {}}
+    return found if isinstance(found, dict) and isinstance(found.get("models"), dict) else {"models": {}}

@@ -1,0 +1,137 @@
+"""Perplexity of an export against transformers' own loss, cut into windows by this file."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_growth.cli.main import main
+from megatron_growth.evaluation.windows import padded, windows
+from tests.unit.evaluation.tiny import PROSE, write_lines, write_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("hf") / "tiny"
+    return path, write_model(path)
+
+
+def output(capsys, *words):
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error(capsys, *words):
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, words)]) == 2
+    return capsys.readouterr().err
+
+
+def plain_nats(model, text, length, stride):
+    """Sum of -log p of a text's bytes: one call a window, labels masked where they were scored before."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    ids = [256, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    total, scored = 0.0, 0
+    while scored < len(ids) - 1:
+        end = min(scored + (length if scored == 0 else stride), len(ids) - 1)
+        begin = max(0, scored - (length - stride))
+        inputs = torch.tensor([ids[begin : end + 1]])
+        labels = inputs.clone()
+        labels[:, : scored - begin + 1] = -100
+        total += float(model(inputs, labels=labels).loss) * (end - scored)
+        scored = end
+    return total
+
+
+@pytest.mark.parametrize(("length", "stride"), [(64, None), (64, 16), (128, 127), (None, None)])
+def test_perplexity_is_that_of_transformers_with_a_sliding_window(folder, tmp_path, capsys, length, stride):
+    path, model = folder
+    model.name_or_path = str(path)
+    pages = [PROSE, "One more page.\n", PROSE[:200]]
+    text = write_lines(tmp_path / "pages.jsonl", [{"page": page} for page in pages])
+    options = [*(["--length", length] if length else []), *(["--stride", stride] if stride else [])]
+    found = output(capsys, "perplexity", path, "--text", text, "--batch", 3, *options)
+    with torch.no_grad():
+        nats = sum(plain_nats(model, page, length or 128, stride or length or 128) for page in pages)
+    tokens, words = sum(len(page.encode()) for page in pages), sum(len(re.split(r"\s+", page)) for page in pages)
+    assert (found["tokens"], found["words"], found["documents"]) == (tokens, words, 3)
+    assert found["token_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+
+
+def test_a_text_file_is_one_document(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(PROSE)
+    write_lines(tmp_path / "a.jsonl", [{"text": PROSE}])
+    first, second = (
+        output(capsys, "perplexity", folder[0], "--text", tmp_path / name) for name in ("a.txt", "a.jsonl")
+    )
+    assert first["nats_per_token"] == second["nats_per_token"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 30])
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_every_token_is_predicted_once_with_its_context(count, stride):
+    """Brute force: the target at place p stands behind the token at p - 1, with as much context as was promised."""
+    ids = [99, *range(count)]
+    seen = []
+    for number, window in enumerate(windows(range(count), 99, 8, stride)):
+        first = len(window.inputs) - len(window.targets)
+        for place, target in enumerate(window.targets):
+            context = window.inputs[: first + place + 1].tolist()
+            at = len(seen) + 1
+            assert ids[at - len(context) : at] == context
+            assert number == 0 or len(context) >= min(at, 8 - stride + 1)
+            seen.append(int(target))
+        assert len(window.inputs) <= 8
+    assert seen == list(range(count))
+
+
+def test_padding_stands_behind():
+    inputs, targets, counts = padded([*windows(range(5), 9, 4), *windows(range(2), 9, 4)])
+    assert inputs.tolist() == [[9, 0, 1, 2], [3, 0, 0, 0], [9, 0, 0, 0]] or inputs.shape == (3, 4)
+    assert [targets[row][counts[row]].tolist() for row in range(3)] == [[0, 1, 2, 3], [4], [0, 1]]
+
+
+@pytest.mark.fault
+def test_a_window_that_forgets_a_token_is_noticed(folder, tmp_path, capsys, monkeypatch):
+    """Planted: the first token of every window but the first is not predicted."""
+    from megatron_growth.evaluation import perplexity
+
+    def forgetful(*args):
+        for number, window in enumerate(windows(*args)):
+            yield window if number == 0 else type(window)(window.inputs, window.targets[1:])
+
+    monkeypatch.setattr(perplexity, "windows", forgetful)
+    with pytest.raises(AssertionError):
+        test_perplexity_is_that_of_transformers_with_a_sliding_window(folder, tmp_path, capsys, 64, 16)
+
+
+def test_what_cannot_be_scored_is_refused(folder, tmp_path, capsys):
+    path = folder[0]
+    assert "there is no such text" in error(capsys, "perplexity", path, "--text", tmp_path / "none.txt")
+    write_lines(tmp_path / "b.jsonl", [{"content": "x", "id": 1}])
+    assert "columns found: content, id; wanted: text or page" in error(
+        capsys, "perplexity", path, "--text", tmp_path / "b.jsonl"
+    )
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert "holds no text" in error(capsys, "perplexity", path, "--text", tmp_path / "empty.txt")
+    (tmp_path / "a.txt").write_text(PROSE)
+    assert "the model takes 128 tokens" in error(
+        capsys, "perplexity", path, "--text", tmp_path / "a.txt", "--length", 129
+    )
+    assert "there is no model here" in error(capsys, "perplexity", tmp_path / "no", "--text", tmp_path / "a.txt")
+    assert "perplexity" in error(capsys, "perplexty", path)
+
+
+def test_losses_do_not_depend_on_the_batch(folder):
+    from megatron_growth.evaluation.huggingface import HuggingFaceModel
+
+    found = list(windows(np.arange(200) % 256, 256, 32, 20))
+    one, many = (HuggingFaceModel(folder[0], batch=batch).losses(found) for batch in (1, 5))
+    assert one == pytest.approx(many, rel=1e-5)
