@@ -1,14 +1,20 @@
-"""Vanilla, ReLoRA and STEP at equal FLOPs on the nano family: validation perplexity, memory, steps, over seeds.
+"""Vanilla, ReLoRA, GaLore and STEP at equal FLOPs on the nano family: validation perplexity, memory, steps, over seeds.
 
-    python benchmarks/step.py --work DIR [--variants vanilla relora step-2 step-3] [--seeds 0 1 2]
-                              [--lrs 10e-3] [--iterations 240]
-                              [--accounting paper|exact] [--json]
+    python benchmarks/step.py --work DIR [--plot FILE] [--json] [--only-read]
+                              [--seeds 0 1 2] [--lrs 5e-3 10e-3] [--iterations 200] [--batch 8]
 
-Every run is `megatron-growth train nano-step --variant NAME` in a folder of its own under DIR, with another seed
-(weights and data order) or peak learning rate (of all its stages); the same command goes on where it was, and runs that
-are finished are only read.  Each variant is shown at the learning rate with the best mean over the seeds that all of
-its rates have.  FLOPs are equal by the paper's accounting (a frozen weight 2 a token) or by the exact one; both stand
-beside each other.  `vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.
+Every run is `train nano-step --variant NAME` in a folder of its own under DIR, in one process, with another seed
+(weights and data order) or peak learning rate (of all its stages).  The same command goes on where it was: what is
+finished is only read.
+
+1. Every variant at every learning rate, with the first seed.  Where the best rate is the lowest or the highest, one
+   more beyond it is tried.
+2. Every variant at its best rate with the other seeds.  FLOPs are equal by the paper's accounting (a frozen weight
+   counts 2 a token).
+3. Variants with frozen weights again, with FLOPs equal by the exact accounting (a frozen weight counts 4 where
+   something trainable lies below it), at the same rates, all seeds.
+
+`vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.
 """
 
 from __future__ import annotations
@@ -17,17 +23,20 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-VARIANTS = ("vanilla", "vanilla/steps", "relora", "step-2", "step-3")
-LAST = {"batch": 16, "micro": 8}
+if TYPE_CHECKING:
+    from megatron_growth.report.records import RunRecord
+
+VARIANTS = ("vanilla", "vanilla/steps", "relora", "galore", "step-2", "step-3")
+FROZEN = ("relora", "step-2", "step-3")  # those whose budget depends on the accounting
+STEPS_OF_STEP_2 = 1.55  # beside vanilla's, by the paper's accounting
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,23 @@ class Cell:
     variant: str
     lr: float
     seed: int
+    accounting: str = "paper"
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.variant.replace('/', '-')}-lr{self.lr:g}-seed{self.seed}"
+        exact = "-exact" if self.accounting == "exact" else ""
+        return f"{self.variant.replace('/', '-')}{exact}-lr{self.lr:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run reports."""
+    """What a finished run reports.
+
+    Attributes:
+        curve: (FLOPs by the paper's accounting, by the exact one, validation loss) of every evaluation.
+        measured, predicted: bytes of weights, gradients, optimizer and adapters of the largest stage.
+    """
 
     cell: Cell
     loss: float
@@ -55,42 +71,53 @@ class Result:
     flops_exact: float
     measured: int
     predicted: int
+    curve: tuple[tuple[float, float, float], ...]
 
 
-def stages_of(variant: str) -> list[str]:
-    """Names of the stages of a shipped variant."""
+def recipe(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
+    """nano-step with this cell's seed, learning rate and accounting, in one process."""
     from megatron_growth import recipes
 
-    return [stage.name for stage in recipes.load("nano-step", variant).stages]
-
-
-def recipe(cell: Cell, iterations: int, accounting: str) -> dict[str, Any]:
-    """nano-step with this cell's seed and learning rate."""
     variant = cell.variant.partition("/")[0]
-    change: dict[str, Any] = {"lr": cell.lr}
-    document: dict[str, Any] = {
+    batch, iterations = options.batch, options.iterations
+    if cell.variant == "vanilla/steps":
+        batch = round(options.batch / STEPS_OF_STEP_2)
+        iterations = round(options.iterations * options.batch / batch)
+    change = {
+        "lr": cell.lr,
+        "global_batch_size": batch,
+        "micro_batch_size": batch,
+        "layout": {"tp": 1, "pp": 1, "dp": 1},
+    }
+    stages = {stage.name: change for stage in recipes.load("nano-step", variant).stages}
+    return {
         "extends": "nano-step",
         "name": "nano-step",
         "seed": 1234 + cell.seed,
-        "budget": {"vanilla_iterations": iterations, "accounting": accounting},
+        "budget": {"vanilla_iterations": iterations, "accounting": cell.accounting},
+        "evaluation": {"interval": max(1, options.iterations // 4), "iterations": 128 // batch},
+        "variants": {variant: {"stages": stages}},
     }
-    if cell.variant == "vanilla/steps":
-        # step-2 takes about 1.5 times the steps: batches of two thirds, for as many tokens.
-        change |= {"global_batch_size": 2 * LAST["batch"] // 3 // 2 * 2, "micro_batch_size": 2}
-        document["budget"]["vanilla_iterations"] = round(iterations * LAST["batch"] / change["global_batch_size"])
-    document["variants"] = {variant: {"stages": dict.fromkeys(stages_of(variant), change)}}
-    return document
 
 
-def train(cell: Cell, options: argparse.Namespace) -> Path:
-    """Train a cell unless it is there, and return its run directory."""
+def train(cell: Cell, options: argparse.Namespace) -> Result | None:
+    """The result of a cell, trained unless it is there; None when it may not be trained."""
+    from megatron_growth import recipes
+    from megatron_growth.run.directory import RunDirectory
+    from megatron_growth.run.screen import Screen
+    from megatron_growth.run.train import TrainRequest
+    from megatron_growth.run.train import train as train_recipe
+
     folder = options.work / cell.name
+    if (found := read(cell, folder)) or options.only_read:
+        return found
+    print(f"{cell.name}:", file=sys.stderr, flush=True)
     file = options.work / f"{cell.name}.yaml"
-    file.write_text(yaml.safe_dump(recipe(cell, options.iterations, options.accounting)))
-    variant = cell.variant.partition("/")[0]
-    words = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--variant", variant]
-    subprocess.run([*words, "--run", str(folder), "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
-    return Path(folder)
+    file.write_text(yaml.safe_dump(recipe(cell, options)))
+    others = [path.parents[1] for path in options.work.glob("*/data/manifest.json")]
+    request = TrainRequest(workers=1, dataset_of=RunDirectory(others[0]) if others else None)
+    train_recipe(recipes.load(str(file), cell.variant.partition("/")[0]), folder, request, Screen())
+    return read(cell, folder)
 
 
 def read(cell: Cell, folder: Path) -> Result | None:
@@ -111,73 +138,142 @@ def read(cell: Cell, folder: Path) -> Result | None:
         sum(stage.flops_exact for stage in run.stages),
         max(size for stage in run.stages for size in stage.state_bytes),
         max(size for stage in run.stages for size in stage.predicted_state_bytes),
+        tuple(_curve(run)),
     )
 
 
-def best(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row a variant, at its best learning rate."""
-    rows = []
-    found = list(results)
-    for variant in dict.fromkeys(result.cell.variant for result in found):
-        by_rate: dict[float, list[Result]] = {}
-        for result in found:
-            if result.cell.variant == variant:
-                by_rate.setdefault(result.cell.lr, []).append(result)
-        most = max(map(len, by_rate.values()))
-        means = {lr: statistics.mean(r.loss for r in rs) for lr, rs in by_rate.items() if len(rs) == most}
-        lr = min(means, key=lambda rate: means[rate])
-        chosen = by_rate[lr]
-        perplexities = [math.exp(result.loss) for result in chosen]
-        rows.append(
-            {
-                "variant": variant,
-                "lr": lr,
-                "tried": {f"{rate:g}": statistics.mean(r.loss for r in rs) for rate, rs in sorted(by_rate.items())},
-                "seeds": len(chosen),
-                "loss": means[lr],
-                "perplexity": statistics.mean(perplexities),
-                "perplexity_std": statistics.stdev(perplexities) if len(chosen) > 1 else None,
-                "steps": chosen[0].steps,
-                "flops": chosen[0].flops,
-                "flops_exact": chosen[0].flops_exact,
-                "peak_state_bytes": {"measured": chosen[0].measured, "predicted": chosen[0].predicted},
-            }
-        )
-    return rows
+def _curve(run: RunRecord) -> Iterator[tuple[float, float, float]]:
+    """Evaluations of all stages against what was spent until then."""
+    spent, exact = 0.0, 0.0
+    for stage in run.stages:
+        for iteration, loss in stage.validation:
+            share = iteration / stage.iterations
+            yield spent + share * stage.flops, exact + share * stage.flops_exact, loss
+        spent, exact = spent + stage.flops, exact + stage.flops_exact
+
+
+def tune(variant: str, options: argparse.Namespace) -> dict[float, Result]:
+    """Results of the first seed by learning rate, one beyond the grid's end where the best lies there."""
+    lrs = sorted(options.lrs)
+
+    def tried(rates: Iterable[float]) -> dict[float, Result]:
+        cells = (Cell(variant, lr, options.seeds[0]) for lr in rates)
+        return {cell.lr: result for cell in cells if (result := train(cell, options))}
+
+    found = tried(lrs)
+    best = best_rate(found) if found else None
+    beyond = {lrs[0]: lrs[0] / 2, lrs[-1]: lrs[-1] * 2}
+    return found | tried([beyond[best]]) if best in beyond else found
+
+
+def best_rate(found: dict[float, Result]) -> float:
+    """The learning rate with the lowest loss."""
+    return min(found, key=lambda lr: found[lr].loss)
+
+
+def row(tuned: dict[float, Result], results: list[Result]) -> dict[str, Any]:
+    """What the table says of one variant under one accounting."""
+    perplexities = [math.exp(result.loss) for result in results]
+    first = results[0]
+    return {
+        "variant": first.cell.variant,
+        "accounting": first.cell.accounting,
+        "lr": first.cell.lr,
+        "tried": {f"{lr:g}": math.exp(result.loss) for lr, result in sorted(tuned.items())},
+        "seeds": len(results),
+        "loss": statistics.mean(result.loss for result in results),
+        "perplexity": statistics.mean(perplexities),
+        "perplexity_std": statistics.stdev(perplexities) if len(results) > 1 else None,
+        "perplexities": perplexities,
+        "steps": first.steps,
+        "flops": first.flops,
+        "flops_exact": first.flops_exact,
+        "peak_state_bytes": {"measured": first.measured, "predicted": first.predicted},
+    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The rows as a Markdown table."""
-    print(
-        "| variant | peak LR (tried) | seeds | valid perplexity | steps | FLOPs paper / exact | peak state, measured |"
-    )
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for row in rows:
-        spread = f" ± {row['perplexity_std']:.2f}" if row["perplexity_std"] is not None else ""
+    print("| variant | equal by | peak LR | seeds | valid perplexity | steps | FLOPs paper / exact | peak state |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for r in rows:
+        spread = f" ± {r['perplexity_std']:.2f}" if r["perplexity_std"] is not None else ""
         print(
-            f"| {row['variant']} | {row['lr']:g} ({', '.join(row['tried'])}) | {row['seeds']} "
-            f"| {row['perplexity']:.2f}{spread} | {row['steps']} | {row['flops']:.3g} / {row['flops_exact']:.3g} "
-            f"| {row['peak_state_bytes']['measured'] / 1e6:.2f} MB |"
+            f"| {r['variant']} | {r['accounting']} | {r['lr']:g} | {r['seeds']} | {r['perplexity']:.2f}{spread} "
+            f"| {r['steps']} | {r['flops']:.3g} / {r['flops_exact']:.3g} "
+            f"| {r['peak_state_bytes']['measured'] / 1e6:.2f} MB |"
         )
+    print("\n| variant | perplexity of the first seed at peak LR |\n|---|---|")
+    for r in rows:
+        if r["accounting"] == "paper":
+            print(f"| {r['variant']} | {', '.join(f'{lr}: {ppl:.2f}' for lr, ppl in r['tried'].items())} |")
+
+
+def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
+    """Validation perplexity (mean over seeds) against FLOPs, by the paper's accounting and by the exact one."""
+    import matplotlib.pyplot as plt
+
+    looks = dict(zip(VARIANTS, zip(("C7", "k", "C0", "C3", "C2", "C1"), "xosD^v", strict=True), strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    panels = (("paper", 0, "FLOPs, frozen weights counted 2 (the paper's)"), ("exact", 1, "FLOPs, exact"))
+    for axis, (accounting, column, label) in zip(axes, panels, strict=True):
+        for variant, (color, marker) in looks.items():
+            runs = results.get((variant, accounting)) or results.get((variant, "paper"), [])
+            if not runs:
+                continue
+            points = [
+                (p[0][column], math.exp(statistics.mean(q[2] for q in p)))
+                for p in zip(*(r.curve for r in runs), strict=False)
+            ]
+            shown = [point for point in points if point[1] < SHOWN_BELOW]
+            axis.plot(*zip(*shown, strict=True), color=color, marker=marker, markersize=5, linewidth=1.4, label=variant)
+        axis.set_xlabel(label)
+        axis.set_yscale("log")
+        axis.grid(visible=True, which="both", alpha=0.25)
+    axes[0].set_ylabel("validation perplexity, mean over seeds")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+SHOWN_BELOW = 400  # perplexity; the first steps are alike
+
+
+def sweep(options: argparse.Namespace) -> Iterator[tuple[dict[float, Result], list[Result]]]:
+    """Tuning and results of every variant under each accounting, in the order of the module's text."""
+    tuned = {variant: tune(variant, options) for variant in VARIANTS}
+    table = [("paper", variant) for variant in VARIANTS] + [("exact", variant) for variant in FROZEN]
+    found: dict[tuple[str, str], list[Result]] = {line: [] for line in table}
+    for accounting in ("paper", "exact"):
+        for seed in options.seeds:  # seed by seed, so that a sweep that is cut short has as many of each
+            for line in table:
+                if line[0] != accounting or not tuned[line[1]]:
+                    continue
+                if result := train(Cell(line[1], best_rate(tuned[line[1]]), seed, accounting), options):
+                    found[line].append(result)
+    yield from ((tuned[variant], results) for (_, variant), results in found.items() if results)
 
 
 def main() -> None:
     """Train what is missing and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--lrs", nargs="+", type=float, default=[10e-3])
-    parser.add_argument("--iterations", type=int, default=240)
-    parser.add_argument("--accounting", choices=("paper", "exact"), default="paper")
+    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-3, 10e-3])
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--only-read", action="store_true", help="of what is there; train nothing")
+    parser.add_argument("--plot", type=Path, help="picture of the validation perplexities")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    cells = [Cell(v, lr, s) for s in options.seeds for lr in options.lrs for v in options.variants]
-    results = [found for cell in cells if (found := read(cell, train(cell, options)))]
-    rows = best(results)
+    found = list(sweep(options))
+    rows = [row(tuned, results) for tuned, results in found]
+    if options.plot:
+        plot({(results[0].cell.variant, results[0].cell.accounting): results for _, results in found}, options.plot)
     if options.json:
-        print(json.dumps({"iterations": options.iterations, "variants": rows}, indent=2))
+        said = {"iterations": options.iterations, "batch": options.batch, "variants": rows}
+        print(json.dumps(said, indent=2))
     else:
         show(rows)
 

@@ -10,8 +10,8 @@ model="--hidden-size 64 --ffn-hidden-size 168 --num-attention-heads 8 --normaliz
   --hidden-dropout 0 --attention-dropout 0 --seq-length 64 --max-position-embeddings 64"
 data="--mock-data --tokenizer-type NullTokenizer --vocab-size 255 --num-workers 0"
 training="--micro-batch-size 4 --global-batch-size 8 --lr-decay-style cosine --lr 5e-3 --min-lr 5e-4
-  --lr-warmup-iters 4 --weight-decay 0.1 --clip-grad 1.0 --eval-iters 0 --log-interval 5 --ckpt-format torch_dist
-  --save-interval 1000 --growth-layer-spec local"
+  --lr-warmup-iters 4 --weight-decay 0.1 --clip-grad 1.0 --eval-iters 0 --eval-interval 1000 --log-interval 5
+  --ckpt-format torch_dist --save-interval 1000 --growth-layer-spec local"
 
 # `-m megatron_growth.backend.cpu` is for a host without a GPU; on GPUs give the script itself to torchrun.
 run() { OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$1" -m megatron_growth.backend.cpu "$script" "${@:2}"; }

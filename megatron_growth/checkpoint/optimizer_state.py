@@ -45,6 +45,12 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
     Raises:
         CheckpointError: says which flag to save with.
     """
+    if source.has_optimizer and source.passed_over:
+        raise CheckpointError(
+            f"the optimizer keeps state that does not have its weight's shape, such as {source.passed_over[0]}",
+            where=str(source.path),
+            fix="grow with --optimizer-state reset; a low-rank subspace does not grow",
+        )
     if source.has_optimizer:
         return
     kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")

@@ -62,10 +62,12 @@ class StageFacts:
     Attributes:
         shape: of the stage's model.
         old_layers: numbers of the layers that were there before this stage's growth; all without growth.
+        distributed_optimizer: whether data-parallel ranks divide the optimizer's state.
     """
 
     shape: ModelShape
     old_layers: tuple[int, ...]
+    distributed_optimizer: bool = False
 
 
 class CountedParameter(Protocol):
@@ -175,10 +177,14 @@ class Method(ABC):
     Attributes:
         name: what a recipe and the command line call it.
         paper: where it comes from, with the section.
+        takes_grown_moments: whether a stage with it can begin with Adam's moments, grown from the stage before.
+        leaves_moments: whether its last checkpoint has Adam's moments, which the next stage can grow.
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    takes_grown_moments: ClassVar[bool] = True
+    leaves_moments: ClassVar[bool] = True
 
     def parameters(self) -> dict[str, Any]:
         """The parameters with their values."""

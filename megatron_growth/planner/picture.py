@@ -79,7 +79,11 @@ def memory(plan: RunPlan, file: str | Path) -> None:
     figure, *panels = _figure(2 if program else 1)
     if program is not None:
         added = program.paper or program.solver
-        _bars(panels[0], *_formula_bars(program, added))
+        names, formula = _formula_bars(program, added)
+        cap = max(sum(column) for column in zip(*(sizes[1:] for sizes, _ in formula.values()), strict=True))
+        _bars(panels[0], names, formula)
+        panels[0].axhline(cap / 1e9, color="0.3", linestyle="--", linewidth=1, label="cap: the largest stage")
+        panels[0].legend(frameon=False, ncols=4, loc="upper left", fontsize=9)
         panels[0].set_title(f"{plan.name}: model state of the layers, STEP eq. 2, layers added {added}", loc="left")
     stages = (*plan.stages, *plan.baselines)
     parts = {label: ([getattr(stage.memory, key) for stage in stages], colour) for label, key, colour in PARTS}

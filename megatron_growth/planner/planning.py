@@ -128,7 +128,7 @@ def _draft(
     chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
     distributed = stage.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
     chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
-    chosen_methods = _methods(recipe, stage, path, shape, source)
+    chosen_methods = _methods(recipe, stage, path, shape, source, distributed=distributed and dp > 1)
     inventory = take_inventory(shape, stage.freeze, chosen_methods)
     _check_freeze(recipe, stage, path, shape, inventory)
     relora = stage.method("relora")
@@ -160,31 +160,39 @@ def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape
     try:
         growth = stage.growth.spec.map(source.shape, shape)
     except GrowthPlanError as error:
-        where = recipe.where(*path, "growth")
-        fix = reworded(error.fix, "recipe")
-        raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=fix) from None
+        raise _at_growth(recipe, stage, path, error) from None
     return growth.norm_epsilon(source.norm_epsilon)
 
 
 def _methods(
-    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None
+    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None, *, distributed: bool
 ) -> tuple[Method, ...]:
     """The stage's methods, with what depends on the stage worked out."""
     old = tuple(range(stage.layers))
     if source is not None and stage.methods:
         spec = stage.growth.spec
-        grown = spec.depth_operator.layers(source.shape.layers, stage.layers, operators.Seed(spec.seed))
-        old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
-    facts, names = methods.StageFacts(shape, old), [entry.name for entry in entries_of(shape)]
-    chosen = tuple(method.planned(facts) for method in stage.methods)
-    for number, method in enumerate(chosen):
         try:
-            method.check(shape)
-            method.select(names)
+            grown = spec.depth_operator.layers(source.shape.layers, stage.layers, operators.Seed(spec.seed))
+        except GrowthPlanError as error:
+            raise _at_growth(recipe, stage, path, error) from None
+        old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
+    facts, names = methods.StageFacts(shape, old, distributed), [entry.name for entry in entries_of(shape)]
+    chosen = []
+    for number, method in enumerate(stage.methods):
+        try:
+            chosen.append(method.planned(facts))
+            chosen[-1].check(shape)
+            chosen[-1].select(names)
         except RecipeError as error:
             where = recipe.where(*path, "methods", number)
             raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
-    return chosen
+    return tuple(chosen)
+
+
+def _at_growth(recipe: Recipe, stage: Stage, path: KeyPath, error: GrowthPlanError) -> RecipeError:
+    """What is wrong with a stage's growth, at its line and in a recipe's words."""
+    where = recipe.where(*path, "growth")
+    return RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=reworded(error.fix, "recipe"))
 
 
 def _check_freeze(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, inventory: Inventory) -> None:

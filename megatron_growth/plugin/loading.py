@@ -18,7 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.training import get_args
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
-from megatron_growth.methods import Method, frozen_names
+from megatron_growth.methods import frozen_names
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import reshardable, state_by_name
 from megatron_growth.plugin.active import ActiveMethods
@@ -74,8 +74,6 @@ def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
     if getattr(common["args"], "no_save_optim", False):  # a merged model has none
         return False
     saved = methods_of(common["args"])
-    if any(type(method).optimizer is not Method.optimizer for method in (*active.methods, *saved)):
-        return False  # an optimizer of its own has state of its own, which its parts of Megatron's loading know
     if state_by_name.is_flat(common):
         return _frozen_at_save(common, active) != set(active.model.frozen)
     return "optimizer" in common and bool(active.methods or saved)

@@ -2,7 +2,8 @@
 
 Moments and fp32 masters of the parameters that a checkpoint has them for are read one by one, into any optimizer of
 Megatron's; newly trainable parameters start with zero moments.  Megatron keeps one Adam step for all parameters, so the
-bias correction of new ones starts at the saved step: give them a warm-up.
+bias correction of new ones starts at the saved step: give them a warm-up.  State that is no moment of the weight's
+shape (GaLore's) is read as the optimizer describes it, in `own_sharded_state(main, weight)`.
 
 Megatron's own loading pairs groups by their number and takes everything that has no tensor (Adam's step among it) from
 the first rank.  It fails, or starts Adam anew without a word, when a rank has no parameter in some group: a rule that
@@ -62,14 +63,21 @@ def load_state_by_name(
             fix="save with --dist-ckpt-optim-fully-reshardable before freezing changes, or start the optimizer anew "
             "with --no-load-optim",
         )
-    sharded, new = _saved_and_new(model, metadata, Path(folder), trained)
     parts = list(leaves(optimizer))
     for part in parts:
         part.init_state_fn(part.optimizer, part.config)
-    for moment in (*MOMENTS, *_masters(common, metadata)):
-        tensors = _read(sharded, moment, folder)
+    sharded = _described(model, metadata)
+    saved = dist_checkpointing.load_tensors_metadata(str(folder))
+    own = _read_own(parts, sharded, saved, folder)
+    found, new = _saved_and_new(model, sharded, saved, own, trained, folder)
+    for moment in MOMENTS:
+        tensors = _read({key: found[key] for key in found if key not in own}, moment, folder)
         for part in parts:
             _store(part, moment, tensors)
+    for master in _masters(common, metadata):
+        tensors = _read(found, master, folder)
+        for part in parts:
+            _store(part, master, tensors)
     step = saved_step(common)
     scalers = [state["grad_scaler"] for state in saved_optimizers(common) if "grad_scaler" in state]
     groups = saved_groups(common)
@@ -132,26 +140,36 @@ def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
     return [_MASTERS["plain"]] if common["args"].bf16 or common["args"].fp16 else []
 
 
-def _saved_and_new(
-    model: Chunks, metadata: dict[str, Any], folder: Path, trained: Collection[str]
-) -> tuple[dict[int, ShardedBase], bool]:
-    """(Megatron's description of each trainable parameter that has saved state, by id; whether some have none)."""
-    saved = dist_checkpointing.load_tensors_metadata(str(folder))
-    names = {id(p): name for name, p in named_parameters(model) if p.requires_grad}
+def _described(model: Chunks, metadata: dict[str, Any]) -> dict[int, ShardedBase]:
+    """Megatron's description of every parameter here that trains, by id."""
+    trainable = {id(p) for _, p in named_parameters(model) if p.requires_grad}
     found: dict[int, ShardedBase] = {}
     for chunk in model:
         tensors, _ = extract_sharded_tensors_and_factories(unwrapped(chunk).sharded_state_dict(metadata=metadata))
-        for tensor in _values(tensors):
-            if id(tensor.data) not in names:
-                continue
-            if f"optimizer.state.exp_avg.{tensor.key}" in saved:
-                found[id(tensor.data)] = tensor
-            elif names[id(tensor.data)] in trained:
-                raise CheckpointError(
-                    f"the checkpoint has no optimizer state of {names[id(tensor.data)]}, which was trained",
-                    where=str(folder),
-                    fix="start the optimizer anew with --no-load-optim",
-                )
+        found |= {id(tensor.data): tensor for tensor in _values(tensors) if id(tensor.data) in trainable}
+    return found
+
+
+def _saved_and_new(
+    model: Chunks,
+    sharded: dict[int, ShardedBase],
+    saved: Collection[str],
+    own: dict[int, bool],
+    trained: Collection[str],
+    folder: str | Path,
+) -> tuple[dict[int, ShardedBase], bool]:
+    """(the description of each trainable parameter that has saved state, by id; whether some have none)."""
+    names = {id(p): name for name, p in named_parameters(model) if p.requires_grad}
+    found: dict[int, ShardedBase] = {}
+    for key, tensor in sharded.items():
+        if own.get(key, f"optimizer.state.exp_avg.{tensor.key}" in saved):
+            found[key] = tensor
+        elif names[key] in trained:
+            raise CheckpointError(
+                f"the checkpoint has no optimizer state of {names[key]}, which was trained",
+                where=str(folder),
+                fix="start the optimizer anew with --no-load-optim",
+            )
     return found, len(found) < len(names)
 
 
@@ -176,6 +194,37 @@ def _read(sharded: dict[int, ShardedBase], moment: str, folder: str | Path) -> d
     }
     loaded = dist_checkpointing.load(request, str(folder), validate_access_integrity=False)
     return {key: loaded[key] for key in request}
+
+
+def _read_own(
+    parts: list[Any], sharded: dict[int, ShardedBase], saved: Collection[str], folder: str | Path
+) -> dict[int, bool]:
+    """Load state of another shape than its weight's, where the optimizer has such.
+
+    The optimizer's `begins_anew` is told of what the checkpoint lacks, on every rank the same.
+
+    Returns:
+        {id of each such parameter: whether the checkpoint had its state}
+    """
+    found: dict[int, bool] = {}
+    request: dict[tuple[int, str], Any] = {}
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for part in parts:
+        describe = getattr(part, "own_sharded_state", None)
+        for main, parameter in main_and_model_parameters(part) if describe else ():
+            key, described = id(parameter), describe(main, sharded[id(parameter)])
+            if described is None:
+                continue
+            found[key] = all(tensor.key in saved for tensor in described.values())
+            if found[key]:
+                states[key] = part.optimizer.state[main]
+                request |= {(key, name): tensor for name, tensor in described.items()}
+            else:
+                part.begins_anew(main)
+    loaded = dist_checkpointing.load(request, str(folder), validate_access_integrity=False)
+    for key, name in request:
+        states[key][name].copy_(loaded[key, name])
+    return found
 
 
 def _store(part: Any, moment: str, tensors: dict[int, torch.Tensor]) -> None:

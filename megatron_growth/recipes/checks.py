@@ -88,6 +88,7 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterator[Problem]:
+    yield from _moments(index, stage, source)
     for key in ("hidden", "layers"):
         old, new = getattr(source, key), getattr(stage, key)
         if new < old:
@@ -108,6 +109,20 @@ def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterato
                 f"the head dimension changes from {old} ({source.name}) to {new} ({stage.name}); growth keeps it: "
                 f"take {stage.hidden / old:g} heads",
             )
+
+
+def _moments(index: int, stage: Stage, source: Stage) -> Iterator[Problem]:
+    """Methods whose optimizer state cannot be grown, in the stage or in the one that it grows from."""
+    if stage.growth.optimizer_state == "reset":
+        return
+    found = [(source, m) for m in source.methods if not m.leaves_moments]
+    found += [(stage, m) for m in stage.methods if not m.takes_grown_moments]
+    for which, method in found:
+        yield (
+            ("stages", index, "growth", "optimizer_state"),
+            f"stage {stage.name} cannot {stage.growth.optimizer_state} optimizer state: stage {which.name} trains with "
+            f"{method.name}, which keeps none of the weights' own shapes; set optimizer_state: reset",
+        )
 
 
 def _operators(recipe: Recipe) -> Iterator[Problem]:

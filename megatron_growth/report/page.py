@@ -23,7 +23,7 @@ def write_report(run: RunRecord, run_directory: Path) -> Path:
     images = {"loss": plots.write_png(plots.loss_against_flops(run), folder / "loss-against-flops.png")}
     if (growth := plots.growth_steps(run)) is not None:
         images["growth"] = plots.write_png(growth, folder / "growth-steps.png")
-    everything = [(stage.name, stage) for stage in (*run.stages, *run.baselines)]
+    everything = [("", run.stages), *(("", (baseline,)) for baseline in run.baselines)]
     if (memory := plots.state_memory(everything)) is not None:
         images["memory"] = plots.write_png(memory, folder / "state-memory.png")
     return write(folder, "run.html", images, run=run, findings=findings(run), title=run.name, summary=run.summary)
@@ -33,8 +33,7 @@ def write_variants_report(variants: tuple[Variant, ...], run_directory: Path) ->
     """The same for a folder of variants."""
     folder = _folder(run_directory)
     images = {"loss": plots.write_png(plots.variant_losses(variants), folder / "validation-loss.png")}
-    everything = [(f"{v.name}: {stage.name}", stage) for v in variants for stage in v.run.stages]
-    if (memory := plots.state_memory(everything)) is not None:
+    if (memory := plots.state_memory([(v.name, v.run.stages) for v in variants])) is not None:
         images["memory"] = plots.write_png(memory, folder / "state-memory.png")
     return write(
         folder,

@@ -119,29 +119,38 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
     return figure
 
 
-def state_memory(stages: Sequence[tuple[str, StageRecord]]) -> Figure | None:
-    """Bytes of weights, gradients and optimizer state on the fullest rank of every stage, measured beside predicted
-    (STEP, Figure 2); None when nothing was measured.
+def state_memory(runs: Sequence[tuple[str, Sequence[StageRecord]]]) -> Figure | None:
+    """Bytes of weights, gradients and optimizer state on the fullest rank of every stage, measured beside predicted.
+
+    A line over each run is its cap, what the plan lets its largest stage take (STEP, Figure 2).  None when nothing was
+    measured.
 
     Args:
-        stages: (label, stage) from left to right.
+        runs: (label or "", stages) from left to right.
     """
-    known = [(label, stage) for label, stage in stages if stage.state_bytes]
-    if not known:
+    known = [(label, [stage for stage in stages if stage.state_bytes]) for label, stages in runs]
+    labels = [f"{label}: {stage.name}" if label else stage.name for label, stages in known for stage in stages]
+    if not labels:
         return None
-    figure, ax = plt.subplots(figsize=(max(5.0, 1.1 * len(known) + 2.5), 4.0), layout="constrained")
-    most = max(max(stage.state_bytes) for _, stage in known)
+    figure, ax = plt.subplots(figsize=(max(5.0, 1.1 * len(labels) + 2.5), 4.0), layout="constrained")
+    most = max(max(stage.state_bytes) for _, stages in known for stage in stages)
     unit, name = size_unit(most)
-    for x, (_, stage) in enumerate(known):
-        ax.bar(x - 0.2, max(stage.state_bytes) / unit, 0.38, color=COLOURS[0], label="measured")
-        if stage.predicted_state_bytes:
-            predicted = max(stage.predicted_state_bytes) / unit
-            ax.bar(x + 0.2, predicted, 0.38, color=COLOURS[4], hatch="//", label="by the planner's formula")
-    ax.axhline(most / unit, color="#444444", linewidth=1, linestyle="--", label="the run's peak")
-    ax.set_xticks(range(len(known)), [label for label, _ in known], rotation=20 if len(known) > 4 else 0)
+    x = 0
+    for _, stages in known:
+        for place, stage in enumerate(stages, x):
+            ax.bar(place - 0.2, max(stage.state_bytes) / unit, 0.38, color=COLOURS[0], label="measured")
+            if stage.predicted_state_bytes:
+                predicted = max(stage.predicted_state_bytes) / unit
+                ax.bar(place + 0.2, predicted, 0.38, color=COLOURS[4], hatch="//", label="by the planner's formula")
+        caps = [max(stage.predicted_state_bytes) for stage in stages if stage.predicted_state_bytes]
+        if caps:
+            ends = (x - 0.5, x + len(stages) - 0.5)
+            ax.hlines(max(caps) / unit, *ends, "#444444", linestyles="--", label="cap: the plan's largest stage")
+        x += len(stages)
+    ax.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
     ax.set_ylabel(f"state of the fullest rank ({name})")
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+    handles, texts = ax.get_legend_handles_labels()
+    unique = dict(zip(texts, handles, strict=True))
     ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 

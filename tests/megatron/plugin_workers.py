@@ -155,7 +155,8 @@ class Watch:
                 pairs = list(main_and_model_parameters(part))
             for main, parameter in pairs:
                 state = part.optimizer.state[main]
-                yield name_of[id(parameter)], state["exp_avg"], state["exp_avg_sq"], main
+                if "exp_avg" in state:  # GaLore's has another shape
+                    yield name_of[id(parameter)], state["exp_avg"], state["exp_avg_sq"], main
 
     def state_bytes(self):
         """Bytes of all distinct storages that hold weights, gradients and optimizer state."""

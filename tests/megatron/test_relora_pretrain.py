@@ -2,11 +2,12 @@
 
 import pytest
 
-from megatron_growth.checkpoint import metadata
+from megatron_growth import operators
+from megatron_growth.checkpoint import grow_offline, metadata, offline_job
 from megatron_growth.errors import CheckpointError
 from megatron_growth.testing import TINY, run_distributed, saved_arguments, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
-from tests.megatron.plugin_workers import metrics, train
+from tests.megatron.plugin_workers import metrics, train, train_several
 
 STEPS, CUT, RESET = 8, 5, 3
 RELORA = f"relora:rank=4,alpha=8,dropout=0,reset_iterations={RESET}"
@@ -23,23 +24,38 @@ LAYOUTS = {
 
 def words(*more, **layout):
     """A model of two layers whose attention is not uniform at the beginning."""
-    args = tiny_pretrain_args(iterations=STEPS, layers=2, global_batch=8, vocab=127, lr=3e-3, **layout)
+    sizes = {"layers": 2, "global_batch": 8, "vocab": 127, "lr": 3e-3}
+    args = tiny_pretrain_args(iterations=STEPS, **sizes | layout)
     fixed = ["--make-vocab-size-divisible-by", "8", "--growth-layer-spec", "local", "--init-method-std", "0.1"]
     return [*args, *fixed, *more]
 
 
-def run(folder, name, layout, *more, load=None, finetune=False, save=None, stop=None, method=RELORA, **options):
-    """Losses by iteration of one launch; `save` and `load` are folders' names."""
-    processes, sizes, given = LAYOUTS[layout]
-    log = folder / f"{name}.jsonl"
-    argv = [*words(**sizes), *given, "--growth-metrics", str(log), *more]
+def line(folder, name, layout, *more, load=None, finetune=False, save=None, stop=None, method=RELORA, **sizes):
+    """The words of one launch, whose metrics are NAME.jsonl; `save` and `load` are folders' names."""
+    _, parallel, given = LAYOUTS[layout]
+    argv = [*words(**parallel, **sizes), *given, "--growth-metrics", str(folder / f"{name}.jsonl"), *more]
     argv += ["--growth-method", method] if method else []
     argv += ["--load", str(folder / load)] if load else []
     argv += ["--finetune"] if finetune else []
     argv += ["--save", str(folder / save), "--save-interval", "100"] if save else []
     argv += ["--exit-interval", str(stop)] if stop else []
-    pictures = run_distributed(train, processes, argv, process_group=False, **options)
-    return metrics(log), pictures
+    return argv
+
+
+def run(folder, name, layout, *more, keep_moments=False, **options):
+    """Losses by iteration of one launch, and its ranks' pictures."""
+    argv = line(folder, name, layout, *more, **options)
+    pictures = run_distributed(train, LAYOUTS[layout][0], argv, process_group=False, keep_moments=keep_moments)
+    return losses(folder, name), pictures
+
+
+def run_several(processes, *lines):
+    """Launches one after the other in the same processes, which start once."""
+    run_distributed(train_several, processes, lines, process_group=False, timeout=600)
+
+
+def losses(folder, name):
+    return metrics(folder / f"{name}.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +71,31 @@ KINDS = {
     "all layers, distributed optimizer": (RELORA, RESHARDABLE),
     "one layer, distributed optimizer": (f"{RELORA},layers=[1]", RESHARDABLE),
 }
+RESUMED = ("one process", "PP 2", "DP 2", "TP 2 with SP")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def saved(request, folder):
-    """(kind, losses of the whole run, name of the cut run's folder)."""
+    """(losses of the whole run, name of the cut run's folder and of what goes on from it)."""
     method, more = KINDS[request.param]
     name = request.param.replace(" ", "-").replace(",", "")
     layout = "TP 2 with SP x DP 2" if "distributed" in name else "TP 2 with SP"
     start = {"load": "start", "finetune": True, "method": method}
-    whole, _ = run(folder, name, layout, *more, save=f"{name}-end", **start)
-    cut, _ = run(folder, f"{name}-cut", layout, *more, save=name, stop=CUT, **start)
-    assert cut == pytest.approx({i: whole[i] for i in cut}, abs=1e-6)
-    return request.param, whole, name
+    whole = line(folder, name, layout, *more, save=f"{name}-end", **start)
+    cut = line(folder, f"{name}-cut", layout, *more, save=name, stop=CUT, **start)
+    run_several(LAYOUTS[layout][0], whole, cut)
+    found, first = losses(folder, name), losses(folder, f"{name}-cut")
+    assert first == pytest.approx({i: found[i] for i in first}, abs=1e-6)
+    on = {to: line(folder, f"{name}-{to}", to, *more, load=name, method=method) for to in RESUMED}
+    run_several(1, on.pop("one process"))
+    run_several(2, *on.values())
+    return found, name
 
 
-@pytest.mark.parametrize("layout", ["one process", "PP 2", "DP 2", "TP 2 with SP"])
+@pytest.mark.parametrize("layout", RESUMED)
 def test_a_run_goes_on_in_any_layout_across_a_restart(folder, saved, layout):
-    kind, whole, name = saved
-    method, more = KINDS[kind]
-    found, _ = run(folder, f"{name}-{layout}", layout, *more, load=name, method=method)
+    whole, name = saved
+    found = losses(folder, f"{name}-{layout}")
     assert sorted(found) == list(range(CUT + 1, STEPS + 1))
     assert found == pytest.approx({i: whole[i] for i in found}, abs=1e-5)
 
@@ -88,7 +109,7 @@ def keys(folder):
 
 
 def test_the_last_checkpoint_has_the_keys_of_a_plain_model(folder, saved):
-    _, _, name = saved
+    _, name = saved
     assert keys(folder / f"{name}-end") == keys(folder / "start")
 
 
@@ -96,8 +117,9 @@ def test_the_last_checkpoint_has_the_keys_of_a_plain_model(folder, saved):
 def at_the_cut(folder):
     """The same steps in TP 2, saved with adapters, and merged because training ends there; losses of the former."""
     start = {"load": "start", "finetune": True}
-    run(folder, "unmerged", "TP 2 with SP", save="unmerged", stop=CUT, **start)
-    run(folder, "merged", "TP 2 with SP", "--train-iters", str(CUT), save="merged", **start)
+    unmerged = line(folder, "unmerged", "TP 2 with SP", save="unmerged", stop=CUT, **start)
+    merged = line(folder, "merged", "TP 2 with SP", "--train-iters", str(CUT), save="merged", **start)
+    run_several(2, unmerged, merged)
     return run(folder, "unmerged-on", "one process", load="unmerged", finetune=True, stop=1)[0][1]
 
 
@@ -127,3 +149,19 @@ def test_a_run_goes_on_from_a_plain_checkpoint_with_adapters_from_there(folder):
     on, pictures = run(folder, "warm-on", "one process", load="warm", save="warm", keep_moments=True)
     assert sorted(on) == list(range(4, STEPS + 1))
     assert any(name.endswith("lora_a") for name in pictures[0].moments)
+
+
+def test_a_stage_of_step_begins_alike_grown_on_load_and_offline(folder):
+    """Interpolated from 2 to 3 layers, the old ones frozen behind adapters; a restart lies between."""
+    source = folder / "start"
+    growth = {"width": operators.get("width", "fpi"), "depth": operators.get("depth", "interpolate")}
+    job = offline_job.plan(source, lambda shape: shape.with_(layers=3), **growth)
+    grow_offline.grow(job, folder / "grown")
+    step = {"method": f"{RELORA},layers=[0,2],freeze_layers=true", "layers": 3}
+    on_load = ["--growth-from", str(source), "--growth-width", "fpi", "--growth-depth", "interpolate"]
+    run_several(
+        1,
+        line(folder, "on-load", "one process", *on_load, **step),
+        line(folder, "offline", "one process", load="grown", finetune=True, **step),
+    )
+    assert losses(folder, "offline") == pytest.approx(losses(folder, "on-load"), abs=1e-6)

@@ -23,6 +23,7 @@ CASES = {
     "ReLoRA, DP 2, distributed optimizer, bf16": (2, 1, 1, SHARDED, RELORA, True),
     "STEP, PP 2": (2, 1, 2, [], STEP, False),
     "STEP, DP 2, distributed optimizer": (2, 1, 1, SHARDED, STEP, False),
+    "GaLore, TP 2 with SP, bf16": (2, 2, 1, ["--sequence-parallel"], "galore:rank=8", True),
 }
 
 

@@ -41,6 +41,8 @@ class GaLore(Method):
 
     name: ClassVar[str] = "galore"
     paper: ClassVar[str] = "GaLore (2024), algorithm 2"
+    takes_grown_moments: ClassVar[bool] = False
+    leaves_moments: ClassVar[bool] = False
 
     rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
     gap: Annotated[int, Field(ge=1, le=COUNT)] = 200
@@ -86,8 +88,12 @@ class GaLore(Method):
             raise UserError(f"GaLore is Adam in a subspace; --optimizer is {args.optimizer}", fix="--optimizer adam")
 
     def planned(self, facts: StageFacts) -> Self:
-        """Checks the rank against the stage's model."""
-        self.check(facts.shape)
+        """Checks the stage's optimizer."""
+        if facts.distributed_optimizer:
+            raise RecipeError(
+                "GaLore needs whole matrices, and the distributed optimizer cuts them into flat slices",
+                fix="set optimizer: {distributed: false} in the stage; moments are small with GaLore",
+            )
         return self
 
     def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:

@@ -36,12 +36,13 @@ def galore_adam(adam: Any) -> Any:
     """A subclass of Megatron's Adam (FusedAdam's interface: `step` in the group) that projects marked parameters."""
 
     class GaLoreAdam(adam):
-        """Attributes set by the builder: `gap`, `scale`, `ranks`."""
+        """Attributes set by the builder: `gap`, `scale`, `ranks`, and `anew`, what has no projector yet."""
 
         param_groups: list[dict[str, Any]]
         gap: int
         scale: float
         ranks: Ranks
+        anew: set[Tensor]
 
         @torch.no_grad()
         def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -74,9 +75,10 @@ def galore_adam(adam: Any) -> Any:
             state, updates = self.state[parameter], {}
             for name, gradient in places.take(parameter.grad.float()).items():
                 place = places.places[name]
-                if step % self.gap == 0:
+                if step % self.gap == 0 or parameter in self.anew:
                     state[f"proj.{name}"].copy_(self.ranks.projector(gradient, place))
                 updates[name] = self._galore_update(gradient, place, [state[f"{kind}.{name}"] for kind in STATE], group)
+            self.anew.discard(parameter)
             beta1, beta2 = group["betas"]
             size = group["lr"] * math.sqrt(1 - beta2 ** (step + 1)) / (1 - beta1 ** (step + 1))
             parameter.add_(places.join(updates), alpha=-size * self.scale)

@@ -91,7 +91,7 @@ def _finish(optimizer: Any, method: Any) -> None:
         inner = leaf.optimizer
         if not hasattr(inner, "_galore_step"):
             continue
-        inner.gap, inner.scale, inner.ranks = method.gap, method.scale, ranks
+        inner.gap, inner.scale, inner.ranks, inner.anew = method.gap, method.scale, ranks, set()
         for parameter, main in model_and_main(leaf):
             if (places := places_of(parameter)) is not None:
                 setattr(main, MARK, places)
@@ -156,12 +156,30 @@ def with_low_rank_state(wrapper: Any) -> Any:
             by_id = get_param_id_to_sharded_param_map(model_sharded_state_dict, (model for model, _ in pairs))
             states = found.get("optimizer", found)["state"]
             for number, state in hidden.items():
-                places = places_of(pairs[number][1])
-                assert places is not None
-                states[number] = {key: _sharded(key, tensor, places, by_id[number]) for key, tensor in state.items()}
+                states[number] = _sharded_state(pairs[number][1], state, by_id[number])
             return found
 
+        def own_sharded_state(self, main: torch.Tensor, weight: Any) -> dict[str, ShardedTensor] | None:
+            """A projected parameter's state, for loading it alone; None for other parameters.
+
+            Args:
+                main: what the inner Adam steps.
+                weight: Megatron's description of the model's parameter.
+            """
+            return None if places_of(main) is None else _sharded_state(main, self.optimizer.state[main], weight)
+
+        def begins_anew(self, main: torch.Tensor) -> None:
+            """A projected parameter had no state in a checkpoint: its first projection does not wait for the gap."""
+            self.optimizer.anew.add(main)
+
     return LowRankState
+
+
+def _sharded_state(main: torch.Tensor, state: dict[str, torch.Tensor], weight: Any) -> dict[str, ShardedTensor]:
+    """All low-rank tensors of a parameter, as what they are shards of."""
+    places = places_of(main)
+    assert places is not None
+    return {key: _sharded(key, tensor, places, weight) for key, tensor in state.items()}
 
 
 def _sharded(key: str, tensor: torch.Tensor, places: Places, weight: Any) -> ShardedTensor:

@@ -62,6 +62,7 @@ class ReLoRA(Method):
 
     name: ClassVar[str] = "relora"
     paper: ClassVar[str] = "ReLoRA (2023), sec. 3; STEP (2025), sec. 3"
+    leaves_moments: ClassVar[bool] = False
 
     rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0

@@ -51,7 +51,7 @@ def trained(grads, weights, change=None):
         {"params": [parameters["norm"]], "weight_decay": 0.0},
     ]
     optimizer = galore_adam(FusedAdam)(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    optimizer.gap, optimizer.scale, optimizer.ranks = GAP, SCALE, Ranks(Alone(), Alone())
+    optimizer.gap, optimizer.scale, optimizer.ranks, optimizer.anew = GAP, SCALE, Ranks(Alone(), Alone()), set()
     history = []
     for step in range(STEPS):
         for name, p in parameters.items():
@@ -127,6 +127,20 @@ def test_state_takes_what_the_formula_says(case):
     for name in (QKV, PROJ, FC1, FC2):
         numbers = sum(t.numel() for t in held["o"].state[held["p"][name]].values())
         assert numbers == sum(m.state_numbers(RANK) for m in matrices_of(name, SHAPE))
+
+
+def test_what_begins_anew_does_not_wait_for_the_next_projection(case):
+    """A parameter that had no state in the checkpoint, between two projections: zero projectors would keep it still."""
+
+    def unfreeze(optimizer, parameters, step):
+        if step == GAP + 1:
+            for kept in optimizer.state[parameters[PROJ]].values():
+                kept.zero_()
+            optimizer.anew.add(parameters[PROJ])
+
+    history = trained(*case, change=unfreeze)
+    decayed = history[GAP][PROJ] * (1 - 1e-2 * 0.1)
+    assert float((history[GAP + 1][PROJ] - decayed).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,21 @@ def test_the_page_shows_the_bars_where_something_was_measured(tmp_path):
     page = write_report(collect(run), run).read_text()
     assert "<h2>Memory</h2>" in page
     record = collect(run)
-    figure = plots.state_memory([(stage.name, stage) for stage in record.stages])
+    figure = plots.state_memory([("", record.stages)])
     heights = [patch.get_height() for patch in figure.axes[0].patches]
     assert heights == [4.0, 4.0]
+
+
+def test_every_runs_cap_stands_over_its_own_stages(tmp_path):
+    ranks = [{"weights": 1e6, "gradients": 1e6, "optimizer": 2e6}]
+    records = [collect(write(tmp_path, name, ranks, (size,))) for name, size in (("a", 4_000_000), ("b", 5_000_000))]
+    figure = plots.state_memory([(record.name, record.stages) for record in records])
+    lines = [segment for lines in figure.axes[0].collections for segment in lines.get_segments()]
+    assert [[(float(x), float(y)) for x, y in line] for line in lines] == [
+        [(-0.5, 4.0), (0.5, 4.0)],
+        [(0.5, 5.0), (1.5, 5.0)],
+    ]
+
+
+def test_nothing_measured_draws_nothing():
     assert plots.state_memory([]) is None
