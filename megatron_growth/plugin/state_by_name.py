@@ -211,7 +211,9 @@ def _read_own(
     states: dict[int, dict[str, torch.Tensor]] = {}
     for part in parts:
         describe = getattr(part, "own_sharded_state", None)
-        for main, parameter in main_and_model_parameters(part) if describe else ():
+        if describe is None:
+            continue
+        for main, parameter in main_and_model_parameters(part):
             key, described = id(parameter), describe(main, sharded[id(parameter)])
             if described is None:
                 continue
