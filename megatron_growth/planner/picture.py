@@ -81,9 +81,7 @@ def memory(plan: RunPlan, file: str | Path) -> None:
         added = program.paper or program.solver
         names, formula = _formula_bars(program, added)
         cap = max(sum(column) for column in zip(*(sizes[1:] for sizes, _ in formula.values()), strict=True))
-        _bars(panels[0], names, formula)
-        panels[0].axhline(cap / 1e9, color="0.3", linestyle="--", linewidth=1, label="cap: the largest stage")
-        panels[0].legend(frameon=False, ncols=4, loc="upper left", fontsize=9)
+        _bars(panels[0], names, formula, cap)
         panels[0].set_title(f"{plan.name}: model state of the layers, STEP eq. 2, layers added {added}", loc="left")
     stages = (*plan.stages, *plan.baselines)
     parts = {label: ([getattr(stage.memory, key) for stage in stages], colour) for label, key, colour in PARTS}
@@ -107,8 +105,10 @@ def _formula_bars(program: Program, added: Sequence[int]) -> tuple[list[str], di
     }
 
 
-def _bars(axes: Any, names: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]]) -> None:
-    """Stacked bars with their totals; sizes in bytes."""
+def _bars(
+    axes: Any, names: Sequence[str], parts: Mapping[str, tuple[Sequence[float], str]], cap: float | None = None
+) -> None:
+    """Stacked bars with their totals, and a line at what the largest stage takes; sizes in bytes."""
     base = [0.0] * len(names)
     unit, unit_name = size_unit(max(sum(sizes) for sizes in zip(*(sizes for sizes, _ in parts.values()), strict=True)))
     for label, (sizes, colour) in parts.items():
@@ -119,7 +119,9 @@ def _bars(axes: Any, names: Sequence[str], parts: Mapping[str, tuple[Sequence[fl
         axes.annotate(f"{total:.3g}", (x, total), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set(ylabel=f"{unit_name} ({unit:g} bytes)", ylim=(0, max(base) * 1.25))
-    axes.legend(frameon=False, ncols=3, loc="upper left", fontsize=9)
+    if cap is not None:
+        axes.axhline(cap / unit, color="0.3", linestyle="--", linewidth=1, label="cap: the largest stage")
+    axes.legend(frameon=False, ncols=3 if cap is None else 4, loc="upper left", fontsize=9)
 
 
 def _figure(rows: int = 1) -> tuple[Any, ...]:
