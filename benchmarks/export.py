@@ -12,16 +12,14 @@ sampled every 0.1 s.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import growth_cases
-from grow import evict, helper_command, measure
+from grow import evict, helper_command, measure, print_figures
 
 COPY = """
 import os, pathlib, shutil, sys
@@ -70,14 +68,7 @@ def main() -> int:
         source = folder / "source"
         subprocess.run(helper_command("make-model", args.case, source), check=True)
         rounds = [one_round(source, folder, args.processes) for _ in range(args.repeat)]
-    figures = {key: round(statistics.median(r[key] for r in rounds), 3) for key in rounds[0]}
-    document = {"case": args.case, "processes": args.processes, **figures}
-    document["rounds"] = [{key: round(value, 3) for key, value in r.items()} for r in rounds]
-    if args.json:
-        print(json.dumps(document, indent=2))
-    else:
-        for key, value in figures.items():
-            print(f"{key:14} {value}")
+    print_figures({"case": args.case, "processes": args.processes}, rounds, args.json)
     return 0
 
 

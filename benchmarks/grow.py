@@ -121,6 +121,17 @@ def one_round(case: growth_cases.Case, source: Path, folder: Path, args: argpars
     return result
 
 
+def print_figures(asked: dict[str, object], rounds: list[dict[str, float]], as_json: bool) -> None:
+    """The median of every figure of some rounds; as JSON with what was asked for and the rounds themselves."""
+    figures = {key: round(statistics.median(r[key] for r in rounds), 3) for key in rounds[0]}
+    if as_json:
+        shown = [{key: round(value, 3) for key, value in r.items()} for r in rounds]
+        print(json.dumps({**asked, **figures, "rounds": shown}, indent=2))
+        return
+    for key, value in figures.items():
+        print(f"{key:18} {value}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b")
@@ -136,14 +147,8 @@ def main() -> int:
         source = folder / "source"
         subprocess.run(helper_command("make", args.case, source, args.optimizer_state), check=True)
         rounds = [one_round(case, source, folder, args) for _ in range(args.repeat)]
-    figures = {key: round(statistics.median(r[key] for r in rounds), 3) for key in rounds[0]}
-    document = {"case": args.case, "processes": args.processes, "optimizer_state": args.optimizer_state, **figures}
-    document["rounds"] = [{key: round(value, 3) for key, value in r.items()} for r in rounds]
-    if args.json:
-        print(json.dumps(document, indent=2))
-    else:
-        for key, value in figures.items():
-            print(f"{key:18} {value}")
+    asked = {"case": args.case, "processes": args.processes, "optimizer_state": args.optimizer_state}
+    print_figures(asked, rounds, args.json)
     return 0
 
 

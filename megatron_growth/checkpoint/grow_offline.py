@@ -8,7 +8,6 @@ number of processes.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ from megatron_growth.checkpoint.processes import OnProgress, run_shared
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import TargetItem
 from megatron_growth.checkpoint.target_state import grown_common, grown_objects
-from megatron_growth.errors import GrowthError, RunError, StorageError, UserError
+from megatron_growth.errors import GrowthError, RunError, UserError
 from megatron_growth.records import owned
-from megatron_growth.records.human import size
-from megatron_growth.records.storage import fsync_path, storage_errors, write_whole
+from megatron_growth.records.storage import fsync_path, require_space, storage_errors, write_whole
 from megatron_growth.records.unfinished import LOCK, partial_of, publish, unfinished
 from megatron_growth.shape import ModelShape
 
@@ -119,7 +117,8 @@ def _write(
     folder = partial / ("release" if job.iteration is None else f"iter_{job.iteration:07d}")
     _prepare(partial, folder, job)
     resumed = [n for n in range(len(job.parts)) if writer.finished(folder, n) is not None]
-    _check_space(partial, job, resumed)
+    needed = sum(part.bytes for n, part in enumerate(job.parts) if n not in set(resumed))
+    require_space(partial, needed + SPARE_BYTES, "the target")
     _run_parts(job, folder, [n for n in range(len(job.parts)) if n not in resumed], processes, progress)
     keep = job.iteration is not None
     common = grown_common(job.common, job.growth, provenance, keep_progress=keep, rates=rates)
@@ -171,17 +170,6 @@ def _prepare(partial: Path, folder: Path, job: GrowthJob) -> None:
         owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
         write_whole(file, key)
     folder.mkdir(exist_ok=True)
-
-
-def _check_space(partial: Path, job: GrowthJob, resumed: Sequence[int]) -> None:
-    needed = sum(part.bytes for n, part in enumerate(job.parts) if n not in set(resumed)) + SPARE_BYTES
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise StorageError(
-            f"the target needs {size(needed)} more, {size(free)} are free",
-            where=str(partial),
-            fix="free some space, or write to another disk",
-        )
 
 
 def _complete(job: GrowthJob, partial: Path, folder: Path, objects: dict[str, bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from megatron_growth.errors import CheckpointError
@@ -29,14 +28,6 @@ def read_tracker(folder: Path) -> str | None:
     except UnicodeDecodeError:
         return ""
     return word if word.isprintable() and "/" not in word else ""
-
-
-def inside(folder: Path, name: str) -> bool:
-    """Whether a file name of a checkpoint's metadata leads to a place inside the checkpoint, links followed."""
-    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
-        return False
-    root = os.path.realpath(folder)
-    return os.path.realpath(os.path.join(root, name)).startswith(root.rstrip("/") + "/")
 
 
 def resolve(path: Path) -> Path:

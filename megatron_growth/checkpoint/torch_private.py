@@ -25,9 +25,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_growth.checkpoint.paths import inside
 from megatron_growth.errors import CheckpointError
-from megatron_growth.records.storage import storage_errors
+from megatron_growth.records.storage import inside, storage_errors
 
 # What a `.metadata` file may name.  Enough for every checkpoint that torch and Megatron write.
 _METADATA_CLASSES = {

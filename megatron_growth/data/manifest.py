@@ -112,14 +112,25 @@ def load_manifest(folder: Path) -> Manifest:
 
 def _from_json(document: dict[str, Any]) -> Manifest:
     splits = {
-        name: SplitRecord(
-            split["documents"], split["tokens"], {key: FileRecord(**value) for key, value in split["files"].items()}
-        )
+        _name(name): SplitRecord(split["documents"], split["tokens"], _files(split["files"]))
         for name, split in document["splits"].items()
     }
     skipped = {reason: SkippedRecord(**record) for reason, record in document.get("skipped", {}).items()}
     tokenizer = TokenizerRecord(**document["tokenizer"])
+    if tokenizer.file:
+        _name(tokenizer.file)
     return Manifest(**(document | {"splits": splits, "tokenizer": tokenizer, "skipped": skipped}))
+
+
+def _files(records: dict[str, Any]) -> dict[str, FileRecord]:
+    return {_name(name): FileRecord(**record) for name, record in records.items()}
+
+
+def _name(name: str) -> str:
+    """A split or a file of the dataset's own folder; what leads elsewhere is damage."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"{name!r} is no name in this folder")
+    return name
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

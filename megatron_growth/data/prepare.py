@@ -11,7 +11,6 @@ A SIGKILL at any moment leaves no output folder or a complete one, and the same 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from megatron_growth.data.tokenizers import load_tokenizer, resolved
 from megatron_growth.errors import DataError
 from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
+from megatron_growth.records.unfinished import is_still, locked
 
 PURPOSE = "a dataset that is being prepared"
 _REQUEST = "request.json"
@@ -83,37 +83,21 @@ def _lock(partial: Path) -> Iterator[None]:
         owned.claim(partial, PURPOSE)
         descriptor = os.open(partial, os.O_RDONLY)
         try:
-            if not _locked(descriptor):
+            if not locked(descriptor):
                 raise DataError(
                     "Another process is preparing this dataset.",
                     where=str(partial),
                     fix="Wait until it has ended, or give another --output.",
                 )
-            if not _is_still(descriptor, partial):
+            if not is_still(descriptor, partial):
                 continue  # the process that held it has just finished and removed it
             yield
             return
         finally:
             # Nothing begun, nothing left behind.
-            if _is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
+            if is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
                 owned.remove(partial, PURPOSE)
             os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """The folder that was opened is still the one at this path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:

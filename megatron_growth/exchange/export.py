@@ -7,7 +7,6 @@ killed export goes on at the next file, also with another number of processes.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.checkpoint.processes import OnProgress, run_shared
-from megatron_growth.errors import CheckpointError, RunError, StorageError
+from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import ExportPlan
 from megatron_growth.exchange.shard_writer import FileRecord, ShardWriter, shared_chunks
 from megatron_growth.records import owned
-from megatron_growth.records.human import size
-from megatron_growth.records.storage import storage_errors, write_json, write_whole
+from megatron_growth.records.storage import require_space, storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
 MANIFEST = "export.json"
@@ -85,7 +83,8 @@ def export(
                 "the target exists already, and is something else", where=str(target), fix="name another folder"
             )
         done = _prepare(partial, plan)
-        _check_space(partial, plan, done)
+        needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done)
+        require_space(partial, needed + _SPARE_BYTES, "the export")
         records = _write_shards(plan, partial, done, processes, progress)
         with storage_errors(partial):
             _write_rest(plan, partial, records, companions, card)
@@ -142,17 +141,6 @@ def _records(plan: ExportPlan, partial: Path) -> dict[int, FileRecord]:
         if record.is_file() and (partial / shard.name).is_file():
             found[number] = FileRecord.of(record.read_text("utf-8"))
     return {number: record for number, record in found.items() if record is not None}
-
-
-def _check_space(partial: Path, plan: ExportPlan, done: Container[int]) -> None:
-    needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done) + _SPARE_BYTES
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise StorageError(
-            f"the export needs {size(needed)} more, {size(free)} are free",
-            where=str(partial),
-            fix="free some space, or write to another disk",
-        )
 
 
 def _write_shards(

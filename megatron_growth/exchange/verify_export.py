@@ -18,6 +18,7 @@ from megatron_growth.exchange.export import MANIFEST, read_manifest
 from megatron_growth.exchange.export_plan import ExportPlan, plan_export
 from megatron_growth.exchange.names import NamedRows
 from megatron_growth.exchange.source import read_config
+from megatron_growth.records.storage import inside
 
 _BLOCK = 16 << 20
 SLICE_ROWS = 64
@@ -68,6 +69,12 @@ def verify_export(
         checksums = {str(name): int(entry["crc32"]) for name, entry in document["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the export's record is damaged: {error}", where=str(folder / MANIFEST)) from None
+    if outside := [name for name in checksums if not inside(folder, name)]:
+        raise CheckpointError(
+            f"the export's record names {outside[0]!r}, which is no file of this folder",
+            where=str(folder / MANIFEST),
+            fix="get the folder again from where it came",
+        )
     stored = safetensors_files.read_folder(folder)
     size = _check_files(folder, checksums, progress)
     if source is None:

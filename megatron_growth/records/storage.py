@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import StorageError
+from megatron_growth.records.human import size
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -34,6 +36,31 @@ def refusal(error: OSError, where: Path | str) -> StorageError:
         what = f"The file system refused: {error.strerror or error}."
         fix = "Check the path, its permissions and its mount, then give the same command again."
     return StorageError(what, where=str(error.filename or where), fix=fix)
+
+
+def inside(folder: Path, name: str) -> bool:
+    """Whether a file name that a record in the folder gives leads to a place inside the folder, links followed."""
+    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
+        return False
+    root = os.path.realpath(folder)
+    return os.path.realpath(os.path.join(root, name)).startswith(root.rstrip("/") + "/")
+
+
+def require_space(folder: Path, needed: int, what: str, fix: str = "free some space, or write to another disk") -> None:
+    """Refuse what a file system cannot hold; a quota of the user is not seen.
+
+    Args:
+        folder: where it will lie; it need not exist yet.
+        needed: in bytes, beside what is there.
+        what: is written, such as "the export".
+
+    Raises:
+        StorageError: with what is needed and what is free.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise StorageError(f"{what} needs {size(needed)} more, and {size(free)} are free", where=str(folder), fix=fix)
 
 
 def fsync_path(path: Path) -> None:

@@ -47,7 +47,7 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
             except FileNotFoundError:  # another process has just renamed it
                 continue
         try:
-            if _locked(descriptor) and _is_still(descriptor, partial / LOCK):
+            if locked(descriptor) and is_still(descriptor, partial / LOCK):
                 if os.path.lexists(target):  # published just before we made a new folder
                     owned.remove(partial, purpose)
                     continue
@@ -81,7 +81,8 @@ def publish(partial: Path, target: Path, purpose: str) -> None:
         owned.release(target, purpose)
 
 
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
+    """Take the lock of an open file or folder; False when another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -89,8 +90,8 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _is_still(descriptor: int, path: Path) -> bool:
-    """The file that was locked is still the one at this path."""
+def is_still(descriptor: int, path: Path) -> bool:
+    """Whether the file or folder that was locked is still the one at this path."""
     try:
         there = path.lstat()
     except FileNotFoundError:

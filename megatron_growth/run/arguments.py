@@ -141,22 +141,7 @@ def _model(recipe: Recipe, stage: StagePlan) -> Options:
 
 
 def _layout(stage: StagePlan) -> Options:
-    layout = stage.layout
-    options: Options = {
-        "tensor-model-parallel-size": layout.tp,
-        "pipeline-model-parallel-size": layout.pp,
-        "sequence-parallel": layout.sequence_parallel and layout.tp > 1,
-    }
-    if layout.pipeline_layout:
-        options["pipeline-model-parallel-layout"] = layout.pipeline_layout
-    elif layout.vpp > 1:
-        options["num-virtual-stages-per-pipeline-rank"] = layout.vpp
-    if layout.recompute != "none":
-        options["recompute-granularity"] = layout.recompute
-        if layout.recompute == "full":
-            options |= {"recompute-method": "uniform", "recompute-num-layers": 1}
-    options["use-distributed-optimizer"] = gpu_options.distributed_optimizer(stage)
-    return options
+    return {**stage.layout.flags(), "use-distributed-optimizer": gpu_options.distributed_optimizer(stage)}
 
 
 def _batches(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
-from megatron_growth.errors import StorageError
 from megatron_growth.planner.run_plan import StagePlan, checkpoint_bytes
 from megatron_growth.recipes import Recipe
-from megatron_growth.records.human import size
+from megatron_growth.records.storage import require_space
 from megatron_growth.run.directory import RunDirectory
 
 
@@ -31,23 +28,11 @@ def bytes_needed(stages: Sequence[StagePlan], recipe: Recipe) -> int:
 def check_room(run: RunDirectory, stages: Sequence[StagePlan], recipe: Recipe) -> int:
     """Refuse a run that the file system cannot hold; returns the bytes that are still needed.
 
-    A quota of the user is not seen here, only the file system's free space.
-
     Raises:
         StorageError: with what is needed and what is free.
     """
     there = sum(file.stat().st_size for file in run.path.glob("stages/*/checkpoints/**/*") if file.is_file())
     need = max(bytes_needed(stages, recipe) - there, 0)
-    free = shutil.disk_usage(_existing(run.path)).free
-    if need > free:
-        raise StorageError(
-            f"the run's checkpoints need {size(need)} more, and {size(free)} are free",
-            where=str(run.path),
-            fix="free space, name a folder on another file system with --run, or lower checkpoint.keep in the recipe",
-        )
+    fix = "free space, name a folder on another file system with --run, or lower checkpoint.keep in the recipe"
+    require_space(run.path, need, "the run with its checkpoints", fix)
     return need
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return path if path.exists() else _existing(path.absolute().parent)

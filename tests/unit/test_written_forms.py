@@ -14,8 +14,11 @@ from megatron_growth.cli import grow
 from megatron_growth.methods import METHODS
 from megatron_growth.operators import GrowthSpec
 from megatron_growth.operators.registry import REGISTRIES
+from megatron_growth.planner import layouts
+from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.plugin import add_arguments
 from megatron_growth.recipes.schema import Growth
+from megatron_growth.run.flags import words
 from megatron_growth.schedules import SCHEDULES
 
 ALL = {"width": REGISTRIES["width"], "depth": REGISTRIES["depth"], "method": METHODS, "schedule": SCHEDULES}
@@ -84,3 +87,50 @@ def test_a_growth_travels_from_recipe_to_rank(prefix, data):
     read = GrowthSpec.from_arguments(parser.parse_args([*required, *words]), prefix)
     assert (read.width_operator, read.depth_operator) == (spec.width_operator, spec.depth_operator)
     assert (read.seed, read.optimizer_state) == (spec.seed, spec.optimizer_state)
+
+
+@st.composite
+def parallel_layouts(draw):
+    """Layouts that a plan may hold, with the number of layers that they split."""
+    tp, pp = draw(st.sampled_from([1, 2, 4, 5])), draw(st.sampled_from([1, 2, 3, 4]))
+    vpp = draw(st.integers(1, 3)) if pp > 1 else 1
+    layers = draw(st.integers(0, 4)) * pp * vpp
+    text = None
+    if pp > 1 and draw(st.booleans()):
+        layers += draw(st.integers(0, pp * vpp - 1))
+        text = layouts.uneven_layout(layers, pp * vpp)
+    return layers, ParallelLayout(
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        dp=draw(st.integers(1, 64)),
+        sequence_parallel=tp > 1 and draw(st.booleans()),
+        pipeline_layout=text,
+        distributed_optimizer=draw(st.booleans()),
+        recompute=draw(st.sampled_from(["none", "selective", "full"])),
+        layers_per_chunk=layouts.layers_per_chunk(layers, pp, vpp, text),
+    )
+
+
+@pytest.fixture(scope="module")
+def megatrons_parser():
+    from megatron.training.arguments import add_megatron_arguments
+
+    return add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=parallel_layouts())
+def test_a_parallel_layout_travels_through_megatrons_parser(megatrons_parser, case):
+    from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
+
+    layers, layout = case
+    args = megatrons_parser.parse_args([*words(layout.flags()), "--num-layers", str(layers)])
+    args.world_size = layout.tp * layout.pp * layout.dp
+    assert ParallelLayout.from_arguments(args) == layout
+    if layout.pipeline_layout:  # as Megatron's validation leaves it
+        made = PipelineParallelLayerLayout(layout.pipeline_layout, layout.pp)
+        args.pipeline_model_parallel_layout = made
+        assert ParallelLayout.from_arguments(args) == layout
+        chunks = [made.layout[rank][chunk] for chunk in range(layout.vpp) for rank in range(layout.pp)]
+        assert tuple(sum(kind.name == "decoder" for kind in chunk) for chunk in chunks) == layout.layers_per_chunk

@@ -99,7 +99,7 @@ def test_the_lock_is_held_until_the_target_has_its_name(source, tmp_path, monkey
 
     def publish(partial, target, purpose):
         descriptor = os.open(partial / unfinished.LOCK, os.O_RDWR)
-        seen.append(in_child(lambda: os._exit(0 if unfinished._locked(descriptor_of(partial)) else 3)))
+        seen.append(in_child(lambda: os._exit(0 if unfinished.locked(descriptor_of(partial)) else 3)))
         os.close(descriptor)
         real(partial, target, purpose)
 

@@ -1,6 +1,7 @@
 """Every mistake a user can make with `prepare`: exit code 2, one message with where and what to do, no traceback."""
 
 import gzip
+import json
 
 import pytest
 
@@ -134,6 +135,20 @@ def test_a_manifest_that_is_missing_damaged_or_of_another_format(tmp_path):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(DataError, match=message):
             load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["split", "file", "tokenizer"])
+@pytest.mark.parametrize("name", ["../train", "/data/train", "a/train", ".."])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change, name):
+    names = {"split": "train", "file": "train.bin", "tokenizer": ""} | {change: name}
+    record = {"documents": 1, "tokens": 1, "files": {names["file"]: {"bytes": 1, "sha256": ""}}}
+    tokenizer = {"name": "", "fingerprint": "", "vocab_size": 2, "eod": 1, "file": names["tokenizer"]}
+    document = {"format": 1, "identity": {}, "dtype": "uint16", "empty_documents": 0, "text_bytes": 0, "versions": {}}
+    document |= {"tokenizer": tokenizer, "splits": {names["split"]: record}}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="damaged") as refused:
+        load_manifest(tmp_path)
+    assert "no name in this folder" in str(refused.value.__cause__)
 
 
 def test_built_in_corpora_are_listed():

@@ -278,6 +278,20 @@ def test_verify_finds_one_changed_bit_and_one_exchanged_row(checkpoint, tmp_path
     assert "k_proj" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "a/../../secret", "link", "", "a\0b"])
+def test_verify_reads_no_file_outside_of_the_export(checkpoint, tmp_path, name, capsys):
+    """A checksum tells what is in a file: a record from elsewhere may not choose which file."""
+    hf = tmp_path / "hf"
+    (tmp_path / "secret").write_text("secret")
+    hf.mkdir()
+    (hf / "link").symlink_to(tmp_path / "secret")
+    (hf / "export.json").write_text(json.dumps({"key": "", "files": {name: {"crc32": 0}}}))
+    assert main(["verify", str(hf)]) == 2
+    said = capsys.readouterr().err
+    assert "no file of this folder" in said
+    assert "checksum" not in said
+
+
 @pytest.mark.parametrize(("words", "said"), [(["--dtype", "int8"], "int8"), (["--shard-size", "lots"], "no size")])
 def test_bad_words(checkpoint, tmp_path, capsys, words, said):
     assert main(["export", str(checkpoint), "--to", str(tmp_path / "hf"), *words]) == 2

@@ -106,6 +106,6 @@ def test_a_folder_that_stays_locked_is_named(tmp_path):
 @pytest.mark.fault
 def test_a_writer_that_trusts_the_lock_alone_is_caught(tmp_path, monkeypatch):
     """Without looking at the path again, the waiter would write into the finished target."""
-    monkeypatch.setattr("megatron_growth.records.unfinished._is_still", lambda *_: True)
+    monkeypatch.setattr("megatron_growth.records.unfinished.is_still", lambda *_: True)
     with pytest.raises((AssertionError, EOFError)):
         test_a_waiter_finds_the_result_instead_of_the_lock_of_a_renamed_folder(tmp_path)

@@ -85,10 +85,10 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(checkpoint_bytes(stage.parameters, "bf16") for stage in plan.stages) * 3 == expected
     assert storage.bytes_needed(plan.stages, recipe) == expected
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=expected - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=expected - 1))
     with pytest.raises(StorageError, match="GB are free"):
         storage.check_room(RunDirectory(tmp_path / "run"), plan.stages, recipe)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=expected))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=expected))
     assert storage.check_room(RunDirectory(tmp_path / "run"), plan.stages, recipe) == expected
 
 
