@@ -127,8 +127,9 @@ def _files(records: dict[str, Any]) -> dict[str, FileRecord]:
 
 
 def _name(name: str) -> str:
-    """A split or a file of the dataset's own folder; what leads elsewhere is damage."""
-    if name in ("", ".", "..") or Path(name).name != name:
+    """A split or a file in the dataset's own folder; a name that leads elsewhere is damage."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
         raise ValueError(f"{name!r} is no name in this folder")
     return name
 

@@ -138,7 +138,7 @@ def test_a_manifest_that_is_missing_damaged_or_of_another_format(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["split", "file", "tokenizer"])
-@pytest.mark.parametrize("name", ["../train", "/data/train", "a/train", ".."])
+@pytest.mark.parametrize("name", ["../train", "/data/train", "a/../../train", ".."])
 def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change, name):
     names = {"split": "train", "file": "train.bin", "tokenizer": ""} | {change: name}
     record = {"documents": 1, "tokens": 1, "files": {names["file"]: {"bytes": 1, "sha256": ""}}}
