@@ -23,6 +23,7 @@ HELP = "measure models: perplexity, benchmarks, agreement, word vectors, answers
 SUBVERBS = {
     "perplexity": "perplexity",
     "tasks": "tasks",
+    "agree": "agree",
     "fetch": "fetch",
     "words": "words",
 }

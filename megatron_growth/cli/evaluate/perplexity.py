@@ -6,6 +6,10 @@
 FILE.txt is one document, FILE.jsonl one a line (column `text` or `page`).  A document is scored in windows of --length
 tokens, each token once; with --stride smaller than --length every window sees length - stride tokens before those that
 it predicts.  Words are counted as lm-eval counts WikiText's: len(re.split(r"\\s+", document)).
+
+A Megatron checkpoint is scored by Megatron itself, with as many processes as its layout (tensor x pipeline) has, a
+Hugging Face folder by transformers; the two agree to 1e-4.  The rows that Megatron pads its vocabulary with take no
+probability, as they are not in an export.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
@@ -34,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length", type=whole(2), metavar="N", help=f"tokens of a window (default: the model's, at most {LONGEST})"
     )
     parser.add_argument("--stride", type=whole(), metavar="N", help="tokens predicted in a window (default: --length)")
+    parser.add_argument("--tensor", type=whole(), metavar="N", help="tensor-parallel size (default: the checkpoint's)")
+    parser.add_argument("--pipeline", type=whole(), metavar="N", help="pipeline-parallel size (likewise)")
+    parser.add_argument("--export", action="store_true", help="score the export, with transformers in one process")
     common.add_model(parser)
 
 
@@ -59,10 +66,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, str]]:
-    """The model, and who computes it."""
+def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
+    """The model, and who computes it: Megatron a checkpoint of its own, transformers a Hugging Face folder."""
     from megatron_growth.evaluation.huggingface import HuggingFaceModel
+    from megatron_growth.evaluation.megatron import MegatronModel
 
-    folder = common.exported(common.single(args.model, args.cache), args)
-    model = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
-    return model, {"computed_by": "transformers"}
+    model = common.single(args.model, args.cache)
+    if args.export or model.is_huggingface:
+        folder = common.exported(model, args)
+        opened = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
+        return opened, {"computed_by": "transformers"}
+    scorer = MegatronModel(
+        model.path,
+        tokenizer=args.tokenizer,
+        tokenizer_files=args.tokenizer_files,
+        tensor=args.tensor,
+        pipeline=args.pipeline,
+        dtype=args.dtype,
+        batch=args.batch,
+        trust_checkpoint=args.trust_checkpoint,
+    )
+    layout = {"tensor": scorer.layout.tensor, "pipeline": scorer.layout.pipeline}
+    return scorer, {"computed_by": "megatron", "layout": layout}

@@ -1,0 +1,145 @@
+"""A Megatron checkpoint as a model that scores windows: Megatron itself, in the checkpoint's own parallel layout."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_growth import errors
+from megatron_growth.checkpoint import metadata
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_growth.errors import GrowthError, StageFailed, UnsupportedError, nearest
+from megatron_growth.evaluation.models import tokenizer_of
+from megatron_growth.evaluation.perplexity import OnProgress
+from megatron_growth.evaluation.windows import Window, batches, padded
+from megatron_growth.exchange.config import DTYPES
+from megatron_growth.run import failures
+from megatron_growth.run.score import DONE, LOSSES, Job
+from megatron_growth.run.torchrun import run_processes
+
+_FAILURES, _LOG = "failures", "log.txt"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensor- and pipeline-parallel sizes."""
+
+    tensor: int
+    pipeline: int
+
+
+class MegatronModel:
+    """A checkpoint, scored by as many processes as its layout has.
+
+    Args:
+        checkpoint: a --save folder or one of its iter_* folders.
+        tokenizer, tokenizer_files: as for `models.folder_of`.
+        tensor, pipeline: sizes of the layout; those that saved it when None.
+        dtype: that it computes in.
+        batch: windows at a time.
+        trust_checkpoint: unpickle its objects freely.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        UserError: its tokenizer is not known.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        tokenizer: str = "",
+        tokenizer_files: str = "",
+        tensor: int | None = None,
+        pipeline: int | None = None,
+        dtype: str = "float32",
+        batch: int = 8,
+        trust_checkpoint: bool = False,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UnsupportedError(
+                f"models are not evaluated in {dtype!r}", where="--dtype", fix=nearest(dtype, DTYPES)
+            )
+        source = Source(checkpoint)
+        args = metadata.saved_arguments(metadata.common_state(source, trust=trust_checkpoint), source)
+        metadata.shape_of(source, args)  # what cannot be scored is refused before processes are started
+        self.checkpoint, self.trust, self.dtype, self.batch = checkpoint, trust_checkpoint, dtype, batch
+        self.layout = Layout(
+            tensor or int(getattr(args, "tensor_model_parallel_size", 1) or 1),
+            pipeline or int(getattr(args, "pipeline_model_parallel_size", 1) or 1),
+        )
+        spec, self.vocab, self.start, _ = tokenizer_of(checkpoint, tokenizer, tokenizer_files)
+        self.tokenizer: Tokenizer = load_tokenizer(spec)
+        self.length = int(getattr(args, "max_position_embeddings", None) or args.seq_length)
+
+    def job(self, found: Sequence[Window]) -> tuple[Job, list[list[int]]]:
+        """What the processes are asked for, and which windows each of its batches holds."""
+        numbers = list(batches(found, self.batch))
+        rectangles = tuple(padded([found[number] for number in batch]) for batch in numbers)
+        layout = (self.layout.tensor, self.layout.pipeline)
+        return Job(str(self.checkpoint), *layout, self.dtype, self.vocab, self.trust, rectangles), numbers
+
+    def losses(self, found: Sequence[Window], progress: OnProgress = lambda *_: None) -> list[float]:
+        """Sum of -log p of each window's targets, in nats.
+
+        Raises:
+            GrowthError: what a process met, as it met it.
+            StageFailed: a process ended without saying why.
+        """
+        job, numbers = self.job(found)
+        done = np.cumsum([0, *map(len, numbers)])
+        with tempfile.TemporaryDirectory(prefix="score-") as name:
+            folder = Path(name)
+            job.save(folder)
+            seen = folder / DONE
+
+            def watch() -> None:
+                if seen.is_file():
+                    progress(int(done[int(seen.read_text("utf-8"))]), len(found))
+
+            code = run_processes(
+                self._command(folder),
+                log=folder / _LOG,
+                token=secrets.token_hex(16),
+                failures_folder=folder / _FAILURES,
+                watch=watch,
+                on_stop=lambda: None,
+            )
+            if code or not (folder / LOSSES).is_file():
+                raise _failure(folder, self.checkpoint, code)
+            with np.load(folder / LOSSES) as stored:
+                sums = [stored[key] for key in stored.files]
+        losses = [0.0] * len(found)
+        for batch, values in zip(numbers, sums, strict=True):
+            for number, value in zip(batch, values, strict=True):
+                losses[number] = float(value)
+        return losses
+
+    def _command(self, folder: Path) -> list[str]:
+        processes = self.layout.tensor * self.layout.pipeline
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        words = [str(folder), "--tensor-model-parallel-size", str(self.layout.tensor)]
+        return [*torchrun, "-m", "megatron_growth.run.score", *words]
+
+
+def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:
+    """What the first rank met; an error of this package as it was."""
+    failure = failures.first(folder / _FAILURES)
+    if failure is None:
+        lines = (folder / _LOG).read_text("utf-8", errors="replace").splitlines()
+        said = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+        return StageFailed(
+            f"the processes that score ended: {said}", where=str(checkpoint), fix="see if memory is free"
+        )
+    known = getattr(errors, failure.kind, None)
+    if isinstance(known, type) and issubclass(known, GrowthError):
+        return known(failure.what, where=failure.where, fix=failure.fix)
+    first = (failure.what.splitlines() or [""])[0]
+    return StageFailed(f"rank {failure.rank}: {failure.kind}: {first}", where=str(checkpoint), fix="add --export")
