@@ -7,14 +7,15 @@ Every run is `train nano-step --variant NAME` in a folder of its own under DIR, 
 (weights and data order) or peak learning rate (of all its stages).  The same command goes on where it was: what is
 finished is only read.
 
-1. Every variant at every learning rate, with the first seed.  Where the best rate is the lowest or the highest, one
-   more beyond it is tried.
+1. Every variant at every learning rate, with the first seed.  Where the best rate is the lowest or the highest, up
+   to two more beyond it are tried.
 2. Every variant at its best rate with the other seeds.  FLOPs are equal by the paper's accounting (a frozen weight
    counts 2 a token).
 3. Variants with frozen weights again, with FLOPs equal by the exact accounting (a frozen weight counts 4 where
    something trainable lies below it), at the same rates, all seeds.
 
-`vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.
+`vanilla/steps` is vanilla in as many, smaller steps as step-2 takes.  `vanilla/rates` is vanilla with the learning
+rates that GaLore's scale of 0.25 amounts to: that of the layers' matrices is a quarter of everything else's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ import yaml
 if TYPE_CHECKING:
     from megatron_growth.report.records import RunRecord
 
-VARIANTS = ("vanilla", "vanilla/steps", "relora", "galore", "step-2", "step-3")
+VARIANTS = ("vanilla", "vanilla/steps", "vanilla/rates", "relora", "galore", "step-2", "step-3")
 FROZEN = ("relora", "step-2", "step-3")  # those whose budget depends on the accounting
 STEPS_OF_STEP_2 = 1.55  # beside vanilla's, by the paper's accounting
 
@@ -83,12 +84,14 @@ def recipe(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     if cell.variant == "vanilla/steps":
         batch = round(options.batch / STEPS_OF_STEP_2)
         iterations = round(options.iterations * options.batch / batch)
-    change = {
+    change: dict[str, Any] = {
         "lr": cell.lr,
         "global_batch_size": batch,
         "micro_batch_size": batch,
         "layout": {"tp": 1, "pp": 1, "dp": 1},
     }
+    if cell.variant == "vanilla/rates":
+        change["rules"] = [{"pattern": "*.linear_*.weight", "schedule": 0.25}]
     stages = {stage.name: change for stage in recipes.load("nano-step", variant).stages}
     return {
         "extends": "nano-step",
@@ -153,17 +156,19 @@ def _curve(run: RunRecord) -> Iterator[tuple[float, float, float]]:
 
 
 def tune(variant: str, options: argparse.Namespace) -> dict[float, Result]:
-    """Results of the first seed by learning rate, one beyond the grid's end where the best lies there."""
-    lrs = sorted(options.lrs)
-
-    def tried(rates: Iterable[float]) -> dict[float, Result]:
-        cells = (Cell(variant, lr, options.seeds[0]) for lr in rates)
-        return {cell.lr: result for cell in cells if (result := train(cell, options))}
-
-    found = tried(lrs)
-    best = best_rate(found) if found else None
-    beyond = {lrs[0]: lrs[0] / 2, lrs[-1]: lrs[-1] * 2}
-    return found | tried([beyond[best]]) if best in beyond else found
+    """Results of the first seed by learning rate, up to two beyond the grid's end where the best lies there."""
+    found: dict[float, Result] = {}
+    rates = sorted(options.lrs)
+    for _ in range(3):
+        cells = [Cell(variant, lr, options.seeds[0]) for lr in rates if lr not in found]
+        found |= {cell.lr: result for cell in cells if (result := train(cell, options))}
+        if not found:
+            return found
+        best = best_rate(found)
+        if best not in (rates[0], rates[-1]):
+            return found
+        rates = sorted([*rates, best / 2 if best == rates[0] else best * 2])
+    return found
 
 
 def best_rate(found: dict[float, Result]) -> float:
@@ -213,7 +218,7 @@ def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
     """Validation perplexity (mean over seeds) against FLOPs, by the paper's accounting and by the exact one."""
     import matplotlib.pyplot as plt
 
-    looks = dict(zip(VARIANTS, zip(("C7", "k", "C0", "C3", "C2", "C1"), "xosD^v", strict=True), strict=True))
+    looks = dict(zip(VARIANTS, zip(("C7", "k", "C5", "C0", "C3", "C2", "C1"), "xo+sD^v", strict=True), strict=True))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     panels = (("paper", 0, "FLOPs, frozen weights counted 2 (the paper's)"), ("exact", 1, "FLOPs, exact"))
     for axis, (accounting, column, label) in zip(axes, panels, strict=True):

@@ -371,3 +371,18 @@ def train_and_tell(run, **options):
     """`train` without tensors, which do not pass between processes that were not started by one another."""
     found = train(run, **options)
     return {key: found[key] for key in ("losses", "drift", "classes")} | {"names": sorted(found["weights"])}
+
+
+def several(jobs):
+    """What each of (function's name, Run, its other arguments, its keywords) returns, one after the other.
+
+    Starting a process takes longer than training a tiny model; every build sets Megatron's groups up anew.
+    """
+    found = []
+    for name, run, args, kwargs in jobs:
+        try:
+            found.append(globals()[name](run, *args, **kwargs))
+        except BaseException as error:
+            error.add_note(f"in {name}({run}, {args}, {kwargs})")
+            raise
+    return found

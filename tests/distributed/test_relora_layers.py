@@ -22,6 +22,63 @@ LAYOUTS = {
     "DP 2, distributed optimizer, overlap": (2, {"distributed": True, "overlap": True}),
     "TP 2 with SP x DP 2, distributed optimizer": (4, {"tensor": 2, "sp": True, "distributed": True}),
 }
+HOW = ("zero", "random", "magnitude")
+FILES = {"all": {}, "one layer": {"layers": (1,)}, "bf16": {"bf16": True}}
+WITH_SP, FOUR = "TP 2 with sequence parallelism", "TP 2 with SP x DP 2, distributed optimizer"
+MERGED = ("one process", "TP 2", WITH_SP, "PP 2")
+LOADED = ("one process", "TP 2", "PP 2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of the checkpoints."""
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """What every rank returned for each job, by (layout, what, which); jobs of as many processes share them."""
+    jobs = {("one process", "train", how): ("train", Run(), {"restarts": (3,), "how": how}) for how in HOW}
+    jobs["one process", "gradients", ""] = "gradients", Run(), {}
+    jobs["one process", "some layers", ""] = "train", Run(layers=(0,)), {"restarts": (3,)}
+    jobs["one process", "merge", "often"] = "merge", Run(bf16=True), {"times": TIMES}
+    jobs["one process", "plain", ""] = "plain", Run(), {"path": folder / "plain"}
+    for layout in ("TP 2", WITH_SP, "DP 2"):
+        jobs[layout, "gradients", ""] = "gradients", Run(**LAYOUTS[layout][1]), {}
+    for layout, (_, given) in LAYOUTS.items():
+        jobs[layout, "train", "magnitude"] = "train", Run(**given), {"restarts": (3,), "how": "magnitude"}
+    jobs[FOUR, "train", "random"] = "train", Run(**LAYOUTS[FOUR][1]), {"restarts": (3,), "how": "random"}
+    for layout in (WITH_SP, "PP 2"):
+        jobs[layout, "some layers", ""] = "train", Run(layers=(0,), **LAYOUTS[layout][1]), {"restarts": (3,)}
+    for layout in MERGED:
+        for bf16 in (False, True):
+            jobs[layout, "merge", bf16] = "merge", Run(bf16=bf16, **layout_of(layout)), {}
+    for name, more in FILES.items():  # files first, then what loads them
+        jobs[WITH_SP, "save", name] = "save", Run(tensor=2, sp=True, **more), {"path": folder / name}
+        jobs["one process", "save", name] = "save", Run(**more), {"path": folder / f"{name}-1"}
+        jobs["one process", "load its own", name] = "load", Run(**more), {"path": folder / f"{name}-1"}
+    for name, more in FILES.items():
+        for layout in LOADED:
+            jobs[layout, "load", name] = "load", Run(**layout_of(layout), **more), {"path": folder / name}
+    found = {}
+    for processes in (2, 4, 1):
+        mine = {key: job for key, job in jobs.items() if LAYOUTS.get(key[0], (1,))[0] == processes}
+        words = [(name, run, (), keywords) for name, run, keywords in mine.values()]
+        ranks = run_distributed(workers.several, processes, words, timeout=600)
+        found |= dict(zip(mine, zip(*ranks, strict=True), strict=True))
+    return found
+
+
+def layout_of(name):
+    return LAYOUTS[name][1] if name in LAYOUTS else {}
+
+
+def joined(ranks):
+    """The dictionaries of all ranks in one."""
+    return {key: value for rank in ranks for key, value in rank.items()}
+
+
+TIMES = 20  # merges into a bf16 weight
 
 
 # PEFT -----------------------------------------------------------------------------------------------------------------
@@ -83,9 +140,8 @@ class Peft:
 
 
 @pytest.mark.parametrize("name", ["one process", "TP 2", "TP 2 with sequence parallelism", "DP 2"])
-def test_outputs_and_gradients_are_those_of_peft(name):
-    processes, layout = {"one process": (1, {}), **LAYOUTS}[name]
-    loss, gradients, factors = run_distributed(workers.gradients, processes, Run(**layout))[0]
+def test_outputs_and_gradients_are_those_of_peft(done, name):
+    loss, gradients, factors = done[name, "gradients", ""][0]
     oracle = Peft()
     for key in factors:
         if key.endswith("lora_a"):
@@ -103,12 +159,9 @@ def test_outputs_and_gradients_are_those_of_peft(name):
 
 
 @pytest.fixture(scope="module")
-def one_process():
+def one_process(done):
     """Three ways to reset, on one process, six steps with a restart after the third."""
-    return {how: run_distributed(workers.train, 1, Run(), restarts=(3,), how=how)[0] for how in HOW}
-
-
-HOW = ("zero", "random", "magnitude")
+    return {how: done["one process", "train", how][0] for how in HOW}
 
 
 def test_training_with_a_restart_is_that_of_peft_and_torch(one_process):
@@ -145,11 +198,10 @@ def test_training_with_a_restart_is_that_of_peft_and_torch(one_process):
 
 @pytest.mark.parametrize(
     ("layout", "how"),
-    [(name, "magnitude") for name in LAYOUTS] + [("TP 2 with SP x DP 2, distributed optimizer", "random")],
+    [(name, "magnitude") for name in LAYOUTS] + [(FOUR, "random")],
 )
-def test_every_layout_trains_alike(one_process, layout, how):
-    processes, given = LAYOUTS[layout]
-    ranks = run_distributed(workers.train, processes, Run(**given), restarts=(3,), how=how)
+def test_every_layout_trains_alike(done, one_process, layout, how):
+    ranks = done[layout, "train", how]
     expected, weights = one_process[how], {}
     for rank in ranks:
         weights |= rank["weights"]
@@ -181,26 +233,22 @@ def test_pruning_by_magnitude_keeps_what_lies_above_torchs_quantile(share):
     assert torch.equal(largest(values, share), values > torch.quantile(values, share))
 
 
-def test_layers_without_adapters_train_in_full(one_process):
+def test_layers_without_adapters_train_in_full(done):
     """Adapters in one layer only; the other keeps its name, trains, and every layout agrees."""
-    one = run_distributed(workers.train, 1, Run(layers=(0,)), restarts=(3,))[0]
+    one = done["one process", "some layers", ""][0]
     assert {n.split(".")[2] for n in one["weights"] if ".lora_" in n} == {"0"}
-    for processes, layout in (LAYOUTS["TP 2 with sequence parallelism"], LAYOUTS["PP 2"]):
-        found = run_distributed(workers.train, processes, Run(layers=(0,), **layout), restarts=(3,))[0]
-        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    for layout in (WITH_SP, "PP 2"):
+        assert done[layout, "some layers", ""][0]["losses"] == pytest.approx(one["losses"], abs=1e-5)
 
 
 # Merging and checkpoints --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("layout", ["one process", "TP 2", "TP 2 with sequence parallelism", "PP 2"])
-def test_merging_is_that_of_whole_matrices_to_the_bit(layout, bf16):
+@pytest.mark.parametrize("layout", MERGED)
+def test_merging_is_that_of_whole_matrices_to_the_bit(done, layout, bf16):
     """No rank needs another's part; in bf16 the fp32 master takes the sum and the weight is rounded from it."""
-    processes, given = {"one process": (1, {}), **LAYOUTS}[layout]
-    found = {}
-    for rank in run_distributed(workers.merge, processes, Run(bf16=bf16, **given)):
-        found |= rank
+    found = joined(done[layout, "merge", bf16])
     assert len(found) == 4 * SHAPE.layers
     for before, a, b, after in found.values():
         expected = (before.double() + 2.0 * (b.double() @ a.double())).float()
@@ -208,10 +256,10 @@ def test_merging_is_that_of_whole_matrices_to_the_bit(layout, bf16):
         assert not torch.equal(after, before)
 
 
-def test_many_merges_into_a_bf16_weight_lose_nothing():
+def test_many_merges_into_a_bf16_weight_lose_nothing(done):
     """Beside what adding to the bf16 weight itself, as the authors do, loses."""
-    times = 20
-    for before, a, b, after in run_distributed(workers.merge, 1, Run(bf16=True), times=times)[0].values():
+    times = TIMES
+    for before, a, b, after in done["one process", "merge", "often"][0].values():
         step = 2.0 * (b.double() @ a.double())
         moved, only = times * step, before.bfloat16()
         for _ in range(times):
@@ -220,44 +268,28 @@ def test_many_merges_into_a_bf16_weight_lose_nothing():
         assert float((only.double() - before.double() - moved).norm() / moved.norm()) > 1e-3
 
 
-@pytest.fixture(scope="module")
-def in_a_file(tmp_path_factory):
-    """Adapters saved in TP 2 with sequence parallelism, and what one process has."""
-    folder, expected = tmp_path_factory.mktemp("adapters"), {}
-    for name, more in {"all": {}, "one layer": {"layers": (1,)}, "bf16": {"bf16": True}}.items():
-        run_distributed(workers.save, 2, Run(tensor=2, sp=True, **more), folder / name)
-        run_distributed(workers.save, 1, Run(**more), folder / f"{name}-1")
-        expected[name] = (more, run_distributed(workers.load, 1, Run(**more), folder / f"{name}-1")[0])
-    return folder, expected
-
-
-@pytest.mark.parametrize("name", ["all", "one layer", "bf16"])
-@pytest.mark.parametrize("layout", ["one process", "TP 2", "PP 2"])
-def test_adapters_and_masters_load_in_any_layout(in_a_file, name, layout):
-    folder, expected = in_a_file
-    more, whole = expected[name]
-    processes, given = {"one process": (1, {}), **LAYOUTS}[layout]
-    found = {}
-    for rank in run_distributed(workers.load, processes, Run(**given, **more), folder / name):
-        found |= rank
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("layout", LOADED)
+def test_adapters_and_masters_load_in_any_layout(done, name, layout):
+    """Saved in TP 2 with sequence parallelism; beside what one process saves and loads."""
+    whole, found = done["one process", "load its own", name][0], joined(done[layout, "load", name])
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[key], whole[key]) for key in whole)
     assert ("decoder.layers.1.mlp.linear_fc1", "master") in whole if name == "bf16" else True
 
 
 @pytest.mark.parametrize("name", ["all", "one layer"])
-def test_exported_adapters_are_what_peft_loads(in_a_file, tmp_path, name):
+def test_exported_adapters_are_what_peft_loads(done, folder, tmp_path, name):
     """PEFT over transformers' Llama with the base weights, against the merged weights without PEFT."""
     from peft import PeftModel
 
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.adapters import export_adapters
 
-    folder, expected = in_a_file
     report = export_adapters(Source(folder / name), tmp_path / "lora")
     assert report.layers == ((0, 1) if name == "all" else (1,))
     tensors = {key: torch.from_numpy(value) for key, value in workers.state().items()}
-    for (module, factor), value in expected[name][1].items():
+    for (module, factor), value in done["one process", "load its own", name][0].items():
         tensors[f"{module}.lora_{factor}"] = value
     merged = get("relora:rank=4,alpha=8").merge(tensors)
     tokens = workers.tokens_of(0)[:, :-1]
@@ -269,22 +301,20 @@ def test_exported_adapters_are_what_peft_loads(in_a_file, tmp_path, name):
     assert not torch.allclose(found, to_transformers(workers.state(), SHAPE)(tokens, use_cache=False).logits)
 
 
-def test_a_checkpoint_without_adapters_has_none_to_export(in_a_file, tmp_path):
+def test_a_checkpoint_without_adapters_has_none_to_export(done, folder, tmp_path):
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.adapters import export_adapters
 
-    run_distributed(workers.plain, 1, Run(), tmp_path / "plain")
     with pytest.raises(CheckpointError, match="no adapters of its own"):
-        export_adapters(Source(tmp_path / "plain"), tmp_path / "lora")
+        export_adapters(Source(folder / "plain"), tmp_path / "lora")
 
 
 @pytest.mark.fault
-def test_fc1_without_its_factory_is_seen(in_a_file, tmp_path):
-    _, expected = in_a_file
+def test_fc1_without_its_factory_is_seen(done, tmp_path):
     run_distributed(workers.save, 2, Run(tensor=2), tmp_path / "x", fault="no SwiGLU factory")
     found = run_distributed(workers.load, 1, Run(), tmp_path / "x", fault="no SwiGLU factory")[0]
     key = ("decoder.layers.0.mlp.linear_fc1", "b")
-    assert not torch.equal(found[key], expected["all"][1][key])
+    assert not torch.equal(found[key], done["one process", "load its own", "all"][0][key])
 
 
 # Planted faults -------------------------------------------------------------------------------------------------------
