@@ -163,7 +163,8 @@ def copy(source: Path, target: Path) -> None:
 
 def usual(case: str, source: Path, target: Path) -> None:
     """Load all, expand whole tensors, save, load and save again: what scripts for one layout do."""
-    from megatron_growth.layout import lookup, sides
+    from megatron_growth.checkpoint.sides import sides
+    from megatron_growth.layout import lookup
     from megatron_growth.operators import build_map, get
 
     growth = build_map(CASES[case].source, CASES[case].target, get("width", "aki"), get("depth", "stack"), 0)

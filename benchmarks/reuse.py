@@ -32,9 +32,9 @@ import yaml
 
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes import load
-from megatron_growth.report.variants import BASELINE, Variant, collect_variants, early_stop_json, equal_compute_json
+from megatron_growth.report.variants import Variant, collect_variants, early_stop_json, equal_compute_json
 
-RECIPE = "nano-reuse"
+RECIPE, BASELINE = "nano-reuse", "baseline"
 SHORT = "one-layer-attn-short"
 ONE_RANK = {"layout": {"tp": 1, "pp": 1, "dp": 1}}
 

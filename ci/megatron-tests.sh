@@ -29,6 +29,8 @@ cd "${folder}"
 # shellcheck disable=SC2086  # several names, separated by blanks
 mapfile -t files < <(find ${MEGATRON_TESTS:-tests/unit_tests} -name 'test_*.py' ! -name test_utilities.py | sort)
 
+# Megatron compiles its data helpers with the first python3 of the path.
+export PATH="${bin}:${PATH}"
 export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES="" TOKENIZERS_PARALLELISM=false
 export PYTHONPATH="${folder}:${here}:${here}/..${PYTHONPATH:+:${PYTHONPATH}}"
 for count in "${ranks[@]}"; do

@@ -154,67 +154,13 @@ def _properties(*_: Any) -> types.SimpleNamespace:
 
 def cuda_replacements() -> list[Replacement]:
     """Every attribute of `torch.cuda` that is answered by the host, grouped by purpose."""
-    generator, stream = torch.default_generator, Stream()
-    groups: list[tuple[str, dict[str, Any]]] = [
-        (
-            "one device, number 0, always initialised",
-            {
-                "is_available": lambda: True,
-                "is_initialized": lambda: True,
-                "_is_in_bad_fork": lambda: False,
-                "init": _nothing,
-                "_lazy_init": _nothing,
-                "_lazy_call": lambda call, **_: call(),
-                "device_count": lambda: 1,
-                "current_device": _zero,
-                "set_device": _nothing,
-                "device": _no_context,
-                "get_device_properties": _properties,
-                "get_device_capability": lambda *_: (0, 0),
-                "get_device_name": lambda *_: "cpu",
-            },
-        ),
-        (
-            "host work is done when the call returns",
-            {
-                "synchronize": _nothing,
-                "Stream": Stream,
-                "Event": Event,
-                "current_stream": lambda *_: stream,
-                "default_stream": lambda *_: stream,
-                "set_stream": _nothing,
-                "stream": _no_context,
-                "is_current_stream_capturing": lambda: False,
-            },
-        ),
-        (
-            "the CUDA generator is the host's",
-            {
-                "default_generators": (generator,),
-                "manual_seed": generator.manual_seed,
-                "manual_seed_all": generator.manual_seed,
-                "initial_seed": generator.initial_seed,
-                "get_rng_state": _same_rng_state,
-                "set_rng_state": _set_rng_state,
-            },
-        ),
-        (
-            "memory figures are those of the process",
-            {
-                "empty_cache": _nothing,
-                "ipc_collect": _nothing,
-                "memory_stats": lambda *_, **__: _ZeroStatistics(),
-                "memory_allocated": resident_bytes,
-                "memory_reserved": resident_bytes,
-                "device_memory_used": resident_bytes,
-                "max_memory_allocated": peak_resident_bytes,
-                "max_memory_reserved": peak_resident_bytes,
-                "reset_peak_memory_stats": _nothing,
-                "reset_max_memory_allocated": _nothing,
-            },
-        ),
-    ]
-    rows = [Replacement(torch.cuda, name, value, why) for why, group in groups for name, value in group.items()]
+    groups = {
+        "one device, number 0, always initialised": _one_device(),
+        "host work is done when the call returns": _streams(),
+        "the CUDA generator is the host's": _generator(),
+        "memory figures are those of the process": _memory_figures(),
+    }
+    rows = [Replacement(torch.cuda, name, value, why) for why, group in groups.items() for name, value in group.items()]
     # Megatron's RNG tracker takes the state functions from torch.cuda.random in some places.
     rows += [
         Replacement(torch.cuda.random, "get_rng_state", _same_rng_state, "the CUDA generator is the host's"),
@@ -222,6 +168,65 @@ def cuda_replacements() -> list[Replacement]:
     ]
     nvtx = "there is no NVIDIA profiler to annotate for"
     return rows + [Replacement(torch.cuda.nvtx, name, _nothing, nvtx) for name in ("range_push", "range_pop", "mark")]
+
+
+def _one_device() -> dict[str, Any]:
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "init": _nothing,
+        "_lazy_init": _nothing,
+        "_lazy_call": lambda call, **_: call(),
+        "device_count": lambda: 1,
+        "current_device": _zero,
+        "set_device": _nothing,
+        "device": _no_context,
+        "get_device_properties": _properties,
+        "get_device_capability": lambda *_: (0, 0),
+        "get_device_name": lambda *_: "cpu",
+    }
+
+
+def _streams() -> dict[str, Any]:
+    stream = Stream()
+    return {
+        "synchronize": _nothing,
+        "Stream": Stream,
+        "Event": Event,
+        "current_stream": lambda *_: stream,
+        "default_stream": lambda *_: stream,
+        "set_stream": _nothing,
+        "stream": _no_context,
+        "is_current_stream_capturing": lambda: False,
+    }
+
+
+def _generator() -> dict[str, Any]:
+    generator = torch.default_generator
+    return {
+        "default_generators": (generator,),
+        "manual_seed": generator.manual_seed,
+        "manual_seed_all": generator.manual_seed,
+        "initial_seed": generator.initial_seed,
+        "get_rng_state": _same_rng_state,
+        "set_rng_state": _set_rng_state,
+    }
+
+
+def _memory_figures() -> dict[str, Any]:
+    return {
+        "empty_cache": _nothing,
+        "ipc_collect": _nothing,
+        "memory_stats": lambda *_, **__: _ZeroStatistics(),
+        "memory_allocated": resident_bytes,
+        "memory_reserved": resident_bytes,
+        "device_memory_used": resident_bytes,
+        "max_memory_allocated": peak_resident_bytes,
+        "max_memory_reserved": peak_resident_bytes,
+        "reset_peak_memory_stats": _nothing,
+        "reset_max_memory_allocated": _nothing,
+    }
 
 
 def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,9 +21,10 @@ import numpy as np
 from megatron_growth import schedules
 from megatron_growth.axes import ZERO, LayerMap, Side
 from megatron_growth.checkpoint.plan import COPY
+from megatron_growth.checkpoint.sides import gradient_sides
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
-from megatron_growth.layout import Parameter, gradient_sides
+from megatron_growth.layout import Parameter
 from megatron_growth.layout.parameters import MOMENTS
 from megatron_growth.methods import MULTIPLE_KEY
 from megatron_growth.operators import GrowthMap

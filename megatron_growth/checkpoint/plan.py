@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerMap, LayerTake, Side
-from megatron_growth.layout import Parameter, sides
+from megatron_growth.checkpoint.sides import sides
+from megatron_growth.layout import Parameter
 from megatron_growth.layout.parameters import FINAL_NORM, MOMENTS
 from megatron_growth.operators import GrowthMap
 
@@ -164,7 +165,7 @@ class Moments(Protocol):
     def sides(
         self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
     ) -> tuple[Side, Side | None]:
-        """Row and column map of one moment, as `layout.sides` gives those of the weight."""
+        """Row and column map of one moment, as `sides` gives those of the weight."""
 
     def keeps(self, layers: LayerMap, layer: int) -> bool:
         """Whether a new layer has moments at all."""

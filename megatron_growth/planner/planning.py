@@ -99,22 +99,7 @@ def _draft(
 ) -> _Draft:
     model, given = recipe.model, stage.layout
     dp = given.dp or max(1, gpus // (given.tp * given.pp))
-    shape = ModelShape(
-        hidden=stage.hidden,
-        ffn=stage.ffn or round((model.ffn_multiple or 0) * stage.hidden),
-        layers=stage.layers,
-        heads=stage.heads,
-        query_groups=stage.query_groups or stage.heads,
-        head_dim=model.head_dim or 0,
-        vocab=layouts.pad_vocabulary(recipe.vocab, model.vocab_multiple, given.tp),
-        tied_embeddings=model.tied_embeddings,
-        gated=model.gated,
-        norm=model.norm,
-        bias=model.bias,
-        qkv_bias=model.qkv_bias,
-        qk_norm=model.qk_norm,
-        sublayers=stage.sublayers,
-    )
+    shape = _shape(recipe, stage)
     found = layouts.problems(
         shape,
         **given.model_dump(include={"tp", "pp", "vpp", "pipeline_layout", "sequence_parallel"}),
@@ -150,6 +135,27 @@ def _draft(
         model.sequence_length,
         epsilon,
         recipe.budget.accounting,
+    )
+
+
+def _shape(recipe: Recipe, stage: Stage) -> ModelShape:
+    """The stage's model, its vocabulary padded for the layout."""
+    model = recipe.model
+    return ModelShape(
+        hidden=stage.hidden,
+        ffn=stage.ffn or round((model.ffn_multiple or 0) * stage.hidden),
+        layers=stage.layers,
+        heads=stage.heads,
+        query_groups=stage.query_groups or stage.heads,
+        head_dim=model.head_dim or 0,
+        vocab=layouts.pad_vocabulary(recipe.vocab, model.vocab_multiple, stage.layout.tp),
+        tied_embeddings=model.tied_embeddings,
+        gated=model.gated,
+        norm=model.norm,
+        bias=model.bias,
+        qkv_bias=model.qkv_bias,
+        qk_norm=model.qk_norm,
+        sublayers=stage.sublayers,
     )
 
 

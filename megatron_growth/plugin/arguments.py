@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     _add_growth_arguments(group)
     _add_start_argument(group)
     _add_training_arguments(group)
+    _add_data_arguments(group)
+    _add_run_arguments(group)
     _add_model_arguments(group)
     return parser
 
@@ -101,6 +103,9 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="how parameters train besides, as NAME or NAME:parameter=value,... each",
     )
+
+
+def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-data-start",
         metavar="N",
@@ -124,6 +129,9 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         default="",
         help="identity of the data's tokenizer, saved in every checkpoint; a source with another one is refused",
     )
+
+
+def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-metrics",
         metavar="FILE",

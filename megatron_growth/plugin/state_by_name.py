@@ -12,7 +12,7 @@ takes one pipeline stage's parameters only, or a stage that is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,16 @@ def load_state_by_name(
         tensors = _read(found, master, folder)
         for part in parts:
             _store(part, master, tensors)
-    step = saved_step(common)
+    step = _load_groups(parts, common)
+    print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
+    if any_rank(new):
+        print_rank_0("growth: what trains anew since then starts with zero moments")
+
+
+def _load_groups(parts: Sequence[Any], common: dict[str, Any]) -> int:
+    """What optimizers keep beside tensors: loss scale, rates of the groups, and the step, which is returned."""
+    step, groups = saved_step(common), saved_groups(common)
     scalers = [state["grad_scaler"] for state in saved_optimizers(common) if "grad_scaler" in state]
-    groups = saved_groups(common)
     for part in parts:
         if scalers and getattr(part, "grad_scaler", None):
             part.grad_scaler.load_state_dict(scalers[0])
@@ -88,9 +95,7 @@ def load_state_by_name(
             matched = match_group(group, groups, get_args())
             group.update({key: matched[key] for key in (*RATES, *IDENTITY) if key in matched})
         set_step(part, step)
-    print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
-    if any_rank(new):
-        print_rank_0("growth: what trains anew since then starts with zero moments")
+    return step
 
 
 # What a checkpoint holds -------------------------------------------------------------------------------------------

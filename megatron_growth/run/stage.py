@@ -95,13 +95,8 @@ def open_stage(
     check_wandb(place.wandb_project)
     run.planned_stage(name)
     stage, folder = plan.stage(name), StageDirectory(run.stage(name).path.absolute())
-    source = _source(run, plan, stage)
     reached, notes = checkpoints.repair(folder.checkpoints)
-    grown = None
-    if source is not None and _with_optimizer(stage):
-        # With a checkpoint of its own a stage has no use for the grown one any more.
-        grown = None if reached else _grown_offline(stage, folder, source)
-        source = None
+    source, grown = _start(stage, folder, _source(run, plan, stage), reached)
     progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
     launch = Launch(
         directory=folder,
@@ -127,6 +122,16 @@ def open_stage(
         arguments=tuple(megatron_arguments(recipe, stage, launch)),
         notes=tuple(notes),
     )
+
+
+def _start(
+    stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int
+) -> tuple[Path | None, Path | None]:
+    """(what it grows from on load, what was grown offline): None each where it is not so."""
+    if source is None or not _with_optimizer(stage):
+        return source, None
+    # With a checkpoint of its own a stage has no use for the grown one any more.
+    return None, None if reached else _grown_offline(stage, folder, source)
 
 
 def close_stage(run: RunDirectory, stage: StagePlan) -> int:

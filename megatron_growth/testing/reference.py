@@ -16,8 +16,9 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from megatron_growth.axes import INIT, MEAN, ZERO, LayerTake, Side
+from megatron_growth.checkpoint.sides import sides
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout import Parameter, full_name, lookup, parameters_of, parse_key, sides
+from megatron_growth.layout import Parameter, full_name, lookup, parameters_of, parse_key
 from megatron_growth.layout.parameters import ATTENTION, FINAL_NORM, MLP, dimensions
 from megatron_growth.operators import GrowthMap
 from megatron_growth.shape import ModelShape

@@ -15,9 +15,7 @@ LEVELS = (
     ("errors", "__init__"),
     ("shape", "records", "words", "hints", "mistakes"),
     ("axes", "patterns", "progress", "registry"),
-    ("schedules",),
-    ("operators",),
-    ("layout",),
+    ("schedules", "operators", "layout"),
     ("methods",),
     ("checkpoint", "backend", "planner", "recipes", "data"),
     ("exchange",),
@@ -179,3 +177,35 @@ def test_test_files_have_names_of_their_own():
     """pytest imports a test file by its name alone: two of one name stop the whole suite."""
     names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+SCRIPTS = sorted(path for room in ("benchmarks", "ci", "examples") for path in (PACKAGE.parent / room).rglob("*.py"))
+
+
+def names_in(module: str) -> set[str]:
+    """What can be imported from a module of the package: its definitions, its imports, the modules below it."""
+    path = PACKAGE.parent / module.replace(".", "/")
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = {inner.stem for inner in path.glob("*")}
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.TypeAlias):
+            names.add(node.name if not isinstance(node, ast.TypeAlias) else node.name.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # the package's own face: lazy names
+            names.add(node.value)
+    return names
+
+
+@pytest.mark.skipif(not SCRIPTS, reason="installed without the scripts")
+def test_scripts_import_what_is_there():
+    """Benchmarks take hours and run rarely: a name that has moved is found here."""
+    missing = []
+    for script in SCRIPTS:
+        for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE.name:
+                known = names_in(str(node.module))
+                missing += [f"{script.name}: {node.module}.{a.name}" for a in node.names if a.name not in known]
+    assert missing == []

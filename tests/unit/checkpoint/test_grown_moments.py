@@ -149,7 +149,7 @@ def test_unequal_shares_come_close(tmp_path):
 @pytest.mark.fault
 def test_the_coefficients_of_the_weights_are_not_those_of_the_moments(tmp_path, monkeypatch):
     from megatron_growth.checkpoint import optimizer_state
-    from megatron_growth.layout import sides
+    from megatron_growth.checkpoint.sides import sides
 
     monkeypatch.setattr(optimizer_state, "gradient_sides", sides)
     grown, after = both(tmp_path, SMALL, "fpi", DOUBLE)

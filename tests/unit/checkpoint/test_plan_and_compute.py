@@ -19,8 +19,9 @@ from megatron_growth.axes import INIT, MEAN, ZERO, AxisMap, LayerMap, LayerTake,
 from megatron_growth.checkpoint import compute, init_values, plan
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.plan import Planner, Region, row_spans, runs
+from megatron_growth.checkpoint.sides import sides
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.layout import parameters_of, sides
+from megatron_growth.layout import parameters_of
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import GrowthMap, Seed, UnitMaps, WidthMaps
 from megatron_growth.shape import ModelShape

@@ -50,83 +50,87 @@ def entry(path: str, data: bytes) -> dict:
     return described
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers for the hub that the server sets."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.answer(send=True)
+
+    def do_HEAD(self):
+        self.answer(send=False)
+
+    def answer(self, send):
+        path = self.path.replace("%2F", "/")
+        if match := _API.match(path):
+            self.api(match)
+        elif match := _FILE.match(path):
+            self.file(match, send)
+        else:
+            self.refuse()
+
+    def api(self, match):
+        name, revision = match["name"], match["revision"]
+        commit = self.hub.commit_of(name, revision)
+        if commit is None:
+            self.refuse("RevisionNotFound" if any(n == name for n, _ in self.hub.repositories) else "RepoNotFound")
+        elif match["what"] == "revision":
+            self.document({"id": name, "sha": commit, "siblings": [], "private": False, "tags": []})
+        else:
+            files = self.hub.repositories[name, revision]
+            self.document([entry(path, data) for path, data in sorted(files.items())])
+
+    def file(self, match, send):
+        commit = self.hub.commit_of(match["name"], match["revision"])
+        files = self.hub.repositories.get((match["name"], match["revision"]), {})
+        if commit is None or match["path"] not in files:
+            self.refuse("EntryNotFound")
+            return
+        described = entry(match["path"], files[match["path"]])
+        data = self.hub.wrong.get(match["path"], files[match["path"]])
+        begin = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].split("-")[0])
+        self.send_response(206 if begin else 200)
+        self.send_header("ETag", f'"{described.get("lfs", described)["oid"]}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data) - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        if send:
+            self.hub.fetched.append(match["path"] + (f" from {begin}" if begin else ""))
+            if self.hub.cut_after is not None:
+                data, self.hub.cut_after = data[: begin + self.hub.cut_after], None
+                self.close_connection = True
+            self.wfile.write(data[begin:])
+
+    def document(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def refuse(self, code="RepoNotFound"):
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", f"{code}: nothing here")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
 @contextmanager
 def serve() -> Iterator[Hub]:
     """A hub of its own, at `hub.url` while the block runs."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
-            self.answer(send=True)
-
-        def do_HEAD(self):
-            self.answer(send=False)
-
-        def answer(self, send):
-            path = self.path.replace("%2F", "/")
-            if match := _API.match(path):
-                self.api(match)
-            elif match := _FILE.match(path):
-                self.file(match, send)
-            else:
-                self.refuse()
-
-        def api(self, match):
-            name, revision = match["name"], match["revision"]
-            commit = hub.commit_of(name, revision)
-            if commit is None:
-                self.refuse("RevisionNotFound" if any(n == name for n, _ in hub.repositories) else "RepoNotFound")
-            elif match["what"] == "revision":
-                self.document({"id": name, "sha": commit, "siblings": [], "private": False, "tags": []})
-            else:
-                files = hub.repositories[name, revision]
-                self.document([entry(path, data) for path, data in sorted(files.items())])
-
-        def file(self, match, send):
-            commit = hub.commit_of(match["name"], match["revision"])
-            files = hub.repositories.get((match["name"], match["revision"]), {})
-            if commit is None or match["path"] not in files:
-                self.refuse("EntryNotFound")
-                return
-            described = entry(match["path"], files[match["path"]])
-            data = hub.wrong.get(match["path"], files[match["path"]])
-            begin = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].split("-")[0])
-            self.send_response(206 if begin else 200)
-            self.send_header("ETag", f'"{described.get("lfs", described)["oid"]}"')
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Length", str(len(data) - begin))
-            if begin:
-                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            if send:
-                hub.fetched.append(match["path"] + (f" from {begin}" if begin else ""))
-                if hub.cut_after is not None:
-                    data, hub.cut_after = data[: begin + hub.cut_after], None
-                    self.close_connection = True
-                self.wfile.write(data[begin:])
-
-        def document(self, value):
-            body = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def refuse(self, code="RepoNotFound"):
-            self.send_response(404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("X-Error-Message", f"{code}: nothing here")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfHub", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from megatron_growth.axes import INIT
+from megatron_growth.checkpoint.sides import sides
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout import ModelKey, canonical, lookup, parameters_of, parse_key, sides, spellings
+from megatron_growth.layout import ModelKey, canonical, lookup, parameters_of, parse_key, spellings
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
