@@ -144,10 +144,9 @@ def draw_sources(old: int, new: int, rng: np.random.Generator, draw: str = "bala
     """The index map g of bert2BERT (eq. 3): g(i) = i for i < old, a random old index for the others.
 
     Args:
-        draw: "uniform" draws every new index independently, as bert2BERT is printed; "balanced" draws without
-            replacement until every old index has been taken, so that counts differ by at most one and an integer
-            ratio duplicates every index equally, which is what RMSNorm needs to be preserved; "circular" goes
-            through the old indices in order, again and again (LEMON, HyperCloning).
+        draw: "uniform" draws every new index independently, as bert2BERT is printed.  "balanced" takes every old
+            index once before any is taken again: at a whole ratio all are copied equally often, which keeps RMSNorm
+            exact.  "circular" goes through the old indices in order, again and again (LEMON, HyperCloning).
     """
     extra = new - old
     if draw == "circular":
@@ -225,8 +224,8 @@ def pad(
 ) -> AxisMap:
     """`repeats` whole copies of the axis, the rest filled so that the norm cannot see it (LEMON, sec. 4).
 
-    With x' = [x, ..., x, 0, ..., 0] the mean square becomes (repeats * old / new) of the old one, so the norm weight
-    is multiplied by eta = sqrt(repeats * old / new), and the norm's epsilon must be multiplied by eta squared.
+    With x' = [x, ..., x, 0, ..., 0] the mean square is (repeats * old / new) times the old one.  So the norm's weight
+    is multiplied by eta = sqrt(repeats * old / new), and its epsilon by eta squared.
     RMSNorm needs fill = ZERO; LayerNorm subtracts the mean and needs fill = MEAN.  Padded indices are read with the
     model's own initial weights: the norm gives zero there, so any weight is exact, and these receive gradients.
     `rng` makes the read shares of repeated indices unequal (`fan_out`).

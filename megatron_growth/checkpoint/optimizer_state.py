@@ -2,7 +2,7 @@
 
     reset        no optimizer state is written; training starts with fresh moments
     grow         what Adam would have collected on the grown model: exp_avg with the coefficients of the gradient
-                 (`layout.gradient_sides`), exp_avg_sq with their squares, fp32 masters exactly as weights
+                 (`sides.gradient_sides`), exp_avg_sq with their squares, fp32 masters exactly as weights
     asymmetric   as grow for what carries the old model on; zero for new indices and new layers
 
 What starts afresh, and what no gradient has reached, has moments of zero.  Adam's step stays the source's: Megatron has

@@ -1,9 +1,10 @@
 """From named axis maps to the rows and columns of one parameter: fused QKV, SwiGLU halves, vocabulary padding.
 
-`sides` are those of a weight, `gradient_sides` those of its gradient, which optimizer state follows.  With W' = R W C
-(R, C the row and column maps of the weight), the grown model computes the same function, so what arrives at a row of
-W' from above is scaled by the share with which the next weight reads that row, and what comes in by a column is the
-old input as it was written:
+`sides` are those of a weight, `gradient_sides` those of its gradient, which optimizer state follows.
+
+Let W' = R W C, with R and C the row and column maps of the weight.  The grown model computes the same function.  So the
+gradient that reaches a row of W' is scaled by the share with which the next weight reads that row.  The input at a
+column is the old input, scaled as the weight before writes it.  Hence:
 
     use of the axis in the weight    its coefficient      that of the gradient
     write (rows)                     write                read

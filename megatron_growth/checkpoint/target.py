@@ -41,7 +41,7 @@ class TargetItem:
 
     @property
     def bytes(self) -> int:
-        """Bytes of its data."""
+        """Size in the file, without what frames it."""
         return torch.Size(self.sizes).numel() * self.dtype.itemsize
 
 

@@ -171,11 +171,11 @@ class ItemView(io.RawIOBase):
         self._stream, self._start, self._length, self._at = stream, info.offset, info.length, 0
 
     def readable(self) -> bool:
-        """Always."""
+        """As io.RawIOBase asks."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """As io.RawIOBase asks."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

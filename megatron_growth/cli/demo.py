@@ -18,7 +18,6 @@ RECIPE = "nano-progressive"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `demo`."""
     parser.add_argument("--run", dest="folder", type=Path, default=Path("runs/demo"), metavar="DIR", help="(runs/demo)")
     parser.add_argument("--corpus", metavar="WHAT", help="your own text, in place of the standard library's")
     parser.add_argument(

@@ -34,7 +34,6 @@ _INSTALLATIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print what was found as one JSON document")
 
 

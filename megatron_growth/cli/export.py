@@ -34,7 +34,6 @@ HELP = "write a checkpoint as a Hugging Face model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `export`."""
     parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="a --save folder, or one of its iter_* folders")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as stored)")

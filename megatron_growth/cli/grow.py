@@ -41,7 +41,6 @@ SIZES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `grow`."""
     parser.add_argument(
         "--from",
         dest="source",

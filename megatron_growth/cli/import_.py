@@ -25,7 +25,6 @@ HELP = "write a Hugging Face model as a Megatron checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `import`."""
     parser.add_argument("source", type=Path, metavar="FOLDER", help="with config.json and safetensors weights")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument(

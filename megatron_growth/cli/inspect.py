@@ -25,7 +25,6 @@ HELP = "print a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `inspect`."""
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--no-copies", action="store_true", help="read no weights; do not look for copies")

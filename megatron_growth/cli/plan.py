@@ -23,7 +23,6 @@ HELP = "what will be trained, and what it costs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `plan`."""
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a YAML file")
     parser.add_argument("--variant", help="one of the recipe's variants")
     parser.add_argument("--cluster", metavar="PROFILE", help="layouts, hours and checkpoints on this cluster")

@@ -32,7 +32,6 @@ HELP = "turn text into the token dataset that training reads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `prepare`."""
     add = parser.add_argument
     add(
         "--corpus",

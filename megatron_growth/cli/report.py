@@ -24,7 +24,6 @@ HELP = "write the report of a run: loss against FLOPs, stages, what was saved"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `report`."""
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run directory, or a folder of variants")
     parser.add_argument(
         "--compare",

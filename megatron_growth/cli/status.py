@@ -39,7 +39,6 @@ _MOST_NODES_SHOWN = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `status`."""
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(

@@ -37,7 +37,6 @@ HELP = "train on a Slurm cluster: one job a stage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `submit`."""
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="shipped recipes' names, or YAML files")
     parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
     parser.add_argument(
@@ -124,7 +123,7 @@ class _Request:
     step_seconds: dict[str, float] = field(default_factory=dict)
 
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
-        """Of its stages."""
+        """One for each stage, in the order of the chain."""
         from megatron_growth.run.directory import RunDirectory
         from megatron_growth.slurm.stage_jobs import stage_jobs
 

@@ -26,7 +26,6 @@ HELP = "train the stages of a recipe, each grown from the last"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
     parser.add_argument("recipe", help="a shipped recipe's name, or a YAML file")
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants (default: all of them)")
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")

@@ -20,7 +20,6 @@ HELP = "check a grown checkpoint against its source"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `verify`."""
     parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint")
     parser.add_argument("--source", type=Path, metavar="DIR", help="what it was grown or exported from")
     parser.add_argument(

@@ -111,7 +111,7 @@ class _Batch:
 
     @property
     def bytes(self) -> int:
-        """Of its files."""
+        """Size of the corpus files that it reads."""
         return sum(source.bytes for source in self.sources)
 
     @property

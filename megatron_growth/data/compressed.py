@@ -1,7 +1,7 @@
 """Compressed files read strictly: every frame must have its end, and nothing but frames may follow.
 
-The readers of gzip and zstandard take the end of a file for the end of the data in some of these cases (a second
-zstandard frame that is cut short, an empty file), which would silently give a part of the documents.
+Python's readers of gzip and zstandard are milder: a second zstandard frame that is cut short, or an empty file, passes
+for a whole one, and a part of the documents would be lost without a word.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Frames(io.RawIOBase):
         self._output = memoryview(b"")
 
     def readable(self) -> bool:
-        """True."""
+        """As io.RawIOBase asks."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -1,7 +1,7 @@
 """Which documents are for validation: decided by the hash of each document's text.
 
-A keyed hash of the text itself decides, so the choice does not depend on the order of the files, on the number of
-workers or on the stage; exact duplicates fall on the same side, so no validation document is trained on.
+A keyed hash of the text decides.  So the order of the files, the number of workers and the stage do not matter, and
+exact duplicates fall on the same side: no validation document is trained on.
 """
 
 from __future__ import annotations

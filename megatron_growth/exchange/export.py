@@ -200,7 +200,7 @@ def _write_rest(
 
 
 def manifest(plan: ExportPlan, checksums: dict[str, int]) -> dict[str, Any]:
-    """export.json."""
+    """Where an export comes from, and the checksum of each of its files; `verify` reads it."""
     from megatron_growth import __version__
 
     return {

@@ -63,7 +63,7 @@ class ExportPlan:
         return sum(shard.bytes for shard in self.shards)
 
     def index(self) -> dict[str, Any]:
-        """model.safetensors.index.json."""
+        """What transformers reads first: which file holds which tensor."""
         weights = {piece.name: shard.name for shard in self.shards for piece in shard.pieces}
         return {"metadata": {"total_size": self.bytes}, "weight_map": weights}
 

@@ -1,10 +1,12 @@
 """How many residual dimensions, heads and FFN units of a model are still copies of another: pure numpy.
 
 Two copies with equal values get equal gradients and stay copies, so a model grown by duplication can train for ever
-with less width than it has.  A residual dimension is what the embedding and all output projections write into it, a
-head its query, key and value rows, an FFN unit its input rows; two are copies when the cosine between them, part by
-part, is at least `THRESHOLD` in size: a negated copy is one too, since it follows its original with the other sign.
-Embedding columns alone would not do: the layers may write different values into equal columns.
+with less width than it has.
+
+What is compared: of a residual dimension, what the embedding and all output projections write into it (embedding
+columns alone would not do: layers may write different values into equal columns); of a head, its query, key and value
+rows; of an FFN unit, its input rows.  Two are copies when the cosine between them, part by part, is at least
+`THRESHOLD` in size.  A negated copy is one too: it follows its original with the other sign.
 
 Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary; n of the compared vectors.
 """

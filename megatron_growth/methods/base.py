@@ -79,7 +79,7 @@ class CountedParameter(Protocol):
 
     @property
     def name(self) -> str:
-        """Layout-free name."""
+        """Its name in the whole model, whatever the layout: `decoder.layers.3.mlp.linear_fc1.weight`."""
 
     @property
     def size(self) -> int:
@@ -87,7 +87,7 @@ class CountedParameter(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it is."""
+        """As the table of parameters has it: embedding, linear, vector or output."""
 
     @property
     def layer(self) -> int:

@@ -67,7 +67,7 @@ def family(stages: Sequence[Costs], tokens_per_parameter: float) -> list[StageBu
 
 
 def by_iterations(stages: Sequence[Costs]) -> list[StageBudget]:
-    """The iterations rule."""
+    """Each stage says its number of steps; FLOPs and tokens follow."""
     found = []
     for stage in stages:
         tokens = (stage.iterations or 0) * stage.batch_tokens

@@ -30,7 +30,7 @@ class Target:
     Attributes:
         name: its name in `module`.
         why: what the plugin needs it for.
-        parameters: the names of its parameters, in order, apart by spaces; others mean a Megatron that we do not know.
+        parameters: the names of its parameters in order, separated by spaces; others mean an unknown Megatron.
         module: where `megatron.training` looks it up.
     """
 

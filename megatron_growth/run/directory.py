@@ -47,7 +47,7 @@ class StageDirectory:
 
     @property
     def name(self) -> str:
-        """Name of the stage."""
+        """What the recipe calls the stage or baseline."""
         return self.path.name
 
     @property

@@ -2,9 +2,9 @@
 
     W <- W + alpha/r B A        A <- new random values, B <- 0        moments of A and B: zeroed or pruned
 
-Merging needs no communication: one of the two factors is whole on every rank (see `layers.py`).  A weight kept
-in bf16 is rounded from an fp32 master on the host, to which every merge is added; adding to the bf16 weight itself lost
-4 to 7 % of what twenty merges had learned (measured on a model of two layers).
+Merging needs no communication: one of the two factors is whole on every rank (see `layers.py`).  Merges are added to an
+fp32 master on the host, and a bf16 weight is rounded from that.  Adding to the bf16 weight itself lost 4 to 7 % of what
+twenty merges had learned (measured on a model of two layers).
 
 Pruning keeps the same entries of both moments.  With a mask of its own for each, as in the authors' code, an entry can
 keep its first moment over a second moment of zero, and its next update is that moment over epsilon.
