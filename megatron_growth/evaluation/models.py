@@ -21,6 +21,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
 from megatron_growth.errors import CheckpointError, RunError, UserError
+from megatron_growth.evaluation.results import EVALUATION
 from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
@@ -29,7 +30,6 @@ from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tok
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.variants import variant_runs
 
-EVALUATION = "evaluation"  # folder of a run
 _SAMPLE = 1 << 16
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.evaluation.benchmarks import BENCHMARKS, average
-from megatron_growth.evaluation.harness import Score
-from megatron_growth.evaluation.models import EVALUATION, Model
 from megatron_growth.records.storage import storage_errors, write_json
 
-SUMMARY = "summary.json"
+if TYPE_CHECKING:
+    from megatron_growth.evaluation.harness import Score
+    from megatron_growth.evaluation.models import Model
+
+EVALUATION, SUMMARY = "evaluation", "summary.json"  # folder of a run, and the file in it
+Tasks = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,16 @@ class TaskResults:
 
 
 def record(model: Model, found: TaskResults) -> None:
-    """Add a model's figures to the summary beside its results.
+    """Add a model's figures to the summary beside its results; each variant is a run with a summary of its own.
 
     Raises:
         StorageError: the file system refused.
     """
     path = model.cache / SUMMARY
-    summary = _read(path)
-    entry = summary["models"].setdefault(model.name, {})
+    summary, name = _read(path), model.name.rpartition("/")[2]
+    entry = summary["models"].setdefault(name, {})
     if entry.get("hash") != found.hash:
-        entry = summary["models"][model.name] = {"hash": found.hash, "tasks": {}}
+        entry = summary["models"][name] = {"hash": found.hash, "tasks": {}}
     entry["tasks"] |= {
         name: {"metric": score.metric, "value": score.value, "questions": score.questions}
         for name, score in found.scores.items()
@@ -75,12 +78,12 @@ def record(model: Model, found: TaskResults) -> None:
         write_json(path, summary)
 
 
-def results_of(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def results_of(run: Path) -> dict[str, Tasks]:
     """Model -> task -> metric, value and questions of a run; empty when nothing has been evaluated."""
     return {name: dict(entry["tasks"]) for name, entry in _read(run / EVALUATION / SUMMARY)["models"].items()}
 
 
-def task_average(tasks: dict[str, dict[str, Any]]) -> float | None:
+def task_average(tasks: Tasks) -> float | None:
     """Of the accuracies of one model of `results_of`."""
     return average({name: entry["value"] for name, entry in tasks.items() if name in BENCHMARKS})
 

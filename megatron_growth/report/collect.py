@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from megatron_growth.errors import RunError
+from megatron_growth.evaluation.results import results_of
 from megatron_growth.planner import StagePlan
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import GrowthSpec
@@ -39,6 +40,7 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
         total_flops=plan.total_flops,
         scratch_flops=plan.scratch_flops,
         saving=plan.saving,
+        evaluation=results_of(run_directory),
         go_on=go_on_command(RunDirectory(run_directory)),
         again=shlex.join(["megatron-growth", "report", str(run_directory)]),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from megatron_growth import __version__
+from megatron_growth.evaluation.results import task_average
 from megatron_growth.records import human
 from megatron_growth.records.storage import atomic_path
 from megatron_growth.report import plots
@@ -76,4 +77,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["count"] = human.count
     environment.filters["duration"] = human.duration
     environment.filters["size"] = human.size
+    environment.filters["task_average"] = task_average
     return environment

@@ -7,7 +7,8 @@ name says exact), time in seconds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its chain of stages, bottom to top, its baselines, and the commands that go on and report again."""
+    """A run: its chain of stages, bottom to top, its baselines, and the commands that go on and report again.
+
+    `evaluation` holds what `evaluate tasks` measured: model -> task -> metric, value, questions.
+    """
 
     name: str
     summary: str
@@ -103,6 +107,7 @@ class RunRecord:
     saving: float
     go_on: str = ""
     again: str = ""
+    evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def before_growth(self, stage: StageRecord) -> float | None:
         """Validation loss that the source of `stage` ended with, None for stages from random weights."""
@@ -118,7 +123,13 @@ class RunRecord:
             "saving": self.saving,
             "stages": [self._stage_json(s) for s in self.stages],
             "baselines": [self._stage_json(s) for s in self.baselines],
+            "evaluation": {model: dict(tasks) for model, tasks in self.evaluation.items()},
         }
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Every task that some model was evaluated on."""
+        return list(dict.fromkeys(task for tasks in self.evaluation.values() for task in tasks))
 
     def _stage_json(self, s: StageRecord) -> dict[str, Any]:
         return {

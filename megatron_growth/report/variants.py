@@ -147,6 +147,7 @@ def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
         "validation_loss_at_baseline_flops": equal_compute_json(v, variants),
         "early_stop": early_stop_json(v, variants),
         "stages": v.run.to_json()["stages"],
+        "evaluation": v.run.to_json()["evaluation"],
     }
 
 

@@ -1,0 +1,104 @@
+"""`evaluate tasks` of a whole run and of variants: every finished stage, kept by model hash, shown by the report."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import pytest
+
+from megatron_growth import recipes
+from megatron_growth.cli.main import main
+from megatron_growth.evaluation.models import models_of
+from megatron_growth.evaluation.results import results_of, task_average
+from megatron_growth.planner import plan_run
+from megatron_growth.report.page import write_report
+from megatron_growth.report.records import RunRecord
+from megatron_growth.run import directory
+from tests.unit.evaluation.tiny import write_model, write_questions
+from tests.unit.report.test_report import _stage
+
+
+def printed(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*map(str, words), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(run with two finished stages of tiny models and one that is not, folder of the tokenizer, questions)."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = recipes.load("nano-progressive")
+    run = directory.create(folder / "run", recipe, plan_run(recipe, gpus=1))
+    names = [stage.name for stage in run.planned.stages]
+    for seed, name in enumerate(names[:2]):
+        write_model(folder / f"hf{seed}", seed=seed, length=1024)
+        stage = run.stage(name)
+        stage.path.mkdir(parents=True)
+        printed("import", folder / f"hf{seed}", "--to", stage.checkpoints, "--processes", "1")
+        stage.mark_done(1, stage.checkpoints)
+    return run, folder / "hf0", write_questions(folder / "questions", ["piqa", "wikitext"]), names
+
+
+def evaluate(path, made, *more):
+    return printed(
+        "evaluate", "tasks", path, "--tasks", "piqa,wikitext", "--data-dir", made[2], "--tokenizer", made[1], *more
+    )
+
+
+def test_every_finished_stage_is_evaluated_once_and_reported(made, tmp_path):
+    run, tokenizer, questions, names = made
+    assert [model.name for model in models_of(run.path)] == names[:2]
+    document = evaluate(run.path, made)
+    assert list(document["models"]) == names[:2]
+    first, second = (document["models"][name] for name in names[:2])
+    assert first["results"] != second["results"]
+    plain = printed(
+        "evaluate", "tasks", tokenizer, "--tasks", "piqa,wikitext", "--data-dir", questions, "--cache", tmp_path
+    )
+    assert first["results"] == plain["results"]  # the export of a checkpoint is the model that was imported
+    kept = results_of(run.path)
+    for name, one in zip(names, (first, second), strict=False):
+        assert {task: entry["value"] for task, entry in kept[name].items()} == one["results"]
+        assert task_average(kept[name]) == one["average"] == one["results"]["piqa"]
+    assert evaluate(run.path, made)["models"][names[1]]["cached"]
+    # One checkpoint of the run, by its path: the same name, the same results, nothing computed again.
+    single = evaluate(run.stage(names[1]).checkpoints, made)
+    assert (single["cached"], single["results"]) == (True, second["results"])
+    record = RunRecord("nano", "x", (_stage(names[0], flops=1.0),), (), 1.0, 1.0, 0.0, evaluation=kept)
+    page = write_report(record, tmp_path).read_text()
+    assert f"{second['results']['wikitext']:.4g}" in page
+    assert record.to_json()["evaluation"][names[0]]["piqa"]["questions"] == 5
+
+
+def test_variants_are_named_and_kept_apart(made, tmp_path):
+    run, *_, names = made
+    for variant in ("small", "large"):
+        shutil.copytree(run.path, tmp_path / variant, ignore=shutil.ignore_patterns("evaluation"))
+    shutil.rmtree(tmp_path / "large" / "stages" / names[1])
+    document = evaluate(tmp_path, made)
+    assert sorted(document["models"]) == sorted([f"small/{names[0]}", f"small/{names[1]}", f"large/{names[0]}"])
+    assert list(results_of(tmp_path / "large")) == [names[0]]
+    assert len(results_of(tmp_path / "small")) == 2
+
+
+def test_a_stage_that_was_trained_further_loses_its_old_figures(made):
+    from megatron_growth.evaluation.harness import Score
+    from megatron_growth.evaluation.results import TaskResults, record
+
+    run, *_, names = made
+    model = models_of(run.path)[0]
+    kept = results_of(run.path)
+    record(model, TaskResults(names[0], "x", "another hash", {"boolq": Score("acc", 0.5, 4, {})}))
+    assert list(results_of(run.path)[names[0]]) == ["boolq"]
+    assert results_of(run.path).get(names[1]) == kept.get(names[1])
+
+
+def test_a_run_without_a_finished_stage_is_refused(made, tmp_path, capsys):
+    run = made[0]
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("stages", "evaluation"))
+    assert main(["evaluate", "tasks", str(tmp_path / "run"), "--tasks", "piqa", "--data-dir", str(made[2])]) == 2
+    assert "no stage of this run is finished" in capsys.readouterr().err
+    assert main(["evaluate", "perplexity", str(run.path), "--text", str(made[2] / "wikitext.jsonl")]) == 2
+    assert "holds 2 models" in capsys.readouterr().err
