@@ -25,6 +25,8 @@ SUBVERBS = {
     "tasks": "tasks",
     "agree": "agree",
     "fetch": "fetch",
+    "answers": "answers",
+    "follow": "follow",
     "words": "words",
 }
 

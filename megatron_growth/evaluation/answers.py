@@ -1,0 +1,236 @@
+"""Answers to the questions of MT-Bench and AlpacaEval, in the files that those projects' judges read.
+
+mt-bench      questions: FastChat's question.jsonl (question_id, category, turns)
+              answers:   data/mt_bench/model_answer/NAME.jsonl (question_id, answer_id, model_id, choices, tstamp)
+alpaca-eval   questions: a JSON list (instruction, dataset)
+              answers:   a JSON list for --model_outputs (dataset, instruction, output, generator)
+
+Answers are written batch by batch to FILE.partial, one JSON object a line, and to FILE at the end; a command that was
+stopped goes on with the first question that has no answer.  Nothing here judges: that is the projects' own step, with a
+judge of the user's (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_growth.errors import DataError, RunError
+from megatron_growth.evaluation.documents import records
+from megatron_growth.evaluation.generate import Answerer, Message
+from megatron_growth.evaluation.perplexity import OnProgress
+from megatron_growth.records.storage import sha256_of, storage_errors, write_json, write_whole
+
+Format = Literal["mt-bench", "alpaca-eval"]
+COLUMNS: Mapping[Format, tuple[str, ...]] = {
+    "mt-bench": ("question_id", "category", "turns"),
+    "alpaca-eval": ("instruction",),
+}
+# FastChat's gen_model_answer.py: sampling is for categories without a right answer.
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        key: that tells it from others.
+        turns: what the user says, one after the other.
+        temperature: of its answers.
+        record: as it was read.
+    """
+
+    key: str
+    turns: tuple[str, ...]
+    temperature: float
+    record: dict[str, Any]
+
+
+def read_questions(path: Path, kind: Format) -> list[Question]:
+    """The questions of a file.
+
+    Raises:
+        DataError: it is missing, is no JSON, or has other columns (found and wanted).
+    """
+    if not path.is_file():
+        raise DataError("there is no file of questions", where=str(path), fix=_SOURCE[kind])
+    found = []
+    for number, entry in enumerate(_entries(path), 1):
+        if lacking := [name for name in COLUMNS[kind] if name not in entry]:
+            raise DataError(
+                f"columns found: {', '.join(sorted(entry)) or 'none'}; wanted for {kind}: {', '.join(COLUMNS[kind])} "
+                f"({', '.join(lacking)} missing)",
+                where=f"{path}, question {number}",
+                fix=_SOURCE[kind],
+            )
+        found.append(_question(entry, kind))
+    if not found:
+        raise DataError("the file holds no questions", where=str(path), fix=_SOURCE[kind])
+    return found
+
+
+_SOURCE: Mapping[Format, str] = {
+    "mt-bench": "give FastChat's fastchat/llm_judge/data/mt_bench/question.jsonl",
+    "alpaca-eval": "give alpaca_eval.json of the data set tatsu-lab/alpaca_eval",
+}
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSONL file, or of a JSON list."""
+    if path.suffix == ".jsonl":
+        yield from records(path)
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"the questions are no JSON: {error}", where=str(path), fix="write a JSON list") from None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DataError("the questions are no list of JSON objects", where=str(path), fix="write a JSON list")
+    yield from found
+
+
+def _question(entry: dict[str, Any], kind: Format) -> Question:
+    if kind == "mt-bench":
+        turns, temperature = tuple(map(str, entry["turns"])), TEMPERATURES.get(str(entry["category"]), 0.0)
+        return Question(str(entry["question_id"]), turns, temperature, entry)
+    text = str(entry["instruction"])
+    key = hashlib.sha256(f"{entry.get('dataset', '')}\n{text}".encode()).hexdigest()[:16]
+    return Question(key, (text,), 0.0, entry)
+
+
+def answer(
+    questions: Sequence[Question],
+    kind: Format,
+    target: Path,
+    *,
+    name: str,
+    identity: str,
+    answerer: Callable[[], Answerer],
+    batch: int,
+    progress: OnProgress = lambda *_: None,
+) -> int:
+    """Answer every question that has no answer yet; returns how many were answered now.
+
+    Args:
+        questions: of `read_questions`.
+        kind: of the files.
+        target: file of answers.
+        name: of the model, as the judge will show it.
+        identity: of model and settings; answers of another one are not continued.
+        answerer: opens the model; called only when something is left to answer.
+        batch: questions at a time.
+        progress: called with (questions answered, questions in all).
+
+    Raises:
+        RunError: the target is there and holds other answers.
+        StorageError: the file system refused.
+    """
+    partial = target.with_name(target.name + ".partial")
+    done = _finished(target, kind, name)
+    if done is not None:
+        if done == {question.key for question in questions}:
+            return 0
+        raise RunError("the target holds other answers", where=str(target), fix="name another file, or remove it")
+    answers = _begun(partial, identity)
+    todo = [question for question in questions if question.key not in answers]
+    if todo:
+        opened = answerer()
+        with storage_errors(partial), partial.open("a", encoding="utf-8") as stream:
+            for group in _groups(todo, batch):
+                lines = _turns(group, opened)
+                for question, turns in zip(group, lines, strict=True):
+                    answers[question.key] = turns
+                    stream.write(json.dumps({"key": question.key, "turns": turns}, ensure_ascii=False) + "\n")
+                stream.flush()
+                progress(len(answers), len(questions))
+    with storage_errors(target):
+        _write(target, kind, name, questions, answers)
+        partial.unlink(missing_ok=True)
+    return len(todo)
+
+
+def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Questions of one temperature and as many turns, in order."""
+    kinds = dict.fromkeys((question.temperature, len(question.turns)) for question in questions)
+    for kind in kinds:
+        same = [question for question in questions if (question.temperature, len(question.turns)) == kind]
+        for at in range(0, len(same), size):
+            yield same[at : at + size]
+
+
+def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
+    """The answers to every turn of each question; a later turn sees the earlier answers."""
+    conversations: list[list[Message]] = [[] for _ in group]
+    found: list[list[str]] = [[] for _ in group]
+    seed = int.from_bytes(hashlib.sha256(group[0].key.encode()).digest()[:4], "big")
+    for turn in range(len(group[0].turns)):
+        for conversation, question in zip(conversations, group, strict=True):
+            conversation.append({"role": "user", "content": question.turns[turn]})
+        for place, text in enumerate(answerer(conversations, temperature=group[0].temperature, seed=seed + turn)):
+            conversations[place].append({"role": "assistant", "content": text})
+            found[place].append(text)
+    return found
+
+
+def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
+    """Answers of an earlier command for the same model; a last line that was cut off goes."""
+    head = json.dumps({"identity": identity})
+    lines = partial.read_text("utf-8").split("\n") if partial.is_file() else []
+    if not lines or lines[0] != head:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(partial, head + "\n")
+        return {}
+    whole = lines[:-1]  # what follows the last line break is cut off, or empty
+    write_whole(partial, "".join(f"{line}\n" for line in whole))
+    return {entry["key"]: entry["turns"] for entry in map(json.loads, whole[1:])}
+
+
+def _finished(target: Path, kind: Format, name: str) -> set[str] | None:
+    """Keys of the questions that a finished file answers for this model; None without a file."""
+    if not target.exists():
+        return None
+    try:
+        if kind == "mt-bench":
+            return {str(one["question_id"]) for one in records(target) if one["model_id"] == name}
+        found = json.loads(target.read_text("utf-8"))
+        return {_question(one, kind).key for one in found if one["generator"] == name}
+    except (ValueError, KeyError, TypeError, DataError):
+        return set()
+
+
+def _write(
+    target: Path, kind: Format, name: str, questions: Sequence[Question], answers: Mapping[str, list[str]]
+) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "alpaca-eval":
+        keep = ("dataset", "instruction")
+        rows = [
+            {key: one.record[key] for key in keep if key in one.record}
+            | {"output": answers[one.key][0], "generator": name}
+            for one in questions
+        ]
+        write_json(target, rows)
+        return
+    lines = [
+        {
+            "question_id": one.record["question_id"],
+            "answer_id": hashlib.sha256(f"{name} {one.key}".encode()).hexdigest()[:22],
+            "model_id": name,
+            "choices": [{"index": 0, "turns": answers[one.key]}],
+            "tstamp": time.time(),
+        }
+        for one in questions
+    ]
+    write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def identity_of(model_hash: str, questions: Path, settings: Mapping[str, Any]) -> str:
+    """What must be the same for answers to be continued."""
+    document = {"model": model_hash, "questions": sha256_of(questions), **settings}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""Answers of a Hugging Face model to conversations, in batches.
+
+Shape legend: b conversations, t tokens of the longest prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from megatron_growth.errors import UserError, first_line
+from megatron_growth.evaluation.huggingface import HuggingFaceModel
+
+Message = dict[str, str]
+
+
+class Answerer:
+    """Continues conversations.
+
+    Args:
+        opened: the model.
+        longest: most new tokens of an answer.
+        plain: a question as it is, followed by a line break, instead of the tokenizer's chat template.
+
+    Raises:
+        UserError: the tokenizer has no chat template, and plain was not asked for.
+    """
+
+    def __init__(self, opened: HuggingFaceModel, *, longest: int, plain: bool = False) -> None:
+        import transformers
+
+        self._opened, self._longest, self._plain = opened, longest, plain
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(opened.folder), local_files_only=True)
+        if not plain and not self._tokenizer.chat_template:
+            raise UserError(
+                "the model's tokenizer has no chat template: it was never taught to answer",
+                where=str(opened.folder),
+                fix="tune it first (megatron-growth posttrain sft ...), or add --plain to give questions as they are",
+            )
+        ends = opened.model.generation_config.eos_token_id
+        self._ends = ends if ends is not None else opened.tokenizer.eod
+
+    @torch.inference_mode()
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], *, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """The next answer in each conversation.
+
+        Args:
+            conversations: (b,) lists of {role, content}, the last from the user.
+            temperature: 0 takes the likeliest token.
+            seed: of sampling.
+
+        Raises:
+            UserError: the chat template refuses a conversation.
+        """
+        room = max(1, min(self._longest, self._opened.length // 2))
+        # A prompt that leaves no room for an answer loses its beginning.
+        prompts = [self._prompt(one)[-(self._opened.length - room) :] for one in conversations]
+        longest = max(map(len, prompts))
+        pad = self._opened.tokenizer.eod
+        ids = torch.tensor([[pad] * (longest - len(one)) + one for one in prompts], device=self._opened.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=self._opened.device
+        )
+        torch.manual_seed(seed)
+        sampling: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        )
+        out = self._opened.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=room,
+            pad_token_id=pad,
+            eos_token_id=self._ends,
+            **sampling,
+        )
+        return [self._tokenizer.decode(one, skip_special_tokens=True).strip() for one in out[:, longest:]]
+
+    def _prompt(self, conversation: Sequence[Message]) -> list[int]:
+        if self._plain:
+            text = "".join(f"{message['content']}\n" for message in conversation)
+            return [self._opened.start, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        try:
+            text = self._tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template raises what it likes
+            raise UserError(
+                f"the chat template refuses a conversation: {first_line(error)}", where=str(self._opened.folder)
+            ) from error
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
