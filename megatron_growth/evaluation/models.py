@@ -21,7 +21,6 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
 from megatron_growth.errors import CheckpointError, RunError, UserError
-from megatron_growth.evaluation.results import EVALUATION
 from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
@@ -77,7 +76,7 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
         )
     run = next((folder for folder in path.absolute().parents if is_run(folder)), None)
     name = path.name if is_huggingface(path) or run is None else path.absolute().relative_to(run).parts[1]
-    return [Model(name, path, cache or (run / EVALUATION if run else user_cache()))]
+    return [Model(name, path, cache or (RunDirectory(run).evaluation if run else user_cache()))]
 
 
 def is_run(path: Path) -> bool:
@@ -88,7 +87,7 @@ def is_run(path: Path) -> bool:
 def user_cache() -> Path:
     """Where exports and results lie that belong to no run."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "megatron-growth" / EVALUATION
+    return Path(base) / "megatron-growth" / "evaluation"
 
 
 def _finished(run: RunDirectory, cache: Path | None) -> list[Model]:
@@ -105,7 +104,7 @@ def _finished(run: RunDirectory, cache: Path | None) -> list[Model]:
 def _stages(run: RunDirectory, cache: Path | None) -> list[Model]:
     planned = (*run.planned.stages, *run.planned.baselines)
     folders = [run.stage(stage.name) for stage in planned]
-    return [Model(one.name, one.checkpoints, cache or run.path / EVALUATION) for one in folders if one.is_done]
+    return [Model(one.name, one.checkpoints, cache or run.evaluation) for one in folders if one.is_done]
 
 
 def folder_of(

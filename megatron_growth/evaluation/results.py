@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.evaluation.benchmarks import BENCHMARKS, average
 from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from megatron_growth.evaluation.harness import Score
     from megatron_growth.evaluation.models import Model
 
-EVALUATION, SUMMARY = "evaluation", "summary.json"  # folder of a run, and the file in it
+SUMMARY = "summary.json"
 Tasks = dict[str, dict[str, Any]]
 
 
@@ -80,7 +81,9 @@ def record(model: Model, found: TaskResults) -> None:
 
 def results_of(run: Path) -> dict[str, Tasks]:
     """Model -> task -> metric, value and questions of a run; empty when nothing has been evaluated."""
-    return {name: dict(entry["tasks"]) for name, entry in _read(run / EVALUATION / SUMMARY)["models"].items()}
+    return {
+        name: dict(entry["tasks"]) for name, entry in _read(RunDirectory(run).evaluation / SUMMARY)["models"].items()
+    }
 
 
 def task_average(tasks: Tasks) -> float | None:

@@ -7,6 +7,7 @@ RUN/asked.json                    what commands asked for beside the recipe (see
 RUN/lock                          held by the command that works on the run (see `lock.py`)
 RUN/data/                         the indexed dataset and its manifest
 RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
+RUN/evaluation/                   what `evaluate tasks` exported and measured
 RUN/report/
 """
 
@@ -115,6 +116,11 @@ class RunDirectory:
     def data(self) -> Path:
         """The indexed dataset."""
         return self.path / "data"
+
+    @property
+    def evaluation(self) -> Path:
+        """Exports, results and summary of `megatron-growth evaluate tasks`."""
+        return self.path / "evaluation"
 
     @property
     def report(self) -> Path:
