@@ -41,6 +41,9 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
         return
     if rank() != 0:
         time.sleep(PATIENCE_SECONDS)
+    if sys.__stderr__ is not None:
+        # Once ranks have met, torch's own hook stands around this one: it collects what is printed, to print it later.
+        sys.stderr = sys.__stderr__
     leave(error, os.environ.get("TORCHELASTIC_ERROR_FILE"))
     sys.stdout.flush()
     sys.stderr.flush()
