@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
-from megatron_growth.records.human import count, duration
+from megatron_growth.records.human import count, duration, size
 from megatron_growth.records.numbers import finite
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ HELP = "how far a run is"
 
 _COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "saved")
 _JOB_COLUMNS = ("stage", "job", "state", "restarts", "MFU", "nodes", "reason")
+_MEASURED_COLUMNS = ("stage", "s/step", "planned s/step", "memory a rank", "planned memory")
 _WORDS = ("stage", "state", "nodes", "reason")  # columns that are not numbers
 _MOST_NODES_SHOWN = 2
 
@@ -146,6 +147,8 @@ def _table(look: _Look) -> RenderableType:
 
     status, jobs = look.status, look.jobs
     parts = [_grid(f"{status.name}  ({status.path})", _COLUMNS, [_cells(stage) for stage in status.stages])]
+    if measured := [_measured(stage, jobs.get(stage.name)) for stage in status.stages if stage.step_seconds]:
+        parts.append(_grid("Measured and planned", _MEASURED_COLUMNS, measured))
     if jobs:
         parts.append(_grid("Slurm", _JOB_COLUMNS, [_job_cells(stage, job) for stage, job in jobs.items()]))
     return Group(*parts, Text(_sentence(look)))
@@ -174,6 +177,18 @@ def _cells(stage: StageStatus) -> list[str]:
         count(stage.tokens_per_second) if stage.tokens_per_second else "-",
         duration(stage.seconds_left),
         str(stage.checkpoint) if stage.checkpoint is not None else "-",
+    ]
+
+
+def _measured(stage: StageStatus, job: StageJobStatus | None) -> list[str]:
+    """What one step takes beside what was planned; the time is planned for a cluster only."""
+    planned = job.step_seconds_planned if job else None
+    return [
+        stage.name,
+        f"{stage.step_seconds:.3g}",
+        f"{planned:.3g}" if planned else "-",
+        size(stage.memory_bytes) if stage.memory_bytes else "-",
+        size(stage.memory_planned),
     ]
 
 

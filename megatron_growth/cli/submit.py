@@ -111,7 +111,7 @@ class _Request:
 
     Attributes:
         smoke_of: the real recipe, when this is its smoke job.
-        step_seconds: planned, of a smoke job's stages in their own layouts.
+        step_seconds: planned, of the stages in their own layouts.
     """
 
     recipe: Recipe
@@ -173,9 +173,9 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     plan = plan_run(recipe, ranks)
     stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
     check_stages(recipe, stages, "gpu", profile)
-    if not args.smoke:
-        return _Request(recipe, plan, tuple(stages), folder, args.wandb)
     seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
+    if not args.smoke:
+        return _Request(recipe, plan, tuple(stages), folder, args.wandb, step_seconds=seconds)
     return _Request(recipe, plan, tuple(stages), folder, "", real, seconds)
 
 
@@ -211,7 +211,7 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
     runs = [(request, _prepare(request, workers)) for request in requests]
     documents = []
     for request, folder in runs:
-        submitted = submit_chain(folder, request.jobs(profile), profile)
+        submitted = submit_chain(folder, request.jobs(profile), profile, request.step_seconds)
         documents.append({"run": str(folder.path), "stages": to_json(submitted)})
         if not as_json:
             print(f"{folder.path}:")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,9 @@ class StageProgress:
         final_validation: the validation after the last iteration has been made.
         stopped: iteration after which training ended early, None when it did not.
         seconds: time of the training iterations.
+        memory: measured bytes of the fullest rank: a GPU's peak, or on the host what weights, gradients and optimizer
+            take; None before the first step.
+        memory_on_gpu: whether it is a GPU's peak.
     """
 
     iteration: int = 0
@@ -120,6 +124,8 @@ class StageProgress:
     final_validation: bool = False
     stopped: int | None = None
     seconds: float = 0.0
+    memory: int | None = None
+    memory_on_gpu: bool = False
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def add(self, record: MetricsLine) -> None:
@@ -138,6 +144,19 @@ class StageProgress:
                 self.stopped = record["iteration"]
             case "checkpoint":
                 self.checkpoint = record["iteration"]
+            case "memory":
+                self._add_memory(record["ranks"])
+
+    def _add_memory(self, ranks: list[dict[str, int]]) -> None:
+        """The most that any launch measured counts."""
+        self.memory_on_gpu = all("device_peak" in rank for rank in ranks)
+        parts = ("device_peak",) if self.memory_on_gpu else ("weights", "gradients", "optimizer")
+        self.memory = max(self.memory or 0, *(sum(rank[part] for part in parts) for rank in ranks))
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median of the last iterations, of which the first of a launch are slow; None before the first."""
+        return statistics.median(seconds for _, seconds in self._recent) if self._recent else None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -275,7 +275,7 @@ def _verdict(run: RunDirectory, stage: StagePlan, layers: int, planned_seconds: 
     starts = [record["iteration"] for record in records if record.get("event") == "start"]
     steady = [step["seconds"] for step in steps if step["iteration"] - 1 not in (0, *starts)]
     seconds = statistics.median(steady) if steady else None
-    memory, on_gpu = _memory(records)
+    progress = metrics.read(folder.metrics)
     verdict = Verdict(
         stage=stage.name,
         layout=str(stage.layout),
@@ -287,8 +287,8 @@ def _verdict(run: RunDirectory, stage: StagePlan, layers: int, planned_seconds: 
         step_seconds=seconds,
         planned_seconds=planned_seconds,
         tokens_per_second=stage.global_batch_size * stage.sequence_length / seconds if seconds else None,
-        memory_bytes=memory,
-        planned_bytes=stage.memory.peak_bytes if on_gpu else stage.memory.state_bytes,
+        memory_bytes=progress.memory,
+        planned_bytes=stage.memory.peak_bytes if progress.memory_on_gpu else stage.memory.state_bytes,
         problems=(),
     )
     return replace(verdict, problems=tuple(_problems(verdict, stage, records, starts, folder.is_done)))
@@ -315,16 +315,6 @@ def _problems(
         ),
     }
     return [what for what, wrong in checks.items() if wrong]
-
-
-def _memory(records: list[dict[str, Any]]) -> tuple[int | None, bool]:
-    """(bytes of the fullest rank, whether they are a GPU's peak); its state where there is no GPU."""
-    ranks = [rank for record in records if record.get("event") == "memory" for rank in record["ranks"]]
-    if not ranks:
-        return None, False
-    if all("device_peak" in rank for rank in ranks):
-        return max(rank["device_peak"] for rank in ranks), True
-    return max(sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in ranks), False
 
 
 def refuse_real(run: RunDirectory) -> None:

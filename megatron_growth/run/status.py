@@ -27,6 +27,9 @@ class StageStatus:
         checkpoint: iteration that a restart goes on from; None before the first one.
         wall_seconds: time that its processes ran, over all launches.
         launches: how often they were started.
+        step_seconds: of one iteration, the median of the last ones.
+        memory_bytes: measured, of the fullest rank: a GPU's peak while it trains, or on the host its state.
+        memory_planned: of the same.
     """
 
     name: str
@@ -43,6 +46,9 @@ class StageStatus:
     checkpoint: int | None
     wall_seconds: float
     launches: int
+    step_seconds: float | None
+    memory_bytes: int | None
+    memory_planned: int
 
 
 @dataclass(frozen=True)
@@ -116,4 +122,10 @@ def _stage(run: RunDirectory, planned: StagePlan, current: state.RunState, *, ba
         checkpoint=checkpoints.tracked(folder.checkpoints),
         wall_seconds=known.wall_seconds,
         launches=known.launches,
+        step_seconds=progress.seconds_per_step,
+        memory_bytes=progress.memory,
+        # Before the first step nothing tells on what it trains.
+        memory_planned=planned.memory.total_bytes
+        if progress.memory_on_gpu or progress.memory is None
+        else planned.memory.state_bytes,
     )

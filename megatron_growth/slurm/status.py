@@ -24,6 +24,7 @@ class StageJobStatus:
         hosts: nodes of its last start.
         restarts: starts beyond the first.
         model_flops_utilisation: of the GPUs' dense peak, by the exact accounting, at the speed of the last iterations.
+        step_seconds_planned: of an iteration, by the cluster's profile.
     """
 
     job: str | None
@@ -32,6 +33,7 @@ class StageJobStatus:
     hosts: tuple[str, ...]
     restarts: int
     model_flops_utilisation: float | None
+    step_seconds_planned: float | None
 
 
 def is_submitted(run: RunDirectory) -> bool:
@@ -83,6 +85,7 @@ def _job(
         hosts=record.starts[-1].hosts if record.starts else (),
         restarts=record.restarts,
         model_flops_utilisation=_mfu(stage, speed, chain.peak_tflops),
+        step_seconds_planned=chain.step_seconds.get(stage.name),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Chain:
         peak_tflops: dense bf16 peak of one of its GPUs in TFLOP/s; None before the first submission.
         profile: what --cluster names it by: a shipped name, or the path of a file.
         nodes: that one of its stages may use.
+        step_seconds: planned time of an iteration in each stage's own layout there.
     """
 
     jobs: dict[str, str] = field(default_factory=dict)
@@ -62,15 +63,22 @@ class Chain:
     peak_tflops: float | None = None
     profile: str = ""
     nodes: int = 0
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
 
-def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterProfile) -> list[Submitted]:
+def submit_chain(
+    run: RunDirectory,
+    jobs: Sequence[StageJob],
+    profile: ClusterProfile,
+    step_seconds: Mapping[str, float] | None = None,
+) -> list[Submitted]:
     """Submit the stages that are neither done nor submitted, each after the stage that it grows from.
 
     Args:
         run: the run directory.
         jobs: of all its stages, a source before what grows from it.
         profile: that they were made with.
+        step_seconds: planned, of each stage, for `status`.
 
     Raises:
         SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled again.
@@ -83,7 +91,7 @@ def submit_chain(run: RunDirectory, jobs: Sequence[StageJob], profile: ClusterPr
         try:
             for job in jobs:
                 submitted.append(_submit_one(run, job, active, submitted))
-                _remember(run, submitted, profile)
+                _remember(run, submitted, profile, step_seconds or {})
         except GrowthError:
             slurm.cancel([s.job for s in reversed(submitted) if s.job and s.action == "submitted"])
             raise
@@ -106,12 +114,19 @@ def _submit_one(
     return Submitted(job.stage, number, job.nodes, after, "submitted")
 
 
-def _remember(run: RunDirectory, submitted: Sequence[Submitted], profile: ClusterProfile) -> None:
-    known = remembered(run).jobs | {s.stage: s.job for s in submitted if s.job}
-    write_json(
-        run.path / FILE_NAME,
-        asdict(Chain(known, profile.name, profile.gpu.peak_tflops, profile.reference, profile.nodes)),
+def _remember(
+    run: RunDirectory, submitted: Sequence[Submitted], profile: ClusterProfile, step_seconds: Mapping[str, float]
+) -> None:
+    before = remembered(run)
+    chain = Chain(
+        jobs=before.jobs | {s.stage: s.job for s in submitted if s.job},
+        cluster=profile.name,
+        peak_tflops=profile.gpu.peak_tflops,
+        profile=profile.reference,
+        nodes=profile.nodes,
+        step_seconds=before.step_seconds | dict(step_seconds),
     )
+    write_json(run.path / FILE_NAME, asdict(chain))
 
 
 def remembered(run: RunDirectory) -> Chain:

@@ -107,6 +107,15 @@ def test_fixed_data_repeats_in_the_last_stage_only(plan):
     assert ends[-2] <= pool < ends[-1]
 
 
+def test_a_growing_plan_says_what_is_known_about_when_growing_pays(plan):
+    (note,) = [n for n in plan("progressive-8b").notes if "2605.13405" in n]
+    assert "2B 1.9 x and 28.7 tokens a parameter" in note
+    assert "Longer training: 2B, 4B, 8B." in note
+    assert "Larger steps" not in note
+    assert "3.271" in note  # what this project measured, docs/benchmarks.md
+    assert not any("2605.13405" in n for n in plan("wso-1b").notes)
+
+
 def test_nano_family_follows_the_same_rule(plan):
     made = plan("nano-progressive")
     assert [round(s.parameters.nominal / 1e3) for s in made.stages] == [92, 157, 284, 542]
