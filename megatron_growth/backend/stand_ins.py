@@ -161,7 +161,7 @@ _MAKEFILE = StandIn(
     replacements=_helpers,
 )
 _ONE_QUEUE = StandIn(
-    missing="a GPU from Blackwell on, under tensor parallelism",
+    missing="a Blackwell GPU or later, which tensor parallelism would want",
     instead="CUDA_DEVICE_MAX_CONNECTIONS=1",
     cost="kernels start in the order in which they are queued, so that communication overlaps",
     environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},

@@ -56,10 +56,12 @@ def _print(found: Diagnosis) -> None:
     for row in found.stand_ins:
         out.print(f"no {row.missing.removeprefix('a ').removeprefix('the ')}: {row.instead}", markup=False)
         words = [word for name, values in row.flags.items() for word in (name, *values)]
-        words += [f"{name}={value}" for name, value in row.environment.items()]
+        variables = [f"{name}={value}" for name, value in row.environment.items()]
         out.print(f"  cost: {row.cost}", markup=False)
         if words:
             out.print(f"  Megatron is told: {' '.join(words)}", markup=False, soft_wrap=True)
+        if variables:
+            out.print(f"  set before CUDA starts: {' '.join(variables)}", markup=False, soft_wrap=True)
     out.print()
     for problem in found.problems:
         out.print(f"problem: {problem.what}\n  what to do: {problem.fix}", markup=False, soft_wrap=True)

@@ -112,6 +112,7 @@ class _Request:
     Attributes:
         smoke_of: the real recipe, when this is its smoke job.
         step_seconds: planned, of the stages in their own layouts.
+        peak_tflops: dense bf16 peak of a GPU of the cluster.
     """
 
     recipe: Recipe
@@ -121,6 +122,7 @@ class _Request:
     wandb_project: str
     smoke_of: Recipe | None = None
     step_seconds: dict[str, float] = field(default_factory=dict)
+    peak_tflops: float | None = None
 
     def jobs(self, profile: ClusterProfile) -> list[StageJob]:
         """One for each stage, in the order of the chain."""
@@ -176,7 +178,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
     if not args.smoke:
         return _Request(recipe, plan, tuple(stages), folder, args.wandb, step_seconds=seconds)
-    return _Request(recipe, plan, tuple(stages), folder, "", real, seconds)
+    return _Request(recipe, plan, tuple(stages), folder, "", real, seconds, profile.gpu.peak_tflops)
 
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
@@ -241,7 +243,7 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
         asked.remember(run, baselines, request.wandb_project)
         check_room(run, request.stages, request.recipe)
         if request.smoke_of:
-            smoke.begin(run, request.smoke_of, request.step_seconds)
+            smoke.begin(run, request.smoke_of, request.step_seconds, request.peak_tflops)
         if not request.smoke_of or request.recipe.data.prepared:
             dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
     return run

@@ -9,7 +9,7 @@ from megatron_growth.planner.run_plan import Saving, StagePlan
 from megatron_growth.recipes.schema import Recipe
 from megatron_growth.records.human import size
 
-# arXiv 2605.13405: growing by this factor is the one that pays reliably; the gain fades past so many tokens a parameter.
+# arXiv 2605.13405: growing by this factor pays reliably; the gain fades past so many tokens a parameter.
 RELIABLE_FACTOR, FADES = 2.0, 20
 ROUNDING = 0.005  # a share of the budget below which rounding to whole iterations is not worth a note
 
@@ -55,7 +55,7 @@ def _growing(stages: Sequence[StagePlan]) -> Iterator[str]:
         + (f" Larger steps: {', '.join(far)}." if far else "")
         + (f" Longer training: {', '.join(late)}." if late else "")
         + " Measured by this project, with nano models only (docs/benchmarks.md, docs/operators.md): a chain of four "
-        "grown with aki ends at 3.271, from scratch at 3.334 with equal FLOPs and at 3.248 with equal steps (one seed); "
+        "grown with aki ends at 3.271, from scratch at 3.334 with equal FLOPs and 3.248 with equal steps (one seed); "
         "operators that keep no copies end 0.01 to 0.04 below scratch, and aki and fpi above it (three seeds)."
     )
 

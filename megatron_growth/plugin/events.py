@@ -18,6 +18,8 @@ from megatron_growth.checkpoint.agreement import together
 from megatron_growth.plugin import stopping
 from megatron_growth.plugin.addition import Addition, Wrap
 from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.plugin.late import LateLines, LateNumber
+from megatron_growth.plugin.state_by_name import any_rank
 from megatron_growth.records.human import plural
 from megatron_growth.records.metrics import MetricsFile, MetricsLine
 
@@ -40,6 +42,8 @@ class Events:
         self._metrics = MetricsFile(options.metrics) if options.metrics else None
         self._is_open = False
         self._waiting: list[MetricsLine] = []
+        self._late = LateLines(self._write)
+        self._lacks_rate: bool | None = None  # the rank that writes has no learning rate of its own
         self._evaluation: tuple[int, str] | None = None
         self._validation_loss: float | None = None
         self._mark = time.perf_counter()
@@ -63,9 +67,16 @@ class Events:
 
     def record(self, record: MetricsLine) -> None:
         """Write one record from the rank that has the loss; one made before the iteration is known waits."""
-        if self._metrics is None or dist.get_rank() != dist.get_world_size() - 1:
-            return
-        if self._is_open:
+        if self._writes():
+            self._late.flush(wait=True)
+            self._write(record)
+
+    def _writes(self) -> bool:
+        """Whether this rank writes the metrics."""
+        return self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1
+
+    def _write(self, record: MetricsLine) -> None:
+        if self._is_open and self._metrics is not None:
             self._metrics.write(record)
         else:
             self._waiting.append(record)
@@ -84,7 +95,7 @@ class Events:
         self._waiting.clear()
 
     def _resume(self, iteration: int) -> None:
-        if self._metrics is not None and dist.get_rank() == dist.get_world_size() - 1:
+        if self._metrics is not None and self._writes():
             dropped = self._metrics.resume(iteration)
             if dropped:
                 what = plural(dropped, "line")
@@ -111,7 +122,16 @@ class Events:
             if self._options.evaluate_at_start and get_args().iteration == 0 and get_args().do_valid:
                 self._evaluate_at_start(*args, **kwargs)
             self._mark = time.perf_counter()
-            return original(*args, **kwargs)
+            try:
+                result = original(*args, **kwargs)
+            except SystemExit:  # how Megatron ends at --exit-interval and on a signal
+                self._late.flush(wait=True)
+                raise
+            except BaseException:  # the GPU may never finish what it was given
+                self._late.flush(wait=False)
+                raise
+            self._late.flush(wait=True)
+            return result
 
         return train
 
@@ -149,7 +169,7 @@ class Events:
             training.enable_forward_pre_hook(model)
 
     def around_training_log(self, original: Function) -> Function:
-        """Write the figures of one iteration."""
+        """Write the figures of one iteration, without a wait for the GPU that Megatron does not make."""
 
         def training_log(
             loss_dict: dict[str, torch.Tensor],
@@ -165,12 +185,11 @@ class Events:
         ) -> Any:
             now = time.perf_counter()
             seconds, self._mark = now - self._mark, now
-            rate = learning_rate
-            if self._options.methods:  # a rank without trainable parameters has no learning rate of its own
-                reduced = training.reduce_max_stat_across_model_parallel_group(learning_rate)
-                rate = reduced if rate is None else rate
-            self.record(_iteration(iteration, loss_dict, rate, grad_norm, seconds, skipped_iter))
-            return original(
+            rate = self._rate(learning_rate)
+            if self._writes():
+                line = _iteration(iteration, rate, grad_norm, seconds, skipped_iter)
+                self._late.add(line, LateNumber(_loss_tensor(loss_dict)))
+            result = original(
                 loss_dict,
                 total_loss_dict,
                 learning_rate,
@@ -182,8 +201,18 @@ class Events:
                 *rest,
                 **kwargs,
             )
+            self._late.flush(wait=False)
+            return result
 
         return training_log
+
+    def _rate(self, own: float | None) -> float | None:
+        """The learning rate to write; a rank without trainable parameters has none, and asks the others."""
+        if not self._options.methods:
+            return own
+        if self._lacks_rate is None:  # the same in every iteration
+            self._lacks_rate = any_rank(self._writes() and own is None)
+        return training.reduce_max_stat_across_model_parallel_group(own) if self._lacks_rate else own
 
     def around_evaluate_and_print(self, original: Function) -> Function:
         """Know which evaluation is being made, and leave its time out of the step time."""
@@ -263,21 +292,16 @@ class Events:
 
 
 def _iteration(
-    iteration: int,
-    losses: dict[str, torch.Tensor],
-    learning_rate: float | None,
-    grad_norm: float | None,
-    seconds: float,
-    skipped: int,
+    iteration: int, learning_rate: float | None, grad_norm: float | None, seconds: float, skipped: int
 ) -> MetricsLine:
-    """The metrics line of one iteration."""
+    """The metrics line of one iteration, with a place for its loss."""
     args = get_args()
     batch = args.micro_batch_size * args.data_parallel_size * training.get_num_microbatches()
     record = {
         "iteration": iteration,
         "samples": args.consumed_train_samples,
         "tokens": args.consumed_train_samples * args.seq_length,
-        "loss": _loss(losses),
+        "loss": None,
         "lr": learning_rate,
         "grad_norm": None if grad_norm is None else float(grad_norm),
         "seconds": round(seconds, 6),
@@ -286,7 +310,12 @@ def _iteration(
     return {**record, "skipped": True} if skipped else record
 
 
+def _loss_tensor(losses: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The language-model loss of a dictionary of losses."""
+    return losses.get("lm loss", next(iter(losses.values()), None))
+
+
 def _loss(losses: dict[str, torch.Tensor]) -> float | None:
-    """The language-model loss of a dictionary of losses: nats per token, exact in float32."""
-    value = losses.get("lm loss", next(iter(losses.values()), None))
+    """The same as a number: nats per token, exact in float32."""
+    value = _loss_tensor(losses)
     return None if value is None else float(value)

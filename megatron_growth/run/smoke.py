@@ -30,6 +30,7 @@ from megatron_growth.records.storage import write_json, write_whole
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.screen import Screen
+from megatron_growth.run.status import utilisation
 from megatron_growth.run.train import TrainRequest, local_devices, train
 
 ITERATIONS, HALF = 20, 10
@@ -51,6 +52,7 @@ class Verdict:
         first_loss: of the first step; for a grown stage it shows growth.
         step_seconds: median of the steps that are not the first of a process.
         planned_seconds: by the cluster's profile; None without one.
+        model_flops_utilisation: of the profile's peak; None without one.
         memory_bytes: peak of the fullest rank on a GPU, its measured state on the host.
         planned_bytes: of the same.
         problems: empty when the stage may be trained.
@@ -66,6 +68,7 @@ class Verdict:
     step_seconds: float | None
     planned_seconds: float | None
     tokens_per_second: float | None
+    model_flops_utilisation: float | None
     memory_bytes: int | None
     planned_bytes: int
     problems: tuple[str, ...]
@@ -207,18 +210,24 @@ def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
     )
 
 
-def begin(run: RunDirectory, recipe: Recipe, seconds: Mapping[str, float] | None = None) -> None:
+def begin(
+    run: RunDirectory,
+    recipe: Recipe,
+    seconds: Mapping[str, float] | None = None,
+    peak_tflops: float | None = None,
+) -> None:
     """Write down what the verdicts compare with: RUN/smoke-plan.json.
 
     Args:
         run: of the smoke job.
         recipe: the real one.
         seconds: planned step time of the smoke job's stages on the cluster.
+        peak_tflops: dense bf16 peak of one of its GPUs, for the utilisation.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     write_whole(run.path / REAL, recipe_text(recipe))
     layers = {stage.name: stage.layers for stage in recipe.stages}
-    write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {})})
+    write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {}), "peak_tflops": peak_tflops})
 
 
 def command(run: RunDirectory) -> str:
@@ -234,10 +243,7 @@ def is_smoke(run: RunDirectory) -> bool:
 def verdicts(run: RunDirectory) -> list[Verdict]:
     """What is known of every stage of a smoke job; also written to RUN/smoke.json and RUN/smoke.txt."""
     known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
-    found = [
-        _verdict(run, stage, known["layers"][stage.name], known["seconds"].get(stage.name))
-        for stage in run.planned.stages
-    ]
+    found = [_verdict(run, stage, known) for stage in run.planned.stages]
     write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
     write_whole(run.path / TABLE, as_text(found))
     return found
@@ -245,7 +251,7 @@ def verdicts(run: RunDirectory) -> list[Verdict]:
 
 def as_text(found: Sequence[Verdict]) -> str:
     """The verdicts as a table, a row a stage."""
-    rows = [("stage", "layout", "layers", "steps", "loss", "s/step", "memory", "verdict")]
+    rows = [("stage", "layout", "layers", "steps", "loss", "s/step", "MFU", "memory", "verdict")]
     for v in found:
         seconds = _three(v.step_seconds) + (f" of {_three(v.planned_seconds)}" if v.planned_seconds else "")
         rows.append(
@@ -256,6 +262,7 @@ def as_text(found: Sequence[Verdict]) -> str:
                 str(v.iterations),
                 f"{_three(v.first_loss)} to {_three(v.last_loss)}",
                 seconds,
+                "-" if v.model_flops_utilisation is None else f"{v.model_flops_utilisation:.1%}",
                 f"{size(v.memory_bytes) if v.memory_bytes else '-'} of {size(v.planned_bytes)}",
                 "; ".join(v.problems) or ("ok" if v.layers == v.layers_planned else "ok, with fewer layers"),
             )
@@ -268,25 +275,27 @@ def _three(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
 
 
-def _verdict(run: RunDirectory, stage: StagePlan, layers: int, planned_seconds: float | None) -> Verdict:
+def _verdict(run: RunDirectory, stage: StagePlan, known: Mapping[str, Any]) -> Verdict:
     folder = run.stage(stage.name)
     records = metrics.records(folder.metrics)
     steps = [record for record in records if "event" not in record]
     starts = [record["iteration"] for record in records if record.get("event") == "start"]
     steady = [step["seconds"] for step in steps if step["iteration"] - 1 not in (0, *starts)]
     seconds = statistics.median(steady) if steady else None
+    speed = stage.global_batch_size * stage.sequence_length / seconds if seconds else None
     progress = metrics.read(folder.metrics)
     verdict = Verdict(
         stage=stage.name,
         layout=str(stage.layout),
         layers=stage.shape.layers,
-        layers_planned=layers,
+        layers_planned=known["layers"][stage.name],
         iterations=len(steps),
         first_loss=steps[0]["loss"] if steps else None,
         last_loss=steps[-1]["loss"] if steps else None,
         step_seconds=seconds,
-        planned_seconds=planned_seconds,
-        tokens_per_second=stage.global_batch_size * stage.sequence_length / seconds if seconds else None,
+        planned_seconds=known["seconds"].get(stage.name),
+        tokens_per_second=speed,
+        model_flops_utilisation=utilisation(stage, speed, known.get("peak_tflops")),
         memory_bytes=progress.memory,
         planned_bytes=stage.memory.peak_bytes if progress.memory_on_gpu else stage.memory.state_bytes,
         problems=(),

@@ -88,6 +88,14 @@ def status_of(run: RunDirectory) -> RunStatus:
     return RunStatus(plan.name, str(run.path), is_active(run), (*stages, *baselines))
 
 
+def utilisation(stage: StagePlan, tokens_per_second: float | None, peak_tflops: float | None) -> float | None:
+    """Model FLOPs utilisation (exact accounting) of the dense peak of a stage's GPUs; None where one is unknown."""
+    if not tokens_per_second or not peak_tflops:
+        return None
+    gpus = stage.layout.model_parallel_size * (stage.layout.dp or 1)
+    return stage.flops_exact / stage.tokens_trained * tokens_per_second / (gpus * peak_tflops * 1e12)
+
+
 def is_active(run: RunDirectory) -> bool:
     """Whether a command on this machine holds the run's lock."""
     if not run.lock.exists():

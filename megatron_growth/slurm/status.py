@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatron_growth.errors import GrowthError
 from megatron_growth.planner import StagePlan
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.status import utilisation
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm import submit
@@ -84,13 +85,6 @@ def _job(
         reason=waits or record.failure,
         hosts=record.starts[-1].hosts if record.starts else (),
         restarts=record.restarts,
-        model_flops_utilisation=_mfu(stage, speed, chain.peak_tflops),
+        model_flops_utilisation=utilisation(stage, speed, chain.peak_tflops),
         step_seconds_planned=chain.step_seconds.get(stage.name),
     )
-
-
-def _mfu(stage: StagePlan, speed: float | None, peak_tflops: float | None) -> float | None:
-    if not speed or not peak_tflops:
-        return None
-    gpus = stage.layout.model_parallel_size * (stage.layout.dp or 1)
-    return stage.flops_exact / stage.tokens_trained * speed / (gpus * peak_tflops * 1e12)

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from megatron_growth.checkpoint.metadata import common_state
+from megatron_growth.checkpoint.source import Source
 from megatron_growth.records.human import plural
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
@@ -305,11 +307,19 @@ def test_unfreezing_keeps_what_was_trained_and_starts_the_rest_anew(tmp_path, mo
             assert not square.any(), name
 
 
-def test_a_checkpoint_with_flat_optimizer_state_says_what_to_do(tmp_path):
-    flat = ["--use-distributed-optimizer"]
-    run(tmp_path / "a.jsonl", *flat, *save(tmp_path / "ckpt"), "--exit-interval", "2", bf16=True)
+def form_of(checkpoint):
+    """In which form a checkpoint holds the distributed optimizer's state."""
+    return common_state(Source(checkpoint))["content_metadata"]["distrib_optim_sharding_type"]
+
+
+def test_only_the_last_save_is_fully_reshardable_and_the_others_say_what_to_do(tmp_path):
+    flat, folder = ["--use-distributed-optimizer"], tmp_path / "ckpt"
+    run(tmp_path / "a.jsonl", *flat, *save(folder, every=2), "--growth-reshardable-end", bf16=True)
+    forms = {i: form_of(folder / f"iter_{i:07d}") for i in (2, ITERATIONS)}
+    assert forms == {2: "dp_reshardable", ITERATIONS: "fully_reshardable"}
+    old = ["--load", folder, "--ckpt-step", "2", "--growth-freeze", "embedding.*"]
     with pytest.raises(DistributedFailure, match="--dist-ckpt-optim-fully-reshardable"):
-        run(tmp_path / "b.jsonl", *flat, "--load", tmp_path / "ckpt", "--growth-freeze", "embedding.*", bf16=True)
+        run(tmp_path / "b.jsonl", *flat, *old, bf16=True)
 
 
 def test_a_checkpoint_with_frozen_layers_resumes_without_the_plugin(tmp_path):

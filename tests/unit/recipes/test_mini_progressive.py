@@ -25,6 +25,7 @@ def test_each_model_has_about_twice_the_matmul_parameters_of_the_last(plan):
     sizes = [matmul_parameters(stage.shape) for stage in plan.stages]
     assert 4.5e6 < sizes[0] < 5.5e6
     assert 38e6 < sizes[-1] < 42e6
+    assert {stage.sequence_length for stage in plan.stages} == {512}
     assert all(1.8 < large / small < 2.2 for small, large in itertools.pairwise(sizes))
 
 

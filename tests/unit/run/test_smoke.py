@@ -81,7 +81,7 @@ def run(tmp_path):
     nano = recipes.load("nano-progressive")
     short = smoke_recipe(nano, 1, Room())
     made = directory.create(tmp_path / "run", short, plan_run(short, 1))
-    begin(made, nano, {"nano-92k": 0.1})
+    begin(made, nano, {"nano-92k": 0.1}, peak_tflops=1.0)
     for stage in made.planned.stages:
         write(made, stage)
     return made
@@ -111,9 +111,13 @@ def test_a_good_stage_is_ok_and_the_first_steps_are_not_timed(run):
     found = verdicts(run)
     assert [v.ok for v in found] == [True] * 4
     assert found[0].step_seconds == pytest.approx(0.1)
+    stage = run.planned.stages[0]
+    ranks = stage.layout.model_parallel_size * stage.layout.dp
+    flops_of_a_step = stage.flops_exact / stage.iterations
+    assert found[0].model_flops_utilisation == pytest.approx(flops_of_a_step / 0.1 / (ranks * 1e12))
     assert json.loads((run.path / "smoke.json").read_text())["ok"]
     header, first, *_ = (run.path / "smoke.txt").read_text().splitlines()
-    assert header.split() == ["stage", "layout", "layers", "steps", "loss", "s/step", "memory", "verdict"]
+    assert header.split() == ["stage", "layout", "layers", "steps", "loss", "s/step", "MFU", "memory", "verdict"]
     assert first.split()[0] == "nano-92k"
     assert first.endswith("  ok")
     assert "0.1 of 0.1" in first

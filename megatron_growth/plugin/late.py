@@ -1,0 +1,63 @@
+"""Losses that are written down without making the host wait for the GPU.
+
+Reading a number from a GPU waits for all work that is queued there.  Megatron does it where it logs, so a loss is
+copied to the host behind the work that makes it, and read when it has arrived: at once after Megatron's own log line,
+else at a later iteration, or when something else is written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megatron_growth.records.metrics import MetricsLine
+
+
+class LateNumber:
+    """One number on its way from a device to the host.
+
+    Args:
+        value: of one element, on any device; None for no number.
+    """
+
+    def __init__(self, value: torch.Tensor | None) -> None:
+        self._copy = None if value is None else value.detach().reshape(()).to("cpu", non_blocking=True)
+        self._arrival: Any = None
+        if value is not None and value.is_cuda:
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def is_here(self) -> bool:
+        """Whether reading it takes no time."""
+        return self._arrival is None or bool(self._arrival.query())
+
+    def read(self) -> float | None:
+        """The number; waits until it is here."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return None if self._copy is None else float(self._copy.tolist())
+
+
+class LateLines:
+    """Lines whose loss may still be on its way, written in their order.
+
+    Args:
+        write: takes a line that is complete.
+    """
+
+    def __init__(self, write: Callable[[MetricsLine], None]) -> None:
+        self._write = write
+        self._waiting: deque[tuple[MetricsLine, LateNumber]] = deque()
+
+    def add(self, line: MetricsLine, loss: LateNumber) -> None:
+        """Take a line that has a place for its loss."""
+        self._waiting.append((line, loss))
+
+    def flush(self, *, wait: bool) -> None:
+        """Write the lines whose loss is here; all of them with `wait`."""
+        while self._waiting and (wait or self._waiting[0][1].is_here()):
+            line, loss = self._waiting.popleft()
+            self._write(line | {"loss": loss.read()})

@@ -1,0 +1,26 @@
+"""Optimizer state in buckets, loaded in another layout: Megatron fails without a reason, we say what to do.
+
+That the last save of a stage is in the other form is seen in tests/megatron/test_plugin.py, and that it goes on
+elsewhere in test_resume.py.
+"""
+
+from argparse import Namespace
+
+import pytest
+
+from megatron_growth.errors import CheckpointError
+from megatron_growth.plugin.reshardable import check_layout
+
+BUCKETS, WHOLE = ({"distrib_optim_sharding_type": form} for form in ("dp_reshardable", "fully_reshardable"))
+SAVED = Namespace(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_another_layout_of_state_in_buckets_says_what_to_do(tp, pp):
+    now = Namespace(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    check_layout(SAVED, WHOLE, now, "ckpt")
+    check_layout(SAVED, BUCKETS, SAVED, "ckpt")
+    with pytest.raises(CheckpointError, match=f"at TP1 PP1 in a form that does not load at TP{tp} PP{pp}") as caught:
+        check_layout(SAVED, BUCKETS, now, "ckpt")
+    for way in ("go on at TP1 PP1", "checkpoint.reshardable: always", "--no-load-optim"):
+        assert way in caught.value.fix
