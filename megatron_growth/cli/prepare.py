@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop at the document with which this many training tokens are reached, such as 20e9 (default: no limit)",
     )
+    _add_document_options(parser)
+    _add_output_options(parser)
+
+
+def _add_document_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--text-field", default="text", metavar="NAME", help="JSONL field or Parquet column with the text (text)")
     add(
         "--document-per",
@@ -69,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="UNIT",
         help="what one document of a plain text file is: file, paragraph (between blank lines) or line (file)",
     )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--valid-fraction",
         type=finite(0, 1, below=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -14,7 +15,8 @@ _TOKENS = re.compile(r"[EtmL|]*")
 
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
 
 
 def tensor_parallel_sizes(heads: int, query_groups: int, ffn: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from megatron_growth.records.numbers import COUNT, SEED
+from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
 
 
 def _no_truth(value: Any) -> Any:
@@ -29,6 +29,10 @@ Positive = Annotated[int, Number, Field(ge=1)]
 Count = Annotated[int, Number, Field(ge=0)]
 Seed = Annotated[int, Number, Field(ge=0, le=SEED)]
 Rate = Annotated[float, Number, Field(gt=0)]
+# Sizes and ranks that a plan lists one by one.
+Size = Annotated[int, Number, Field(ge=1, le=SIZE)]
+Layers = Annotated[int, Number, Field(ge=0, le=LAYERS)]
+Ranks = Annotated[int, Number, Field(ge=1, le=GPUS)]
 LARGEST, SMALLEST = 1e24, 1e-24  # of what a recipe or a profile may say; FLOPs of a run are the largest
 Precision = Literal["fp32", "bf16", "fp8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -69,7 +73,7 @@ class Model(Block):
     """Ids of the vocabulary before padding; follows from the tokenizer when its name tells it. [ids]"""
     vocab_multiple: Positive = 128
     """Rows of the embedding are padded to a multiple of this times TP, as Megatron does. [rows]"""
-    head_dim: Positive | None = None
+    head_dim: Size | None = None
     """Width of one head; hidden / heads of each stage when left out. [units]"""
     sequence_length: Positive
     """Length of one sample. [tokens]"""
@@ -133,6 +137,14 @@ class Data(Block):
     seed: Seed = 1234
     """Which documents are for validation."""
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _vocabulary_to_train(cls, tokenizer: str) -> str:
+        kind, _, size = tokenizer.partition(":")
+        if kind == "sentencepiece" and size.isdecimal() and not 1 <= int(size) < 10**9:
+            raise ValueError(f"a vocabulary of {size} ids cannot be trained")
+        return tokenizer
+
 
 class Budget(Block):
     """How much compute a stage gets."""
@@ -166,13 +178,13 @@ class Budget(Block):
 class Layout(Block):
     """The parallel layout of a stage, in Megatron's terms."""
 
-    tp: Positive = 1
+    tp: Ranks = 1
     """Tensor-parallel size. [ranks]"""
-    pp: Positive = 1
+    pp: Ranks = 1
     """Pipeline-parallel size. [ranks]"""
-    vpp: Positive = 1
+    vpp: Ranks = 1
     """Virtual pipeline stages per rank; 1 is no interleaving."""
-    dp: Positive | None = None
+    dp: Ranks | None = None
     """Data-parallel size; what the machine has when left out. [ranks]"""
     sequence_parallel: bool = False
     """Megatron's --sequence-parallel."""

@@ -12,12 +12,14 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
-from megatron_growth.recipes.blocks import Block, Count, Name, NotNegative, Number, Positive, Rate, Share
+from megatron_growth.recipes.blocks import Block, Count, Name, NotNegative, Number, Positive, Ranks, Rate, Share
 from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import YamlText, parse_yaml, read_yaml
+from megatron_growth.records.numbers import PROCESSES
 
 Efficiency = Annotated[float, Number, Field(gt=0, le=1)]
+Local = Annotated[int, Number, Field(ge=1, le=PROCESSES)]  # of one node
 FOLDER = Path(__file__).with_name("clusters")
 
 # Variables that would be overwritten, and where their values come from.
@@ -72,7 +74,7 @@ class Network(Block):
 
     inside_node: Rate = 450.0
     between_nodes: Rate = 50.0
-    adapters: Positive | None = None
+    adapters: Local | None = None
     bus: Rate | None = None
 
     def node_bus(self, gpus_per_node: int) -> float:
@@ -124,7 +126,7 @@ class Slurm(Block):
     time_limit: str = "24:00:00"
     signal_seconds: Positive = 300
     gpu_type: str | None = None
-    cpus_per_gpu: Positive | None = None
+    cpus_per_gpu: Local | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -175,8 +177,8 @@ class ClusterProfile(Block):
     """
 
     name: Name
-    nodes: Positive
-    gpus_per_node: Positive
+    nodes: Ranks
+    gpus_per_node: Local
     memory_gib: Rate | None = None
     gpu: Gpu
     network: Network = Network()
@@ -186,7 +188,7 @@ class ClusterProfile(Block):
     environment: Environment = Environment()
     paths: Paths = Paths()
     launcher: Literal["torchrun", "srun"] = "torchrun"
-    ranks_per_node: Positive | None = None
+    ranks_per_node: Local | None = None
     max_restarts: Count = 3
     hang_minutes: Rate = 30
     megatron: dict[str, FlagValue] = Field(default_factory=dict)

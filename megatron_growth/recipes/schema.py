@@ -26,6 +26,7 @@ from megatron_growth.recipes.blocks import (
     Count,
     Data,
     Evaluation,
+    Layers,
     Layout,
     Model,
     Name,
@@ -37,6 +38,7 @@ from megatron_growth.recipes.blocks import (
     Ratio,
     Seed,
     Share,
+    Size,
     vocabulary_of,
 )
 from megatron_growth.recipes.flags import FlagValue
@@ -178,15 +180,15 @@ class Stage(Block):
     """Of the stage, in the run directory and in `from`."""
     nominal_parameters: Rate | None = None
     """The size that budgets count with; the family's rule when left out. [parameters]"""
-    hidden: Positive
+    hidden: Size
     """Width of the residual stream. [units]"""
-    ffn: Positive | None = None
+    ffn: Size | None = None
     """Inner width of the FFN; `model.ffn_multiple` x hidden when left out. [units]"""
-    layers: Count
+    layers: Layers
     """Number of layers."""
-    heads: Positive
+    heads: Size
     """Query heads."""
-    query_groups: Positive | None = None
+    query_groups: Size | None = None
     """Heads of keys and values (grouped queries); as many as `heads` when left out."""
     sublayers: Literal["full", "attention"] = "full"
     """`attention` leaves the FFN out (Reuse, One Attn)."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 PROCESSES = 1024  # more on one machine is a slip of the finger
 GPUS = 1_000_000
-SIZE = 10**7  # of one axis of a model
+SIZE = 10**6  # of one axis of a model
+LAYERS = 2_000
 SEED = 2**32 - 1  # what numpy and torch both take
 COUNT = 2**63 - 1
 

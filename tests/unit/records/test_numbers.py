@@ -7,12 +7,15 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from megatron_growth import recipes
 from megatron_growth.cli.main import VERBS, build_parser, main
 from megatron_growth.errors import UserError
 from megatron_growth.methods.registry import METHODS
 from megatron_growth.operators.registry import REGISTRIES
+from megatron_growth.planner.layouts import divisors
 from megatron_growth.plugin import add_arguments
 from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.recipes.cluster import FOLDER, loads_cluster
 from megatron_growth.recipes.reference import blocks
 from megatron_growth.records.numbers import Finite, Whole, finite, whole
 from megatron_growth.registry import fields_of
@@ -115,6 +118,33 @@ def test_no_key_takes_an_absurd_number(block: type[BaseModel]):
             with pytest.raises(ValidationError) as refused:
                 block.model_validate({key: value})
             assert any(problem["loc"][0] == key for problem in refused.value.errors()), (key, value)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("hidden: 64", "hidden: 10000000"),
+        ("layers: 8", "layers: 100000"),
+        ("sentencepiece:1024", "sentencepiece:0"),
+        ("sentencepiece:1024", "sentencepiece:99999999999999999999"),
+        ("seed: 1", "seed: -1"),
+    ],
+)
+def test_a_recipe_that_could_never_be_planned_is_refused_at_once(was, now):
+    """What a plan lists one by one (layers, indices, layouts) is bounded before it is listed."""
+    text = recipes.path_of("nano-progressive").read_text("utf-8") + "\nseed: 1\n"
+    assert was in text
+    with pytest.raises(UserError, match=now.rpartition(":")[2].strip().lstrip("-")):
+        recipes.loads(text.replace(was, now), file="recipe.yaml")
+
+
+def test_a_cluster_is_bounded_before_its_layouts_are_listed():
+    assert divisors(8_000_000)[-2:] == [4_000_000, 8_000_000]
+    text = (FOLDER / "h100-8x.yaml").read_text("utf-8")
+    for was, now in (("nodes: 4", "nodes: 10000000"), ("gpus_per_node: 8", "gpus_per_node: 100000")):
+        assert was in text
+        with pytest.raises(UserError, match=now.split()[1]):
+            loads_cluster(text.replace(was, now))
 
 
 # Parameters of operators, schedules and methods.

@@ -1,15 +1,18 @@
 """The smoke job's recipe and its verdicts; the job itself is run in tests/megatron/test_smoke_job.py."""
 
 import json
+import shlex
 
 import pytest
 
 from megatron_growth import recipes
+from megatron_growth.cli.main import build_parser
 from megatron_growth.errors import ParallelLayoutError, RunError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.room import Room
 from megatron_growth.run import directory
 from megatron_growth.run.smoke import HALF, ITERATIONS, begin, changes, refuse_real, smoke_recipe, verdicts
+from megatron_growth.slurm.submit import go_on_command
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,9 @@ def test_a_real_run_is_not_overwritten(tmp_path):
     real = directory.create(tmp_path / "run", nano, plan_run(nano, 1))
     with pytest.raises(RunError, match="holds a real run"):
         refuse_real(real)
+
+
+def test_the_command_that_goes_on_is_that_of_a_smoke_job(run):
+    args = build_parser(("train",)).parse_args(shlex.split(go_on_command(run))[1:])
+    assert (args.smoke, args.folder) == (True, run.path)
+    assert directory.recipe_text(recipes.load(args.recipe)) == directory.recipe_text(recipes.load("nano-progressive"))
