@@ -64,9 +64,16 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     return parser
 
 
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """`submit posttrain KIND ...` is `posttrain KIND ... --submit`, whose options it has."""
+    if list(words[:2]) == ["submit", "posttrain"]:
+        return [*words[1:], *(["--submit"] if len(words) > 2 else [])]
+    return list(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns 0, 2 for the user's mistake, or 1 for a failure of ours."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = spelled_out(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)

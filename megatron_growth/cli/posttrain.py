@@ -8,7 +8,8 @@ examples:
 
 MODEL is what `export` wrote, or a Megatron checkpoint, which is exported first.  --data is a .jsonl, .json or .parquet
 file, a folder of them, or hf:OWNER/NAME/SPLIT; without it, the paper's data are read from the hub.  A killed command
-goes on when it is given again.  Outputs in RUN/posttrain/ belong to that run.
+goes on when it is given again.  `megatron-growth submit posttrain ... --cluster PROFILE` makes it a Slurm job.
+Outputs in RUN/posttrain/ belong to that run, where `report --compare` finds them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         add_request_arguments(words, kind)
         words.add_argument("--processes", type=whole(), metavar="N", help="default: one for each GPU, else 1")
+        words.add_argument("--cluster", metavar="PROFILE", help="submit it to Slurm with this profile, instead")
+        words.add_argument("--nodes", type=whole(), default=1, metavar="N", help="nodes of the job (1)")
+        words.add_argument("--dry-run", action="store_true", help="print the job's command and script, and do nothing")
         words.add_argument("--json", action="store_true", help="print posttrain.json")
+        words.add_argument("--submit", action="store_true", help=argparse.SUPPRESS)  # see cli.main.spelled_out
         words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -97,11 +102,19 @@ def run(args: argparse.Namespace) -> int:
     """Tune, and say where the model is."""
     from megatron_growth.posttrain import extra
 
+    if args.submit and not args.cluster:
+        raise UserError("submit needs --cluster", fix="add --cluster PROFILE")
+    if args.cluster:
+        return _submit(args)
+    if args.dry_run:
+        raise UserError("--dry-run shows a job, and no cluster is named", fix="add --cluster PROFILE")
     extra.require("trl", "datasets", "accelerate")
     import torch
 
     from megatron_growth.posttrain.run import posttrain
+    from megatron_growth.posttrain.slurm_jobs import refuse_while_submitted
 
+    refuse_while_submitted(args.output)
     processes = args.processes or max(1, torch.cuda.device_count())
     request = request_of(args, processes, gpu=torch.cuda.is_available())
     say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr))
@@ -158,6 +171,36 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
         chat_template=args.chat_template,
         best_by=getattr(args, "best_by", "valid_loss"),
     )
+
+
+def _submit(args: argparse.Namespace) -> int:
+    """Submit, or with --dry-run show, the job."""
+    from dataclasses import asdict, replace
+
+    from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
+    from megatron_growth.recipes import load_cluster
+
+    profile = load_cluster(args.cluster)
+    request = request_of(args, args.nodes * profile.ranks_of_a_node, gpu=True)
+    here = {
+        key: str(Path(value).absolute())
+        for key in ("model", "data", "valid_data", "tokenizer", "chat_template")
+        if (value := getattr(request, key)) and Path(value).exists()
+    }
+    request = replace(request, **here)  # type: ignore[arg-type]
+    if args.dry_run:
+        job = job_of_request(args.output, request, profile, args.nodes)
+        script = job.script.read_text("utf-8")
+        document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
+        print(json.dumps(document, indent=2) if args.json else f"{job.command()}\n\n# {job.script}\n{script}", end="")
+        return 0
+    found = submit(args.output, request, profile, args.nodes)
+    if args.json:
+        print(json.dumps({"output": str(args.output), **asdict(found)}, indent=2))
+    else:
+        print(f"{args.output}: {found.action}, job {found.job or '-'}, {plural(found.nodes, 'node')}")
+        print(f"  megatron-growth status {args.output}")
+    return 0
 
 
 def _rates(args: argparse.Namespace, preset: Preset) -> tuple[float, ...]:

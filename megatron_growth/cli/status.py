@@ -40,7 +40,7 @@ _MOST_NODES_SHOWN = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory, or --output of a post-training job")
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(
         "--watch",
@@ -54,14 +54,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the status, once or until the run is complete."""
+    from megatron_growth.posttrain import slurm_jobs
     from megatron_growth.run import directory
 
+    if slurm_jobs.is_job(args.folder):
+        _print_posttraining(slurm_jobs.status(args.folder), args.json)
+        return 0
     folder = directory.existing(args.folder)
     if args.watch is None:
         _print(_look(folder), args.json)
         _print_smoke(folder, args.json)
         return 0
     return _watch(folder, args.watch, args.json)
+
+
+def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
+    """Of the job of a post-training."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+        return
+    which = f"rate {document['rate']:g}, {document['rates_done']} of {document['rates']} done"
+    at = f"step {document['step']}/{document['steps'] or '?'}, loss {_loss(document['loss'])}"
+    state = document["slurm_silent"] or document["job_state"] or "not known to Slurm"
+    print(f"{document['kind']} {document['output']}: {'complete' if document['complete'] else f'{which}, {at}'}")
+    print(f"  job {document['job'] or '-'}: {state}, restarts {document['restarts']}, {' '.join(document['hosts'])}")
+    if document["failure"]:
+        print(f"  gave up: {document['failure']}")
 
 
 def _print_smoke(folder: RunDirectory, as_json: bool) -> None:

@@ -9,6 +9,7 @@ examples:
   megatron-growth submit progressive-8b --cluster my-cluster.yaml
   megatron-growth submit nano-progressive --seeds 1 2 3 --cluster my-cluster.yaml
   megatron-growth submit --cancel runs/progressive-8b
+  megatron-growth submit posttrain sft hf/8B --preset family-sft --output hf/8B-sft --cluster my-cluster.yaml
 """
 
 from __future__ import annotations
@@ -253,9 +254,18 @@ def _cancel(folder: Path, as_json: bool) -> int:
     from megatron_growth.run.directory import existing
     from megatron_growth.slurm.submit import cancel_chain
 
-    cancelled = cancel_chain(existing(folder))
+    cancelled = _cancelled_posttraining(folder)
+    if cancelled is None:
+        cancelled = cancel_chain(existing(folder))
     if as_json:
         print(json.dumps({"run": str(folder), "cancelled": cancelled}))
     else:
         print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: no job was there'}")
     return 0
+
+
+def _cancelled_posttraining(folder: Path) -> list[str] | None:
+    """The cancelled job of a post-training; None for any other folder."""
+    from megatron_growth.posttrain import slurm_jobs
+
+    return slurm_jobs.cancel(folder) if slurm_jobs.is_job(folder) else None

@@ -112,7 +112,8 @@ def _as_stored(model: Path, base: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    wanted = str(json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32")
+    stored = json.loads((base / "config.json").read_text("utf-8"))
+    wanted = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")  # the second before transformers 5
     dtype = getattr(torch, wanted)
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, "pt") as stream:

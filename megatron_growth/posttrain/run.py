@@ -88,7 +88,7 @@ def existing(target: Path, request: Request) -> Document:
             where=str(target),
             fix="nothing in it was touched: name another folder with --output",
         ) from None
-    _same(found, request, target)
+    same_request(found, request, target)
     return document
 
 
@@ -101,7 +101,7 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
     """
     file = work.path / FILE_NAME
     if file.is_file():
-        _same(Request.read(work.path), request, work.path)
+        same_request(Request.read(work.path), request, work.path)
     else:
         owned.empty(work.path, PURPOSE, keep=frozenset({LOCK}))
         with storage_errors(file):
@@ -132,7 +132,12 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
     say(examples.in_words(found))
 
 
-def _same(found: Request, wanted: Request, where: Path) -> None:
+def same_request(found: Request, wanted: Request, where: Path) -> None:
+    """Refuse a folder of another request.
+
+    Raises:
+        RunError: with the settings that differ.
+    """
     if found == wanted:
         return
     lines = difflib.unified_diff(

@@ -89,11 +89,11 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
     return result
 
 
-def newest_checkpoint(folder: RateFolder) -> Path | None:
-    """The newest whole checkpoint; ones that a kill left half written are removed by the first process."""
+def newest_checkpoint(folder: RateFolder, *, clean: bool = True) -> Path | None:
+    """The newest whole checkpoint; the first process removes what a kill left half written, unless told not to."""
     found = sorted(folder.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if (path / "whole").is_file()]
-    if int(os.environ.get("RANK", "0")) == 0:
+    if clean and int(os.environ.get("RANK", "0")) == 0:
         for path in found:
             if path not in whole:
                 shutil.rmtree(path)

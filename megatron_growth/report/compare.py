@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from megatron_growth.errors import RunError
+from megatron_growth.evaluation.results import results_of, task_average
 from megatron_growth.report.collect import collect
 from megatron_growth.report.variants import is_variants_folder
 from megatron_growth.run.directory import existing
@@ -184,15 +185,12 @@ def _add_tasks(values: dict[tuple[str, str], float], phase: str, tasks: Tasks) -
 
 
 def _tasks(run: Path) -> dict[str, Tasks]:
-    """Model -> task -> figure, as `evaluate tasks` wrote them down, with the average of those between 0 and 1."""
-    file = run / "evaluation" / "summary.json"
-    if not file.is_file():
-        return {}
+    """Model -> task -> figure, as `evaluate tasks` wrote them down, with the average of the accuracies."""
     found: dict[str, Tasks] = {}
-    for model, entry in _read(file).get("models", {}).items():
-        tasks = {name: float(one["value"]) for name, one in entry.get("tasks", {}).items()}
-        accuracies = [tasks[name] for name, one in entry.get("tasks", {}).items() if "perplexity" not in one["metric"]]
-        found[model] = tasks | ({"task average": statistics.fmean(accuracies)} if accuracies else {})
+    for model, tasks in results_of(run).items():
+        average = task_average(tasks)
+        found[model] = {name: float(one["value"]) for name, one in tasks.items()}
+        found[model] |= {"task average": average} if average is not None else {}
     return found
 
 

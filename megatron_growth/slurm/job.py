@@ -71,7 +71,7 @@ def begin(run: RunDirectory, name: str) -> int:
         raise _give_up(
             stage, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint, at iteration {reached}"
         )
-    return _free_port()
+    return free_port()
 
 
 def _open(run: RunDirectory, name: str) -> StageLaunch:
@@ -164,7 +164,8 @@ def _give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:
     return StageFailed(reason, where=f"{stage.log} (stage {stage.name})", fix=fix or default)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that is free on this node."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])

@@ -82,19 +82,7 @@ def stage_jobs(
         RecipeError: the profile lacks what a stage needs; all stages' problems at once.
         RunError: the path of the run cannot be given to Slurm.
     """
-    path = run.path.absolute()
-    if re.search(r"[\\\x00-\x1f]", str(path)):
-        raise RunError(
-            "Slurm cannot write a job's output below a path with a backslash or a control character",
-            where=repr(str(path)),
-            fix="name another folder with --run",
-        )
-    if profile.slurm is None:
-        raise RecipeError(
-            f"the cluster profile {profile.name} has no `slurm` section",
-            where=profile.where("name"),
-            fix="`megatron-growth train RECIPE` runs the stages here; or add the section, as h100-8x has it",
-        )
+    check_path_and_profile(run, profile)
     problems, jobs = [], []
     for stage in stages:
         try:
@@ -120,6 +108,28 @@ def stage_jobs(
 def room_of(profile: ClusterProfile, ranks: int) -> Room:
     """Memory that one of a node's `ranks` may fill."""
     return Room(profile.usable_bytes, profile.memory_gib * 2**30 / ranks if profile.memory_gib else math.inf)
+
+
+def check_path_and_profile(run: RunDirectory, profile: ClusterProfile) -> None:
+    """Refuse what no job can be made of.
+
+    Raises:
+        RunError: the path cannot be given to Slurm.
+        RecipeError: the profile has no `slurm` section.
+    """
+    path = run.path.absolute()
+    if re.search(r"[\\\x00-\x1f]", str(path)):
+        raise RunError(
+            "Slurm cannot write a job's output below a path with a backslash or a control character",
+            where=repr(str(path)),
+            fix="name another folder with --run",
+        )
+    if profile.slurm is None:
+        raise RecipeError(
+            f"the cluster profile {profile.name} has no `slurm` section",
+            where=profile.where("name"),
+            fix="`megatron-growth train RECIPE` runs the stages here; or add the section, as h100-8x has it",
+        )
 
 
 def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
@@ -159,16 +169,17 @@ def _job(
         source=stage.source,
         name=name,
         nodes=nodes,
-        options=_options(path / "stages" / stage.name, name, profile, nodes),
+        options=options_of(path / "stages" / stage.name, name, profile, nodes),
         script=SCRIPT,
         arguments=(str(path), stage.name),
         environment=environment,
     )
 
 
-def _options(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tuple[str, ...]:
+def options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tuple[str, ...]:
+    """Options of sbatch for a job that writes its output into `folder`; the profile has a `slurm` section."""
     slurm = profile.slurm
-    assert slurm is not None  # stage_jobs() has looked
+    assert slurm is not None  # check_path_and_profile() has looked
     gpus = f"{slurm.gpu_type}:{profile.gpus_per_node}" if slurm.gpu_type else str(profile.gpus_per_node)
     output = str(folder / "job.txt").replace("%", "%%")  # % begins one of Slurm's own patterns
     options = [
@@ -190,6 +201,16 @@ def _options(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tu
 
 
 def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_project: str) -> dict[str, str]:
+    variables = environment_of(profile, ranks)
+    if flags := cluster_flags(profile, stage):
+        variables[FLAGS_VARIABLE] = json.dumps(flags)
+    if wandb_project:
+        variables["GROWTH_WANDB_PROJECT"] = wandb_project
+    return variables
+
+
+def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
+    """What a job sees of its profile, with this number of ranks a node."""
     own = profile.environment
     variables = dict(own.variables) | {
         "GROWTH_LAUNCHER": profile.launcher,
@@ -198,10 +219,6 @@ def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_pr
         "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
         "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
     }
-    if flags := cluster_flags(profile, stage):
-        variables[FLAGS_VARIABLE] = json.dumps(flags)
-    if wandb_project:
-        variables["GROWTH_WANDB_PROJECT"] = wandb_project
     if own.modules:
         variables["GROWTH_MODULES"] = " ".join(own.modules)
     if own.venv:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_growth import recipes
-from megatron_growth.cli.main import VERBS, build_parser
+from megatron_growth.cli.main import VERBS, build_parser, spelled_out
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +38,7 @@ def problem(command: str) -> str | None:
         return f"no make target {missing[0]}" if missing else None
     if words[0] == "python":
         return f"no file {words[1]}" if words[1].endswith(".py") and not (ROOT / words[1]).is_file() else None
-    return _problem_of_verb(words[1:])
+    return _problem_of_verb(spelled_out(words[1:]))
 
 
 def _problem_of_verb(words: list[str]) -> str | None:

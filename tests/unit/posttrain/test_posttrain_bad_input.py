@@ -14,6 +14,7 @@ pytest.importorskip("trl")
 from megatron_growth.cli.main import main
 from megatron_growth.errors import DataError
 from megatron_growth.posttrain import examples
+from tests.unit.data import hub_server
 from tests.unit.posttrain import tiny
 
 Refused = Callable[..., str]
@@ -155,3 +156,27 @@ def test_split_is_nine_to_one_and_loses_nothing(tmp_path: Path) -> None:
     other = examples.prepare(str(data), "sft", valid=0.1, seed=4, folder=tmp_path / "other")
     assert other.valid == 5
     assert (tmp_path / "other" / examples.VALID).read_text() != texts[1]
+
+
+def test_split_of_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As UltraFeedback lies there: Parquet with more columns than are read, splits that the README names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with hub_server.serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        splits = {name: f"data/{name}-00000-of-00001.parquet" for name in ("train_prefs", "test_prefs")}
+        card += "".join(f"  - split: {name}\n    path: data/{name}-*\n" for name in splits) + "---\n"
+        tables = {}
+        for number, (name, path) in enumerate(splits.items()):
+            rows = [{**row, "score_chosen": 9.0} for row in tiny.ultrafeedback(3 - number)]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+            tables[path] = (tmp_path / name).read_bytes()
+        served.add("owner/pairs", {"README.md": card.encode(), **tables})
+        found = examples.prepare("hf:owner/pairs/train_prefs", "dpo", valid=0, seed=0, folder=tmp_path / "work")
+        assert found.train == 3
+        assert list(found.files) == ["train_prefs-00000-of-00001.parquet"]
+        with pytest.raises(DataError, match="no split 'train'"):
+            examples.prepare("hf:owner/pairs", "dpo", valid=0, seed=0, folder=tmp_path / "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 pytest.importorskip("trl")
 
-from megatron_growth.errors import RunError
+from megatron_growth.errors import DataError, RunError
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.examples import TRAIN, VALID
 from megatron_growth.posttrain.run import posttrain
@@ -168,3 +169,24 @@ def test_dpo_after_sft_remembers_where_it_comes_from(place: Path, undisturbed: P
     assert document["model"]["posttrain"]["kind"] == "sft"
     assert document["model"]["posttrain"]["data"]["train"] == 24
     assert len(document["model"]["weights_sha256"]["model.safetensors"]) == 64
+
+
+def test_a_megatron_checkpoint_is_exported_first(place: Path, tmp_path: Path) -> None:
+    """Its tokenizer is named, as it lies in no run; the export's own record says where the model comes from."""
+    import numpy as np
+
+    from megatron_growth.shape import ModelShape
+    from tests.unit.checkpoint import stored
+
+    shape = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=320)
+    checkpoint = stored.write(
+        tmp_path / "checkpoint", shape, stored.random_tensors(shape), rng=np.random.default_rng(1)
+    )
+    request = runs.request(checkpoint, place / "alpaca.json", max_steps=1, max_length=32)
+    with pytest.raises(DataError, match="nobody knows the tokenizer"):
+        posttrain(request, tmp_path / "out")
+    assert not partial_of(tmp_path / "out").exists()
+    document = posttrain(dataclasses.replace(request, tokenizer=str(place / "model")), tmp_path / "out")
+    assert document["model"]["path"] == str(checkpoint)
+    assert document["model"]["export"]["source"] == str(checkpoint)
+    assert runs.load(tmp_path / "out")[0].config.hidden_size == 16

@@ -1,0 +1,163 @@
+"""Does a constant learning rate lose before SFT and win after it?  nano-wso, then a sweep of SFT, over seeds.
+
+    python benchmarks/wso.py --work DIR [--seeds 1 2 3] [--variants NAME ...] [--minutes M] [--table FILE]
+
+Every variant of nano-wso is trained once for each seed with `megatron-growth train`, on one rank.  Each is then tuned
+with `nano-sft` once for each rate, on questions and answers made of the standard library's docstrings, held out 9:1.
+The best rate by held-out loss is kept, as the paper keeps its best by AlpacaEval.  The tables have mean and sample
+standard deviation over seeds: the first one before and after, the second one every rate of the sweep.
+
+Runs are kept in DIR: the same command goes on where it was.  After M minutes no other training is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from megatron_growth import recipes
+from megatron_growth.posttrain.presets import find
+from megatron_growth.posttrain.request import Request
+from megatron_growth.posttrain.run import posttrain
+from megatron_growth.report.compare import compare
+
+RECIPE = "nano-wso"
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+ONE_RANK = {"stages": {"nano": {"layout": {"tp": 1, "pp": 1, "dp": 1}}}}
+STAGE, TUNED = "nano", "nano-sft"
+
+
+def questions() -> Iterator[dict[str, str]]:
+    """One for every public function and class of the standard library with a docstring: its first sentence."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(parts) or file.name.startswith("_"):
+            continue
+        try:
+            tree = ast.parse(file.read_text("utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        yield from _questions_of(tree, ".".join(parts))
+
+
+def _questions_of(tree: ast.AST, module: str) -> Iterator[dict[str, str]]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        sentence = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split()).split(". ")[0]
+        if 20 <= len(sentence) <= 160:
+            what = "is" if isinstance(node, ast.ClassDef) else "does"
+            end = "" if what == "is" else " do"
+            yield {"instruction": f"What {what} {module}.{node.name}{end}?", "output": sentence}
+
+
+def pretrain(work: Path, seed: int, variant: str) -> Path:
+    """The run of one variant and seed, trained."""
+    name = f"seed-{seed}"
+    file = work / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"extends": RECIPE, "name": RECIPE, "seed": seed} | ONE_RANK), encoding="utf-8")
+    run = work / name / variant
+    command = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--run", str(run)]
+    with (work / f"{name}.log").open("a", encoding="utf-8") as log:
+        subprocess.run(
+            [*command, "--variant", variant],
+            check=True,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    return run
+
+
+def tune(run: Path, data: Path, seed: int) -> None:
+    """The sweep of SFT from a trained run."""
+    preset = find("nano-sft", "sft")
+    request = Request(
+        kind="sft",
+        preset=preset.name,
+        model=str(run / "stages" / STAGE / "checkpoints"),
+        data=str(data),
+        rates=RATES,
+        epochs=preset.epochs,
+        batch=32,
+        warmup=preset.warmup,
+        max_length=128,
+        betas=preset.betas,
+        weight_decay=preset.weight_decay,
+        clip=preset.clip,
+        valid=0.1,
+        micro_batch=32,
+        dtype="float32",
+        seed=seed,
+        saves=1,
+    )
+    posttrain(request, run / "posttrain" / TUNED)
+
+
+def before_and_after(folders: Sequence[Path]) -> str:
+    """Loss of every variant before SFT and after its best rate."""
+    rows = [row for row in compare(folders).rows if row.stage == STAGE]
+    lines = ["| schedule | seeds | before SFT | after SFT |", "|---|---|---|---|"]
+    for row in rows:
+        cells = [row.figures[c].text() if c in row.figures else "–" for c in (("pre", "loss"), ("sft", "loss"))]
+        lines.append(f"| `{row.group.rpartition('/')[2]}` | {len(row.seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def sweeps(folders: Sequence[Path]) -> str:
+    """Held-out loss after SFT for every rate; the one that is kept most often is bold."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for file in sorted(file for folder in folders for file in folder.glob(f"*/posttrain/{TUNED}/sweep.json")):
+        losses = found.setdefault(file.parents[2].name, {})
+        for row in json.loads(file.read_text("utf-8"))["rates"]:
+            if row["valid_loss"] is not None:
+                losses.setdefault(row["rate"], []).append(row["valid_loss"])
+    lines = ["| schedule | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---" * (len(RATES) + 1) + "|"]
+    for name, losses in found.items():
+        means = {rate: statistics.fmean(values) for rate, values in losses.items()}
+        best = min(means, key=means.__getitem__)
+        cells = [f"{'**' * (r == best)}{means[r]:.3f}{'**' * (r == best)}" if r in means else "–" for r in RATES]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variants", nargs="+", default=list(recipes.load(RECIPE).variants))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
+    parser.add_argument("--table", type=Path, help="write the tables here, as Markdown")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    data = args.work / "questions.jsonl"
+    if not data.exists():
+        data.write_text("".join(json.dumps(row) + "\n" for row in questions()), encoding="utf-8")
+    begin = time.monotonic()
+    for seed, variant in itertools.product(args.seeds, args.variants):
+        if time.monotonic() - begin > 60 * args.minutes:
+            break
+        tune(pretrain(args.work, seed, variant), data, seed)
+        print(f"seed {seed}, {variant}: {time.monotonic() - begin:.0f} s", flush=True)
+    folders = [args.work / f"seed-{seed}" for seed in args.seeds if (args.work / f"seed-{seed}").is_dir()]
+    text = before_and_after(folders) + "\n" + sweeps(folders)
+    print(text)
+    if args.table:
+        args.table.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What the script of a job does besides training: `python -m megatron_growth.posttrain.slurm_job VERB DIR.job KIND`.
+
+    begin   prepare the examples and record a start, or give up; prints a free port
+    watch   ends when training hangs, or when it gets USR1
+    end     is the model done, to be requeued, or over?
+
+Exit codes as of `megatron_growth.slurm.job`: 0, 1 for a failure, 3 for a hang, 75 for a requeue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_growth.errors import GrowthError, StageFailed, UserError
+from megatron_growth.posttrain import finish
+from megatron_growth.posttrain.folder import Work
+from megatron_growth.posttrain.request import Request
+from megatron_growth.posttrain.run import PURPOSE, existing, prepare, require
+from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
+from megatron_growth.posttrain.training import newest_checkpoint
+from megatron_growth.records.human import plural
+from megatron_growth.records.storage import write_json
+from megatron_growth.records.unfinished import publish, unfinished
+from megatron_growth.run import failures
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.job import ILL, REQUEUE, free_port, useless_restarts
+from megatron_growth.slurm.record import Start
+
+_LOOK_SECONDS = 10.0
+
+
+def begin(run: RunDirectory, kind: str) -> int:
+    """Prepare what every rank needs, and return a free port.
+
+    Raises:
+        GrowthError: the input is wrong, or the job was restarted too often without getting on.
+    """
+    request, stage, target = request_in(run), run.stage(kind), target_of(run)
+    try:
+        require(request)
+        with unfinished(target, PURPOSE) as partial:
+            if partial is None:
+                existing(target, request)
+            elif not (partial / finish.FILE_NAME).is_file():
+                prepare(Work(partial), request, _say)
+    except GrowthError as error:
+        slurm_record.fail(stage, error.what)
+        raise
+    failures.clear(stage.path / "failures")
+    start = Start(
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        hosts=tuple(os.environ.get("GROWTH_HOSTS", "").split()),
+        time=time.time(),
+        iteration=reached(work_of(run), request),
+    )
+    limit = int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
+    useless = useless_restarts(slurm_record.read(stage).starts, start)
+    slurm_record.add_start(stage, start)
+    if useless > limit:
+        raise _give_up(run, kind, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint")
+    return free_port()
+
+
+def reached(work: Work, request: Request) -> int:
+    """Steps of all rates that a restart would not train again."""
+    steps = 0
+    for rate in request.rates:
+        folder = work.rate(rate)
+        if folder.result is not None:
+            steps += folder.result.steps
+        elif (checkpoint := newest_checkpoint(folder, clean=False)) is not None:
+            steps += int(checkpoint.name.rpartition("-")[2])
+    return steps
+
+
+def watch(run: RunDirectory, kind: str, hang_seconds: float) -> None:
+    """Until USR1 says that training has ended, or no step has ended for too long.
+
+    Raises:
+        StageFailed: it hangs.
+    """
+    ended = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: ended.set())
+    work, last, size = work_of(run), time.monotonic(), -1
+    while not ended.wait(min(_LOOK_SECONDS, hang_seconds / 4)):
+        now = sum(file.stat().st_size for file in work.path.glob("rates/*/metrics.jsonl"))
+        if now != size:
+            last, size = time.monotonic(), now
+        elif time.monotonic() - last > hang_seconds:
+            raise _give_up(run, kind, f"no step has finished for {hang_seconds / 60:.1f} minutes: it hangs")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
+
+
+def end(run: RunDirectory, kind: str, exit_code: int, asked_to_stop: bool) -> int:
+    """Judge how training ended: 0 when the model is there, REQUEUE when training shall go on.
+
+    Raises:
+        GrowthError: it must not go on.
+    """
+    request, stage = request_in(run), run.stage(kind)
+    found = slurm_record.read(stage).failure
+    if found:
+        raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
+    if exit_code == 0 and _published(run, request):
+        write_json(stage.path / "done", {"output": str(target_of(run))})
+        return 0
+    _say(f"training left with code {exit_code}; it is at step {reached(work_of(run), request)}")
+    if exit_code != 0 and not asked_to_stop:
+        error = failures.as_error(kind, failures.first(stage.path / "failures"), stage.log, exit_code)
+        if isinstance(error, UserError):
+            raise _give_up(run, kind, error.what, error.fix)
+        _say(error.what)
+    return REQUEUE
+
+
+def _published(run: RunDirectory, request: Request) -> bool:
+    """Make the model of the trainings, once all of them are done."""
+    target, work = target_of(run), work_of(run)
+    if target.exists():
+        return True
+    if not all(work.rate(rate).result for rate in request.rates) and not (work.path / finish.FILE_NAME).is_file():
+        return False
+    ranks = len(os.environ.get("GROWTH_HOSTS", "x").split()) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
+    with unfinished(target, PURPOSE) as partial:
+        if partial is not None:
+            if not (partial / finish.FILE_NAME).is_file():
+                try:
+                    finish.gather(work, request, ranks)
+                except GrowthError as error:
+                    slurm_record.fail(run.stage(request.kind), error.what)
+                    raise
+            finish.clean(work)
+            publish(partial, target, PURPOSE)
+    return True
+
+
+def _give_up(run: RunDirectory, kind: str, reason: str, fix: str = "") -> StageFailed:
+    stage = run.stage(kind)
+    slurm_record.fail(stage, reason)
+    default = "read the end of the log; when the cause is gone, submit again: training goes on from the last checkpoint"
+    return StageFailed(reason, where=str(stage.log), fix=fix or default)
+
+
+def _say(message: str) -> None:
+    print(f"{time.strftime('%F %T')} {message}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="posttrain_job", description=__doc__.splitlines()[0])
+    parser.add_argument("verb", choices=("begin", "watch", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("kind")
+    parser.add_argument("--exit-code", type=int, default=0)
+    parser.add_argument("--asked-to-stop", choices=("yes", "no"), default="no")
+    args = parser.parse_args(argv)
+    run = RunDirectory(args.run)
+    try:
+        if args.verb == "begin":
+            print(begin(run, args.kind))
+        elif args.verb == "watch":
+            watch(run, args.kind, float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60)
+        else:
+            return end(run, args.kind, args.exit_code, args.asked_to_stop == "yes")
+    except GrowthError as error:
+        _say(str(error))
+        return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Before training, on every node of a job: `python -m megatron_growth.posttrain.slurm_preflight DIR.job KIND`.
+
+The node sees the work folder with its examples, can import what trains, and has its GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from megatron_growth.errors import GrowthError, RunError
+from megatron_growth.posttrain.examples import RECORD
+from megatron_growth.posttrain.run import require
+from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import record as slurm_record
+
+
+def check(run: RunDirectory) -> None:
+    """Refuse a node that cannot train.
+
+    Raises:
+        GrowthError: with the node's name where it differs from the others.
+    """
+    request = request_in(run)
+    require(request)
+    if not target_of(run).exists() and not (work_of(run).data / RECORD).is_file():
+        raise RunError(
+            "the examples are not here: this node does not share the file system of the job",
+            where=str(work_of(run).path),
+            fix="give an --output that all nodes see",
+        )
+    wanted, found = os.environ.get("GROWTH_GPUS_PER_NODE"), int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    if wanted and int(wanted) != found:
+        raise RunError(f"{found} GPUs for this job, and {wanted} are planned", fix="repair the node, or exclude it")
+
+
+def main() -> int:
+    """0 when this node may train."""
+    run, kind = RunDirectory(Path(sys.argv[1])), sys.argv[2]
+    node = os.environ.get("SLURMD_NODENAME") or platform.node()
+    try:
+        check(run)
+    except GrowthError as error:
+        print(f"preflight on {node}: {error}", file=sys.stderr)
+        slurm_record.fail(run.stage(kind), f"before training, on {node}: {error.what}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

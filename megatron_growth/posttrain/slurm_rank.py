@@ -1,0 +1,54 @@
+"""One rank of a post-training under Slurm: `python -m megatron_growth.posttrain.slurm_rank DIR.job KIND`.
+
+All rates of a sweep, one after the other; the job's end makes the model of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from megatron_growth.posttrain.run import job_of
+from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
+from megatron_growth.run import failures
+from megatron_growth.run.directory import RunDirectory
+
+
+def main() -> int:
+    """Entry point; 0 when all is trained, or when it was asked to stop and has saved."""
+    try:
+        with failures.recorded():
+            run = RunDirectory(Path(sys.argv[1]))
+            if not target_of(run).exists():
+                _train(run)
+        return 0
+    finally:
+        # The batch script repeats TERM until all ranks have gone; Python gives up our handler before that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _train(run: RunDirectory) -> None:
+    import torch.distributed as dist
+
+    from megatron_growth.posttrain import finish
+    from megatron_growth.posttrain.training import train
+
+    work, request = work_of(run), request_in(run)
+    for rate in request.rates:
+        if work.rate(rate).result is None and train(job_of(work, rate), stop_gently=True) is None:
+            break
+        if int(os.environ.get("RANK", "0")) == 0:
+            finish.keep_best(work, request)
+        if dist.is_initialized():
+            dist.barrier()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code) if code == 0 else sys.exit(code)

@@ -1,0 +1,131 @@
+"""What a job does besides training, without Slurm: its steps in their order, and every way in which it gives up."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+
+from megatron_growth.errors import GrowthError, RecipeError, StageFailed, UserError
+from megatron_growth.posttrain import slurm_job, slurm_jobs, slurm_preflight, slurm_rank
+from megatron_growth.recipes.cluster import loads_cluster
+from megatron_growth.records.storage import write_json
+from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.job import REQUEUE
+from tests.unit.posttrain import runs, tiny
+
+PROFILE = """
+name: two-nodes
+nodes: 2
+gpus_per_node: 8
+gpu: {name: fake, memory_gib: 80, peak_tflops: 1, mfu: 0.4}
+slurm: {partition: gpu, time_limit: "10:00", signal_seconds: 60}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A job's folder as `submit` leaves it."""
+    model, data = tiny.write_model(tmp_path / "model"), tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(8))
+    folder = slurm_jobs.folder_of(tmp_path / "tuned")
+    folder.stage("sft").path.mkdir(parents=True)
+    request = runs.request(model, data, rates=(1e-3, 1e9), valid=0.25, max_steps=2)
+    write_json(folder.path / "request.json", request.to_json())
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("GROWTH_HOSTS", "a b")
+    return folder
+
+
+def spoil(run: RunDirectory, **changes: object) -> None:
+    """Change the submitted request."""
+    write_json(run.path / "request.json", replace(slurm_jobs.request_in(run), **changes).to_json())
+
+
+def test_from_submission_to_model(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start, an end too early, a second start, all rates, the model; then a start that finds it."""
+    assert slurm_job.begin(run, "sft") > 0
+    slurm_preflight.check(run)
+    assert slurm_job.end(run, "sft", 0, True) == REQUEUE
+    monkeypatch.setattr("sys.argv", ["slurm_rank", str(run.path), "sft"])
+    monkeypatch.setattr("megatron_growth.posttrain.callbacks.signal.signal", lambda *_: None)
+    monkeypatch.setattr("megatron_growth.posttrain.slurm_rank.signal.signal", lambda *_: None)
+    assert slurm_rank.main() == 0
+    assert slurm_jobs.status(slurm_jobs.target_of(run))["rates_done"] == 2
+    assert slurm_job.end(run, "sft", 0, False) == 0
+    document = json.loads((slurm_jobs.target_of(run) / "posttrain.json").read_text())
+    assert (document["result"]["rate"], document["processes"], len(document["sweep"])) == (1e-3, 2, 2)
+    assert (run.stage("sft").path / "done").exists()
+    (run.stage("sft").path / "done").unlink()  # killed just before it was written
+    assert slurm_job.begin(run, "sft") > 0
+    assert slurm_rank.main() == 0
+    assert slurm_job.end(run, "sft", 0, False) == 0
+    status = slurm_jobs.status(slurm_jobs.target_of(run))
+    assert (status["complete"], status["restarts"], status["hosts"], status["job"]) == (True, 1, ["a", "b"], "7")
+
+
+def test_wrong_input_ends_the_job_with_its_reason(run: RunDirectory) -> None:
+    spoil(run, data=str(run.path / "nothing.jsonl"))
+    assert slurm_job.main(["begin", str(run.path), "sft"]) == 1
+    assert "there is no" in str(slurm_record.read(run.stage("sft")).failure)
+    with pytest.raises(StageFailed, match="there is no"):
+        slurm_job.end(run, "sft", 1, False)
+
+
+def test_restarts_without_progress_end_the_job(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWTH_MAX_RESTARTS", "1")
+    slurm_job.begin(run, "sft")
+    slurm_job.begin(run, "sft")
+    with pytest.raises(StageFailed, match="gave up after 1 restart"):
+        slurm_job.begin(run, "sft")
+
+
+def test_users_mistake_in_a_rank_ends_the_job_and_a_crash_does_not(run: RunDirectory) -> None:
+    slurm_job.begin(run, "sft")
+    failures = run.stage("sft").path / "failures"
+    failures.mkdir()
+    crash = {"rank": 0, "time": 1.0, "kind": "RuntimeError", "what": "connection lost"}
+    (failures / "rank-0.json").write_text(json.dumps(crash))
+    assert slurm_job.end(run, "sft", 1, False) == REQUEUE
+    (failures / "rank-0.json").write_text(json.dumps(crash | {"kind": "UserError", "what": "wrong words"}))
+    with pytest.raises(StageFailed, match="wrong words"):
+        slurm_job.end(run, "sft", 1, False)
+
+
+def test_a_hang_is_found(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm_job.begin(run, "sft")
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    with pytest.raises(StageFailed, match="it hangs"):
+        slurm_job.watch(run, "sft", 0.05)
+
+
+def test_a_node_that_cannot_train_is_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GrowthError, match="does not share the file system"):
+        slurm_preflight.check(run)
+    slurm_job.begin(run, "sft")
+    monkeypatch.setenv("GROWTH_GPUS_PER_NODE", "8")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "7")
+    with pytest.raises(GrowthError, match="7 GPUs for this job, and 8 are planned"):
+        slurm_preflight.check(run)
+
+
+def test_words_of_sbatch(run: RunDirectory) -> None:
+    profile, request, target = loads_cluster(PROFILE), slurm_jobs.request_in(run), slurm_jobs.target_of(run)
+    job = slurm_jobs.job_of_request(target, replace(request, batch=16), profile, 2)
+    assert "--nodes=2" in job.options
+    assert f"--output={run.path}/stages/sft/job.txt" in job.options
+    assert job.arguments == (str(run.path), "sft")
+    assert job.environment["GROWTH_RANKS_PER_NODE"] == "8"
+    assert job.environment["GROWTH_ENTRY"] == slurm_rank.__name__
+    assert job.environment["GROWTH_JOB"] == slurm_job.__name__
+    assert job.environment["GROWTH_PREFLIGHT"] == slurm_preflight.__name__
+    with pytest.raises(UserError, match="does not split over 16"):
+        slurm_jobs.job_of_request(target, replace(request, batch=24), profile, 2)
+    with pytest.raises(RecipeError, match="needs 3 nodes"):
+        slurm_jobs.job_of_request(target, request, profile, 3)
+    assert "GROWTH_ENTRY" not in os.environ
