@@ -8,7 +8,7 @@ examples:
 
 MODEL is what `export` wrote, or a Megatron checkpoint, which is exported first.  --data is a .jsonl, .json or .parquet
 file, a folder of them, or hf:OWNER/NAME/SPLIT; without it, the paper's data are read from the hub.  A killed command
-goes on when it is given again.  `megatron-growth submit posttrain ... --cluster PROFILE` makes it a Slurm job.
+goes on when it is given again.  With --cluster, or as `submit posttrain`, it is a Slurm job.
 Outputs in RUN/posttrain/ belong to that run, where `report --compare` finds them.
 """
 

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
     if args.run is None:
-        raise UserError("report needs a run", fix="megatron-growth report RUN, or report --compare RUN RUN")
+        raise UserError(
+            "report needs a run", fix="`megatron-growth report RUN`, or `megatron-growth report --compare RUN RUN`"
+        )
     document, sentences, write = _variants(args.run) if is_variants_folder(args.run) else _one_run(args.run)
     if args.json:
         print(json.dumps(document, indent=2))

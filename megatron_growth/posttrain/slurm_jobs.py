@@ -71,7 +71,7 @@ def request_in(run: RunDirectory) -> Request:
         raise RunError(
             f"{run.path} is no job of a post-training",
             where=str(run.path),
-            fix="megatron-growth submit posttrain KIND MODEL --cluster PROFILE makes one",
+            fix="`megatron-growth submit posttrain sft MODEL --preset NAME --output DIR --cluster PROFILE` makes one",
         )
     return Request.read(run.path)
 

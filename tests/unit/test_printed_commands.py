@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import megatron_growth
-from megatron_growth.cli.main import VERBS, build_parser
+from megatron_growth.cli.main import VERBS, build_parser, spelled_out
 
 PACKAGE = Path(megatron_growth.__file__).parent
 SHOWN = {".py", ".html", ".sbatch", ".yaml"}
@@ -47,7 +47,7 @@ def commands(text: str) -> list[str]:
 
 def problem(command: str) -> str | None:
     """Why a command cannot be given; a verb alone is the name of the verb."""
-    words = shlex.split(command)
+    words = spelled_out(shlex.split(command))
     if words[0] not in VERBS:
         return f"no verb {words[0]}"
     if len(words) == 1:
