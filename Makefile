@@ -12,7 +12,7 @@ BENCH ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-te demo test lint format bench torture clean
+.PHONY: help env env-te assets demo test lint format bench torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ env:  ## create .venv with the project and its tools
 
 env-te: env  ## create .venv-te beside it, with Transformer Engine, for tests/te (needs a CUDA compiler, no GPU)
 	@bash ci/install-te.sh $(VENV) $(VENV_TE)
+
+assets: env  ## fetch the real model that some tests use (93 MB, once), into .venv/assets
+	@bash ci/fetch-assets.sh $(VENV)
 
 demo: env  ## pre-train a nano family in four stages beside a scratch baseline, and write the report
 	@$(BIN)/megatron-growth demo --run $(RUN)

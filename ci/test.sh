@@ -22,5 +22,9 @@ fi
 if [[ " ${tests} " == *" tests"@( |/te)* && "${bin}" == */bin ]]; then
     ci/install-te.sh "${bin%/bin}" .venv-te || echo "the tests on Transformer Engine will be skipped"
 fi
+# The real model that some tests use (93 MB, once); without it they say so and skip.
+if [[ " ${tests} " == *" tests"@( |/megatron)* && "${bin}" == */bin ]]; then
+    ci/fetch-assets.sh "${bin%/bin}" || echo "the tests on a real model will be skipped"
+fi
 # A file's tests share fixtures that train small models, so a file stays on one worker.
 exec "${bin}/pytest" "${tests}" --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

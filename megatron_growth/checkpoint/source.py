@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from megatron_growth.checkpoint.plan import Box, Range, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
 from megatron_growth.layout.parameters import LAYERS, MOMENTS, PARAMETERS
+from megatron_growth.records.crc import crc32
 from megatron_growth.records.storage import storage_errors
 
 OnBytes = Callable[[int, int, memoryview], None]
@@ -291,6 +291,15 @@ class Source:
             target = out[part.rows[0] - rows[0] : part.rows[1] - rows[0]]
             self._read_part(part.box, part.rows, part.columns, target, columns[0], seen)
 
+    def will_need(self, tensor: SourceTensor, layer: int | None, rows: Range) -> None:
+        """Let the kernel read these rows ahead, while something else is done."""
+        for part in reads(tensor.boxes.get(layer, []), rows, (0, tensor.columns)):
+            width = (part.box.columns[1] - part.box.columns[0]) * tensor.dtype.itemsize
+            start = self._locate(part.box.item).start + part.box.skip * tensor.dtype.itemsize
+            start += (part.rows[0] - part.box.rows[0]) * width
+            file = self._file(self.items[part.box.item].info.relative_path)
+            os.posix_fadvise(file, start, (part.rows[1] - part.rows[0]) * width, os.POSIX_FADV_WILLNEED)
+
     def _read_part(
         self, box: Box, rows: Range, columns: Range, target: Tensor, column0: int, seen: OnBytes | None
     ) -> None:
@@ -346,7 +355,7 @@ class Source:
         for at in range(*part, _CRC_BLOCK):
             block = memoryview(buffer)[: min(_CRC_BLOCK, part[1] - at)]
             self._pread(item.info.relative_path, found.start + at, block)
-            crc = zlib.crc32(block, crc)
+            crc = crc32(block, crc)
         return crc
 
     def compare_checksum(self, number: int, crc: int) -> None:

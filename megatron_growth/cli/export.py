@@ -29,6 +29,7 @@ from megatron_growth.records.numbers import COUNT, PROCESSES, whole
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import TokenizerRecord
     from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec
+    from megatron_growth.exchange.export_plan import ExportPlan
 
 HELP = "write a checkpoint as a Hugging Face model"
 
@@ -57,17 +58,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and export."""
+    from megatron_growth.records.read_ahead import reading_ahead
+
+    if args.adapters:
+        return _adapters(args)
+    with reading_ahead(lambda: _weights(args.source)):
+        plan, tokenizer, card = _planned(args)
+    from megatron_growth.exchange.export import export
+    from megatron_growth.exchange.tokenizer_files import write_tokenizer
+
+    processes = args.processes or min(4, os.cpu_count() or 1)
+    with Progress({"write": "exporting"}, quiet=args.json) as progress:
+        report = export(
+            plan,
+            args.target,
+            companions=lambda folder: write_tokenizer(tokenizer, folder) if tokenizer else None,
+            card=card,
+            processes=processes,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps(asdict(report), indent=2))
+        return 0
+    resumed = f"; there already: {plural(report.files_resumed, 'file')}" if report.files_resumed else ""
+    print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
+    if tokenizer is None:
+        print("no tokenizer was exported; put its files there, or name it with --tokenizer")
+    print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
+    return 0
+
+
+def _weights(source: Path) -> list[Path]:
+    """The files of a checkpoint's weights."""
+    from megatron_growth.checkpoint.paths import resolve
+
+    return sorted(resolve(source).glob("*.distcp"))
+
+
+def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None, str]:
+    """The plan, the tokenizer and the model card of an export."""
     import torch
 
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.card import model_card
-    from megatron_growth.exchange.export import export
     from megatron_growth.exchange.export_plan import plan_export
-    from megatron_growth.exchange.tokenizer_files import write_tokenizer
+    from megatron_growth.report.card import facts_of
 
     torch.set_num_threads(1)
-    if args.adapters:
-        return _adapters(args)
     spec, record = _tokenizer(args)
     plan = plan_export(
         Source(args.source),
@@ -77,25 +114,9 @@ def run(args: argparse.Namespace) -> int:
         shard_bytes=bytes_of(args.shard_size),
         trust_checkpoint=args.trust_checkpoint,
     )
-    processes = args.processes or min(4, os.cpu_count() or 1)
-    with Progress({"write": "exporting"}, quiet=args.json) as progress:
-        report = export(
-            plan,
-            args.target,
-            companions=lambda folder: write_tokenizer(spec, folder) if spec else None,
-            card=model_card(plan, name=args.target.name, tokenizer=record.name if record else ""),
-            processes=processes,
-            progress=progress,
-        )
-    if args.json:
-        print(json.dumps(asdict(report), indent=2))
-        return 0
-    resumed = f"; there already: {plural(report.files_resumed, 'file')}" if report.files_resumed else ""
-    print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
-    if spec is None:
-        print("no tokenizer was exported; put its files there, or name it with --tokenizer")
-    print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
-    return 0
+    name = record.name if record else ""
+    card = model_card(plan, name=args.target.name, tokenizer=name, run=facts_of(args.source, plan.iteration))
+    return plan, spec, card
 
 
 def _adapters(args: argparse.Namespace) -> int:

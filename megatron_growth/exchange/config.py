@@ -93,7 +93,13 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
         )
     if shape.qk_norm and shape.qkv_bias:
         raise UnsupportedError("no family has both query/key norms and QKV biases")
-    return "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
+    family = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
+    if family == "llama" and shape.hidden % shape.heads:
+        raise UnsupportedError(
+            f"transformers refuses a Llama whose hidden size {shape.hidden} is no multiple of its {shape.heads} heads",
+            fix="grow into sizes that divide; the size of a head is free",
+        )
+    return family
 
 
 def _rope_out(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import mmap
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -78,13 +78,21 @@ class ShardWriter:
             head = memoryview(safetensors_files.header_bytes(tensors, self.dtype, {"format": "pt"}))
             _write_all(stream, head)
             written = crc.piece(0, head)
-            for piece in shard.pieces:
+            for piece, following in zip_longest(shard.pieces, shard.pieces[1:]):
+                self._announce(following)
                 for rows in piece.ranges:
                     for data, checksum in self._blocks(piece, rows):
                         _write_all(stream, data)
                         written = crc.joined([written, crc.Piece(written.length, len(data), checksum)])[0]
             safetensors_files.sync(stream.fileno())
         return FileRecord(written.crc, self._compare())
+
+    def _announce(self, piece: NamedRows | None) -> None:
+        """The disk reads the next tensor while this one is written."""
+        if piece is not None:
+            tensor = self.source.tensors[piece.parameter.name, None]
+            for rows in piece.ranges:
+                self.source.will_need(tensor, piece.layer, rows)
 
     def _blocks(self, piece: NamedRows, rows: Range) -> Iterator[tuple[memoryview, int]]:
         """Rows of Megatron's tensor in blocks that fit the buffer, in the export's precision, with their checksums."""
@@ -105,7 +113,7 @@ class ShardWriter:
             written = block if tensor.dtype == self.dtype else block.to(self.dtype)
             data = memoryview(written.view(torch.uint8).numpy()).cast("B")
             as_read = written is block and len(readings) == 1  # one reading: the very bytes
-            yield data, readings[0].crc if as_read else zlib.crc32(data)
+            yield data, readings[0].crc if as_read else crc.crc32(data)
 
     def _compare(self) -> dict[int, list[crc.Piece]]:
         """Compare the chunks that were read whole; the checksums of what was read of the others."""

@@ -113,11 +113,11 @@ class ActiveMethods:
 
         def get_megatron_optimizer_config(args: Any) -> Any:
             config, overrides = original(args)
-            return config, {**(overrides or {}), **self._overrides(config)}
+            return config, {**(overrides or {}), **self.overrides(config)}
 
         return get_megatron_optimizer_config
 
-    def _overrides(self, config: Any) -> dict[ParamKey, dict[str, Any]]:
+    def overrides(self, config: Any) -> dict[ParamKey, dict[str, Any]]:
         """Marks on this rank's parameters, and what the group of each mark has of its own; the first method decides."""
         found: list[GroupSettings] = []
         for name, parameter in named_parameters(self.model.chunks):

@@ -118,6 +118,6 @@ def run_schedule(args: argparse.Namespace, stock: OptimizerParamScheduler) -> Ru
         peak=args.lr,
         iterations=stock.lr_decay_steps,
         warmup_iterations=stock.lr_warmup_steps,
-        min_lr_ratio=(args.min_lr or 0.0) / args.lr,
+        min_lr_ratio=(args.min_lr or 0.0) / args.lr if args.lr else 0.0,
         unit=args.global_batch_size,
     )

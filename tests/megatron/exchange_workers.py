@@ -75,3 +75,22 @@ def logits_of_flags(path, words, ids):
     loaded = dist_checkpointing.load(model.sharded_state_dict(), str(path))
     model.load_state_dict({key: value for key, value in loaded.items() if key in keys})
     return forward(model.eval(), ids)
+
+
+def exported_as_megatron_computes(checkpoint, shape, folder, **options):
+    """Export a checkpoint; whether transformers loads a plain model that computes what Megatron's does (to 1e-5)."""
+    from transformers import AutoModelForCausalLM
+
+    from megatron_growth.checkpoint.paths import resolve
+    from megatron_growth.cli.main import main
+    from megatron_growth.testing import run_distributed
+
+    assert main(["export", str(checkpoint), "--to", str(folder), "--dtype", "float32", "--no-tokenizer"]) == 0
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ids = torch.arange(32)[None] * 3 % model.config.vocab_size
+    (ours,) = run_distributed(logits, 1, resolve(checkpoint), shape, ids, **options)
+    with torch.no_grad():
+        theirs = model(ids).logits
+    return torch.allclose(ours[..., : theirs.shape[-1]], theirs, atol=1e-5, rtol=0)

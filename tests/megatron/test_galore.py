@@ -9,8 +9,10 @@ import torch
 from megatron_growth.checkpoint.optimizer_state import check_source
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
+from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
+from tests.megatron import exchange_workers
 from tests.megatron.plugin_workers import metrics, train, train_several
 
 SIZES = {"layers": 2, "hidden": 32, "heads": 4, "query_groups": 2, "ffn": 48, "vocab": 127, "lr": 1e-2}
@@ -96,6 +98,11 @@ def test_bf16_trains_masters(runs):
 def test_resumed_between_two_projections(runs, name):
     assert sorted(losses(runs, name)) == list(range(CUT + 1, ITERATIONS + 1))
     assert furthest(runs, name, "alone") < 5e-6
+
+
+def test_a_checkpoint_in_the_middle_is_exported_as_a_plain_model(runs, tmp_path):
+    shape = ModelShape(layers=2, hidden=32, heads=4, query_groups=2, ffn=48, vocab=128)
+    assert exchange_workers.exported_as_megatron_computes(runs / "cut", shape, tmp_path / "hf")
 
 
 @pytest.mark.fault

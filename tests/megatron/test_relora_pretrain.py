@@ -7,6 +7,7 @@ from megatron_growth.checkpoint import grow_offline, metadata, offline_job
 from megatron_growth.errors import CheckpointError
 from megatron_growth.testing import TINY, run_distributed, saved_arguments, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
+from tests.megatron import exchange_workers
 from tests.megatron.plugin_workers import metrics, train, train_several
 
 STEPS, CUT, RESET = 8, 5, 3
@@ -133,6 +134,10 @@ def test_adapters_that_are_not_merged_are_refused_without_the_method(folder, at_
     """Megatron itself would pass over them and train on from another model."""
     with pytest.raises(DistributedFailure, match="was saved with the method relora"):
         run(folder, "refused", "one process", load="unmerged", finetune=True, method=None, stop=1)
+
+
+def test_the_merged_checkpoint_is_exported_as_a_plain_model(folder, at_the_cut, tmp_path):
+    assert exchange_workers.exported_as_megatron_computes(folder / "merged", TINY, tmp_path / "hf")
 
 
 def test_growing_from_adapters_that_are_not_merged_is_refused(folder, at_the_cut):

@@ -21,6 +21,7 @@ from megatron_growth.exchange.names import pieces
 from megatron_growth.exchange.shard_writer import ShardWriter
 from megatron_growth.layout.parameters import dimensions, parameters_of
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 from tests.unit.checkpoint import stored
 
 SHAPE = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=64)
@@ -116,6 +117,24 @@ def test_what_megatron_cannot_be_is_named(folder, change, named):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises((UnsupportedError, CheckpointError), match=named):
         open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "named"),
+    [
+        (SHAPE.with_(hidden=18, head_dim=4), {}, "no multiple of its 4 heads"),  # transformers 5 loads no such Llama
+        (SHAPE.with_(norm="LayerNorm"), {}, "LayerNorm"),
+        (SHAPE.with_(gated=False), {}, "SwiGLU"),
+        (SHAPE.with_(bias=True), {}, "biases"),
+        (SHAPE.with_(qk_norm=True, qkv_bias=True), {}, "both"),
+        (SHAPE, {"window_size": (64, 0)}, "attention windows"),
+        (SHAPE, {"position_embedding_type": "yarn"}, "yarn"),
+        (SHAPE, {"rotary_percent": 0.5}, "partial rotary"),
+    ],
+)
+def test_what_transformers_has_no_counterpart_of_is_named(shape, change, named):
+    with pytest.raises(UnsupportedError, match=named):
+        to_config(shape, saved_arguments(shape, **change), vocab=64, dtype="float32", eod=None)
 
 
 def cut(path):

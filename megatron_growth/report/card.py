@@ -1,0 +1,58 @@
+"""What a run directory adds to the card of a model that is exported from it: recipe, chain of stages, tokens, FLOPs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_growth.report.records import RunRecord, StageRecord
+
+
+def facts_of(checkpoint: Path, iteration: int) -> dict[str, str]:
+    """Rows of a model card; none for a checkpoint that lies in no run directory.
+
+    Args:
+        checkpoint: a stage's folder of checkpoints, or one of them.
+        iteration: of the checkpoint, up to which its stage's tokens and compute count.
+
+    Raises:
+        RunError: it lies in a run directory whose records cannot be read.
+    """
+    place = checkpoint.absolute()
+    for folder in place.parents:
+        if (folder / "plan.json").is_file() and place.is_relative_to(folder / "stages"):
+            from megatron_growth.report.collect import collect
+
+            run = collect(folder, started=False)
+            return _rows(run, place.relative_to(folder / "stages").parts[0], iteration)
+    return {}
+
+
+def _rows(run: RunRecord, name: str, iteration: int) -> dict[str, str]:
+    chain = _chain(run, name)
+    if not chain:
+        return {}
+    done = [stage.done for stage in chain[:-1]] + [iteration]
+    flops = [stage.flops * n / max(stage.iterations, 1) for stage, n in zip(chain, done, strict=True)]
+    rows = {"recipe": f"{run.name}: {run.summary}" if run.summary else run.name}
+    for number, (stage, trained, spent) in enumerate(zip(chain, done, flops, strict=True), 1):
+        tokens = stage.tokens * trained // max(stage.iterations, 1)
+        origin = f"grown from {stage.source} ({stage.growth})" if stage.source else "from random weights"
+        words = [f"{stage.parameters:,} parameters", origin, f"{tokens:,} tokens", f"{spent:.3g} FLOPs"]
+        if stage.final_validation is not None and trained == stage.done:
+            words.append(f"validation loss {stage.final_validation:.4f}")
+        rows[f"stage {number} of {len(chain)}, {stage.name}"] = ", ".join(words)
+    rows["compute of all stages"] = f"{sum(flops):.3g} FLOPs (6 per trained weight and token)"
+    return rows
+
+
+def _chain(run: RunRecord, name: str) -> list[StageRecord]:
+    """The stage of this name and those it grew from, the first one first."""
+    found: list[StageRecord] = []
+    stages = {stage.name: stage for stage in (*run.stages, *run.baselines)}
+    wanted: str | None = name
+    while wanted in stages and stages[wanted] not in found:
+        found.insert(0, stages[wanted])
+        wanted = found[0].source
+    return found

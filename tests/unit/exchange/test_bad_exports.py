@@ -1,0 +1,97 @@
+"""Exports and imports that must not happen, or not to the end: nothing is left that looks whole."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_growth.checkpoint.source import Source
+from megatron_growth.cli.main import main
+from megatron_growth.exchange.export import export
+from megatron_growth.exchange.export_plan import plan_export
+from megatron_growth.exchange.shard_writer import ShardWriter
+from megatron_growth.shape import ModelShape
+from tests.unit.checkpoint import stored
+
+SHAPE = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=64)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return stored.write(tmp_path / "checkpoint", SHAPE, stored.random_tensors(SHAPE), rng=np.random.default_rng(1))
+
+
+def refused(capsys, tmp_path, *words):
+    """What a command says that must fail as a user's mistake and leave nothing behind; targets are called `out`."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--to", str(tmp_path / "out")]) == 2
+    assert not list(tmp_path.glob("out*"))
+    return capsys.readouterr().err
+
+
+def test_a_checkpoint_in_mid_save(checkpoint, tmp_path, capsys):
+    """Megatron writes the metadata last."""
+    (checkpoint / ".metadata").rename(checkpoint / ".metadata.tmp")
+    assert "no Megatron checkpoint" in refused(capsys, tmp_path, "export", checkpoint)
+
+
+def test_adapters_that_are_not_merged(tmp_path, capsys):
+    tensors = stored.random_tensors(SHAPE)
+    for layer in range(SHAPE.layers):
+        tensors["decoder.layers.self_attention.linear_proj.lora_a", layer] = torch.zeros(2, 16)
+        tensors["decoder.layers.self_attention.linear_proj.lora_b", layer] = torch.zeros(16, 2)
+    folder = stored.write(tmp_path / "adapters", SHAPE, tensors)
+    said = refused(capsys, tmp_path, "export", folder)
+    assert "not merged" in said
+    assert "relora" in said
+
+
+@pytest.mark.parametrize("words", [["--tokenizer", "nowhere/tokenizer.model"], ["--tokenizer", "nowhere"]])
+def test_a_tokenizer_that_is_missing(checkpoint, tmp_path, capsys, words):
+    assert "nowhere" in refused(capsys, tmp_path, "export", checkpoint, *words)
+
+
+def test_an_import_leaves_a_folder_with_files_in_it_alone(tmp_path, capsys):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path / "llama")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert main(["import", str(tmp_path / "llama"), "--to", str(tmp_path / "mine")]) == 2
+    assert str(tmp_path / "mine") in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert not list(tmp_path.glob("mine.*"))
+
+
+def test_an_export_killed_in_the_middle_goes_on(checkpoint, tmp_path):
+    """A worker kills the export's own process before the third file; the same call finds the first ones."""
+
+    def plan():
+        return plan_export(Source(checkpoint), shard_bytes=4000)
+
+    def victim():
+        real = ShardWriter.write
+
+        def write(self, path, shard):
+            if shard.name == plan().shards[2].name:
+                os.kill(os.getppid(), signal.SIGKILL)
+            return real(self, path, shard)
+
+        ShardWriter.write = write
+        export(plan(), tmp_path / "out")
+
+    process = multiprocessing.get_context("fork").Process(target=victim)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    report = export(plan(), tmp_path / "out", processes=2)
+    assert 2 <= report.files_resumed < report.files
+    export(plan(), tmp_path / "whole")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in names)
+    assert main(["verify", str(tmp_path / "out"), "--source", str(checkpoint), "--all"]) == 0
