@@ -1,4 +1,4 @@
-"""One stage as one torchrun: started, watched, stopped gently or at once, and never left behind.
+"""One stage as one launch, by torchrun or `forked`: started, watched, stopped gently or at once, never left behind.
 
 torchrun asks Linux to be killed when this process ends, each rank when torchrun ends, and what a rank forks when that
 rank ends.  Should any of them stay nevertheless, it carries the token of the run's lock (`lock.py`), and the next
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from megatron_growth.backend import start
+from megatron_growth.backend import nvml, start
 from megatron_growth.backend.processes import request_death_signal
 from megatron_growth.backend.stand_ins import tensor_parallel_size
 from megatron_growth.records.storage import storage_errors
@@ -31,7 +31,9 @@ _GRACE_SECONDS = 120.0  # for the running iteration and its checkpoint after a g
 
 
 def command_of(processes: int, arguments: Sequence[str]) -> list[str]:
-    """The words that train a stage on this machine."""
+    """The words that train a stage on this machine: torchrun, or where there is no GPU its quicker twin `forked`."""
+    if not nvml.devices():
+        return [sys.executable, "-m", "megatron_growth.run.forked", str(processes), ENTRY, *arguments]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, "-m", ENTRY, *arguments]
 
@@ -142,17 +144,19 @@ def _wait(
     return process.returncode
 
 
-def _ask_ranks_to_stop(torchrun: int) -> None:
-    """SIGTERM to the ranks, not to torchrun, which would kill them before they have saved."""
+def _ask_ranks_to_stop(launcher: int) -> None:
+    """SIGTERM to the ranks, not to their launcher, which would kill them before they have saved."""
     import psutil
 
     try:
-        ranks = psutil.Process(torchrun).children()
+        process = psutil.Process(launcher)
+        own, children = process.cmdline(), process.children()
     except psutil.NoSuchProcess:
         return
-    for rank in ranks:
+    for child in children:
         try:
-            if "RANK" in rank.environ():
-                rank.terminate()
+            # A forked rank shows the words and the environment that its launcher was started with.
+            if "RANK" in child.environ() or child.cmdline() == own:
+                child.terminate()
         except psutil.Error:
             continue
