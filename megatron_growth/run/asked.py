@@ -22,9 +22,12 @@ def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) ->
         baselines: trained after the stages; those of earlier commands stay.
         wandb_project: Weights & Biases project of this command, or "".
     """
-    known = dict.fromkeys((*_read(run).get("baselines", ()), *baselines))
-    with storage_errors(run.path):
-        write_json(run.path / FILE_NAME, {"baselines": list(known), "wandb": wandb_project})
+    before = _read(run)
+    known = dict.fromkeys((*before.get("baselines", ()), *baselines))
+    asked = {"baselines": list(known), "wandb": wandb_project}
+    if asked != before:
+        with storage_errors(run.path):
+            write_json(run.path / FILE_NAME, asked)
 
 
 def train_command(run: RunDirectory) -> str:
