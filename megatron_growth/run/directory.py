@@ -119,7 +119,7 @@ class RunDirectory:
 
     @property
     def evaluation(self) -> Path:
-        """Exports, results and summary of `megatron-growth evaluate tasks`."""
+        """Exports, results and summary of `evaluate tasks`."""
         return self.path / "evaluation"
 
     @property

@@ -3,10 +3,9 @@
   megatron-growth evaluate perplexity runs/nano/stages/4/checkpoints --text held-out.txt
   megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
   megatron-growth evaluate agree A/checkpoints B/checkpoints --text held-out.txt
-  megatron-growth evaluate SUBVERB --help      each has examples of its own
 
-A MODEL is a Megatron checkpoint, a Hugging Face folder, or for `tasks` also a whole run.  `evaluate CHECKPOINT --pairs
-FILE`, as it was written before there were sub-verbs, still means `evaluate words`.
+Each sub-verb's --help has examples of its own.  A MODEL is a Megatron checkpoint or a Hugging Face folder, for `tasks`
+also a whole run.  The spelling from before there were sub-verbs, with --pairs or --agree-with, still means `words`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -127,6 +128,29 @@ def test_what_cannot_be_scored_is_refused(folder, tmp_path, capsys):
     )
     assert "there is no model here" in error(capsys, "perplexity", tmp_path / "no", "--text", tmp_path / "a.txt")
     assert "perplexity" in error(capsys, "perplexty", path)
+
+
+def test_a_folder_that_is_no_whole_model_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(PROSE)
+
+    def refused(name, spoil):
+        copy = tmp_path / name
+        shutil.copytree(folder[0], copy)
+        spoil(copy)
+        return error(capsys, "perplexity", copy, "--text", tmp_path / "a.txt")
+
+    def cut(copy):
+        file = copy / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-200])
+
+    def rename(copy):
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+
+    assert "cannot load the model" in refused("cut", cut)
+    assert "models of type 'mamba' are not evaluated" in refused("mamba", rename)
+    spoiled = refused("tokenizer", lambda copy: [path.unlink() for path in copy.glob("token*")])
+    assert "holds no Hugging Face tokenizer" in spoiled or "no end-of-sequence token" in spoiled
 
 
 def test_losses_do_not_depend_on_the_batch(folder):
