@@ -291,14 +291,14 @@ class Source:
             target = out[part.rows[0] - rows[0] : part.rows[1] - rows[0]]
             self._read_part(part.box, part.rows, part.columns, target, columns[0], seen)
 
-    def will_need(self, tensor: SourceTensor, layer: int | None, rows: Range) -> None:
-        """Let the kernel read these rows ahead, while something else is done."""
+    def advise(self, tensor: SourceTensor, layer: int | None, rows: Range, advice: int) -> None:
+        """Tell the kernel about the file ranges of some rows: os.POSIX_FADV_WILLNEED, or DONTNEED when all is read."""
         for part in reads(tensor.boxes.get(layer, []), rows, (0, tensor.columns)):
             width = (part.box.columns[1] - part.box.columns[0]) * tensor.dtype.itemsize
             start = self._locate(part.box.item).start + part.box.skip * tensor.dtype.itemsize
             start += (part.rows[0] - part.box.rows[0]) * width
             file = self._file(self.items[part.box.item].info.relative_path)
-            os.posix_fadvise(file, start, (part.rows[1] - part.rows[0]) * width, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(file, start, (part.rows[1] - part.rows[0]) * width, advice)
 
     def _read_part(
         self, box: Box, rows: Range, columns: Range, target: Tensor, column0: int, seen: OnBytes | None

@@ -59,5 +59,5 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"Megatron-Core 0.19's gpt_config_from_args() forgets --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
         )
-        print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it; plug_into() does when it grows")
+        print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -79,20 +80,21 @@ class ShardWriter:
             _write_all(stream, head)
             written = crc.piece(0, head)
             for piece, following in zip_longest(shard.pieces, shard.pieces[1:]):
-                self._announce(following)
+                self._advise(following, os.POSIX_FADV_WILLNEED)  # the disk reads the next tensor meanwhile
                 for rows in piece.ranges:
                     for data, checksum in self._blocks(piece, rows):
                         _write_all(stream, data)
                         written = crc.joined([written, crc.Piece(written.length, len(data), checksum)])[0]
+                self._advise(piece, os.POSIX_FADV_DONTNEED)
             safetensors_files.sync(stream.fileno())
         return FileRecord(written.crc, self._compare())
 
-    def _announce(self, piece: NamedRows | None) -> None:
-        """The disk reads the next tensor while this one is written."""
+    def _advise(self, piece: NamedRows | None, advice: int) -> None:
+        """Tell the kernel what is read next, and whose place in the page cache the next may take."""
         if piece is not None:
             tensor = self.source.tensors[piece.parameter.name, None]
             for rows in piece.ranges:
-                self.source.will_need(tensor, piece.layer, rows)
+                self.source.advise(tensor, piece.layer, rows, advice)
 
     def _blocks(self, piece: NamedRows, rows: Range) -> Iterator[tuple[memoryview, int]]:
         """Rows of Megatron's tensor in blocks that fit the buffer, in the export's precision, with their checksums."""
