@@ -323,7 +323,9 @@ def with_recommended(recipe: Recipe, plan: ClusterPlan) -> Recipe:
     stages = []
     for stage in recipe.stages:
         choice = chosen[stage.name]
-        layout = Layout.model_validate(asdict(choice.layout), extra="ignore")
+        # The distributed optimizer stays a matter of each stage's and baseline's optimizer.
+        kept = {"distributed_optimizer": stage.layout.distributed_optimizer}
+        layout = Layout.model_validate(asdict(choice.layout) | kept, extra="ignore")
         stages.append(stage.model_copy(update={"layout": layout, "micro_batch_size": choice.micro_batch_size}))
     before, last = recipe.stages[-1], stages[-1]
     same = {"layout": last.layout, "micro_batch_size": last.micro_batch_size}
