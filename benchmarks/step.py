@@ -1,6 +1,6 @@
 """Vanilla, ReLoRA, GaLore and STEP at equal FLOPs on the nano family: validation perplexity, memory, steps, over seeds.
 
-    python benchmarks/step.py --work DIR [--plot FILE] [--json] [--only-read]
+    python benchmarks/step.py --work DIR [--plot FILE] [--json] [--only-read] [--times]
                               [--seeds 0 1 2] [--lrs 5e-3 10e-3] [--iterations 200] [--batch 8]
 
 Every run is `train nano-step --variant NAME` in a folder of its own under DIR, in one process, with another seed
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 VARIANTS = ("vanilla", "vanilla/steps", "vanilla/rates", "relora", "galore", "step-2", "step-3")
 FROZEN = ("relora", "step-2", "step-3")  # those whose budget depends on the accounting
+PAPER_INTERVALS = {"relora": 5000, "galore": 200}  # steps between two restarts, and between two projections
+WARM_UP = 10  # iterations that are not timed
 STEPS_OF_STEP_2 = 1.55  # beside vanilla's, by the paper's accounting
 
 
@@ -73,6 +76,11 @@ class Result:
     measured: int
     predicted: int
     curve: tuple[tuple[float, float, float], ...]
+
+    def loss_at(self, flops_exact: float) -> float:
+        """Validation loss after so many exact FLOPs, linear between two evaluations; at most the end."""
+        _, exact, losses = zip(*self.curve, strict=True)
+        return float(np.interp(flops_exact, exact, losses))
 
 
 def recipe(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
@@ -176,8 +184,8 @@ def best_rate(found: dict[float, Result]) -> float:
     return min(found, key=lambda lr: found[lr].loss)
 
 
-def row(tuned: dict[float, Result], results: list[Result]) -> dict[str, Any]:
-    """What the table says of one variant under one accounting."""
+def row(tuned: dict[float, Result], results: list[Result], flops_exact: float) -> dict[str, Any]:
+    """What the table says of one variant under one accounting; `flops_exact` are vanilla's."""
     perplexities = [math.exp(result.loss) for result in results]
     first = results[0]
     return {
@@ -190,6 +198,7 @@ def row(tuned: dict[float, Result], results: list[Result]) -> dict[str, Any]:
         "perplexity": statistics.mean(perplexities),
         "perplexity_std": statistics.stdev(perplexities) if len(results) > 1 else None,
         "perplexities": perplexities,
+        "perplexity_at_vanillas_exact_flops": statistics.mean(math.exp(r.loss_at(flops_exact)) for r in results),
         "steps": first.steps,
         "flops": first.flops,
         "flops_exact": first.flops_exact,
@@ -199,19 +208,70 @@ def row(tuned: dict[float, Result], results: list[Result]) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The rows as a Markdown table."""
-    print("| variant | equal by | peak LR | seeds | valid perplexity | steps | FLOPs paper / exact | peak state |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    heads = ["variant", "equal by", "peak LR", "seeds", "valid perplexity", "at vanilla's exact FLOPs", "steps"]
+    print(f"| {' | '.join(heads)} | FLOPs paper / exact | peak state |\n|---|---|{'---:|' * 7}")
     for r in rows:
         spread = f" ± {r['perplexity_std']:.2f}" if r["perplexity_std"] is not None else ""
+        at_exact = r["perplexity_at_vanillas_exact_flops"]
         print(
             f"| {r['variant']} | {r['accounting']} | {r['lr']:g} | {r['seeds']} | {r['perplexity']:.2f}{spread} "
-            f"| {r['steps']} | {r['flops']:.3g} / {r['flops_exact']:.3g} "
+            f"| {at_exact:.2f} | {r['steps']} | {r['flops']:.3g} / {r['flops_exact']:.3g} "
             f"| {r['peak_state_bytes']['measured'] / 1e6:.2f} MB |"
         )
     print("\n| variant | perplexity of the first seed at peak LR |\n|---|---|")
     for r in rows:
         if r["accounting"] == "paper":
             print(f"| {r['variant']} | {', '.join(f'{lr}: {ppl:.2f}' for lr, ppl in r['tried'].items())} |")
+
+
+def times(work: Path) -> None:
+    """A table of step times in the last stage of every variant, of all its runs, beside exact FLOPs.
+
+    Of each run the tenth percentile of its iterations, which other load on the machine disturbs least; what comes now
+    and then is a restart of ReLoRA, as it was timed, or what GaLore's projecting iterations take beyond the others.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for file in sorted(work.glob("*/plan.json")):
+        stage = json.loads(file.read_text())["stages"][-1]
+        metrics = file.parent / "stages" / stage["name"] / "metrics.jsonl"
+        if metrics.exists() and (run := _times(stage, metrics)):
+            found.setdefault(file.parent.name.partition("-lr")[0].removesuffix("-exact"), []).append(run)
+    plain = statistics.median(run["step"] for run in found["vanilla"])
+    heads = ["variant, last stage", "runs", "step, ms (range)", "against vanilla", "by exact FLOPs"]
+    print(f"| {' | '.join(heads)} | now and then, ms | share at the paper's interval |\n|---{'|---:' * 6}|")
+    for variant, runs in found.items():
+        if variant == "vanilla-steps":
+            continue
+        steps = [run["step"] for run in runs]
+        step, flops = statistics.median(steps), runs[0]["flops"] / found["vanilla"][0]["flops"]
+        now = statistics.median(run["sometimes"] for run in runs)
+        share = now / step / PAPER_INTERVALS.get(variant, PAPER_INTERVALS["relora"])
+        print(
+            f"| {variant} | {len(runs)} | {1e3 * step:.0f} ({1e3 * min(steps):.0f}–{1e3 * max(steps):.0f}) "
+            f"| {step / plain:.2f} | {flops:.2f} | {1e3 * now:.0f} | {share:.3%} |"
+        )
+
+
+def _times(stage: dict[str, Any], metrics: Path) -> dict[str, float] | None:
+    """Seconds of a step and of what comes now and then, and exact FLOPs of a token; None for a short run."""
+    from megatron_growth import methods
+    from megatron_growth.methods.galore import GaLore
+    from megatron_growth.records.metrics import records
+
+    lines = records(metrics)
+    seconds = {r["iteration"]: r["seconds"] for r in lines if "event" not in r and r["iteration"] > WARM_UP}
+    sometimes = [r["seconds"] for r in lines if r.get("event") == "method" and r["what"] == "restart"]
+    for method in map(methods.get, stage["methods"]):
+        if isinstance(method, GaLore):
+            projecting = [seconds.pop(i) for i in list(seconds) if (i - 1) % method.gap == 0]
+            sometimes = [max(0.0, s - statistics.median(seconds.values())) for s in projecting]
+    if len(seconds) < 2 * WARM_UP:
+        return None
+    return {
+        "step": statistics.quantiles(seconds.values(), n=10)[0],
+        "sometimes": statistics.median(sometimes) if sometimes else 0.0,
+        "flops": stage["flops_exact"] / stage["tokens"],
+    }
 
 
 def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
@@ -270,10 +330,15 @@ def main() -> None:
     parser.add_argument("--only-read", action="store_true", help="of what is there; train nothing")
     parser.add_argument("--plot", type=Path, help="picture of the validation perplexities")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--times", action="store_true", help="only a table of step times of the runs that are there")
     options = parser.parse_args()
+    if options.times:
+        times(options.work)
+        return
     options.work.mkdir(parents=True, exist_ok=True)
     found = list(sweep(options))
-    rows = [row(tuned, results) for tuned, results in found]
+    exact = next((results[0].flops_exact for _, results in found if results[0].cell.variant == "vanilla"), math.inf)
+    rows = [row(tuned, results, exact) for tuned, results in found]
     if options.plot:
         plot({(results[0].cell.variant, results[0].cell.accounting): results for _, results in found}, options.plot)
     if options.json:
