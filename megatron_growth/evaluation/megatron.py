@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from megatron_growth.evaluation.windows import Window, batches, padded
 from megatron_growth.exchange.config import DTYPES
 from megatron_growth.run import failures
 from megatron_growth.run.score import DONE, LOSSES, Job
-from megatron_growth.run.torchrun import run_processes
+from megatron_growth.run.torchrun import command_of, run_processes
 
 _FAILURES, _LOG = "failures", "log.txt"
 
@@ -124,9 +123,8 @@ class MegatronModel:
 
     def _command(self, folder: Path) -> list[str]:
         processes = self.layout.tensor * self.layout.pipeline
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         words = [str(folder), "--tensor-model-parallel-size", str(self.layout.tensor)]
-        return [*torchrun, "-m", "megatron_growth.run.score", *words]
+        return command_of(processes, words, "megatron_growth.run.score")
 
 
 def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:

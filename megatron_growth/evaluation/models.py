@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.source import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tokenizer
+from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
+from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.variants import variant_runs
 
@@ -77,6 +80,16 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
     run = next((folder for folder in path.absolute().parents if is_run(folder)), None)
     name = path.name if is_huggingface(path) or run is None else path.absolute().relative_to(run).parts[1]
     return [Model(name, path, cache or (RunDirectory(run).evaluation if run else user_cache()))]
+
+
+def every_checkpoint(models: Sequence[Model]) -> list[Model]:
+    """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder is only itself."""
+    found = []
+    for model in models:
+        kept = [] if model.is_huggingface else iterations(model.path)
+        found += [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in kept]
+        found += [] if kept else [model]
+    return found
 
 
 def is_run(path: Path) -> bool:

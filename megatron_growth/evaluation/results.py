@@ -8,6 +8,7 @@ An entry belongs to the model of its hash: when a stage has been trained further
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,28 @@ def record(model: Model, found: TaskResults) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, summary)
+
+
+def early_stops(averages: Mapping[str, float | None], baselines: Sequence[str]) -> dict[str, int | None]:
+    """Where each model's task average reaches the final one of the baseline, as Reuse stops its second stage.
+
+    Args:
+        averages: by name; checkpoints are named NAME@ITERATION, oldest first.
+        baselines: names of models (their part before @ or /) whose last average is the mark; the first found is taken.
+
+    Returns:
+        Model -> first iteration at or above the mark, None where there is none; empty without a baseline.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name, value in averages.items():
+        model, _, iteration = name.partition("@")
+        if iteration and value is not None:
+            curves.setdefault(model, []).append((int(iteration), value))
+    mark = next((curves[model][-1][1] for model in curves if model.partition("/")[0] in baselines), None)
+    if mark is None:
+        return {}
+    others = {model: curve for model, curve in curves.items() if model.partition("/")[0] not in baselines}
+    return {model: next((at for at, value in curve if value >= mark), None) for model, curve in others.items()}
 
 
 def results_of(run: Path) -> dict[str, Tasks]:

@@ -6,7 +6,8 @@
 
 sets: family, reuse, step (WikiText, LAMBADA, ARC, WinoGrande, PIQA, OBQA, HellaSwag), wso-pre, wso-post (MMLU,
 TruthfulQA).  Results are kept by model and questions: a command that was stopped goes on where it was, and a second one
-answers at once.  Those of a run appear in its report.
+answers at once.  Those of a run appear in its report.  With --every-checkpoint each variant is told the iteration at
+which its task average reaches the baseline's last one (Reuse's early stop).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from megatron_growth.cli.console import console
 from megatron_growth.cli.evaluate import common
 from megatron_growth.records.numbers import whole
 
+BASELINES = ("baseline", "vanilla")  # the names that a recipe may give to its variant without anything
 HELP = "benchmarks (LAMBADA, ARC, MMLU ...) by lm-eval, of a model or a whole run"
 
 
@@ -28,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a Hugging Face folder, or a run")
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="benchmarks, or a set of them")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="questions as JSONL (default: from the hub)")
+    parser.add_argument(
+        "--every-checkpoint", action="store_true", help="of all checkpoints that a stage kept, not only its last"
+    )
     parser.add_argument("--limit", type=whole(), metavar="N", help="only the first N questions of each task")
     parser.add_argument("--length", type=whole(2), default=2048, metavar="N", help="most tokens (default: 2048)")
     common.add_model(parser)
@@ -38,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.evaluation import task_data
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.extra import need
-    from megatron_growth.evaluation.models import models_of
+    from megatron_growth.evaluation.models import every_checkpoint, models_of
     from megatron_growth.evaluation.results import TaskResults, record
 
     benchmarks = chosen(args.tasks)
     models = models_of(args.model, args.cache)
+    models = every_checkpoint(models) if args.every_checkpoint else models
     need("lm_eval")
     if args.data_dir is not None:
         for benchmark in benchmarks:
@@ -89,7 +95,15 @@ def _document(args: argparse.Namespace, found: list[Any]) -> dict[str, Any]:
     document: dict[str, Any] = {"model": str(args.model), "tasks": args.tasks}
     if len(found) == 1:
         document |= found[0].to_json()
-    return document | {"models": {one.model: one.to_json() for one in found}}
+    stops = _early_stops(found)
+    return document | {"models": {one.model: one.to_json() for one in found}} | ({"early_stop": stops} if stops else {})
+
+
+def _early_stops(found: list[Any]) -> dict[str, int | None]:
+    """Where each variant's checkpoints reach the baseline's task average."""
+    from megatron_growth.evaluation.results import early_stops
+
+    return early_stops({one.model: one.average for one in found}, BASELINES)
 
 
 def _print(found: list[Any]) -> None:
@@ -103,3 +117,6 @@ def _print(found: list[Any]) -> None:
         table.add_row(one.model, *(f"{value:.4g}" for value in values), "-" if mean is None else f"{mean:.4g}")
     console().print(table)
     print("average: of the accuracies; a perplexity is not in it")
+    for name, iteration in _early_stops(found).items():
+        at = f"at iteration {iteration}" if iteration else "at none of its checkpoints"
+        print(f"{name} reaches the baseline's task average {at}")

@@ -10,7 +10,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.cli.main import main
 from megatron_growth.evaluation.models import models_of
-from megatron_growth.evaluation.results import results_of, task_average
+from megatron_growth.evaluation.results import early_stops, results_of, task_average
 from megatron_growth.planner import plan_run
 from megatron_growth.report.page import write_report
 from megatron_growth.report.records import RunRecord
@@ -81,6 +81,26 @@ def test_variants_are_named_and_kept_apart(made, tmp_path):
     assert sorted(document["models"]) == sorted([f"small/{names[0]}", f"small/{names[1]}", f"large/{names[0]}"])
     assert list(results_of(tmp_path / "large")) == [names[0]]
     assert len(results_of(tmp_path / "small")) == 2
+
+
+def test_an_early_stop_is_the_first_checkpoint_at_the_baselines_average():
+    curve = {"baseline/s@10": 0.5, "baseline/s@20": 0.4, "a/s@10": 0.39, "a/s@20": 0.4, "a/s@30": 0.6, "b/s@10": 0.1}
+    assert early_stops(curve, ("baseline",)) == {"a/s": 20, "b/s": None}
+    assert early_stops({"a/s@10": 0.3, "b": 0.4}, ("baseline",)) == {}
+
+
+def test_every_checkpoint_of_a_stage_is_evaluated(made, tmp_path):
+    """A baseline of one checkpoint, and a variant of two; all are the same model."""
+    run, *_, names = made
+    for variant in ("baseline", "other"):
+        shutil.copytree(run.path, tmp_path / variant, ignore=shutil.ignore_patterns("evaluation"))
+        shutil.rmtree(tmp_path / variant / "stages" / names[1])
+        kept = tmp_path / variant / "stages" / names[0] / "checkpoints"
+        for iteration in (3, 7) if variant == "other" else (7,):
+            shutil.copytree(kept / "release", kept / f"iter_{iteration:07d}")
+    document = evaluate(tmp_path, made, "--every-checkpoint")
+    assert set(document["models"]) == {f"baseline/{names[0]}@7", f"other/{names[0]}@3", f"other/{names[0]}@7"}
+    assert document["early_stop"] == {f"other/{names[0]}": 3}
 
 
 def test_a_stage_that_was_trained_further_loses_its_old_figures(made):
