@@ -67,8 +67,10 @@ def test_transformers_computes_what_megatron_trained(saved, tmp_path, name, caps
     ours = run(exchange_workers.logits, folder, SHAPE, IDS, rotary=ROTARY)
     assert theirs.shape[-1] == 127  # without Megatron's padding
     assert torch.allclose(ours[..., :127], theirs, atol=1e-5, rtol=0)
-    continued = model.generate(IDS[:1, :6], max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 6:]
-    assert run(exchange_workers.greedy, folder, SHAPE, IDS[:1, :6], 8, 127, rotary=ROTARY) == continued.tolist()
+    prompt = IDS[:1, :6]
+    mask = torch.ones_like(prompt)  # id 0 is a token here, not padding
+    continued = model.generate(prompt, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 6:]
+    assert run(exchange_workers.greedy, folder, SHAPE, prompt, 8, 127, rotary=ROTARY) == continued.tolist()
     assert main(["verify", str(tmp_path / "hf"), "--source", str(saved(name)), "--all"]) == 0
 
 
