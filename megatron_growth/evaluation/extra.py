@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from types import ModuleType
 
@@ -16,6 +17,8 @@ def need(name: str) -> ModuleType:
         UnsupportedError: it is not installed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Its warnings are the retries on a machine without a network; what comes of them is said once, by us.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
