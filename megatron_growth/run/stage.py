@@ -95,8 +95,9 @@ def open_stage(
     check_wandb(place.wandb_project)
     run.planned_stage(name)
     stage, folder = plan.stage(name), StageDirectory(run.stage(name).path.absolute())
+    verified = _source(run, plan, stage)  # before anything is written for the stage
     reached, notes = checkpoints.repair(folder.checkpoints)
-    source, grown = _start(stage, folder, _source(run, plan, stage), reached)
+    source, grown = _start(stage, folder, verified, reached)
     progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
     launch = Launch(
         directory=folder,
