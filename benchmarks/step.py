@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from megatron_growth.report.records import RunRecord
 
 VARIANTS = ("vanilla", "vanilla/steps", "vanilla/rates", "relora", "galore", "step-2", "step-3")
+QUARTERED = ("galore", "vanilla/rates")  # whose matrices take a quarter of the rate: tried at four times the others'
 FROZEN = ("relora", "step-2", "step-3")  # those whose budget depends on the accounting
 PAPER_INTERVALS = {"relora": 5000, "galore": 200}  # steps between two restarts, and between two projections
 WARM_UP = 10  # iterations that are not timed
@@ -166,7 +167,7 @@ def _curve(run: RunRecord) -> Iterator[tuple[float, float, float]]:
 def tune(variant: str, options: argparse.Namespace) -> dict[float, Result]:
     """Results of the first seed by learning rate, up to two beyond the grid's end where the best lies there."""
     found: dict[float, Result] = {}
-    rates = sorted(options.lrs)
+    rates = sorted(lr * (4 if variant in QUARTERED else 1) for lr in options.lrs)
     for _ in range(3):
         cells = [Cell(variant, lr, options.seeds[0]) for lr in rates if lr not in found]
         found |= {cell.lr: result for cell in cells if (result := train(cell, options))}
