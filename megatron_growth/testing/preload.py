@@ -13,20 +13,16 @@ from typing import Any
 
 from megatron_growth.backend.preload import import_megatron
 
-MOCK_DOCUMENTS = 2000  # of up to 4,096 tokens each; every run shuffles their samples, Megatron's own 100,000 for long
-
 
 def prepare() -> None:
     """Import everything, and read once what does not change."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_megatron()
-    from megatron.core.datasets.gpt_dataset import MockGPTLowLevelDataset
     from megatron.training import argument_utils, arguments
 
     import megatron_growth.plugin  # noqa: F401
     from megatron_growth import methods, operators, schedules
 
-    MockGPTLowLevelDataset.size = MOCK_DOCUMENTS
     factory = argument_utils.ArgumentGroupFactory
     factory._get_field_docstrings = _read_once(factory._get_field_docstrings)
     arguments.add_megatron_arguments(argparse.ArgumentParser())

@@ -55,9 +55,12 @@ def train(
     argv, *, keep_gradients=False, keep_moments=False, count_flops=False, only_load=False, fused=False, fault=None
 ):
     """Train with the words `argv` and return this rank's Picture; `fused`: with gradient accumulation fusion."""
+    from megatron.core.datasets.gpt_dataset import MockGPTLowLevelDataset
+
     import megatron_growth as growth
     from megatron_growth.backend import cpu
 
+    MockGPTLowLevelDataset.size = 2000  # documents; every run shuffles their samples, Megatron's own 100,000 for long
     if fused:
         from megatron.core.tensor_parallel import layers
 
