@@ -1,6 +1,6 @@
 """`train --smoke`: every stage is grown, saved, ended, resumed and measured, on made-up tokens, with a verdict each.
 
-Its ranks are prepared processes; that torchrun starts them is seen in test_run_train.py, and `submit --smoke` in
+Its ranks are prepared processes; that they are forked is seen in test_run_train.py, and `submit --smoke` in
 tests/slurm/test_smoke_on_slurm.py.
 """
 
@@ -13,8 +13,9 @@ from tests.megatron import micro_run
 
 
 def in_prepared_processes(command, *, log, watch, **_):
-    """As `torchrun.run_processes`, without the seconds of its start."""
-    ranks, words = int(command[command.index("--nproc-per-node") + 1]), command[command.index(torchrun.ENTRY) + 1 :]
+    """As `torchrun.run_processes`, without the seconds of its start; `run.forked N ENTRY WORDS` is the command here."""
+    entry = command.index(torchrun.ENTRY)
+    ranks, words = int(command[entry - 1]), command[entry + 1 :]
     done = run_script(pretrain.__file__, words, ranks, timeout=micro_run.TIMEOUT)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
