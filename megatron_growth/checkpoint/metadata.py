@@ -76,10 +76,14 @@ def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
 
 @cache
 def _allow_megatron_classes() -> None:
-    """Importing Megatron registers its classes with torch's weights-only unpickler; it warns of absent extensions."""
+    """Register Megatron's classes with torch's weights-only unpickler, as importing it does the first time.
+
+    Every time anew: who allows some of them for a moment, as transformers' trainer does, takes them away for all.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import megatron.core  # noqa: F401
+        warnings.simplefilter("ignore")  # of absent extensions
+        from megatron.core.safe_globals import register_safe_globals
+    register_safe_globals()
 
 
 def _unsafe_globals(data: bytes) -> list[str]:

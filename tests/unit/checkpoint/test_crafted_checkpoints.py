@@ -1,9 +1,12 @@
 """Checkpoints from elsewhere: read as data, never obeyed; a clear error or the right result, and nothing else."""
 
+import io
 import os
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
 from megatron_growth.checkpoint import grow_offline, metadata
 from megatron_growth.checkpoint.source import Source
@@ -121,3 +124,13 @@ def _operators():
     from megatron_growth.operators import get
 
     return get("width", "fpi"), get("depth", "stack")
+
+
+def test_what_megatron_allows_stays_allowed_after_others_allowed_it_for_a_moment():
+    """As transformers' trainer does with numpy's classes; leaving such a block takes them away for everybody."""
+    saved = io.BytesIO()
+    torch.save({"state": np.arange(3, dtype=np.uint32)}, saved)
+    for _ in range(2):
+        assert list(metadata.load_object(saved.getvalue(), where="here")["state"]) == [0, 1, 2]
+        with torch.serialization.safe_globals(torch.serialization.get_safe_globals()):
+            pass
