@@ -11,7 +11,6 @@ import hashlib
 import io
 import warnings
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -74,7 +73,6 @@ def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
         raise CheckpointError(f"an object of the checkpoint is damaged: {error}", where=where) from None
 
 
-@cache
 def _allow_megatron_classes() -> None:
     """Register Megatron's classes with torch's weights-only unpickler, as importing it does the first time.
 
