@@ -60,9 +60,9 @@ class Cluster:
         slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power cut")
 
     def start_node(self, node: str) -> None:
-        """Switch the node on again."""
+        """Switch the node on again; its daemon's registration is what returns it to service."""
         self._command(f"start {node}")
-        slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_until(lambda: "down" not in slurm("sinfo", "--noheader", "--nodes", node, "--format", "%T"))
 
     def close(self) -> None:
         """Stop everything."""
