@@ -30,14 +30,15 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 120.0  # for the running iteration and its checkpoint after a gentle stop
 
 
-def command_of(processes: int, arguments: Sequence[str], entry: str = ENTRY) -> list[str]:
+def command_of(processes: int, arguments: Sequence[str], entry: str = "") -> list[str]:
     """The words that train a stage on this machine: torchrun, or where there is no GPU its quicker twin `forked`.
 
     Args:
         processes: ranks.
         arguments: of each.
-        entry: module whose `main()` they run.
+        entry: module whose `main()` they run; `ENTRY` where none is named.
     """
+    entry = entry or ENTRY
     if not nvml.devices():
         return [sys.executable, "-m", "megatron_growth.run.forked", str(processes), entry, *arguments]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
