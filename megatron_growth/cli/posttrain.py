@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,7 @@ def _submit(args: argparse.Namespace) -> int:
         print(json.dumps({"output": str(args.output), **asdict(found)}, indent=2))
     else:
         print(f"{args.output}: {found.action}, job {found.job or '-'}, {plural(found.nodes, 'node')}")
-        print(f"  megatron-growth status {args.output}")
+        print("  " + shlex.join(["megatron-growth", "status", str(args.output)]))
     return 0
 
 

@@ -128,7 +128,7 @@ def answer(
         progress: called with (questions answered, questions in all).
 
     Raises:
-        RunError: the target is there and holds other answers.
+        RunError: the target, or the file of unfinished answers beside it, is there and holds other answers.
         StorageError: the file system refused.
     """
     partial = target.with_name(target.name + ".partial")
@@ -181,11 +181,17 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
 def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
     """Answers of an earlier command for the same model; a last line that was cut off goes."""
     head = json.dumps({"identity": identity})
-    lines = partial.read_text("utf-8").split("\n") if partial.is_file() else []
-    if not lines or lines[0] != head:
+    if not partial.exists():
         partial.parent.mkdir(parents=True, exist_ok=True)
         write_whole(partial, head + "\n")
         return {}
+    lines = partial.read_text("utf-8", errors="replace").split("\n")
+    if lines[0] != head:
+        raise RunError(
+            "the unfinished answers there are of another model, other questions or settings, or not ours",
+            where=str(partial),
+            fix="name another file with --to, or remove this one",
+        )
     whole = lines[:-1]  # what follows the last line break is cut off, or empty
     write_whole(partial, "".join(f"{line}\n" for line in whole))
     return {entry["key"]: entry["turns"] for entry in map(json.loads, whole[1:])}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.errors import RunError
 from megatron_growth.evaluation.benchmarks import BENCHMARKS, average
 from megatron_growth.records.storage import storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
@@ -115,9 +116,17 @@ def task_average(tasks: Tasks) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The summary; an empty one where there is none, or one that cannot be read."""
+    """The summary; an empty one only where there is none.
+
+    Raises:
+        RunError: the file holds something else: nothing is written over what cannot be read.
+        StorageError: the file system refused.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {"models": {}}
-    return found if isinstance(found, dict) and isinstance(found.get("models"), dict) else {"models": {}}
+        with storage_errors(path):
+            found = json.loads(path.read_text("utf-8")) if path.exists() else {"models": {}}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("models"), dict):
+        raise RunError("the summary of evaluations is damaged", where=str(path), fix="remove the file")
+    return found

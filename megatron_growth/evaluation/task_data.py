@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from megatron_growth.errors import DataError, UserError
+from megatron_growth.errors import DataError, UnsupportedError, UserError
 from megatron_growth.evaluation.benchmarks import Benchmark, Split
 from megatron_growth.evaluation.documents import records
 from megatron_growth.evaluation.extra import need
@@ -29,8 +29,6 @@ def packaged(benchmark: Benchmark, task: str) -> Path:
     Raises:
         UnsupportedError: lm-eval is not installed, or has no such file.
     """
-    from megatron_growth.errors import UnsupportedError
-
     path = Path(str(need("lm_eval").__file__)).parent / "tasks" / benchmark.file(task)
     if not path.is_file():
         raise UnsupportedError(

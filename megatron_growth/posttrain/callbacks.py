@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from megatron_growth.posttrain.folder import WHOLE
 from megatron_growth.records.metrics import MetricsFile, MetricsLine, read
 from megatron_growth.records.storage import write_whole
 
-WHOLE = "whole"  # in a checkpoint folder: every process has written its part
 _EXTRA = {
     "mean_token_accuracy": "accuracy",
     "rewards/accuracies": "reward_accuracy",

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from megatron_growth.records.storage import write_json
 
+WHOLE = "whole"  # in a checkpoint folder: every process has written its part
+
 
 @dataclass(frozen=True)
 class Result:

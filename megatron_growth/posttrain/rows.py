@@ -53,7 +53,7 @@ def check_columns(record: Mapping[str, Any], kind: Kind, where: str) -> None:
     fits = (
         known >= {"messages"} or known >= {"instruction", "output"}
         if kind == "sft"
-        else known >= {"prompt", "chosen", "rejected"} or known >= {"chosen", "rejected"}
+        else known >= {"chosen", "rejected"}
     )
     if not fits:
         raise DataError(

@@ -10,6 +10,7 @@ What belongs to the job lies beside the model that it makes:
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +170,7 @@ def refuse_while_submitted(target: Path) -> None:
         raise RunError(
             f"a Slurm job works on {target}: {', '.join(job.id for job in active.values())}",
             where=str(run.path),
-            fix=f"wait for it, or cancel it with `megatron-growth submit --cancel {target}`",
+            fix=f"wait for it, or cancel it with `megatron-growth submit --cancel {shlex.quote(str(target))}`",
         )
 
 

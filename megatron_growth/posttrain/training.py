@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from megatron_growth import mistakes
 from megatron_growth.posttrain import extra, zero
 from megatron_growth.posttrain.examples import TRAIN, VALID
-from megatron_growth.posttrain.folder import RateFolder, Result, Work
+from megatron_growth.posttrain.folder import WHOLE, RateFolder, Result, Work
 from megatron_growth.posttrain.request import Request
 from megatron_growth.records import metrics
 from megatron_growth.records.metrics import MetricsLine
@@ -92,8 +93,8 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
 def newest_checkpoint(folder: RateFolder, *, clean: bool = True) -> Path | None:
     """The newest whole checkpoint; the first process removes what a kill left half written, unless told not to."""
     found = sorted(folder.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / "whole").is_file()]
-    if clean and int(os.environ.get("RANK", "0")) == 0:
+    whole = [path for path in found if (path / WHOLE).is_file()]
+    if clean and mistakes.rank() == 0:
         for path in found:
             if path not in whole:
                 shutil.rmtree(path)

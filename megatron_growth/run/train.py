@@ -136,7 +136,8 @@ def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
     if lacks := Room(least, memory / processes).lacks(stage.memory):
         raise ParallelLayoutError(
             f"stage {stage.name} does not fit this machine: {lacks}",
-            fix="`megatron-growth submit` runs it on a cluster; or change the stage's layout" + _twin(recipe),
+            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster; or change the stage's layout"
+            + _twin(recipe),
         )
     need = processes * stage.memory_bytes_per_gpu
     if not gpus and need > memory:
