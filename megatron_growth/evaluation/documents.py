@@ -76,13 +76,13 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         DataError: a line is no JSON object.
         StorageError: the file cannot be read.
     """
-    with reading(path), path.open(encoding="utf-8") as stream:
+    with reading(path), path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except ValueError:  # no JSON, or not UTF-8
                 entry = None
             if not isinstance(entry, dict):
                 raise DataError(

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth import errors
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_growth.errors import GrowthError, StageFailed, UnsupportedError, nearest
-from megatron_growth.evaluation.models import tokenizer_of
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.evaluation.windows import Window, batches, padded
 from megatron_growth.exchange.config import DTYPES
+from megatron_growth.exchange.tokenizer_files import tokenizer_of
 from megatron_growth.run import failures
 from megatron_growth.run.score import DONE, LOSSES, Job
 from megatron_growth.run.torchrun import command_of, run_processes
@@ -47,7 +46,7 @@ class MegatronModel:
 
     Raises:
         CheckpointError: it cannot be read.
-        UserError: its tokenizer is not known.
+        DataError: its tokenizer is not known.
     """
 
     def __init__(
@@ -74,7 +73,8 @@ class MegatronModel:
             tensor or int(getattr(args, "tensor_model_parallel_size", 1) or 1),
             pipeline or int(getattr(args, "pipeline_model_parallel_size", 1) or 1),
         )
-        spec, self.vocab, self.start, _ = tokenizer_of(checkpoint, tokenizer, tokenizer_files)
+        spec, found = tokenizer_of(checkpoint, tokenizer, tokenizer_files)
+        self.vocab, self.start = found.vocab_size, found.eod
         self.tokenizer: Tokenizer = load_tokenizer(spec)
         self.length = int(getattr(args, "max_position_embeddings", None) or args.seq_length)
 
@@ -136,8 +136,7 @@ def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:
         return StageFailed(
             f"the processes that score ended: {said}", where=str(checkpoint), fix="see if memory is free"
         )
-    known = getattr(errors, failure.kind, None)
-    if isinstance(known, type) and issubclass(known, GrowthError):
+    if known := failures.error_class(failure.kind):
         return known(failure.what, where=failure.where, fix=failure.fix)
     first = (failure.what.splitlines() or [""])[0]
     return StageFailed(f"rank {failure.rank}: {failure.kind}: {first}", where=str(checkpoint), fix="add --export")

@@ -19,14 +19,13 @@ from pathlib import Path
 
 from megatron_growth.checkpoint.processes import OnProgress
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
-from megatron_growth.errors import CheckpointError, RunError, UserError
+from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.source import CONFIG, is_huggingface
-from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tokenizer
+from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
@@ -138,41 +137,19 @@ def folder_of(
         progress: of the export.
 
     Raises:
-        UserError: outside of a run no tokenizer was named.
+        DataError: outside of a run no tokenizer was named.
         GrowthError: as of `plan_export` and `export`.
     """
     if model.is_huggingface:
         return model.path
-    spec, size, eod, mark = tokenizer_of(model.path, tokenizer, tokenizer_files)
-    plan = plan_export(Source(model.path), vocab=size, eod=eod, trust_checkpoint=trust_checkpoint)
-    key = hashlib.sha256(f"{plan.key()} {mark}".encode()).hexdigest()
+    spec, found = tokenizer_of(model.path, tokenizer, tokenizer_files)
+    plan = plan_export(Source(model.path), vocab=found.vocab_size, eod=found.eod, trust_checkpoint=trust_checkpoint)
+    key = hashlib.sha256(f"{plan.key()} {found.fingerprint}".encode()).hexdigest()
     target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(plan, name=model.name, tokenizer=tokenizer)
     export(plan, target, companions=lambda folder: write_tokenizer(spec, folder), card=card, progress=progress)
     return target
-
-
-def tokenizer_of(checkpoint: Path, tokenizer: str, files: str) -> tuple[TokenizerSpec, int, int, str]:
-    """Spec, vocabulary, end-of-document id and fingerprint of the tokenizer of a Megatron checkpoint.
-
-    Raises:
-        UserError: none was named, and the checkpoint lies in no run.
-        DataError: its files are missing, or it is not the run's.
-    """
-    if tokenizer:
-        spec = parse_spec(tokenizer, files)
-        opened = load_tokenizer(spec)
-        return spec, opened.vocab_size, opened.eod, opened.fingerprint
-    found = tokenizer_of_run(checkpoint)
-    if found is None:
-        raise UserError(
-            "the checkpoint lies in no run, so its tokenizer is not known",
-            where=str(checkpoint),
-            fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder with a Hugging Face tokenizer",
-        )
-    spec, record = found
-    return spec, record.vocab_size, record.eod, record.fingerprint
 
 
 def fingerprint(folder: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from megatron_growth import recipes
 from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.manifest import TokenizerRecord, load_manifest
-from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
+from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.errors import DataError
 
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -46,6 +46,25 @@ def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] 
                 )
             return spec, record
     return None
+
+
+def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> tuple[TokenizerSpec, TokenizerRecord | Tokenizer]:
+    """The tokenizer that is named, as for `prepare --tokenizer`, else that of the checkpoint's run directory.
+
+    Raises:
+        DataError: none was named and the checkpoint lies in no run; or files are missing, or not the run's.
+    """
+    if named:
+        spec = parse_spec(named, files)
+        return spec, load_tokenizer(spec)
+    found = tokenizer_of_run(checkpoint)
+    if found is None:
+        raise DataError(
+            "nobody knows the tokenizer of this checkpoint: it lies in no run directory",
+            where=str(checkpoint),
+            fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder with a Hugging Face tokenizer",
+        )
+    return found
 
 
 def write_tokenizer(spec: TokenizerSpec, folder: Path) -> None:

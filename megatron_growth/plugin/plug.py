@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +80,7 @@ def _keep_rope_factor(model_cfg: Any, args: argparse.Namespace) -> None:
     if forgotten is None or model_cfg.rope_scaling_factor != forgotten or asked == forgotten:
         return
     model_cfg.rope_scaling_factor = asked
-    if os.environ.get("RANK", "0") == "0":
+    if mistakes.rank() == 0:
         print(f"growth: rotary embeddings are scaled by {asked:g}; Megatron alone would scale them by {forgotten:g}")
 
 

@@ -37,24 +37,12 @@ def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgr
             fix="name a checkpoint, or the folder that `megatron-growth export` wrote",
         )
     from megatron_growth.checkpoint.source import Source
-    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
     from megatron_growth.exchange.export import export
     from megatron_growth.exchange.export_plan import plan_export
-    from megatron_growth.exchange.tokenizer_files import tokenizer_of_run, write_tokenizer
+    from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
 
-    if tokenizer:
-        spec = parse_spec(tokenizer)
-        found: Any = (spec, load_tokenizer(spec))
-    else:
-        found = tokenizer_of_run(model)
-    if found is None:
-        raise DataError(
-            "nobody knows the tokenizer of this checkpoint: it lies in no run directory",
-            where=str(model),
-            fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder of Hugging Face",
-        )
-    spec, record = found
-    plan = plan_export(Source(model), vocab=record.vocab_size, eod=record.eod)
+    spec, found = tokenizer_of(model, tokenizer)
+    plan = plan_export(Source(model), vocab=found.vocab_size, eod=found.eod)
     export(plan, folder, companions=lambda partial: write_tokenizer(spec, partial), progress=progress)
     return folder
 

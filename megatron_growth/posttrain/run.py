@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,10 +175,9 @@ def _processes(work: Work, rate: float, processes: int, show: Line) -> None:
     """The same under torchrun, on this machine."""
     from megatron_growth.run import failures
     from megatron_growth.run.lock import exclusive
-    from megatron_growth.run.torchrun import run_processes
+    from megatron_growth.run.torchrun import run_processes, torchrun_of
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", WORKER, str(work.path.absolute()), repr(rate)]
+    command = torchrun_of(processes, [str(work.path.absolute()), repr(rate)], WORKER)
     folder = work.rate(rate)
     watch = _Watch(folder, show)
     with exclusive(work.path / "processes.lock") as token:

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from megatron_growth import mistakes
 from megatron_growth.posttrain.run import job_of
 from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
 from megatron_growth.run import failures
@@ -41,7 +42,7 @@ def _train(run: RunDirectory) -> None:
     for rate in request.rates:
         if work.rate(rate).result is None and train(job_of(work, rate), stop_gently=True) is None:
             break
-        if int(os.environ.get("RANK", "0")) == 0:
+        if mistakes.rank() == 0:
             finish.keep_best(work, request)
         if dist.is_initialized():
             dist.barrier()

@@ -6,6 +6,7 @@ Every option that is a number has one of these types; a test walks over the opti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,10 +66,8 @@ def finite(
 
 
 def _whole(text: str, powers: bool) -> int:
-    try:
+    with contextlib.suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
     try:
         value = float(text) if powers else math.nan
     except ValueError:

@@ -20,12 +20,12 @@ import yaml
 
 from megatron_growth.errors import RunError
 from megatron_growth.evaluation.results import results_of, task_average
+from megatron_growth.posttrain.finish import FILE_NAME as POSTTRAIN
 from megatron_growth.report.collect import collect
 from megatron_growth.report.variants import is_variants_folder
 from megatron_growth.run.directory import existing
 
 PHASES = {"pre": "pre-training", "sft": "after SFT", "dpo": "after DPO"}
-POSTTRAIN = "posttrain.json"
 LOWER_IS_BETTER = ("loss", "perplexity")
 Tasks = dict[str, float]
 

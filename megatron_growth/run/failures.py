@@ -98,7 +98,7 @@ def first(folder: Path) -> Failure | None:
             found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError):  # cut off by a full disk or a kill
             continue
-    return min(found, key=lambda f: (_error_class(f.kind) is None, f.kind == "SystemExit", f.time), default=None)
+    return min(found, key=lambda f: (error_class(f.kind) is None, f.kind == "SystemExit", f.time), default=None)
 
 
 def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> GrowthError:
@@ -111,7 +111,7 @@ def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> 
         exit_code: of torchrun.
     """
     tail = _tail(log)
-    if failure and (known := _error_class(failure.kind)):
+    if failure and (known := error_class(failure.kind)):
         return known(f"stage {stage}: {failure.what}", where=failure.where or str(log), fix=failure.fix)
     printed = failure.trace if failure else tail
     if _NO_SPACE.search(printed) or _NO_SPACE.search(tail):
@@ -151,7 +151,8 @@ def _last_words(tail: str) -> str:
     return (wrong or lines or ["it printed nothing"])[-1]
 
 
-def _error_class(kind: str) -> type[GrowthError] | None:
+def error_class(kind: str) -> type[GrowthError] | None:
+    """This package's error of that name; None for any other exception."""
     found = getattr(errors, kind, None)
     return found if isinstance(found, type) and issubclass(found, GrowthError) else None
 

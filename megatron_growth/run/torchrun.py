@@ -41,6 +41,11 @@ def command_of(processes: int, arguments: Sequence[str], entry: str = "") -> lis
     entry = entry or ENTRY
     if not nvml.devices():
         return [sys.executable, "-m", "megatron_growth.run.forked", str(processes), entry, *arguments]
+    return torchrun_of(processes, arguments, entry)
+
+
+def torchrun_of(processes: int, arguments: Sequence[str], entry: str) -> list[str]:
+    """The words of torchrun itself, whatever this machine has."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, "-m", entry, *arguments]
 

@@ -102,6 +102,22 @@ def test_answers_that_were_stopped_go_on(tuned, mt_bench, tmp_path, monkeypatch,
     assert "other answers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("there", ["my own notes\n", '{"identity": "of another model"}\n', "\xff\n"])
+def test_unfinished_answers_that_are_not_of_this_command_are_left_alone(tuned, mt_bench, tmp_path, capsys, there):
+    partial = tmp_path / "a.jsonl.partial"
+    partial.write_bytes(there.encode("latin-1"))
+    assert main(words(tuned[0], mt_bench, "mt-bench", tmp_path / "a.jsonl")) == 2
+    assert str(partial) in capsys.readouterr().err
+    assert partial.read_bytes() == there.encode("latin-1")
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_questions_that_are_not_utf8_are_named(tuned, tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_bytes(b'{"turns": "caf\xe9"}\n')
+    assert main(words(tuned[0], tmp_path / "q.jsonl", "mt-bench", tmp_path / "a")) == 2
+    assert "q.jsonl:1" in capsys.readouterr().err
+
+
 def test_alpaca_eval_gets_a_list_for_its_judge(tuned, tmp_path):
     (tmp_path / "q.json").write_text(json.dumps(ASKED))
     assert main(words(tuned[0], tmp_path / "q.json", "alpaca-eval", tmp_path / "a.json", "--name", "nano")) == 0

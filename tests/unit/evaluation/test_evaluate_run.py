@@ -9,6 +9,7 @@ import pytest
 
 from megatron_growth import recipes
 from megatron_growth.cli.main import main
+from megatron_growth.errors import RunError
 from megatron_growth.evaluation.models import models_of
 from megatron_growth.evaluation.results import early_stops, results_of, task_average
 from megatron_growth.planner import plan_run
@@ -113,6 +114,22 @@ def test_a_stage_that_was_trained_further_loses_its_old_figures(made):
     record(model, TaskResults(names[0], "x", "another hash", {"boolq": Score("acc", 0.5, 4, {})}))
     assert list(results_of(run.path)[names[0]]) == ["boolq"]
     assert results_of(run.path).get(names[1]) == kept.get(names[1])
+
+
+@pytest.mark.parametrize("there", ["{", "[]", '{"models": 3}'])
+def test_a_summary_that_cannot_be_read_is_not_written_over(made, tmp_path, there):
+    from megatron_growth.evaluation.results import TaskResults, record
+
+    run = directory.RunDirectory(tmp_path)
+    (run.evaluation).mkdir()
+    summary = run.evaluation / "summary.json"
+    summary.write_text(there)
+    model = models_of(made[1], cache=run.evaluation)[0]
+    with pytest.raises(RunError, match="damaged"):
+        record(model, TaskResults("a", "x", "hash", {}))
+    with pytest.raises(RunError, match="damaged"):
+        results_of(tmp_path)
+    assert summary.read_text() == there
 
 
 def test_a_run_without_a_finished_stage_is_refused(made, tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_every_token_is_predicted_once_with_its_context(count, stride):
 
 def test_padding_stands_behind():
     inputs, targets, counts = padded([*windows(range(5), 9, 4), *windows(range(2), 9, 4)])
-    assert inputs.tolist() == [[9, 0, 1, 2], [3, 0, 0, 0], [9, 0, 0, 0]] or inputs.shape == (3, 4)
+    assert inputs.tolist() == [[9, 0, 1, 2], [3, 0, 0, 0], [9, 0, 0, 0]]
     assert [targets[row][counts[row]].tolist() for row in range(3)] == [[0, 1, 2, 3], [4], [0, 1]]
 
 
