@@ -2,11 +2,13 @@
 cost.
 
     python benchmarks/methods.py [--json --repetitions 3 --iterations 40 --hidden 256 --layers 6 --rank 16]
+    python benchmarks/methods.py --bf16 --hidden 1024 --layers 24 --heads 16 --rank 256 --sequence 512 --batch 16
 
-One process, fp32 on the host.  All cases of a repetition run one after the other in processes of their own; the time
-of a run is the tenth percentile of its iterations, the first ones left out, which other load on the machine disturbs
-least.  `predicted` is the ratio of FLOPs a step: exact ones (`megatron_growth.planner.flops`) and what the method does
-once a step (GaLore's way into the subspace and back), which leaves out norms, softmax, optimizer and Python.
+One process: on the GPU where there is one, otherwise on the host. All cases of a repetition run one after the other
+in processes of their own; the time of a run is the tenth percentile of its iterations, the first ones left out,
+which other load on the machine disturbs least. `predicted` is the ratio of FLOPs a step: exact ones
+(`megatron_growth.planner.flops`) and what the method does once a step (GaLore's way into the subspace and back),
+which leaves out norms, softmax, optimizer and Python.
 
 Now and then comes a restart of ReLoRA (merge, new factors, pruned moments; the median of its calls in the same run) or
 a projection of GaLore (what its iterations take beyond the others, by medians).  Its share of a run is that time over
@@ -25,17 +27,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth import methods
+from megatron_growth.backend import nvml
 from megatron_growth.methods import Method
 from megatron_growth.methods.galore import GaLore
 from megatron_growth.planner.flops import exact_flops_per_token
 from megatron_growth.planner.inventory import Inventory, take_inventory
 from megatron_growth.records.metrics import records
 from megatron_growth.shape import ModelShape
-from megatron_growth.testing import tiny_pretrain_args
-from megatron_growth.testing.scripts import run_script
+from megatron_growth.testing import run_script, tiny_pretrain_args, torchrun
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
-WARM_UP, SEQUENCE, VOCAB, BATCH, INTERVAL = 10, 128, 1024, 8, 10
+WARM_UP, INTERVAL = 10, 10
 PAPER_INTERVALS = {"relora": 5000, "galore": 200}
 
 
@@ -55,8 +57,9 @@ def measure(words: list[str], method: str | None, folder: Path) -> dict[str, flo
     """Seconds of an undisturbed iteration, seconds of what comes now and then, and bytes of state of one run."""
     metrics = folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
-    extra = ["--growth-layer-spec", "local", "--growth-metrics", str(metrics)]
-    run_script(SCRIPT, [*words, *extra, *(["--growth-method", method] if method else [])], timeout=900)
+    extra = ["--growth-layer-spec", "auto", "--growth-metrics", str(metrics)]
+    run = torchrun if nvml.devices() else run_script
+    run(SCRIPT, [*words, *extra, *(["--growth-method", method] if method else [])], timeout=900)
     found = records(metrics)
     seconds = {r["iteration"]: r["seconds"] for r in found if "event" not in r and r["iteration"] > WARM_UP}
     sometimes = [r["seconds"] for r in found if r.get("event") == "method" and r["what"] == "restart"]
@@ -71,9 +74,9 @@ def measure(words: list[str], method: str | None, folder: Path) -> dict[str, flo
     }
 
 
-def step_flops(inventory: Inventory, method: Method | None) -> float:
+def step_flops(inventory: Inventory, method: Method | None, sequence: int, batch: int) -> float:
     """FLOPs of one step of training, and of what the method does in every step."""
-    found = exact_flops_per_token(inventory, SEQUENCE) * SEQUENCE * BATCH
+    found = exact_flops_per_token(inventory, sequence) * sequence * batch
     if isinstance(method, GaLore):
         always = replace(method, gap=sys.maxsize)  # without the projections
         costs = [always.cost(parameter) for parameter in inventory.parameters]
@@ -83,18 +86,20 @@ def step_flops(inventory: Inventory, method: Method | None) -> float:
 
 def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a case, ratios against plain training of the same repetition."""
-    shape = ModelShape(options.hidden, 3 * options.hidden, options.layers, 4, VOCAB)
+    shape = ModelShape(options.hidden, 3 * options.hidden, options.layers, options.heads, options.vocab)
+    sizes = (options.sequence, options.batch)
     words = tiny_pretrain_args(
         layers=shape.layers,
         hidden=shape.hidden,
         ffn=shape.ffn,
         heads=shape.heads,
         query_groups=shape.heads,
-        vocab=VOCAB - 1,
-        sequence=SEQUENCE,
-        micro_batch=BATCH,
-        global_batch=BATCH,
+        vocab=shape.vocab - 1,
+        sequence=options.sequence,
+        micro_batch=options.batch,
+        global_batch=options.batch,
         iterations=options.iterations,
+        bf16=options.bf16,
     )
     chosen = cases(options.rank, options.layers)
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
@@ -102,7 +107,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         for _ in range(options.repetitions):
             for name, method in chosen.items():
                 measured[name].append(measure(words, method, Path(folder)))
-    plain = step_flops(take_inventory(shape), None)
+    plain = step_flops(take_inventory(shape), None, *sizes)
     table = []
     for name, written in chosen.items():
         method = methods.get(written) if written else None
@@ -117,7 +122,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "step_seconds": step,
                 "ratio": statistics.median(ratios),
                 "ratio_range": [min(ratios), max(ratios)],
-                "predicted_ratio": step_flops(inventory, method) / plain,
+                "predicted_ratio": step_flops(inventory, method, *sizes) / plain,
                 "state_bytes": measured[name][0]["state"],
                 "sometimes_seconds": sometimes,
                 "interval": interval,
@@ -135,7 +140,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--sequence", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--vocab", type=int, default=1024, help="a multiple of 128")
+    parser.add_argument("--bf16", action="store_true", help="instead of fp32")
     options = parser.parse_args()
     table = rows(options)
     if options.json:

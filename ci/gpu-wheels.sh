@@ -2,6 +2,8 @@
 # Fill a folder with everything that ci/gpu.sh installs on a machine without a network.
 #
 #   ci/gpu-wheels.sh FOLDER [BASE]        (default: .venv)
+#   HAS=FILE                              names of packages that the GPU machine has, as `pip list --format=freeze`
+#                                         prints them there: they are left out
 #
 # Run it where there is a network, with the Python version of the GPU machine; BASE is an environment with torch.
 # torch and what it brings are left out: the GPU machine has them.  Transformer Engine is added where `make env-te` has
@@ -21,9 +23,30 @@ if [[ ! -x "${base}/bin/python" ]]; then
 fi
 mkdir -p "${folder}/plain" "${folder}/te"
 pip=("${base}/bin/python" -m pip)
-# Everything that is installed, but torch and what belongs to it.
-"${pip[@]}" list --format=freeze --exclude-editable |
-  grep -viE '^(torch|triton|nvidia-|cuda-|pip|setuptools|transformer-engine|transformer_engine)' >"${folder}/requirements.txt"
+# What this package and its tests on a GPU need, in the versions of BASE, but torch and what belongs to it.
+"${base}/bin/python" - pyproject.toml "${HAS:-/dev/null}" pytest pytest-xdist pytest-timeout hypothesis \
+  >"${folder}/requirements.txt" <<'PYTHON'
+import pathlib, re, sys, tomllib
+from importlib import metadata
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+project, has, *tests = sys.argv[1:]
+wanted = tomllib.loads(pathlib.Path(project).read_text())["project"]["dependencies"] + tests
+there = {canonicalize_name(re.split("[=@ ]", line)[0]) for line in pathlib.Path(has).read_text().splitlines() if line}
+seen = set()
+while wanted:
+    requirement = Requirement(wanted.pop())
+    name = canonicalize_name(requirement.name)
+    mine = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    if not mine or name in seen or re.match("torch$|triton$|nvidia-|cuda-", name):
+        continue
+    seen.add(name)
+    found = metadata.distribution(name)
+    wanted += found.requires or []
+    if name not in there:
+        print(f"{name}=={found.version}")
+PYTHON
 "${pip[@]}" wheel --quiet --no-deps --wheel-dir "${folder}/plain" --requirement "${folder}/requirements.txt"
 "${pip[@]}" wheel --quiet --no-deps --no-build-isolation --wheel-dir "${folder}/plain" .
 

@@ -9,6 +9,7 @@
 # benchmarks/gpu.py; what does not fit the time is left out and named.
 #   PYTHON=/path/to/python        the Python that has torch (default: python3)
 #   GPU_SECONDS=480               time for all of it
+#   GPU_INSTALLATIONS="plain te"  which of the two are measured
 #   GPU_RECIPE=progressive-8b     whose first two stages the benchmark trains
 # Exit codes: 0; 1 a test or a benchmark failed; 2 something that it needs is missing, and the message names it.
 set -euo pipefail
@@ -38,6 +39,8 @@ left() { # seconds that are left, at least 1
   local seconds=$((deadline - SECONDS))
   echo $((seconds > 1 ? seconds : 1))
 }
+selected=(-m gpu -n 4) # the same on the host is tested everywhere
+if [[ "${GPU_ON_HOST:-}" == 1 ]]; then selected=(-n 0); fi
 failed=0
 step() { # NAME COMMAND...: run it within the time that is left, its output into OUT/NAME.txt
   local name="$1"
@@ -49,10 +52,11 @@ step() { # NAME COMMAND...: run it within the time that is left, its output into
   fi
   tail -n "${GPU_TAIL:-12}" "${out}/${name}.txt"
 }
-measure() { # NAME SECONDS: doctor, tests and benchmark of what is installed now
+measure() { # NAME SECONDS: if it is wanted, doctor, tests and benchmark of what is installed now
   local seconds="$2"
+  [[ " ${GPU_INSTALLATIONS:-plain te} " == *" $1 "* ]] || return 0
   step "doctor-$1" "${venv}/bin/megatron-growth" doctor
-  step "tests-$1" "${venv}/bin/python" -m pytest tests/gpu -q -p no:cacheprovider
+  step "tests-$1" "${venv}/bin/python" -m pytest tests/gpu -q -p no:cacheprovider "${selected[@]}"
   [[ "$(left)" -ge "${seconds}" ]] || seconds="$(left)"
   step "benchmark-$1" "${venv}/bin/python" benchmarks/gpu.py --recipe "${GPU_RECIPE:-progressive-8b}" \
     --seconds "${seconds}" --iterations "${GPU_ITERATIONS:-20}"

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from megatron_growth.backend import nvml
+from tests.gpu.tiny_runs import AUTO, PLUGGED, ZERO, words
 
 
 @pytest.fixture(scope="session", params=[pytest.param("cuda", marks=pytest.mark.gpu), "host"])
@@ -33,3 +34,10 @@ def train(machine):
         return run_script(script, words)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def source(train, machine, tmp_path_factory):
+    """A run of eight iterations, saved after four, and its losses."""
+    folder = tmp_path_factory.mktemp(machine) / "source"
+    return folder, train(PLUGGED, words(*AUTO, *ZERO, "--save", folder, "--save-interval", 4)).losses
