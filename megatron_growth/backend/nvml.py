@@ -65,9 +65,21 @@ def driver() -> str:
     return "" if failed else text.value.decode()
 
 
+def has_driver() -> bool:
+    """Whether there is a driver at all; where there is none, torch need not be imported to find no GPU.
+
+    A container may be given the driver's CUDA without its NVML, so both count.
+    """
+    return any(_loaded(name) is not None for name in ("libnvidia-ml.so.1", "libcuda.so.1"))
+
+
 def _library() -> Any:
+    return _loaded("libnvidia-ml.so.1")
+
+
+def _loaded(name: str) -> Any:
     try:
-        return ctypes.CDLL("libnvidia-ml.so.1")
+        return ctypes.CDLL(name)
     except OSError:
         return None
 

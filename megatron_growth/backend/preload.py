@@ -1,15 +1,20 @@
-"""The imports of a training process, made before ranks are forked from it: on the host they outlast many steps."""
+"""What a training process does before its own work, done once before ranks are forked: it outlasts many steps."""
 
 from __future__ import annotations
 
+import gc
 import warnings
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from megatron_growth.backend import cpu
 
 
 def import_megatron() -> None:
     """Import Megatron's training loop and its tokenizers, with the host standing in for a GPU."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_collection():
         # Megatron warns a dozen times that Transformer Engine and Apex are absent.
         warnings.simplefilter("ignore")
         cpu.install()
@@ -17,3 +22,35 @@ def import_megatron() -> None:
         import megatron.core.tokenizers.text  # brings transformers, on the first tokenizer
         import megatron.training.argument_utils
         import megatron.training.training  # noqa: F401
+
+
+def read_flags_once() -> None:
+    """Read the help of Megatron's flags, which it parses out of its own source whenever it builds its parser."""
+    from megatron.training import argument_utils, arguments
+
+    factory = argument_utils.ArgumentGroupFactory
+    factory._get_field_docstrings = _read_once(factory._get_field_docstrings)
+    arguments.add_megatron_arguments(ArgumentParser())
+
+
+def _read_once(read: Callable[[Any, type], dict[str, str]]) -> Callable[[Any, type], dict[str, str]]:
+    known: dict[type, dict[str, str]] = {}
+
+    def documentation(self: Any, described: type) -> dict[str, str]:
+        if described not in known:
+            known[described] = read(self, described)
+        return known[described]
+
+    return documentation
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Without Python's garbage collector, which goes through all modules again and again while they are loaded."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

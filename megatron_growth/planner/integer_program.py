@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from megatron_growth.errors import RecipeError
 from megatron_growth.records.human import plural, size
@@ -76,6 +75,8 @@ def solve(layers: int, stages: int, layer_parameters: int, adapter_parameters: i
     Raises:
         RecipeError: K or L is not positive, or K is more than L.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes longer than all other imports of a plan
+
     if stages < 1 or layers < stages:
         raise RecipeError(
             f"{plural(layers, 'layer')} cannot be trained in {plural(stages, 'stage')}",

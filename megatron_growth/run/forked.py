@@ -9,6 +9,7 @@ On GPUs torchrun itself starts the ranks: CUDA does not outlive a fork, and nobo
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import uuid
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from megatron_growth.backend.preload import import_megatron
+from megatron_growth.backend.preload import import_megatron, read_flags_once, without_collection
 from megatron_growth.run import failures
 
 
@@ -37,10 +38,13 @@ def main(words: Sequence[str] | None = None) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     ranks, module, *arguments = sys.argv[1:] if words is None else words
-    with failures.recorded():
+    with failures.recorded(), without_collection():
         import_megatron()
         importlib.import_module(module)
         import megatron_growth.plugin  # noqa: F401
+
+        read_flags_once()
+    gc.freeze()  # the collectors of the ranks need not go through what they share
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from megatron_growth.backend import nvml
 from megatron_growth.errors import RecipeError
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
@@ -25,6 +26,8 @@ LOADER_WORKERS = 2
 
 def machine_here() -> Machine:
     """What this process would train on."""
+    if not nvml.has_driver():
+        return "host"
     import torch
 
     return "gpu" if torch.cuda.is_available() else "host"

@@ -60,6 +60,8 @@ class TrainRequest:
 
 def local_devices() -> int:
     """GPUs of this machine, 0 where there are none."""
+    if not nvml.has_driver():
+        return 0
     import torch
 
     return torch.cuda.device_count()

@@ -6,43 +6,27 @@ and read here is not imported and read again by every rank of every run.
 
 from __future__ import annotations
 
-import argparse
+import gc
 import os
-from collections.abc import Callable
-from typing import Any
 
-from megatron_growth.backend.preload import import_megatron
+from megatron_growth.backend.preload import import_megatron, read_flags_once, without_collection
 
 
 def prepare() -> None:
     """Import everything, and read once what does not change."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_megatron()
-    from megatron.training import argument_utils, arguments
+    with without_collection():
+        import megatron_growth.plugin  # noqa: F401
+        from megatron_growth import methods, operators, schedules
 
-    import megatron_growth.plugin  # noqa: F401
-    from megatron_growth import methods, operators, schedules
-
-    factory = argument_utils.ArgumentGroupFactory
-    factory._get_field_docstrings = _read_once(factory._get_field_docstrings)
-    arguments.add_megatron_arguments(argparse.ArgumentParser())
-    # Registries, and pydantic for its plugins, search all installed packages once.
-    operators.get("width", "aki")
-    operators.get("depth", "stack")
-    methods.METHODS.names()
-    schedules.names()
-
-
-def _read_once(read: Callable[[Any, type], dict[str, str]]) -> Callable[[Any, type], dict[str, str]]:
-    """Megatron parses its own source for the help of its flags whenever it builds its parser; here once a class."""
-    known: dict[type, dict[str, str]] = {}
-
-    def documentation(self: Any, described: type) -> dict[str, str]:
-        if described not in known:
-            known[described] = read(self, described)
-        return known[described]
-
-    return documentation
+        read_flags_once()
+        # Registries, and pydantic for its plugins, search all installed packages once.
+        operators.get("width", "aki")
+        operators.get("depth", "stack")
+        methods.METHODS.names()
+        schedules.names()
+    gc.freeze()  # a rank's collector has no need to go through what all ranks share
 
 
 prepare()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_growth import recipes
-from megatron_growth.cli.main import main
 from megatron_growth.recipes import reference
 from megatron_growth.recipes.blocks import Block, Positive
+from tests import prepared
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
@@ -31,7 +31,7 @@ def test_every_key_has_a_meaning_and_every_block_a_sentence():
             assert field.description, f"{block.__name__}.{name} has no text under it"
 
 
-def test_the_recipe_from_scratch_trains(tmp_path, monkeypatch, capsys):
+def test_the_recipe_from_scratch_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my-recipe.yaml").write_text(recipe_of_the_page(), encoding="utf-8")
     Path("texts").mkdir()
@@ -40,11 +40,10 @@ def test_the_recipe_from_scratch_trains(tmp_path, monkeypatch, capsys):
         Path("texts", f"{number}.txt").write_text("".join(words), encoding="utf-8")
     recipe = recipes.load("my-recipe.yaml")
     assert [stage.source for stage in recipe.stages] == [None, "small"]
-    assert main(["plan", "my-recipe.yaml"]) == 0
-    assert main(["train", "my-recipe.yaml", "--run", "runs/mine"]) == 0
+    for command in ("plan my-recipe.yaml", "train my-recipe.yaml --run runs/mine", "report runs/mine"):
+        done = prepared.call(*command.split())
+        assert done.returncode == 0, done
     assert Path("runs/mine/stages/large/done").exists()
-    assert main(["report", "runs/mine"]) == 0
-    capsys.readouterr()
 
 
 @pytest.mark.fault

@@ -11,6 +11,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes import load
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
+from tests import prepared
 from tests.megatron import micro_run
 from tests.megatron.plugin_workers import metrics, train
 
@@ -23,7 +24,7 @@ def run(tmp_path_factory) -> Path:
     """Both stages, trained by the command."""
     folder = tmp_path_factory.mktemp("qwen")
     corpus = micro_run.write_corpus(folder / "corpus")
-    done = micro_run.call("train", *micro_run.train_words(corpus, folder / "run", RECIPE))
+    done = prepared.call("train", *micro_run.train_words(corpus, folder / "run", RECIPE))
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

@@ -1,4 +1,7 @@
-"""`train` end to end with real Megatron processes: it finishes, goes on after kills, and refuses bad input clearly."""
+"""`train` end to end with real Megatron processes: it finishes, goes on after kills, and refuses bad input clearly.
+
+What a test is about runs as a command of its own; what only leads there, or is seen elsewhere, in `tests.prepared`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import yaml
 from megatron_growth import recipes
 from megatron_growth.planner import plan_run
 from megatron_growth.run import checkpoints, directory
+from tests import prepared
 from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.megatron.kill_torture import torture
@@ -84,14 +88,14 @@ def test_old_checkpoints_are_removed(finished):
 
 def test_the_same_words_again_do_nothing(finished, corpus):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != "lock"}
-    again = micro_run.call("train", *micro_run.train_words(corpus, finished))
+    again = prepared.call("train", *micro_run.train_words(corpus, finished))
     assert again.returncode == 0
     assert again.stderr.count("done already") == 2
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != "lock"}
 
 
 def test_status_shows_every_stage(finished):
-    document = json.loads(micro_run.call("status", finished, "--json").stdout)
+    document = json.loads(prepared.call("status", finished, "--json").stdout)
     assert document["complete"]
     assert not document["active"]
     large = document["stages"][1]
@@ -124,7 +128,7 @@ def test_a_stage_that_was_evaluated_too_little_is_only_evaluated(copied, corpus,
     lines = (stage / "metrics.jsonl").read_text().splitlines(keepends=True)
     (stage / "metrics.jsonl").write_text("".join(line for line in lines if '"final"' not in line))
     before = (stage / "checkpoints" / "iter_0000014" / ".metadata").stat().st_mtime_ns
-    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    again = prepared.call("train", *micro_run.train_words(corpus, copied))
     assert again.returncode == 0, again.stderr
     assert (stage / "checkpoints" / "iter_0000014" / ".metadata").stat().st_mtime_ns == before
     assert micro_run.differences(copied, finished) == []
@@ -137,7 +141,7 @@ def test_a_truncated_last_checkpoint_falls_back_to_the_one_before(copied, corpus
     piece = max((stage / "checkpoints" / "iter_0000014").glob("*.distcp"), key=lambda path: path.stat().st_size)
     with open(piece, "r+b") as file:
         file.truncate(1000)
-    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    again = prepared.call("train", *micro_run.train_words(corpus, copied))
     assert again.returncode == 0, again.stderr
     assert "checkpoint of iteration 14 is not whole" in again.stderr
     assert "going on from iteration 12" in again.stderr
@@ -154,7 +158,7 @@ def test_a_stage_takes_over_the_optimizer_state_of_its_source(finished, corpus, 
     run = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
     shutil.copytree(finished / "data", run.data)
     shutil.copytree(finished / "stages" / "small", run.stage("small").path)
-    done = micro_run.call("train", *micro_run.train_words(corpus, run.path, tmp_path / "recipe.yaml"))
+    done = prepared.call("train", *micro_run.train_words(corpus, run.path, tmp_path / "recipe.yaml"))
     assert done.returncode == 0, done.stderr
     mine, plain = micro_run.losses(run.path, "large"), micro_run.losses(finished, "large")
     assert mine[1] == pytest.approx(plain[1], abs=1e-5)
@@ -192,7 +196,7 @@ def test_a_full_disk_while_saving_loses_nothing(finished, corpus, small_disk):
     assert "Traceback" not in refused.stderr
     assert not micro_run.processes_of(run)
     assert resize(65536)
-    again = micro_run.call("train", *micro_run.train_words(corpus, run))
+    again = prepared.call("train", *micro_run.train_words(corpus, run))
     assert again.returncode == 0, again.stderr
     assert micro_run.differences(run, finished) == []
 
@@ -213,7 +217,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(copied, corpus, finished):
     assert process.returncode == 130
     assert "the same command goes on where it was" in printed
     assert checkpoints.tracked(stage / "checkpoints") == AFTER + 1
-    again = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    again = prepared.call("train", *micro_run.train_words(corpus, copied))
     assert again.returncode == 0, again.stderr
     assert micro_run.differences(copied, finished) == []
 
@@ -223,8 +227,8 @@ def test_two_commands_do_not_work_on_one_run(copied, corpus):
 
     with open(copied / "lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = micro_run.call("train", *micro_run.train_words(corpus, copied))
-        assert json.loads(micro_run.call("status", copied, "--json").stdout)["active"]
+        refused = prepared.call("train", *micro_run.train_words(corpus, copied))
+        assert json.loads(prepared.call("status", copied, "--json").stdout)["active"]
     assert refused.returncode == 2
     assert "another command works on" in refused.stderr
 
@@ -234,7 +238,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_difference(copied, corpus, 
     document["stages"][1]["lr"] = 5e-3
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(document))
-    refused = micro_run.call("train", *micro_run.train_words(corpus, copied, other))
+    refused = prepared.call("train", *micro_run.train_words(corpus, copied, other))
     assert refused.returncode == 2
     assert "-  lr: 0.008" in refused.stderr
     assert "+  lr: 0.005" in refused.stderr
@@ -244,7 +248,7 @@ def test_a_run_of_another_recipe_is_refused_with_the_difference(copied, corpus, 
 def test_a_damaged_source_is_refused_before_any_process_starts(copied, corpus):
     shutil.rmtree(copied / "stages" / "large")
     (copied / "stages" / "small" / "checkpoints" / "iter_0000014" / ".metadata").unlink()
-    refused = micro_run.call("train", *micro_run.train_words(corpus, copied))
+    refused = prepared.call("train", *micro_run.train_words(corpus, copied))
     assert refused.returncode == 2
     assert "stage large cannot grow from small" in refused.stderr
     assert ".metadata is missing" in refused.stderr
@@ -257,7 +261,7 @@ def test_a_stage_without_its_source_is_refused(corpus, tmp_path, finished):
     for name in ("recipe.yaml", "plan.json"):
         shutil.copy(finished / name, run)
     shutil.copytree(finished / "data", run / "data")
-    refused = micro_run.call("train", *micro_run.train_words(corpus, run), "--stage", "large")
+    refused = prepared.call("train", *micro_run.train_words(corpus, run), "--stage", "large")
     assert refused.returncode == 2
     assert "grows from small, which is not finished" in refused.stderr
 
@@ -277,14 +281,14 @@ def test_bad_recipes_end_with_one_message(corpus, tmp_path, finished, change, me
     change(document)
     recipe = tmp_path / "bad.yaml"
     recipe.write_text(yaml.safe_dump(document))
-    refused = micro_run.call("train", *micro_run.train_words(corpus, tmp_path / "run", recipe))
+    refused = prepared.call("train", *micro_run.train_words(corpus, tmp_path / "run", recipe))
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
 def test_an_unknown_recipe_lists_the_nearest_names(tmp_path):
-    refused = micro_run.call("train", "nano-progresive", "--run", tmp_path / "run")
+    refused = prepared.call("train", "nano-progresive", "--run", tmp_path / "run")
     assert refused.returncode == 2
     assert "nano-progressive" in refused.stderr
     assert not (tmp_path / "run").exists()

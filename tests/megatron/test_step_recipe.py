@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.cli.main import main
+from tests import prepared
 from tests.megatron import micro_run
 
 RECIPE = Path(__file__).with_name("micro-step.yaml")
@@ -19,10 +19,8 @@ def run(tmp_path_factory):
     """The run directory of a finished run."""
     folder = tmp_path_factory.mktemp("step")
     corpus = micro_run.write_corpus(folder / "corpus", characters=120_000)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        words = ["train", *map(str, micro_run.train_words(corpus, folder / "run", RECIPE))]
-        assert main(words) == 0
+    done = prepared.call("train", *micro_run.train_words(corpus, folder / "run", RECIPE))
+    assert done.returncode == 0, done
     return folder / "run"
 
 

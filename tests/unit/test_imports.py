@@ -143,7 +143,8 @@ def test_imports_point_down(path):
 
 
 def test_the_package_imports_without_torch():
-    """`import megatron_growth` and `--help` must be quick, so neither may import torch or Megatron."""
+    """What starts again and again must be quick: `--help`, a command that finds its work done, the steps of a Slurm
+    job, and looking for a GPU without a driver import neither torch nor Megatron nor scipy."""
     import subprocess
     import sys
 
@@ -151,6 +152,11 @@ def test_the_package_imports_without_torch():
         "import sys, megatron_growth\n"
         "from megatron_growth.cli.main import build_parser\n"
         "build_parser().format_help()\n"
+        "import megatron_growth.slurm.job, megatron_growth.slurm.preflight\n"
+        "from megatron_growth.backend import nvml\n"
+        "from megatron_growth.run import gpu_options, train\n"
+        "nvml._loaded = lambda name: None\n"
+        "assert (train.local_devices(), gpu_options.machine_here()) == (0, 'host')\n"
         "heavy = {'torch', 'megatron', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)\n"
     )
