@@ -11,12 +11,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.console import console
 from megatron_growth.records.human import size
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = diagnose()
     if args.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(json_text(found.to_json()))
     else:
         _print(found)
     return 0 if found.can_train else 2

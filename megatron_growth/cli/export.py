@@ -13,7 +13,6 @@ hf/nano-4 --source CHECKPOINT` compares the two afterwards.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -25,6 +24,7 @@ from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import COUNT, PROCESSES, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import TokenizerRecord
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.adapters:
         return _adapters(args)
     with reading_ahead(lambda: _weights(args.source)):
-        plan, tokenizer, card = _planned(args)
+        plan, tokenizer, fingerprint, card = _planned(args)
     from megatron_growth.exchange.export import export
     from megatron_growth.exchange.tokenizer_files import write_tokenizer
 
@@ -73,12 +73,13 @@ def run(args: argparse.Namespace) -> int:
             plan,
             args.target,
             companions=lambda folder: write_tokenizer(tokenizer, folder) if tokenizer else None,
+            tokenizer=fingerprint,
             card=card,
             processes=processes,
             progress=progress,
         )
     if args.json:
-        print(json.dumps(asdict(report), indent=2))
+        print(json_text(asdict(report)))
         return 0
     resumed = f"; there already: {plural(report.files_resumed, 'file')}" if report.files_resumed else ""
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
@@ -95,8 +96,8 @@ def _weights(source: Path) -> list[Path]:
     return sorted(resolve(source).glob("*.distcp"))
 
 
-def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None, str]:
-    """The plan, the tokenizer and the model card of an export."""
+def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None, str, str]:
+    """The plan, the tokenizer, its fingerprint, and the model card of an export."""
     import torch
 
     from megatron_growth.checkpoint.source import Source
@@ -115,18 +116,30 @@ def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None
         trust_checkpoint=args.trust_checkpoint,
     )
     name = record.name if record else ""
-    card = model_card(plan, name=args.target.name, tokenizer=name, run=facts_of(args.source, plan.iteration))
-    return plan, spec, card
+    title = args.target.absolute().name
+    card = model_card(plan, name=title, tokenizer=name, run=facts_of(args.source, plan.iteration))
+    return plan, spec, record.fingerprint if record else "", card
 
 
 def _adapters(args: argparse.Namespace) -> int:
-    """Export the adapters alone."""
+    """Export the adapters alone.
+
+    Raises:
+        UserError: an option asks for what adapters do not have.
+    """
+    of_a_model = {"--dtype": args.dtype, "--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
+    if given := [name for name, value in of_a_model.items() if value]:
+        raise UserError(
+            f"{' and '.join(given)} is for whole models: adapters are written as they are stored",
+            where="--adapters",
+            fix=f"leave out {' and '.join(given)}",
+        )
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.adapters import export_adapters
 
     report = export_adapters(Source(args.source), args.target, trust_checkpoint=args.trust_checkpoint)
     if args.json:
-        print(json.dumps(asdict(report), indent=2, default=str))
+        print(json_text(asdict(report), default=str))
         return 0
     print(f"exported: {report.path} (rank {report.rank}, {plural(len(report.layers), 'layer')}, {size(report.bytes)})")
     return 0

@@ -12,7 +12,6 @@ same command is given again.  Sizes that are not given stay as they are.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import PROCESSES, SEED, SIZE, finite, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import GrowthJob
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             job, args.target, processes=processes, rates=(args.lr, args.min_lr), progress=progress
         )
     if args.json:
-        print(json.dumps(asdict(report), indent=2))
+        print(json_text(asdict(report)))
     else:
         resumed = f"; there already: {plural(report.parts_resumed, 'part')}" if report.parts_resumed else ""
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
@@ -239,7 +239,7 @@ def _print_plan(job: GrowthJob, as_json: bool) -> None:
             "bytes_written": written,
             "iteration": job.iteration,
         }
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
     else:
         _print_table(rows, read, written, job)
 

@@ -12,13 +12,13 @@ command is given again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.numbers import PROCESSES, whole
+from megatron_growth.records.storage import json_text
 
 MEGATRONS_FACTOR = 8.0
 HELP = "write a Hugging Face model as a Megatron checkpoint"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         report = grow_offline.grow(job, args.target, processes=processes, progress=progress)
     flags = megatron_flags(source.shape, source.arguments)
     if args.json:
-        print(json.dumps({**asdict(report), "megatron_flags": flags}, indent=2))
+        print(json_text({**asdict(report), "megatron_flags": flags}))
         return 0
     print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
     print("Megatron loads it with --load", report.path, "and these flags:")

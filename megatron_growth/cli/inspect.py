@@ -10,13 +10,13 @@ what the layers write, so this can be looked at after growth and again after tra
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain, show
 from megatron_growth.records.human import plural, size
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what the checkpoint says and shows."""
     document = describe(args.checkpoint, copies=not args.no_copies, trust=args.trust_checkpoint)
     if args.json:
-        print(json.dumps(document, indent=2, default=str))
+        print(json_text(document, default=str))
     else:
         _print(document)
     return 0

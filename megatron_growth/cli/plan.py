@@ -6,13 +6,13 @@ Nothing is trained and no GPU is needed.  `plan` without a recipe lists the ship
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.human import size
 from megatron_growth.records.numbers import GPUS, finite, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         extra = {"cluster": on_cluster and on_cluster.to_json(), "fit": fit}
         document = plan.to_json() | {key: value for key, value in extra.items() if value is not None}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(json_text(document) + "\n")
     else:
         _print(plan, on_cluster, fit, written)
     return 0
@@ -105,7 +105,7 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
         installation="host" if args.host else args.installation or "container",
         profile=profile,
     )
-    sys.stdout.write(json.dumps(words, indent=2) + "\n" if args.json else "\n".join(lines(words)) + "\n")
+    sys.stdout.write(json_text(words) + "\n" if args.json else "\n".join(lines(words)) + "\n")
     return 0
 
 
@@ -183,7 +183,7 @@ def _list(as_json: bool) -> None:
 
     shipped = {name: recipes.load(name).summary for name in recipes.names()}
     if as_json:
-        sys.stdout.write(json.dumps(shipped, indent=2) + "\n")
+        sys.stdout.write(json_text(shipped) + "\n")
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

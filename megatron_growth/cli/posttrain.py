@@ -15,7 +15,6 @@ Outputs in RUN/posttrain/ belong to that run, where `report --compare` finds the
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import duration, plural
 from megatron_growth.records.numbers import finite, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.posttrain.presets import Preset
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr))
     document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
     if args.json:
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
     else:
         _show(document, args.output)
     return 0
@@ -193,11 +193,11 @@ def _submit(args: argparse.Namespace) -> int:
         job = job_of_request(args.output, request, profile, args.nodes)
         script = job.script.read_text("utf-8")
         document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
-        print(json.dumps(document, indent=2) if args.json else f"{job.command()}\n\n# {job.script}\n{script}", end="")
+        print(json_text(document) if args.json else f"{job.command()}\n\n# {job.script}\n{script}", end="")
         return 0
     found = submit(args.output, request, profile, args.nodes)
     if args.json:
-        print(json.dumps({"output": str(args.output), **asdict(found)}, indent=2))
+        print(json_text({"output": str(args.output), **asdict(found)}))
     else:
         print(f"{args.output}: {found.action}, job {found.job or '-'}, {plural(found.nodes, 'node')}")
         print("  " + shlex.join(["megatron-growth", "status", str(args.output)]))

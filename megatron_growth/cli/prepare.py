@@ -18,12 +18,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.numbers import PROCESSES, SEED, finite, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.data.manifest import Manifest
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     flags = megatron_data_flags(args.output, manifest) + megatron_tokenizer_flags(manifest)
     if args.json:
         summary: dict[str, Any] = {"output": str(args.output), "written": written, **manifest.summary()}
-        print(json.dumps(summary | {"megatron_flags": flags}, indent=2))
+        print(json_text(summary | {"megatron_flags": flags}))
     else:
         _print(args.output, manifest, written, flags)
     return 0

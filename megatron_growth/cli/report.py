@@ -12,13 +12,13 @@ wherever it is named beside the runs), mean and standard deviation over the seed
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.cli.console import show
 from megatron_growth.errors import RunError, UserError
+from megatron_growth.records.storage import json_text
 
 HELP = "write the report of a run: loss against FLOPs, stages, what was saved"
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         )
     document, sentences, write = _variants(args.run) if is_variants_folder(args.run) else _one_run(args.run)
     if args.json:
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
         return 0
     path = write()
     for sentence in sentences:
@@ -65,7 +65,7 @@ def _compare(runs: list[Path], folder: Path, as_json: bool) -> int:
 
     comparison = compare(runs)
     if as_json:
-        print(json.dumps(comparison.to_json(), indent=2))
+        print(json_text(comparison.to_json()))
         return 0
     from megatron_growth.cli.console import console
     from megatron_growth.report.compare_page import table, write_comparison

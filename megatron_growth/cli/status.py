@@ -11,7 +11,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.cli.console import console
 from megatron_growth.records.human import count, duration, size
 from megatron_growth.records.numbers import finite
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
     """Of the job of a post-training."""
     if as_json:
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
         return
     which = f"rate {document['rate']:g}, {document['rates_done']} of {document['rates']} done"
     at = f"step {document['step']}/{document['steps'] or '?'}, loss {_loss(document['loss'])}"
@@ -145,7 +145,7 @@ def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
 
 def _print(look: _Look, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_document(look), indent=2), flush=True)
+        print(json_text(_document(look)), flush=True)
         return
     console().print(_table(look))
 

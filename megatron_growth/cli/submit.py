@@ -26,6 +26,7 @@ from megatron_growth.cli.data_options import add_data_options
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import GPUS, SEED, whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
@@ -196,7 +197,7 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
         need = bytes_needed(request.stages, request.recipe)
         runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
     if as_json:
-        print(json.dumps({"script": SCRIPT.read_text(encoding="utf-8"), "runs": runs}, indent=2))
+        print(json_text({"script": SCRIPT.read_text(encoding="utf-8"), "runs": runs}))
         return
     for one in runs:
         print(f"# {one['run']}: checkpoints of {size(one['checkpoint_bytes'])} at most")
@@ -225,7 +226,7 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
                 )
             print("  " + shlex.join(["megatron-growth", "status", str(folder.path)]))
     if as_json:
-        print(json.dumps({"runs": documents}, indent=2))
+        print(json_text({"runs": documents}))
 
 
 def _prepare(request: _Request, workers: int | None) -> RunDirectory:

@@ -7,7 +7,6 @@ megatron-growth verify 2B --source runs/1B/checkpoints --all       every element
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import SEED, whole
+from megatron_growth.records.storage import json_text
 
 HELP = "check a grown checkpoint against its source"
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     arguments = metadata.saved_arguments(metadata.common_state(target, trust=args.trust_checkpoint), target)
     found = copies_in(target, metadata.shape_of(target, arguments))
     if args.json:
-        print(json.dumps({"verified": True, **asdict(result), "copies": asdict(found)}, indent=2, default=str))
+        print(json_text({"verified": True, **asdict(result), "copies": asdict(found)}, default=str))
         return 0
     elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
     print(
@@ -93,7 +93,7 @@ def _verify_export(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.json:
-        print(json.dumps({"verified": True, **asdict(result)}, indent=2))
+        print(json_text({"verified": True, **asdict(result)}))
         return 0
     compared = f"{plural(result.tensors, 'tensor')} ({plural(result.rows, 'row')}) equal the checkpoint bit for bit"
     print(

@@ -6,13 +6,13 @@ tokenizer was trained, and this manifest, which names the SHA-256 of every input
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import parse_json
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -100,7 +100,7 @@ def load_manifest(folder: Path) -> Manifest:
     with reading(path):
         data = path.read_bytes()
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         if document["format"] != FORMAT:
             raise DataError(f"The manifest has format {document['format']}, not {FORMAT}.", where=str(path), fix=fix)
         return _from_json(document)

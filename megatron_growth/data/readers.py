@@ -18,6 +18,7 @@ from megatron_growth.data.compressed import errors_of, open_compressed
 from megatron_growth.data.parquet import rows
 from megatron_growth.data.pieces import COMPRESSED, Piece, reading
 from megatron_growth.errors import DataError, nearest
+from megatron_growth.records.storage import parse_json
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 # Not str.splitlines, which also cuts at U+2028, form feeds and their like: these are characters of a text.
@@ -167,15 +168,13 @@ def _line_at(path: str, offset: int) -> int:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except UnicodeDecodeError as error:
         reason = f"byte {error.start} is not UTF-8"
     except json.JSONDecodeError as error:
         reason = error.msg
-    except ValueError as error:  # a number of more than 4300 digits
+    except ValueError as error:  # a number of more than 4300 digits, or nested too deeply
         reason = str(error)
-    except RecursionError:
-        reason = "it is nested too deeply"
     raise DataError(
         f"This line is not JSON: {reason}.",
         fix="A JSONL file holds one JSON object per line; repair or remove the line.",

@@ -3,7 +3,7 @@
 mt-bench      questions: FastChat's question.jsonl (question_id, category, turns)
               answers:   data/mt_bench/model_answer/NAME.jsonl (question_id, answer_id, model_id, choices, tstamp)
 alpaca-eval   questions: a JSON list (instruction, dataset)
-              answers:   a JSON list for --model_outputs (dataset, instruction, output, generator)
+              answers:   a JSON list for --model_outputs (dataset, instruction, output, generator, and our answer_id)
 
 Answers are written batch by batch to FILE.partial, one JSON object a line, and to FILE at the end; a command that was
 stopped goes on with the first question that has no answer.  Nothing here judges: that is the projects' own step, with a
@@ -24,7 +24,7 @@ from megatron_growth.errors import DataError, RunError
 from megatron_growth.evaluation.documents import records
 from megatron_growth.evaluation.generate import Answerer, Message
 from megatron_growth.evaluation.perplexity import OnProgress
-from megatron_growth.records.storage import sha256_of, storage_errors, write_json, write_whole
+from megatron_growth.records.storage import parse_json, sha256_of, storage_errors, write_json, write_whole
 
 Format = Literal["mt-bench", "alpaca-eval"]
 COLUMNS: Mapping[Format, tuple[str, ...]] = {
@@ -69,6 +69,8 @@ def read_questions(path: Path, kind: Format) -> list[Question]:
                 where=f"{path}, question {number}",
                 fix=_SOURCE[kind],
             )
+        if wrong := _not_text(entry, kind):
+            raise DataError(wrong, where=f"{path}, question {number}", fix=_SOURCE[kind])
         found.append(_question(entry, kind))
     if not found:
         raise DataError("the file holds no questions", where=str(path), fix=_SOURCE[kind])
@@ -87,12 +89,21 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         yield from records(path)
         return
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_text("utf-8"))
     except ValueError as error:
         raise DataError(f"the questions are no JSON: {error}", where=str(path), fix="write a JSON list") from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise DataError("the questions are no list of JSON objects", where=str(path), fix="write a JSON list")
     yield from found
+
+
+def _not_text(entry: dict[str, Any], kind: Format) -> str:
+    """What is wrong with the text of a question; "" when it is text."""
+    if kind == "alpaca-eval":
+        return "" if isinstance(entry["instruction"], str) else "the instruction is no text"
+    turns = entry["turns"]
+    right = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
+    return "" if right else "the turns are no list of texts"
 
 
 def _question(entry: dict[str, Any], kind: Format) -> Question:
@@ -134,9 +145,13 @@ def answer(
     partial = target.with_name(target.name + ".partial")
     done = _finished(target, kind, name)
     if done is not None:
-        if done == {question.key for question in questions}:
+        if done == {question.key: _answer_id(identity, question) for question in questions}:
             return 0
-        raise RunError("the target holds other answers", where=str(target), fix="name another file, or remove it")
+        raise RunError(
+            "the target holds other answers: of another model, to other questions, or with other settings",
+            where=str(target),
+            fix="name another file, or remove it",
+        )
     answers = _begun(partial, identity)
     todo = [question for question in questions if question.key not in answers]
     if todo:
@@ -150,7 +165,7 @@ def answer(
                 stream.flush()
                 progress(len(answers), len(questions))
     with storage_errors(target):
-        _write(target, kind, name, questions, answers)
+        _write(target, kind, name, identity, questions, answers)
         partial.unlink(missing_ok=True)
     return len(todo)
 
@@ -197,28 +212,38 @@ def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
     return {entry["key"]: entry["turns"] for entry in map(json.loads, whole[1:])}
 
 
-def _finished(target: Path, kind: Format, name: str) -> set[str] | None:
-    """Keys of the questions that a finished file answers for this model; None without a file."""
+def _answer_id(identity: str, question: Question) -> str:
+    """Names one answer, and with it the model and the settings that it is of."""
+    return hashlib.sha256(f"{identity} {question.key}".encode()).hexdigest()[:22]
+
+
+def _finished(target: Path, kind: Format, name: str) -> dict[str, str] | None:
+    """Keys of the questions that a finished file answers for this model, and its answers' ids; None without a file."""
     if not target.exists():
         return None
     try:
         if kind == "mt-bench":
-            return {str(one["question_id"]) for one in records(target) if one["model_id"] == name}
-        found = json.loads(target.read_text("utf-8"))
-        return {_question(one, kind).key for one in found if one["generator"] == name}
+            return {str(one["question_id"]): one["answer_id"] for one in records(target) if one["model_id"] == name}
+        found = parse_json(target.read_text("utf-8"))
+        return {_question(one, kind).key: one["answer_id"] for one in found if one["generator"] == name}
     except (ValueError, KeyError, TypeError, DataError):
-        return set()
+        return {}
 
 
 def _write(
-    target: Path, kind: Format, name: str, questions: Sequence[Question], answers: Mapping[str, list[str]]
+    target: Path,
+    kind: Format,
+    name: str,
+    identity: str,
+    questions: Sequence[Question],
+    answers: Mapping[str, list[str]],
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "alpaca-eval":
         keep = ("dataset", "instruction")
         rows = [
             {key: one.record[key] for key in keep if key in one.record}
-            | {"output": answers[one.key][0], "generator": name}
+            | {"output": answers[one.key][0], "generator": name, "answer_id": _answer_id(identity, one)}
             for one in questions
         ]
         write_json(target, rows)
@@ -226,7 +251,7 @@ def _write(
     lines = [
         {
             "question_id": one.record["question_id"],
-            "answer_id": hashlib.sha256(f"{name} {one.key}".encode()).hexdigest()[:22],
+            "answer_id": _answer_id(identity, one),
             "model_id": name,
             "choices": [{"index": 0, "turns": answers[one.key]}],
             "tstamp": time.time(),

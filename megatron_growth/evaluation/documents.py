@@ -9,7 +9,6 @@ document as it lies in the file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError
+from megatron_growth.records.storage import parse_json
 
 COLUMNS = ("text", "page")
 
@@ -81,7 +81,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:  # no JSON, or not UTF-8
                 entry = None
             if not isinstance(entry, dict):

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
@@ -111,8 +112,10 @@ class Harness:
     def _entry(self, benchmark: Benchmark, task: str, told: Callable[[str], None]) -> dict[str, Any]:
         """One task's record, from disk or computed."""
         path = self._path(benchmark, task)
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text("utf-8")) | {"cached": True}
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(path.read_text("utf-8"))
+            numbers = {name: math.nan if value is None else value for name, value in known["metrics"].items()}
+            return known | {"metrics": numbers, "cached": True}
         begin = time.perf_counter()
         entry = self._compute(benchmark, task)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,8 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
             "there is no model here", where=str(path), fix="name a run, a checkpoint or a Hugging Face folder"
         )
     run = next((folder for folder in path.absolute().parents if is_run(folder)), None)
-    name = path.name if is_huggingface(path) or run is None else path.absolute().relative_to(run).parts[1]
+    inside = path.absolute().relative_to(run).parts if run else ()
+    name = inside[1] if len(inside) > 2 and not is_huggingface(path) else path.absolute().name
     return [Model(name, path, cache or (RunDirectory(run).evaluation if run else user_cache()))]
 
 
@@ -148,7 +149,14 @@ def folder_of(
     target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(plan, name=model.name, tokenizer=tokenizer)
-    export(plan, target, companions=lambda folder: write_tokenizer(spec, folder), card=card, progress=progress)
+    export(
+        plan,
+        target,
+        companions=lambda folder: write_tokenizer(spec, folder),
+        tokenizer=found.fingerprint,
+        card=card,
+        progress=progress,
+    )
     return target
 
 

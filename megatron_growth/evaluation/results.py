@@ -7,7 +7,9 @@ An entry belongs to the model of its hash: when a stage has been trained further
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from megatron_growth.evaluation.harness import Score
     from megatron_growth.evaluation.models import Model
 
-SUMMARY = "summary.json"
+SUMMARY, _LOCK = "summary.json", ".summary.lock"
 Tasks = dict[str, dict[str, Any]]
 
 
@@ -64,21 +66,29 @@ class TaskResults:
 def record(model: Model, found: TaskResults) -> None:
     """Add a model's figures to the summary beside its results; each variant is a run with a summary of its own.
 
+    Several commands may evaluate models of one run at a time: each adds to what the others have written.
+
     Raises:
         StorageError: the file system refused.
     """
     path = model.cache / SUMMARY
-    summary, name = _read(path), model.name.rpartition("/")[2]
-    entry = summary["models"].setdefault(name, {})
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(_LOCK), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _add(path, model.name.rpartition("/")[2], found)
+
+
+def _add(path: Path, model: str, found: TaskResults) -> None:
+    summary = _read(path)
+    entry = summary["models"].setdefault(model, {})
     if entry.get("hash") != found.hash:
-        entry = summary["models"][name] = {"hash": found.hash, "tasks": {}}
+        entry = summary["models"][model] = {"hash": found.hash, "tasks": {}}
     entry["tasks"] |= {
         name: {"metric": score.metric, "value": score.value, "questions": score.questions}
         for name, score in found.scores.items()
     }
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, summary)
+    write_json(path, summary)
 
 
 def early_stops(averages: Mapping[str, float | None], baselines: Sequence[str]) -> dict[str, int | None]:
@@ -129,4 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("models"), dict):
         raise RunError("the summary of evaluations is damaged", where=str(path), fix="remove the file")
+    for entry in found["models"].values():
+        for one in entry["tasks"].values():
+            one["value"] = math.nan if one["value"] is None else one["value"]  # JSON has no NaN
     return found

@@ -9,7 +9,6 @@ Shapes: A (r, in), B (out, r).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, UserError
 from megatron_growth.exchange.names import pieces
 from megatron_growth.methods.relora import ReLoRA
+from megatron_growth.records.storage import storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import publish, unfinished
 
 _PREFIX = "base_model.model."
@@ -112,12 +112,13 @@ def _config(method: ReLoRA, tensors: dict[str, torch.Tensor], layers: list[int] 
 
 
 def _write(target: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with unfinished(target, _PURPOSE) as folder:
+    with unfinished(target, _PURPOSE) as folder, storage_errors(target):
         if folder is None:
             raise UserError("the folder is there already", where=str(target), fix="name another one with --to")
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, folder / "adapter_model.safetensors", {"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # Not save_file: what the file system refuses would come as an error of safetensors, without its kind.
+        write_whole(folder / "adapter_model.safetensors", save(whole, {"format": "pt"}))
+        write_json(folder / "adapter_config.json", config)
         publish(folder, target, _PURPOSE)

@@ -55,6 +55,7 @@ def export(
     target: Path,
     *,
     companions: Callable[[Path], None] = lambda _: None,
+    tokenizer: str = "",
     card: str = "",
     processes: int = 1,
     progress: OnProgress = lambda *_: None,
@@ -65,6 +66,7 @@ def export(
         plan: of `plan_export`.
         target: folder to create.
         companions: writes further files, such as the tokenizer's, into the folder that it is given.
+        tokenizer: fingerprint of the one that `companions` writes; "" for none.
         card: README.md of the folder.
         processes: that read and write at the same time.
         progress: called with (what, bytes done, bytes in all).
@@ -77,17 +79,14 @@ def export(
     begin = time.perf_counter()
     with unfinished(target, PURPOSE) as partial:
         if partial is None:
-            if _key_of(target) == plan.key():
-                return _report(plan, target, len(plan.shards), begin)
-            raise RunError(
-                "the target exists already, and is something else", where=str(target), fix="name another folder"
-            )
-        done = _prepare(partial, plan)
+            _check_same(target, plan, tokenizer)
+            return _report(plan, target, len(plan.shards), begin)
+        done = _prepare(partial, plan, f"{plan.key()} {tokenizer}".strip())
         needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done)
         require_space(partial, needed + _SPARE_BYTES, "the export")
         records = _write_shards(plan, partial, done, processes, progress)
         with storage_errors(partial):
-            _write_rest(plan, partial, records, companions, card)
+            _write_rest(plan, partial, records, companions, tokenizer, card)
         publish(partial, target, PURPOSE)
     return _report(plan, target, len(done), begin)
 
@@ -104,12 +103,17 @@ def _report(plan: ExportPlan, target: Path, resumed: int, begin: float) -> Expor
     )
 
 
-def _key_of(folder: Path) -> str | None:
-    """The key of a finished export; None for any other folder."""
+def _check_same(target: Path, plan: ExportPlan, tokenizer: str) -> None:
+    """Raises RunError unless a folder that is there holds this export, with this tokenizer."""
     try:
-        return str(read_manifest(folder)["key"])
-    except (OSError, ValueError, KeyError):
-        return None
+        found = read_manifest(target)
+    except (OSError, ValueError):
+        found = {}
+    if found.get("key") != plan.key():
+        raise RunError("the target exists already, and is something else", where=str(target), fix="name another folder")
+    if (there := found.get("tokenizer") or "") != tokenizer:
+        with_ = f"{'another' if tokenizer else 'a'} tokenizer" if there else "no tokenizer"
+        raise RunError(f"the model is there already, with {with_}", where=str(target), fix="name another folder")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -124,12 +128,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _prepare(partial: Path, plan: ExportPlan) -> dict[int, FileRecord]:
+def _prepare(partial: Path, plan: ExportPlan, wanted: str) -> dict[int, FileRecord]:
     """Start the folder, or take up one of the same export; returns the records of files that are there, by number."""
     key = partial / _KEY
-    if not (key.is_file() and key.read_text("utf-8") == plan.key()):
+    if not (key.is_file() and key.read_bytes() == wanted.encode()):
         owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
-        write_whole(key, plan.key())
+        write_whole(key, wanted)
     return _records(plan, partial)
 
 
@@ -181,6 +185,7 @@ def _write_rest(
     partial: Path,
     records: Mapping[int, FileRecord],
     companions: Callable[[Path], None],
+    tokenizer: str,
     card: str,
 ) -> None:
     """Everything but the weights; config.json last, without which nobody loads the folder."""
@@ -192,15 +197,15 @@ def _write_rest(
     companions(partial)
     if card:
         write_whole(partial / "README.md", card)
-    write_json(partial / MANIFEST, manifest(plan, checksums))
+    write_json(partial / MANIFEST, manifest(plan, checksums, tokenizer))
     for shard in plan.shards:
         (partial / (shard.name + _DONE)).unlink()
     (partial / _KEY).unlink()
     write_json(partial / CONFIG, plan.config)
 
 
-def manifest(plan: ExportPlan, checksums: dict[str, int]) -> dict[str, Any]:
-    """Where an export comes from, and the checksum of each of its files; `verify` reads it."""
+def manifest(plan: ExportPlan, checksums: dict[str, int], tokenizer: str = "") -> dict[str, Any]:
+    """Where an export comes from, its tokenizer, and the checksum of each of its files; `verify` reads it."""
     from megatron_growth import __version__
 
     return {
@@ -208,6 +213,7 @@ def manifest(plan: ExportPlan, checksums: dict[str, int]) -> dict[str, Any]:
         "source": str(plan.source.path.resolve()),
         "iteration": plan.iteration,
         "padded_vocabulary": plan.shape.vocab,
+        "tokenizer": tokenizer,
         "files": {name: {"crc32": crc} for name, crc in checksums.items()},
         "megatron_growth": __version__,
     }

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_growth.errors import CheckpointError, nearest
+from megatron_growth.records.storage import parse_json
 
 NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WORDS = {dtype: name for name, dtype in NAMES.items()}
@@ -57,7 +58,7 @@ def read_header(path: Path) -> list[StoredRange]:
                     where=str(path),
                     fix=fix,
                 )
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path), fix=fix) from None
     except ValueError as error:
@@ -97,6 +98,12 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
         CheckpointError: there are none, a file is missing, or files and index disagree.
     """
     index = folder / INDEX
+    if index.is_file() and (folder / SINGLE).is_file():
+        raise CheckpointError(
+            f"the folder has weights twice, in {SINGLE} and in the files of {INDEX}",
+            where=str(folder),
+            fix="transformers takes the first: remove the other, or the stale one",
+        )
     if not index.is_file():
         if not (folder / SINGLE).is_file():
             raise CheckpointError(
@@ -104,11 +111,12 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
             )
         return {stored.name: stored for stored in read_header(folder / SINGLE)}
     try:
-        mapping = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        mapping = dict(parse_json(index.read_text("utf-8"))["weight_map"])
+        names = sorted(set(mapping.values()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the index is damaged: {error}", where=str(index)) from None
     found: dict[str, StoredRange] = {}
-    for name in sorted(set(mapping.values())):
+    for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"the index names {name!r}, which is no file of this folder", where=str(index))
         found |= {stored.name: stored for stored in read_header(folder / name) if mapping.get(stored.name) == name}

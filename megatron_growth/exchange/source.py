@@ -7,7 +7,6 @@ model with G groups is 3 G of them.  Nothing is converted or copied ahead; bytes
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from megatron_growth.exchange.config import from_config
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
 from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+from megatron_growth.records.storage import parse_json
 
 CONFIG = "config.json"
 _LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
@@ -44,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"no Hugging Face model can be read here: {error.strerror}",

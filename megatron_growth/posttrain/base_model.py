@@ -41,9 +41,17 @@ def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgr
     from megatron_growth.exchange.export_plan import plan_export
     from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
 
+    if is_huggingface(folder):  # exported before: training goes on from that, though the checkpoint may have moved on
+        return folder
     spec, found = tokenizer_of(model, tokenizer)
     plan = plan_export(Source(model), vocab=found.vocab_size, eod=found.eod)
-    export(plan, folder, companions=lambda partial: write_tokenizer(spec, partial), progress=progress)
+    export(
+        plan,
+        folder,
+        companions=lambda partial: write_tokenizer(spec, partial),
+        tokenizer=found.fingerprint,
+        progress=progress,
+    )
     return folder
 
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
-from megatron_growth.data.pieces import COMPRESSED, JSONL
+from megatron_growth.data.pieces import COMPRESSED, JSONL, reading
 from megatron_growth.errors import DataError, GrowthError
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
 from megatron_growth.records.human import plural
-from megatron_growth.records.storage import atomic_path, sha256_of, storage_errors, write_json
+from megatron_growth.records.storage import atomic_path, parse_json, sha256_of, storage_errors, write_json
 
 TRAIN, VALID, RECORD = "train.jsonl", "valid.jsonl", "examples.json"
 _ALL = "all.jsonl"
+_MOST_NAMES = 5
 _PARQUET = ".parquet"
 
 
@@ -37,6 +39,7 @@ class Examples:
         files: SHA-256 of every file, by its name.
         train, valid: how many examples there are to train on, and held out.
         skipped: how many had nothing to learn from, by reason.
+        unread: files, or what else, that was named with them and is not read.
     """
 
     source: str
@@ -44,10 +47,11 @@ class Examples:
     train: int
     valid: int
     skipped: dict[str, int]
+    unread: list[str] = field(default_factory=list)
 
 
-def files_of(given: str, folder: Path) -> list[Path]:
-    """The files that --data names; those of the hub are fetched into `folder`.
+def files_of(given: str, folder: Path) -> tuple[list[Path], list[str]]:
+    """The files that --data names, those of the hub fetched into `folder`; and names of what beside them is not read.
 
     Raises:
         DataError: there are none, or the hub cannot be reached.
@@ -56,7 +60,8 @@ def files_of(given: str, folder: Path) -> list[Path]:
     if given.startswith(PREFIX):
         return _of_the_hub(given, folder)
     path = Path(given)
-    found = sorted(file for file in path.iterdir() if _readable(file)) if path.is_dir() else [path]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    found = [file for file in inside if _readable(file)] if path.is_dir() else [path]
     if not path.exists():
         hint = f"hf:{given} reads it from the hub" if given.count("/") == 1 and not path.suffix else ""
         raise DataError(
@@ -66,14 +71,16 @@ def files_of(given: str, folder: Path) -> list[Path]:
         raise DataError(
             f"{given} is no file of examples", where="--data", fix="give .jsonl, .json or .parquet, or a folder of them"
         )
-    return found
+    return found, [file.name for file in inside if file not in found]
 
 
-def _of_the_hub(given: str, folder: Path) -> list[Path]:
+def _of_the_hub(given: str, folder: Path) -> tuple[list[Path], list[str]]:
     from megatron_growth.data import hub
 
     try:
-        return [Path(hub.fetch(source, folder).path) for source in hub.listing(given).sources]
+        listing = hub.listing(given)
+        unread = [f"{name} ({reason})" for reason, names in listing.skipped.items() for name in names]
+        return [Path(hub.fetch(source, folder).path) for source in listing.sources], unread
     except GrowthError as error:
         error.where = error.where.replace("--corpus", "--data")
         raise
@@ -98,13 +105,13 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
         return Examples(**json.loads(record.read_text("utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(folder):
-        files = files_of(given, folder / "hub")
+        files, unread = files_of(given, folder / "hub")
         count, skipped = _write(files, kind, folder / _ALL)
         held_out = 0
         if valid_data:
-            more = files_of(valid_data, folder / "hub-valid")
+            more, others = files_of(valid_data, folder / "hub-valid")
             held_out, _ = _write(more, kind, folder / VALID)
-            files = [*files, *more]
+            files, unread = [*files, *more], [*unread, *others]
             (folder / _ALL).replace(folder / TRAIN)
         else:
             held_out = _split(folder, count, valid, seed)
@@ -116,7 +123,8 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
                 where=given,
                 fix="give more examples, or hold out fewer with --valid-share",
             )
-        found = Examples(given, {file.name: sha256_of(file) for file in files}, count, held_out, dict(skipped))
+        hashes = {file.name: sha256_of(file) for file in files}
+        found = Examples(given, hashes, count, held_out, dict(skipped), unread)
         write_json(record, asdict(found))
     return found
 
@@ -163,19 +171,31 @@ def _readable(file: Path) -> bool:
 
 
 def _records(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
-    if file.name.lower().endswith(_PARQUET):
-        yield from _parquet(file, kind)
-        return
-    with compressed.open_compressed(str(file)) if file.suffix in COMPRESSED else open(file, "rb") as stream:
-        first = stream.peek(64).lstrip()[:1]
-        records = _array(stream.read(), file) if first == b"[" else _lines(stream, file)
-        yield from records
+    with reading(file):
+        if file.name.lower().endswith(_PARQUET):
+            yield from _parquet(file, kind)
+            return
+        packed = file.suffix.lower() in COMPRESSED
+        with _whole(file, packed), compressed.open_compressed(str(file)) if packed else open(file, "rb") as stream:
+            first = stream.peek(64).lstrip()[:1]
+            yield from _array(stream.read(), file) if first == b"[" else _lines(stream, file)
+
+
+@contextmanager
+def _whole(file: Path, packed: bool) -> Iterator[None]:
+    """Refuse a compressed file that is damaged or has no end."""
+    errors = compressed.errors_of(str(file)) if packed else ()
+    try:
+        yield
+    except errors as error:
+        fix = "fetch or write the file again"
+        raise DataError(f"the compressed file is damaged or cut short: {error}", where=str(file), fix=fix) from error
 
 
 def _array(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
     """A JSON file that is one list, as Alpaca's is."""
     try:
-        found = json.loads(data)
+        found = parse_json(data)
     except ValueError as error:
         raise DataError(f"no valid JSON: {error}", where=str(file), fix="repair it, or fetch it again") from None
     for record in found:
@@ -187,7 +207,7 @@ def _lines(stream: Any, file: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise DataError(
                 f"no valid JSON: {error}", where=f"{file}, line {number}", fix="repair it, or fetch it again"
@@ -219,5 +239,11 @@ def _parquet(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
 def in_words(found: Examples) -> str:
     """One line for people."""
     skipped = ", ".join(f"{number:,} skipped ({reason})" for reason, number in found.skipped.items())
-    parts = [plural(found.train, "example"), f"{found.valid:,} held out" if found.valid else "", skipped]
+    unread = ", ".join(found.unread[:_MOST_NAMES]) + (", ..." if len(found.unread) > _MOST_NAMES else "")
+    parts = [
+        plural(found.train, "example"),
+        f"{found.valid:,} held out" if found.valid else "",
+        skipped,
+        f"{plural(len(found.unread), 'file')} not read ({unread})" if unread else "",
+    ]
     return ", ".join(filter(None, parts))

@@ -20,11 +20,12 @@ from megatron_growth.posttrain.examples import RECORD
 from megatron_growth.posttrain.folder import Result, Work
 from megatron_growth.posttrain.request import FILE_NAME as REQUEST
 from megatron_growth.posttrain.request import Request
-from megatron_growth.records.storage import sha256_of, storage_errors, write_json, write_whole
+from megatron_growth.records.storage import foreign_refusals, sha256_of, storage_errors, write_json, write_whole
 
 FILE_NAME = "posttrain.json"
 METRICS = "metrics.jsonl"
-_SCRATCH = ("base", "tokenizer", "data", "cache", "rates", "failures", REQUEST, "processes.lock")
+_GATHERING = "gathering.json"
+_SCRATCH = ("base", "tokenizer", "data", "cache", "rates", "failures", _GATHERING, REQUEST, "processes.lock")
 _PACKAGES = ("trl", "transformers", "torch", "datasets", "accelerate", "deepspeed")
 
 
@@ -67,9 +68,25 @@ def keep_best(work: Work, request: Request) -> None:
 def gather(work: Work, request: Request, processes: int) -> None:
     """Move the best model to the top of the folder and write posttrain.json there, last.
 
+    A kill while files move leaves a model in two places: everything that is made from the model is written before the
+    first one moves, and a second call only goes on moving.
+
     Raises:
         GrowthError: every training diverged.
+        StorageError: the file system refused.
     """
+    pending = work.path / _GATHERING
+    with foreign_refusals(work.path):
+        if not pending.is_file():
+            write_json(pending, _described(work, request, processes))
+        plan = json.loads(pending.read_text("utf-8"))
+        for path in sorted((work.path / plan["model"]).iterdir()):
+            path.replace(work.path / path.name)
+        write_json(work.path / FILE_NAME, plan["document"])
+
+
+def _described(work: Work, request: Request, processes: int) -> dict[str, Any]:
+    """Write everything but the model and posttrain.json; the folder of the one, and what the other is to hold."""
     found = results(work, request)
     kept = best(found, request.best_by)
     if kept is None:
@@ -79,18 +96,16 @@ def gather(work: Work, request: Request, processes: int) -> None:
         )
     folder = work.rate(kept.rate)
     base = work.base if is_huggingface(work.base) else Path(request.model)
-    with storage_errors(work.path):
-        _as_stored(folder.model, base)
-        document = provenance(work, request, base, found, kept, processes)
-        for path in sorted(folder.model.iterdir()):
-            path.replace(work.path / path.name)
-        shutil.copyfile(folder.metrics, work.path / METRICS)
-        if len(found) > 1:
-            from megatron_growth.posttrain.sweep import write_sweep
+    _as_stored(folder.model, base)
+    document = provenance(work, request, base, found, kept, processes)
+    shutil.copyfile(folder.metrics, work.path / METRICS)
+    if len(found) > 1:
+        from megatron_growth.posttrain.sweep import write_sweep
 
-            write_sweep(work, request, found, kept)
-        write_whole(work.path / "README.md", card(document))
-        write_json(work.path / FILE_NAME, document)
+        write_sweep(work, request, found, kept)
+    (folder.model / "README.md").unlink(missing_ok=True)  # the trainer's own
+    write_whole(work.path / "README.md", card(document))
+    return {"model": str(folder.model.relative_to(work.path)), "document": document}
 
 
 def clean(work: Work) -> dict[str, Any]:

@@ -6,6 +6,7 @@ WORK/                    TARGET.partial, locked and claimed (records/unfinished.
   tokenizer/             with its chat template
   data/                  train.jsonl, valid.jsonl, examples.json
   cache/                 tokenized examples
+  gathering.json         while the best model moves up: what posttrain.json is going to hold
   rates/1e-05/           one training: checkpoints/, metrics.jsonl, result.json, model/ (of the best rate alone)
 TARGET/                  the model as transformers loads it, with posttrain.json, metrics.jsonl and, of a sweep,
                          sweep.json and sweep.png
@@ -125,4 +126,4 @@ class Work:
 
     def rate(self, rate: float) -> RateFolder:
         """The folder of one training."""
-        return RateFolder(self.path / "rates" / f"{rate:g}")
+        return RateFolder(self.path / "rates" / repr(float(rate)))

@@ -21,7 +21,7 @@ from megatron_growth.posttrain.request import FILE_NAME, Request
 from megatron_growth.posttrain.training import Job, train
 from megatron_growth.records import owned
 from megatron_growth.records.metrics import Tail
-from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.records.storage import foreign_refusals, storage_errors, write_json
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
 PURPOSE = "an unfinished post-training"
@@ -165,7 +165,8 @@ def train_rate(work: Work, rate: float, processes: int, show: Line) -> None:
     if folder.result is None:
         folder.path.mkdir(parents=True, exist_ok=True)
         if processes == 1 and not request.zero:
-            train(job_of(work, rate), show)
+            with foreign_refusals(folder.path):
+                train(job_of(work, rate), show)
         else:
             _processes(work, rate, processes, show)
     finish.keep_best(work, request)

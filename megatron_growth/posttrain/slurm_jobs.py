@@ -10,6 +10,7 @@ What belongs to the job lies beside the model that it makes:
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ _MODULES = {
 
 def folder_of(target: Path) -> RunDirectory:
     """The job's folder of a target; the script takes it for a run with one stage."""
-    return RunDirectory(target.with_name(target.name + _ENDING))
+    return RunDirectory(Path(os.path.abspath(target) + _ENDING))
 
 
 def target_of(run: RunDirectory) -> Path:

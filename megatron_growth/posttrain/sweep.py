@@ -32,7 +32,8 @@ def _picture(work: Work, found: list[Result], kept: Result) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
     ended = sorted((r.rate, r.valid_loss) for r in found if r.diverged is None and r.valid_loss is not None)
     lost = [r.rate for r in found if r.diverged is not None]
-    axes.plot(*zip(*ended, strict=True), marker="o", color="#0072B2", label="after training")
+    if ended:
+        axes.plot(*zip(*ended, strict=True), marker="o", color="#0072B2", label="after training")
     if kept.valid_loss_before is not None:
         axes.axhline(kept.valid_loss_before, color="#999999", linestyle="--", label="before")
     if kept.valid_loss is not None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_growth.errors import RunError, StorageError
-from megatron_growth.records.storage import write_whole
+from megatron_growth.records.storage import parse_json, write_whole
 
 MetricsLine = dict[str, Any]
 _RECENT = 20  # iterations that speed is averaged over
@@ -76,7 +76,7 @@ class Tail:
 
 def _record(line: bytes, path: Path, number: int) -> MetricsLine:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         record = None
     if not isinstance(record, dict):

@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.errors import StorageError
+from megatron_growth.errors import StorageError, first_line
 from megatron_growth.records.human import size
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# As the system words them; the last two are torch's writer, which names no reason: its file did not grow as it should.
+NO_ROOM_SAID = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
+    r"|PytorchStreamWriter failed writing"
+)
 
 
 @contextmanager
@@ -36,6 +43,22 @@ def refusal(error: OSError, where: Path | str) -> StorageError:
         what = f"The file system refused: {error.strerror or error}."
         fix = "Check the path, its permissions and its mount, then give the same command again."
     return StorageError(what, where=str(error.filename or where), fix=fix)
+
+
+@contextmanager
+def foreign_refusals(where: Path) -> Iterator[None]:
+    """`storage_errors` around libraries, which make other errors of a full disk: torch a RuntimeError, safetensors
+    one of its own."""
+    try:
+        with storage_errors(where):
+            yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if not NO_ROOM_SAID.search(str(error)):
+            raise
+        fix = "Free space, then give the same command again."
+        raise StorageError(f"No space left to write ({first_line(error)}).", where=str(where), fix=fix) from error
 
 
 def inside(folder: Path, name: str) -> bool:
@@ -105,8 +128,29 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write `document` to `path` atomically, in the same bytes for the same content."""
-    write_whole(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
+    """Write `document` to `path` atomically, in the same bytes for the same content; as `json_text`."""
+    write_whole(path, json_text(document, sort_keys=True) + "\n")
+
+
+def json_text(document: Any, *, sort_keys: bool = False, default: Callable[[Any], Any] | None = None) -> str:
+    """A document as JSON, which has no NaN and no infinity: what is no finite number is null."""
+    return json.dumps(_finite(document), indent=2, sort_keys=sort_keys, default=default, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def parse_json(text: bytes | str) -> Any:
+    """`json.loads` for what others wrote: raises ValueError, and nothing else, for what is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256_of(path: Path) -> str:

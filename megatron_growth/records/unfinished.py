@@ -34,12 +34,12 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
         RunError: somebody else's folder is in the way, or another process is still writing after the wait.
         StorageError: the file system refused.
     """
-    partial = partial_of(target)
     deadline = time.monotonic() + wait
     while True:
         if os.path.lexists(target):
             yield None
             return
+        partial = partial_of(target)
         with storage_errors(partial):
             owned.claim(partial, purpose)
             try:
@@ -64,6 +64,7 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
 
 def partial_of(target: Path) -> Path:
     """The folder in which a target is written."""
+    target = Path(os.path.abspath(target))  # "." has no name of its own
     return target.with_name(target.name + ".partial")
 
 

@@ -20,14 +20,9 @@ from pathlib import Path
 from megatron_growth import errors
 from megatron_growth.errors import GrowthError, StageFailed, StorageError
 from megatron_growth.records import owned
-from megatron_growth.records.storage import storage_errors
+from megatron_growth.records.storage import NO_ROOM_SAID, storage_errors
 
 FAILURES_VARIABLE = "MEGATRON_GROWTH_FAILURES"
-# The last two are torch's writer, which names no reason: the file that it writes to did not grow as it should.
-_NO_SPACE = re.compile(
-    r"No space left on device|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
-    r"|PytorchStreamWriter failed writing"
-)
 _ERROR_LINE = re.compile(r"(\[\w+\]:)?\s*([\w.]*(Error|Exception)\b|ERROR)")
 _TORCHRUN_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 
@@ -114,7 +109,7 @@ def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> 
     if failure and (known := error_class(failure.kind)):
         return known(f"stage {stage}: {failure.what}", where=failure.where or str(log), fix=failure.fix)
     printed = failure.trace if failure else tail
-    if _NO_SPACE.search(printed) or _NO_SPACE.search(tail):
+    if NO_ROOM_SAID.search(printed) or NO_ROOM_SAID.search(tail):
         return StorageError(
             f"stage {stage}: no space left while training wrote to the disk",
             where=str(log.parent),

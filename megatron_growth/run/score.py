@@ -175,16 +175,15 @@ def _model_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     from megatron.training.models import GPTModelConfig
 
     from megatron_growth.backend.layer_spec import layer_spec
-    from megatron_growth.layout.architecture import SETTINGS
+    from megatron_growth.layout.architecture import SETTINGS, settings_of
 
     told = {setting.name: setting for setting in SETTINGS}
-    for name, setting in told.items():
-        value = setting.of(args)
-        if name not in _BUILT and value != setting.of(Namespace()):
+    for name, value in settings_of(args).items():  # YaRN's numbers, say, decide nothing in a model without YaRN
+        if name not in _BUILT and (value or None) != (told[name].of(Namespace()) or None):
             raise UnsupportedError(
-                f"models with {setting.written(value)} are not scored here",
+                f"models with {told[name].written(value)} are not scored here",
                 where=job.checkpoint,
-                fix="score it with Megatron's own evaluation (--skip-train)",
+                fix="score it with Megatron's own evaluation (--skip-train), or its export with --export",
             )
     return GPTModelConfig(
         transformer=_transformer_config(job, shape, args),

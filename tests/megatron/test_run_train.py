@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from megatron_growth import recipes
+from megatron_growth.cli.main import main
 from megatron_growth.planner import plan_run
 from megatron_growth.run import checkpoints, directory
 from tests import prepared
@@ -79,6 +80,20 @@ def test_evaluations_of_a_stage_use_the_same_samples(finished):
         if record.get("event") == "validation":
             by_iteration.setdefault(record["iteration"], set()).add(record["loss"])
     assert sorted(by_iteration) == [0, 6, 12, 14]
+
+
+def test_megatron_scores_what_it_trained_as_transformers_scores_the_export(finished, tmp_path, capsys):
+    """Arguments as training saves them: all of Megatron's, set or not."""
+    text, checkpoints = tmp_path / "a.txt", finished / "stages" / "small" / "checkpoints"
+    text.write_text("A few words, and a few more words.\n" * 4)
+    words = ["evaluate", "perplexity", *map(str, (checkpoints, "--text", text, "--cache", tmp_path)), "--json"]
+    found = []
+    for more in ([], ["--export"]):
+        capsys.readouterr()
+        assert main([*words, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [one["computed_by"] for one in found] == ["megatron", "transformers"]
+    assert found[0]["token_perplexity"] == pytest.approx(found[1]["token_perplexity"], rel=1e-4)
 
 
 def test_old_checkpoints_are_removed(finished):

@@ -9,12 +9,12 @@ exported first.  KL is given both ways, in nats per predicted token.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 HELP = "KL divergence and top-1 agreement of two models on a text"
 LONGEST = 2048
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     counter = common.Counter("windows", quiet=args.json)
     found = agreement(a, b, documents, length=args.length or min(most, LONGEST), progress=counter)
     if args.json:
-        print(json.dumps({"a": str(args.first), "b": str(args.second), **asdict(found)}, indent=2))
+        print(json_text({"a": str(args.first), "b": str(args.second), **asdict(found)}))
         return 0
     print(f"{found.positions:,} predicted tokens: the same first token at {found.top1:.1%}")
     print(f"KL(A || B) {found.kl:.4g}, KL(B || A) {found.kl_reverse:.4g} nats per token")

@@ -10,12 +10,12 @@ to give is printed at the end (docs/evaluation.md).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.evaluation.generate import Answerer
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     judge = JUDGES[args.format].format(name=name, target=args.target)
     if args.json:
         document = {"answers": str(args.target), "questions": len(questions), "answered_now": answered, "judge": judge}
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
         return 0
     print(f"{args.target}: {len(questions)} answers, {answered} of them new")
     print(f"not judged yet: {judge}")

@@ -9,10 +9,11 @@ The folder then holds TASK.jsonl for every task (57 for MMLU), in the hub's own 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.evaluation.fetch import Fetched
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = fetch(chosen(args.tasks), args.data_dir, told)
     if args.json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        print(json_text([asdict(one) for one in found]))
     else:
         print(f"{args.data_dir}: {len(found)} files of questions")
     return 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.evaluation.instructions import Instruction
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return _write(args, wanted)
     found = accuracies(wanted, _ask(args, [one.question for one in wanted]))
     if args.json:
-        print(json.dumps({"model": str(args.model), "questions": len(wanted), "accuracy": found}, indent=2))
+        print(json_text({"model": str(args.model), "questions": len(wanted), "accuracy": found}))
         return 0
     for kind, share in found.items():
         print(f"{kind:10} {share:.1%}")

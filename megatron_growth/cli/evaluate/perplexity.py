@@ -15,13 +15,13 @@ probability, as they are not in an export.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.evaluation.perplexity import Scorer
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     counter = common.Counter("windows", quiet=args.json)
     found = perplexity(scorer, documents, length=length, stride=args.stride, progress=counter)
     if args.json:
-        print(json.dumps({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}, indent=2))
+        print(json_text({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}))
         return 0
     print(f"{args.text}: {found.tokens:,} tokens, {found.words:,} words in {found.documents:,} documents")
     print(f"perplexity per token {found.token_perplexity:.4g}, per word {found.word_perplexity:.4g}")

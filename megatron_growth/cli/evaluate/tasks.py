@@ -13,13 +13,13 @@ which its task average reaches the baseline's last one (Reuse's early stop).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.cli.evaluate import common
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 BASELINES = ("baseline", "vanilla")  # the names that a recipe may give to its variant without anything
 HELP = "benchmarks (LAMBADA, ARC, MMLU ...) by lm-eval, of a model or a whole run"
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         found.append(_evaluate(model, benchmarks, args, f"{len(found) + 1}/{len(models)} {model.name}"))
         record(model, found[-1])
     if args.json:
-        print(json.dumps(_document(args, found), indent=2))
+        print(json_text(_document(args, found)))
     else:
         _print(found)
     return 0

@@ -12,13 +12,13 @@ models name.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.errors import DataError, UserError
 from megatron_growth.records.numbers import whole
+from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.agree_with is not None:
         document["neighbour_agreement"] = agreement(source, args)
     if args.json:
-        print(json.dumps(document, indent=2))
+        print(json_text(document))
     else:
         _print(document)
     return 0

@@ -67,9 +67,10 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
             fix=f"Ask for more than {_RESERVED}; 1024 suits a nano model.",
         )
     buffer = io.BytesIO()
+    failures: list[Exception] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=_lines(texts, failures),
             model_writer=buffer,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -88,6 +89,8 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         raise DataError(
             f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {first_line(error)}",
             where=f"--tokenizer sentencepiece:{vocab_size}",
@@ -97,12 +100,17 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
+def _lines(texts: Iterable[str], failures: list[Exception]) -> Iterator[str]:
+    """Lines to train on.  What is wrong with the corpus goes to `failures`, too: the trainer forgets its place."""
     budget = TRAINING_CHARACTERS
-    for text in texts:
-        for line in lines_of(text):
-            if line.strip() and "\0" not in line:
-                yield line
-        budget -= len(text)
-        if budget <= 0:
-            return
+    try:
+        for text in texts:
+            for line in lines_of(text):
+                if line.strip() and "\0" not in line:
+                    yield line
+            budget -= len(text)
+            if budget <= 0:
+                return
+    except Exception as error:
+        failures.append(error)
+        raise

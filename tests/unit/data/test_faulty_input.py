@@ -276,3 +276,13 @@ def test_a_reader_that_takes_the_end_of_the_file_for_the_end_of_the_data_is_caug
     monkeypatch.setattr("megatron_growth.data.readers.open_compressed", lenient)
     assert 0 < len(list(documents(piece, "text", "file"))) < 400
     assert issubclass(compressed.Cut, ValueError)
+
+
+def test_a_bad_line_is_named_though_a_tokenizer_is_trained_on_it(tmp_path, capsys):
+    """Sentencepiece, the default, turned it into an error of its own that advised a smaller vocabulary."""
+    corpus = cases.make("json-nested-too-deeply", tmp_path)
+    words = ["prepare", "--corpus", str(corpus), "--output", str(tmp_path / "out"), "--tokenizer", "sentencepiece:300"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "a.jsonl:2" in said
+    assert "Sentencepiece" not in said

@@ -98,8 +98,9 @@ def test_answers_that_were_stopped_go_on(tuned, mt_bench, tmp_path, monkeypatch,
     assert turns[0] == turns[1]
     assert main([*words(tuned[0], mt_bench, "mt-bench", broken), "--json"]) == 0  # finished: nothing is asked again
     assert json.loads(capsys.readouterr().out)["answered_now"] == 0
-    assert main(words(tuned[0], mt_bench, "mt-bench", broken, "--name", "other")) == 2
-    assert "other answers" in capsys.readouterr().err
+    for more in (["--name", "other"], ["--max-tokens", "9"]):
+        assert main(words(tuned[0], mt_bench, "mt-bench", broken, *more)) == 2
+        assert "other answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("there", ["my own notes\n", '{"identity": "of another model"}\n', "\xff\n"])
@@ -125,6 +126,9 @@ def test_alpaca_eval_gets_a_list_for_its_judge(tuned, tmp_path):
     assert [one["instruction"] for one in found] == [one["instruction"] for one in ASKED]
     assert {(one["generator"], one["dataset"]) for one in found} == {("nano", "helpful_base")}
     assert found[3]["output"] == by_hand(*tuned, [{"role": "user", "content": ASKED[3]["instruction"]}])
+    again = words(tuned[0], tmp_path / "q.json", "alpaca-eval", tmp_path / "a.json", "--name", "nano")
+    assert main(again) == 0
+    assert main([*again, "--plain"]) == 2  # finished, but other answers than those that are asked for
 
 
 @pytest.mark.fault
@@ -155,6 +159,11 @@ def test_what_cannot_be_answered_is_refused(tuned, tmp_path, capsys):
     assert "columns found: prompt, question_id; wanted for mt-bench: question_id, category, turns" in message
     (tmp_path / "q.json").write_text("{}")
     assert "no list" in error(tmp_path / "q.json", "alpaca-eval")
+    (tmp_path / "q.json").write_text("[" * 100_000)
+    assert "nested too deeply" in error(tmp_path / "q.json", "alpaca-eval")
+    for turns in ("Say 1.", 1, [], [None]):
+        write_lines(tmp_path / "q.jsonl", [QUESTIONS[0], QUESTIONS[1] | {"turns": turns}])
+        assert "question 2" in error(tmp_path / "q.jsonl", "mt-bench")
     write_model(tmp_path / "base")
     write_lines(tmp_path / "q.jsonl", QUESTIONS[:1])
     assert "no chat template" in error(tmp_path / "q.jsonl", "mt-bench", tmp_path / "base")

@@ -1,17 +1,23 @@
 """`evaluate tasks` of a whole run and of variants: every finished stage, kept by model hash, shown by the report."""
 
 import contextlib
+import dataclasses
+import fcntl
 import io
 import json
+import math
 import shutil
+import threading
 
 import pytest
 
 from megatron_growth import recipes
 from megatron_growth.cli.main import main
 from megatron_growth.errors import RunError
+from megatron_growth.evaluation import results
+from megatron_growth.evaluation.harness import Score
 from megatron_growth.evaluation.models import models_of
-from megatron_growth.evaluation.results import early_stops, results_of, task_average
+from megatron_growth.evaluation.results import TaskResults, early_stops, record, results_of, task_average
 from megatron_growth.planner import plan_run
 from megatron_growth.report.page import write_report
 from megatron_growth.report.records import RunRecord
@@ -139,3 +145,54 @@ def test_a_run_without_a_finished_stage_is_refused(made, tmp_path, capsys):
     assert "no stage of this run is finished" in capsys.readouterr().err
     assert main(["evaluate", "perplexity", str(run.path), "--text", str(made[2] / "wikitext.jsonl")]) == 2
     assert "holds 2 models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", [("data",), ("stages",), ("stages", "{}")])
+def test_a_folder_inside_a_run_that_is_no_model_is_refused(made, tmp_path, capsys, inside):
+    run, _, _, names = made
+    path = run.path.joinpath(*(part.format(names[-1]) for part in inside))
+    path.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "a.txt").write_text("text")
+    capsys.readouterr()
+    assert main(["evaluate", "perplexity", str(path), "--text", str(tmp_path / "a.txt")]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_two_commands_at_once_both_leave_their_figures(made, tmp_path, monkeypatch):
+    """The second one comes when the first has read, and before it writes: it waits, or it is through."""
+    model = dataclasses.replace(models_of(made[0].path)[0], cache=tmp_path)
+    one, other = ({name: Score("acc", 0.5, 4, {})} for name in ("piqa", "boolq"))
+    read, flock, waits_or_done, threads = results._read, fcntl.flock, threading.Event(), []
+
+    def second():
+        record(model, TaskResults("m", "", "h", other))
+        waits_or_done.set()
+
+    def locking(*words):
+        if threading.current_thread() in threads:
+            waits_or_done.set()
+        flock(*words)
+
+    def reading(path):
+        found = read(path)
+        if not threads:
+            threads.append(threading.Thread(target=second))
+            threads[0].start()
+            waits_or_done.wait()
+        return found
+
+    monkeypatch.setattr(results, "_read", reading)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    record(model, TaskResults("m", "", "h", one))
+    threads[0].join()
+    assert set(read(tmp_path / "summary.json")["models"][model.name]["tasks"]) == {"piqa", "boolq"}
+
+
+def test_a_figure_that_is_no_number_is_null_on_disk_and_nan_when_read(made, tmp_path):
+    model = dataclasses.replace(models_of(made[0].path)[0], cache=tmp_path)
+    record(model, TaskResults("m", "", "h", {"wikitext": Score("word_perplexity", math.inf, 1, {})}))
+    file = tmp_path / "summary.json"
+    stored = json.loads(file.read_text(), parse_constant=pytest.fail)
+    values = [found["models"][model.name]["tasks"]["wikitext"]["value"] for found in (stored, results._read(file))]
+    assert values[0] is None
+    assert math.isnan(values[1])

@@ -159,3 +159,15 @@ def test_losses_do_not_depend_on_the_batch(folder):
     found = list(windows(np.arange(200) % 256, 256, 32, 20))
     one, many = (HuggingFaceModel(folder[0], batch=batch).losses(found) for batch in (1, 5))
     assert one == pytest.approx(many, rel=1e-5)
+
+
+def test_a_model_whose_figures_are_no_numbers_still_prints_json(tmp_path, capsys):
+    model = write_model(tmp_path / "lost")
+    with torch.no_grad():
+        model.lm_head.weight[:] = torch.nan
+    model.save_pretrained(tmp_path / "lost")
+    (tmp_path / "a.txt").write_text(PROSE)
+    words = ["evaluate", "perplexity", str(tmp_path / "lost"), "--text", str(tmp_path / "a.txt"), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["token_perplexity"] is None

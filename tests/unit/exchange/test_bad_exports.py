@@ -1,5 +1,6 @@
 """Exports and imports that must not happen, or not to the end: nothing is left that looks whole."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,11 +12,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
+from megatron_growth.errors import StorageError
+from megatron_growth.exchange import adapters
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.shard_writer import ShardWriter
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
 from tests.unit.checkpoint import stored
+from tests.unit.evaluation.tiny import write_tokenizer
 
 SHAPE = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=64)
 
@@ -96,3 +101,57 @@ def test_an_export_killed_in_the_middle_goes_on(checkpoint, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in names)
     assert main(["verify", str(tmp_path / "out"), "--source", str(checkpoint), "--all"]) == 0
+
+
+def test_an_export_that_is_there_is_the_result_only_with_its_tokenizer(tmp_path, capsys):
+    """The weights were there, so the tokenizer that was asked for was not written, and all was said to be well."""
+    shape = SHAPE.with_(vocab=264)
+    args = saved_arguments(shape, vocab_size=257, null_tokenizer_eod_id=256)
+    folder = stored.write(tmp_path / "vocab", shape, stored.random_tensors(shape), common={"args": args})
+    write_tokenizer(tmp_path / "tokenizer")
+    words = ["export", str(folder), "--to", str(tmp_path / "hf")]
+    assert main(words) == 0
+    before = sorted(path.name for path in (tmp_path / "hf").iterdir())
+    capsys.readouterr()
+    assert main([*words, "--tokenizer", str(tmp_path / "tokenizer")]) == 2
+    assert "no tokenizer" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == before
+    assert main([*words, "--no-tokenizer"]) == 0
+
+
+def test_options_that_adapters_do_not_have_are_refused(checkpoint, tmp_path, capsys):
+    said = refused(capsys, tmp_path, "export", checkpoint, "--adapters", "--dtype", "bfloat16", "--tokenizer", "gpt2")
+    assert "--dtype and --tokenizer" in said
+
+
+def test_a_full_disk_under_adapters_is_named(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def full(descriptor):
+        if "adapter_model" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        adapters._write(tmp_path / "out", {"a": torch.zeros(2, 2)}, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_there_twice_are_refused(tmp_path, capsys):
+    """transformers would take the one file, and we took the parts."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64))
+    model.save_pretrained(tmp_path / "llama", max_shard_size="4kB")
+    other = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64))
+    other.save_pretrained(tmp_path / "single")
+    (tmp_path / "single" / "model.safetensors").rename(tmp_path / "llama" / "model.safetensors")
+    assert "twice" in refused(capsys, tmp_path, "import", tmp_path / "llama")
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": 1, "b": "c"}}', "[" * 100_000])
+def test_an_index_that_is_none(tmp_path, capsys, index):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path / "llama", max_shard_size="4kB")
+    (tmp_path / "llama" / "model.safetensors.index.json").write_text(index)
+    assert "the index is damaged" in refused(capsys, tmp_path, "import", tmp_path / "llama")

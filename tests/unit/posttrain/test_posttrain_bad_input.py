@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import importlib.util
 import json
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 pytest.importorskip("trl")
 
 from megatron_growth.cli.main import main
-from megatron_growth.errors import DataError
+from megatron_growth.errors import DataError, StorageError
 from megatron_growth.posttrain import examples
 from tests.unit.data import hub_server
 from tests.unit.posttrain import tiny
@@ -180,3 +182,33 @@ def test_split_of_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
         assert list(found.files) == ["train_prefs-00000-of-00001.parquet"]
         with pytest.raises(DataError, match="no split 'train'"):
             examples.prepare("hf:owner/pairs", "dpo", valid=0, seed=0, folder=tmp_path / "other")
+
+
+def test_a_compressed_file_without_its_end(tmp_path: Path, refused: Refused, model: Path) -> None:
+    whole = gzip.compress(tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(40)).read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
+    said = refused("sft", model, "--data", tmp_path / "cut.jsonl.gz")
+    assert "cut short" in said
+    assert "cut.jsonl.gz" in said
+
+
+def test_a_disk_that_fails_under_the_data_names_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(examples, "_lines", broken)
+    with pytest.raises(StorageError, match="while an input was read") as said:
+        examples.prepare(str(file), "sft", valid=0.0, seed=0, folder=tmp_path / "work")
+    assert said.value.where == str(file)
+
+
+def test_what_a_folder_holds_and_is_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    tiny.jsonl(tmp_path / "data" / "a.jsonl", tiny.alpaca(4))
+    for name in ("b.jsonl.bz2", "c.csv"):
+        (tmp_path / "data" / name).write_bytes(b"")
+    found = examples.prepare(str(tmp_path / "data"), "sft", valid=0.0, seed=0, folder=tmp_path / "work")
+    assert found.unread == ["b.jsonl.bz2", "c.csv"]
+    assert "b.jsonl.bz2, c.csv" in examples.in_words(found)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 pytest.importorskip("trl")
 
-from megatron_growth.errors import DataError, RunError
+from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.examples import TRAIN, VALID
+from megatron_growth.posttrain.folder import Work
 from megatron_growth.posttrain.run import posttrain
 from megatron_growth.records.unfinished import partial_of
 from tests.unit.posttrain import runs, tiny
@@ -130,6 +132,51 @@ def test_killed_run_ends_where_an_undisturbed_one_does(
     for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
         assert (target / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not partial_of(target).exists()
+
+
+def test_a_kill_while_the_model_moves_up_is_taken_up(
+    place: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, target = runs.request(place / "model", place / "chat.jsonl"), place / "moved"
+    replace, moved = Path.replace, []
+
+    def killed(self: Path, other: Path) -> Path:
+        if self.parent.name == "model":
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+            moved.append(self.name)
+        return replace(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            posttrain(request, target)
+    document = posttrain(request, target)
+    assert sorted(file.name for file in target.iterdir()) == sorted(file.name for file in undisturbed.iterdir())
+    for name in (*moved, "model.safetensors"):
+        assert (target / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert (
+        document["result"]["train_loss"]
+        == json.loads((undisturbed / "posttrain.json").read_text())["result"]["train_loss"]
+    )
+
+
+def test_every_rate_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Of 1.0000001e-5 and 1e-5 the second was never trained: it found the result of the first."""
+    rates = (1.0000001e-5, 1e-5, 1e9, 3.00000000000001, 3)
+    assert len({Work(tmp_path).rate(rate).path for rate in rates}) == len(rates)
+    assert Work(tmp_path).rate(1e-5).path.name == "1e-05"
+
+
+def test_a_full_disk_is_named_whoever_met_it(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Safetensors raises an error of its own."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(running, "train", full)
+    with pytest.raises(StorageError, match="No space left to write"):
+        posttrain(runs.request(place / "model", place / "chat.jsonl"), tmp_path / "out")
 
 
 def test_result_is_found_again_and_another_request_is_refused(place: Path, undisturbed: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,12 @@ def test_a_writer_that_trusts_the_lock_alone_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_growth.records.unfinished.is_still", lambda *_: True)
     with pytest.raises((AssertionError, EOFError)):
         test_a_waiter_finds_the_result_instead_of_the_lock_of_a_renamed_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", ""])
+def test_a_target_without_a_name_of_its_own_is_there_already(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with unfinished(Path(name), PURPOSE) as partial:
+        assert partial is None
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here"]
