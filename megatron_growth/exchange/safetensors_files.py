@@ -98,12 +98,6 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
         CheckpointError: there are none, a file is missing, or files and index disagree.
     """
     index = folder / INDEX
-    if index.is_file() and (folder / SINGLE).is_file():
-        raise CheckpointError(
-            f"the folder has weights twice, in {SINGLE} and in the files of {INDEX}",
-            where=str(folder),
-            fix="transformers takes the first: remove the other, or the stale one",
-        )
     if not index.is_file():
         if not (folder / SINGLE).is_file():
             raise CheckpointError(
@@ -115,10 +109,17 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
         names = sorted(set(mapping.values()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the index is damaged: {error}", where=str(index)) from None
-    found: dict[str, StoredRange] = {}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"the index names {name!r}, which is no file of this folder", where=str(index))
+    if (folder / SINGLE).is_file() and SINGLE not in names:
+        raise CheckpointError(
+            f"the folder has weights twice, in {SINGLE} and in the files of {INDEX}",
+            where=str(folder),
+            fix=f"remove one of the two; transformers takes {SINGLE}",
+        )
+    found: dict[str, StoredRange] = {}
+    for name in names:
         found |= {stored.name: stored for stored in read_header(folder / name) if mapping.get(stored.name) == name}
     if missing := sorted(set(mapping) - set(found)):
         raise CheckpointError(
