@@ -21,6 +21,12 @@ DOORS = {
         "--seed": "--growth-seed",
         "--optimizer-state": "--growth-optimizer-state",
     },
+    "data of a recipe": {  # what `prepare` says, to who has given `train` or `submit`
+        "--output": "--run",
+        "--valid-fraction": "data.valid_fraction",
+        "--seed": "data.seed",
+        "--document-per": "data.document_per",
+    },
     "recipe": {
         "--from": "from:",
         "--width": "growth.width:",

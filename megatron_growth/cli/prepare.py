@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,4 +141,4 @@ def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) ->
     for reason, record in manifest.skipped.items():
         more = ", ..." if record.count > len(record.names[:3]) else ""
         print(f"  not read: {record.count} {reason}: {', '.join(record.names[:3])}{more}")
-    print("  for Megatron: " + " ".join(flags))
+    print("  for Megatron: " + shlex.join(flags))

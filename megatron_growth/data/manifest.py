@@ -94,7 +94,7 @@ class Manifest:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared dataset; raises DataError when there is none or it is of another format."""
     path = folder / FILE_NAME
-    fix = "Run `megatron-growth prepare --output DIR` to write a dataset there."
+    fix = "`megatron-growth prepare` writes one; its --output is the folder."
     if not path.is_file():
         raise DataError("This folder holds no prepared dataset: it has no manifest.json.", where=str(folder), fix=fix)
     with reading(path):

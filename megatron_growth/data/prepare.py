@@ -27,7 +27,7 @@ from megatron_growth.data.manifest import FILE_NAME, Manifest, check_files, load
 from megatron_growth.data.request import PrepareRequest, differences
 from megatron_growth.data.sources import discover, hash_sources
 from megatron_growth.data.tokenizers import load_tokenizer, resolved
-from megatron_growth.errors import DataError
+from megatron_growth.errors import DataError, UserError
 from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
 from megatron_growth.records.unfinished import is_still, locked
@@ -45,7 +45,7 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
         DataError: the corpus, tokenizer or options are unusable, or `output` holds something else.
         StorageError: the file system refused, for example because no space was left.
     """
-    output = output.absolute()
+    output = _place(output)
     partial = output.with_name(f".{output.name}.partial")
     request = replace(request, tokenizer=resolved(request.tokenizer))
     corpus = discover(request.corpus)
@@ -58,11 +58,33 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
         written = manifest is None
         if manifest is None:
             _start_or_resume(partial, identity)
-            manifest = build(request, replace(corpus, sources=sources), identity, partial, workers)
+            try:
+                manifest = build(request, replace(corpus, sources=sources), identity, partial, workers)
+            except UserError:
+                if not any(entry for name in ("shards", "downloads") for entry in (partial / name).iterdir()):
+                    owned.empty(partial, PURPOSE)
+                raise
             os.rename(partial / "result", output)
             fsync_path(output.parent)
         owned.remove(partial, PURPOSE)
     return manifest, written
+
+
+def _place(output: Path) -> Path:
+    """Where the dataset is put by one rename at the end: a link is followed now, as a rename would not follow it.
+
+    Raises:
+        DataError: nothing can be renamed to this place.
+    """
+    with storage_errors(output):
+        place = Path(os.path.realpath(output))
+        if os.path.ismount(place):
+            raise DataError(
+                "Another file system is mounted here, so that no finished folder can take this place.",
+                where=str(place),
+                fix="Give a folder in it as --output.",
+            )
+    return place
 
 
 def _say_what_is_skipped(skipped: dict[str, list[str]]) -> None:

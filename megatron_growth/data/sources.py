@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_growth.data import corpora, hub
 from megatron_growth.data.hub_address import PREFIX
+from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.parquet import row_groups
 from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, InputFile, Piece, format_of, reading
 from megatron_growth.errors import DataError
@@ -138,6 +139,10 @@ def _walk(folder: Path, skipped: dict[str, list[str]]) -> Iterator[Path]:
             skipped.setdefault("a folder that was read before", []).append(Path(at).relative_to(folder).as_posix())
             continue
         seen.add(real)
+        if {MANIFEST, "train.idx"} <= set(names):
+            folders.clear()
+            skipped.setdefault("a prepared dataset", []).append(Path(at).relative_to(folder).as_posix() + "/")
+            continue
         hidden = [name for name in folders if name.startswith(".")]
         for name in hidden:
             skipped.setdefault("hidden", []).append((Path(at, name).relative_to(folder)).as_posix() + "/")

@@ -134,12 +134,13 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         with storage_errors(path):
-            found = json.loads(path.read_text("utf-8")) if path.exists() else {"models": {}}
+            found: Any = json.loads(path.read_text("utf-8")) if path.exists() else {"models": {}}
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("models"), dict):
-        raise RunError("the summary of evaluations is damaged", where=str(path), fix="remove the file")
-    for entry in found["models"].values():
-        for one in entry["tasks"].values():
-            one["value"] = math.nan if one["value"] is None else one["value"]  # JSON has no NaN
+    try:
+        for entry in found["models"].values():
+            for one in entry["tasks"].values():
+                one["value"] = math.nan if one["value"] is None else float(one["value"])  # JSON has no NaN
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise RunError("the summary of evaluations is damaged", where=str(path), fix="remove the file") from None
     return found

@@ -21,6 +21,8 @@ import math
 import os
 import statistics
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -82,6 +84,16 @@ def _record(line: bytes, path: Path, number: int) -> MetricsLine:
     if not isinstance(record, dict):
         raise RunError("a line of the metrics is no JSON object", where=f"{path}:{number}", fix="remove the line")
     return record
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[None]:
+    """Turn a figure that a line lacks, or that is none, into an error that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"a line of the metrics is not what training writes ({type(error).__name__}: {error})"
+        raise RunError(what, where=str(path), fix="remove the line") from None
 
 
 def records(path: str | os.PathLike[str]) -> list[MetricsLine]:
@@ -188,8 +200,9 @@ class Follower:
         found, anew = self._tail.records()
         if anew:
             self.progress = StageProgress()
-        for record in found:
-            self.progress.add(record)
+        with complete(self._tail.path):
+            for record in found:
+                self.progress.add(record)
         return self.progress
 
 

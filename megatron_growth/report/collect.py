@@ -82,7 +82,11 @@ def _stopped(marker: Path, planned: int) -> int | None:
     """The iteration in a stage's `done` marker when it is not the planned one."""
     if not marker.is_file():
         return None
-    last = int(json.loads(marker.read_text(encoding="utf-8"))["iteration"])
+    try:
+        last = int(json.loads(marker.read_text(encoding="utf-8"))["iteration"])
+    except (ValueError, KeyError, TypeError):
+        fix = "remove it and give the train command again: what is trained is only looked at"
+        raise RunError("the mark of a finished stage is damaged", where=str(marker), fix=fix) from None
     return last if last < planned else None
 
 

@@ -160,7 +160,10 @@ def read_state_bytes(path: Path) -> tuple[int, ...]:
     found: tuple[int, ...] = ()
     for record in metrics.records(path):
         if record.get("event") == "memory":
-            found = tuple(sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in record["ranks"])
+            with metrics.complete(path):
+                found = tuple(
+                    sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in record["ranks"]
+                )
     return found
 
 
@@ -170,22 +173,23 @@ def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], floa
     A loss that was no number is NaN.
 
     Raises:
-        RunError: a line in the middle of the file is not JSON; an unfinished last line is left out.
+        RunError: a line in the middle of the file is not JSON, or lacks a figure; an unfinished last line is left out.
     """
     points: dict[int, metrics.MetricsLine] = {}
     validation: dict[int, float] = {}
-    for record in metrics.records(path):
-        if record.get("event") == "validation":
-            validation[int(record["iteration"])] = _number(record["loss"])
-        elif "event" not in record:
-            points[int(record["iteration"])] = record
-    rows = [points[i] for i in sorted(points)]
-    curve = Curve(
-        tuple(int(r["iteration"]) for r in rows),
-        tuple(_number(r["loss"]) for r in rows),
-        tuple(_number(r["lr"]) for r in rows),
-    )
-    return curve, tuple(sorted(validation.items())), sum(float(r.get("seconds", 0.0)) for r in rows)
+    with metrics.complete(path):
+        for record in metrics.records(path):
+            if record.get("event") == "validation":
+                validation[int(record["iteration"])] = _number(record["loss"])
+            elif "event" not in record:
+                points[int(record["iteration"])] = record
+        rows = [points[i] for i in sorted(points)]
+        curve = Curve(
+            tuple(int(r["iteration"]) for r in rows),
+            tuple(_number(r["loss"]) for r in rows),
+            tuple(_number(r["lr"]) for r in rows),
+        )
+        return curve, tuple(sorted(validation.items())), sum(float(r.get("seconds", 0.0)) for r in rows)
 
 
 def _number(value: float | None) -> float:

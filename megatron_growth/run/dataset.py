@@ -16,6 +16,7 @@ from megatron_growth.data.manifest import (
     megatron_tokenizer_flags,
 )
 from megatron_growth.errors import DataError
+from megatron_growth.hints import at_door
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.storage import atomic_path, storage_errors, write_whole
@@ -56,7 +57,8 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
         valid_fraction=recipe.data.valid_fraction,
         seed=recipe.data.seed,
     )
-    return prepare(request, run.data, workers or len(os.sched_getaffinity(0)))[0]
+    with at_door("data of a recipe"):
+        return prepare(request, run.data, workers or len(os.sched_getaffinity(0)))[0]
 
 
 def _taken(folder: Path, run: RunDirectory, recipe: Recipe) -> Manifest:

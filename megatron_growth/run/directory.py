@@ -168,7 +168,7 @@ def existing(path: Path) -> RunDirectory:
     """
     run = RunDirectory(path)
     if not run.recipe.is_file():
-        what = "is not a run directory: it has no recipe.yaml" if path.is_dir() else "does not exist"
+        what = "is not a run directory: it has no recipe.yaml" if path.exists() else "does not exist"
         inside = path.glob("*/recipe.yaml")  # the folder of a recipe's variants holds a run for each
         runs = sorted(str(found.parent) for found in (*inside, *Path("runs").glob("*/recipe.yaml")))
         known = f"runs: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
@@ -234,17 +234,40 @@ def create(
 
 
 def has_trained(run: RunDirectory) -> bool:
-    """Whether a stage of the run has a finished iteration or a checkpoint."""
-    folders = [StageDirectory(path) for path in run.path.glob("stages/*")]
-    return any(read(f.metrics).iteration or any(f.checkpoints.glob("iter_*")) for f in folders)
+    """Whether a stage of the run has a finished iteration or a checkpoint.
+
+    Raises:
+        StorageError: the file system does not say; globbing would take a folder that may not be read for an empty one.
+    """
+    with storage_errors(run.path):
+        folders = [StageDirectory(path) for path in _entries(run.path / "stages")]
+        checkpoints = [path.name for folder in folders for path in _entries(folder.checkpoints)]
+    return any(name.startswith("iter_") for name in checkpoints) or any(_has_iterations(f.metrics) for f in folders)
+
+
+def _has_iterations(metrics: Path) -> bool:
+    """Whether something has been trained; what cannot be read was trained."""
+    try:
+        return bool(read(metrics).iteration)
+    except RunError:
+        return True
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds; nothing where there is none, an OSError where that is not known."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _dataset_fits(run: RunDirectory, recipe: Recipe) -> bool:
     """Whether the run's dataset, if it has one, was asked for as the recipe asks for it."""
     from megatron_growth import recipes
 
-    if not any(run.data.glob("*")):
-        return True
+    with storage_errors(run.data):
+        if not _entries(run.data):
+            return True
     try:
         return recipes.load(run.recipe).data == recipe.data
     except RecipeError:
@@ -267,7 +290,13 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def _check_same_recipe(run: RunDirectory, text: str) -> None:
-    found = run.recipe.read_text(encoding="utf-8")
+    found = run.recipe.read_text(encoding="utf-8", errors="replace")
+    if "\ufffd" in found or not found.strip():
+        raise RunError(
+            "the run's recipe cannot be read: it is empty, or no UTF-8",
+            where=str(run.recipe),
+            fix="restore the file from a copy, or name another folder with --run",
+        )
     if found != text and (found := _completed(found, run.recipe)) != text:
         raise _differs(run, "another recipe", found, text)
 

@@ -38,7 +38,7 @@ def exclusive(path: Path) -> Iterator[str]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below; the lock goes with it)
+        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  (closed below; the lock goes with it)
     try:
         _take(file, path)
         former = _read(file).get("token")

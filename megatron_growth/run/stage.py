@@ -19,7 +19,7 @@ from megatron_growth.errors import CheckpointError, RecipeError, RunError, Stage
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.recipes.flags import Flags
-from megatron_growth.records.metrics import read
+from megatron_growth.records.metrics import MetricsFile, StageProgress, read
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
 from megatron_growth.run.arguments import Launch, megatron_arguments
@@ -98,7 +98,8 @@ def open_stage(
     verified = _source(run, plan, stage)  # before anything is written for the stage
     reached, notes = checkpoints.repair(folder.checkpoints)
     source, grown = _start(stage, folder, verified, reached)
-    progress, end = read(folder.metrics), early_stop.end_of(folder, stage.iterations)
+    progress = _progress(folder, reached, notes)
+    end = early_stop.end_of(folder, stage.iterations)
     launch = Launch(
         directory=folder,
         source=source,
@@ -123,6 +124,22 @@ def open_stage(
         arguments=tuple(megatron_arguments(recipe, stage, launch)),
         notes=tuple(notes),
     )
+
+
+def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StageProgress:
+    """How far the metrics say that a stage is; what a power cut has left behind its checkpoint goes.
+
+    Raises:
+        RunError: a line before the checkpoint is damaged.
+    """
+    try:
+        return read(folder.metrics)
+    except RunError as error:
+        file = MetricsFile(folder.metrics)
+        file.resume(reached)
+        file.close()
+        notes.append(f"{error.what}: what was written after iteration {reached} is dropped")
+        return read(folder.metrics)
 
 
 def _start(

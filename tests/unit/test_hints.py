@@ -2,8 +2,11 @@
 
 import pytest
 
-from megatron_growth.errors import GrowthPlanError
+from megatron_growth import recipes
+from megatron_growth.errors import DataError, GrowthPlanError
 from megatron_growth.hints import at_door, reworded
+from megatron_growth.planner import plan_run
+from megatron_growth.run import dataset, directory
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,14 @@ def test_a_script_is_not_told_of_a_flag_that_it_lacks(tmp_path):
         with pytest.raises(CheckpointError) as error:
             load_object(data, where="here", trust=trust)
         assert advice in error.value.fix
+
+
+def test_training_is_not_told_of_an_option_of_prepare(tmp_path):
+    """`train` prepares the recipe's text, and has no --output."""
+    recipe = recipes.load("nano-progressive")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
+    run.data.mkdir()
+    (run.data / "train.bin").write_text("mine")
+    with pytest.raises(DataError) as error:
+        dataset.prepared(run, recipe, workers=1)
+    assert error.value.fix == "Give another --run, or delete this folder."

@@ -7,6 +7,7 @@ the text exactly; training uses one thread and the corpus in order, so that the 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -91,13 +92,21 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
     except RuntimeError as error:
         if failures:
             raise failures[0] from None
-        raise DataError(
-            f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {first_line(error)}",
-            where=f"--tokenizer sentencepiece:{vocab_size}",
-            fix="Ask for a smaller vocabulary or give more text.",
-        ) from error
+        raise _untrained(vocab_size, first_line(error)) from error
     with atomic_path(model) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def _untrained(vocab_size: int, said: str) -> DataError:
+    """What the trainer refuses, and in which direction to go."""
+    where, fix = f"--tokenizer sentencepiece:{vocab_size}", "Ask for another vocabulary, or give more text."
+    if few := re.search(r"smaller than required_chars. \d+ vs (\d+)", said):
+        said, fix = "the characters of the text alone take more", f"Ask for {few[1]} or more: sentencepiece:{few[1]}."
+    elif many := re.search(r"set it to a value <= (\d+)", said):
+        said, fix = "the text gives fewer", f"Ask for {many[1]} or fewer, or give more text."
+        if int(many[1]) <= _RESERVED:
+            fix = "Give more text."
+    return DataError(f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {said}.", where=where, fix=fix)
 
 
 def _lines(texts: Iterable[str], failures: list[Exception]) -> Iterator[str]:

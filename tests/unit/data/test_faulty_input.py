@@ -286,3 +286,45 @@ def test_a_bad_line_is_named_though_a_tokenizer_is_trained_on_it(tmp_path, capsy
     said = capsys.readouterr().err
     assert "a.jsonl:2" in said
     assert "Sentencepiece" not in said
+
+
+def test_an_output_that_is_a_link_is_written_where_it_leads(tmp_path, request_for, gpt2_files):
+    """It was found out at the last rename, when all the work was done, and again each time."""
+    write_jsonl(tmp_path / "a.jsonl", texts(20))
+    (tmp_path / "there").mkdir()
+    for name, place in (("link", "there"), ("dangling", "made")):
+        (tmp_path / name).symlink_to(place)
+        manifest, written = prepare(request_for(tmp_path / "a.jsonl", valid_fraction=0.0), tmp_path / name)
+        assert written
+        assert load_manifest(tmp_path / place) == manifest
+        assert (tmp_path / name).is_symlink()
+        assert not prepare(request_for(tmp_path / "a.jsonl", valid_fraction=0.0), tmp_path / name)[1]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, request_for, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", texts(2))
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
+    monkeypatch.setattr("megatron_growth.data.prepare.build", lambda *_: pytest.fail("it began to work"))
+    with pytest.raises(DataError, match="mounted here"):
+        prepare(request_for(tmp_path / "a.jsonl"), tmp_path / "volume")
+
+
+def test_an_output_inside_the_corpus_is_no_part_of_it(tmp_path, request_for, gpt2_files, capsys):
+    """The second time the dataset's own manifest was read as text."""
+    (tmp_path / "corpus").mkdir()
+    write_jsonl(tmp_path / "corpus" / "a.jsonl", texts(20))
+    request = request_for(tmp_path / "corpus", valid_fraction=0.0)
+    assert prepare(request, tmp_path / "corpus" / "data")[1]
+    assert not prepare(request, tmp_path / "corpus" / "data")[1]
+    assert "1 a prepared dataset: data/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ids", "advice"), [(300, "Ask for 346 or more"), (2000, "or fewer, or give more text")])
+def test_a_vocabulary_that_cannot_be_trained_is_told_in_which_direction_to_go(tmp_path, capsys, ids, advice):
+    text = "".join(map(chr, range(0x100, 0x100 + 88))) if ids == 300 else "abc"  # 88 characters, 258 ids beside them
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    words = ["prepare", "--corpus", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--tokenizer", f"sentencepiece:{ids}", "--valid-fraction", "0"]) == 2
+    assert advice in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # nothing begun, nothing left

@@ -122,7 +122,9 @@ def test_a_stage_that_was_trained_further_loses_its_old_figures(made):
     assert results_of(run.path).get(names[1]) == kept.get(names[1])
 
 
-@pytest.mark.parametrize("there", ["{", "[]", '{"models": 3}'])
+@pytest.mark.parametrize(
+    "there", ["{", "[]", '{"models": 3}', '{"models": {"a": []}}', '{"models": {"a": {"tasks": {"piqa": {}}}}}']
+)
 def test_a_summary_that_cannot_be_read_is_not_written_over(made, tmp_path, there):
     from megatron_growth.evaluation.results import TaskResults, record
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from megatron_growth.errors import RunError
 from megatron_growth.records.human import count, duration
 from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.run.screen import Screen, figures
@@ -92,3 +93,12 @@ def test_durations(value, text):
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (14800, "14.8k"), (4e10, "40B"), (1.5e12, "1.5T")])
 def test_numbers(value, text):
     assert count(value) == text
+
+
+@pytest.mark.parametrize("line", [{}, {"iteration": 1, "tokens": "x", "seconds": 1.0}, {"event": "memory", "ranks": 1}])
+def test_a_line_without_its_figures_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(RunError, match="not what training writes") as said:
+        read(path)
+    assert said.value.where == str(path)

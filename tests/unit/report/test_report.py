@@ -7,9 +7,10 @@ import math
 import pytest
 
 from megatron_growth.errors import RunError
+from megatron_growth.report.collect import _stopped
 from megatron_growth.report.findings import TIE_NATS, findings
 from megatron_growth.report.page import write_report
-from megatron_growth.report.records import Curve, RunRecord, StageRecord, read_metrics
+from megatron_growth.report.records import Curve, RunRecord, StageRecord, read_metrics, read_state_bytes
 
 
 def _stage(name, *, flops, before=0.0, source=None, final=3.5, start=None, iterations=40, parameters=100_000):
@@ -155,3 +156,17 @@ def test_a_chain_that_takes_more_says_more(run):
         said = " ".join(findings(dataclasses.replace(run, saving=saving)))
         assert words in said
         assert "-15" not in said
+
+
+def test_records_that_are_damaged_are_named(tmp_path):
+    done = tmp_path / "done"
+    done.touch()
+    with pytest.raises(RunError, match="mark of a finished stage") as said:
+        _stopped(done, 10)
+    assert said.value.where == str(done)
+    file = tmp_path / "metrics.jsonl"
+    for line in ({}, {"iteration": "x"}, {"iteration": 1, "loss": []}, {"event": "memory"}):
+        file.write_text(json.dumps(line) + "\n")
+        with pytest.raises(RunError, match="not what training writes") as said:
+            (read_state_bytes if "event" in line else read_metrics)(file)
+        assert said.value.where == str(file)

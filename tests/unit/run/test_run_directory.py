@@ -1,13 +1,15 @@
 """A run directory belongs to one recipe, and its state is what the disk says."""
 
+import errno
 import json
+import os
 import shlex
 
 import pytest
 import yaml
 
 from megatron_growth import recipes
-from megatron_growth.errors import RunError
+from megatron_growth.errors import RunError, StorageError
 from megatron_growth.planner import RunPlan, plan_run
 from megatron_growth.run import asked, directory, state
 
@@ -179,3 +181,36 @@ def raise_with_fix(run):
         state.load(run)
     except RunError as error:
         raise RunError(str(error)) from error
+
+
+@pytest.mark.parametrize("folder", ["stages", "checkpoints"])
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path, recipe, plan, monkeypatch, folder):
+    """Globbing passes over what may not be read, and the recipe of a trained run was written over."""
+    run = directory.create(tmp_path / "run", recipe, plan)
+    (run.stage("nano-92k").checkpoints / "iter_0000010").mkdir(parents=True)
+    before = run.recipe.read_text()
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(real):
+        def read(path="."):
+            if os.path.basename(os.fspath(path)) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return real(path)
+
+        return read
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    with pytest.raises(StorageError):
+        directory.create(tmp_path / "run", recipe.model_copy(update={"seed": 7}), plan)
+    assert run.recipe.read_text() == before
+
+
+@pytest.mark.parametrize("there", [b"", b"\xff\xfe"])
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, recipe, plan, there):
+    run = directory.create(tmp_path / "run", recipe, plan)
+    train_a_little(run)
+    run.recipe.write_bytes(there)
+    with pytest.raises(RunError, match="the run's recipe cannot be read"):
+        directory.create(tmp_path / "run", recipe, plan)
+    assert run.recipe.read_bytes() == there

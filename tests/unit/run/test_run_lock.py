@@ -64,7 +64,8 @@ def test_what_a_killed_command_left_is_ended_by_the_next(tmp_path):
         assert not left.is_running()
 
 
-def test_a_note_that_was_cut_off_does_not_matter(tmp_path):
-    (tmp_path / "lock").write_text('{"token": "ab')
+@pytest.mark.parametrize("note", [b'{"token": "ab', b"\xff\xfe\0"])
+def test_a_note_that_was_cut_off_does_not_matter(tmp_path, note):
+    (tmp_path / "lock").write_bytes(note)
     with exclusive(tmp_path / "lock") as token:
         assert len(token) == 32

@@ -123,3 +123,19 @@ def test_optimizer_state_between_two_kinds_of_optimizer_is_refused(recipe):
     stage.check_stages(recipe, [first, replace(grown, layout=replace(second.layout, dp=1))], "host")
     with pytest.raises(RecipeError, match=f"{second.name} cannot take over the optimizer state of {first.name}"):
         stage.check_stages(recipe, [first, divided], "host")
+
+
+def test_what_a_power_cut_left_in_the_metrics_does_not_stop_a_stage(run, recipe):
+    """Lines beyond the checkpoint are trained again, so a broken one there goes; one before it is the user's to see."""
+    open_here(run, recipe, FIRST)
+    save(run, FIRST, 10)
+    metrics = run.stage(FIRST).metrics
+    lines = [b'{"iteration": %d, "tokens": 1, "loss": 1.0, "lr": 0.1, "seconds": 1.0}\n' % n for n in (9, 10, 11)]
+    metrics.write_bytes(b"".join([*lines, b"\0\0\0\n"]))
+    opened = open_here(run, recipe, FIRST)
+    assert (opened.reached, opened.needed) == (10, True)
+    assert any("after iteration 10" in note for note in opened.notes)
+    assert metrics.read_bytes() == b"".join(lines[:2])
+    metrics.write_bytes(b"".join([lines[0], b"\0\0\0\n", lines[1]]))
+    with pytest.raises(RunError, match="no JSON object"):
+        open_here(run, recipe, FIRST)
