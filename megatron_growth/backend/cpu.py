@@ -95,6 +95,7 @@ def torch_replacements() -> list[Replacement]:
     """What must change in torch, before Megatron is imported."""
     import torch
     import torch.distributed as dist
+    from torch.utils.data import DataLoader
 
     from megatron_growth.backend.fake_cuda import cuda_replacements, tensor_replacements
 
@@ -104,7 +105,28 @@ def torch_replacements() -> list[Replacement]:
         Replacement(torch, "compile", _uncompiled, "Megatron's jit_fuser: compiling for the host costs minutes"),
         Replacement(torch.accelerator, "is_available", lambda: False, "data loaders: no pin-memory thread"),
         Replacement(dist, "barrier", _without_device_ids(dist.barrier), "gloo refuses device_ids"),
+        Replacement(DataLoader, "__iter__", _without_a_draw(DataLoader.__iter__), "dropout has this generator"),
     ]
+
+
+def _without_a_draw(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A data loader's iterator that leaves the generator as it was.
+
+    It draws a seed for its workers from the host's generator.  On a GPU dropout has another one; here it would drop
+    otherwise after a restart, and otherwise on the tensor-parallel ranks without a loader.
+    """
+
+    @functools.wraps(original)
+    def iterate(self: Any) -> Any:
+        import torch
+
+        state = torch.default_generator.get_state()
+        try:
+            return original(self)
+        finally:
+            torch.default_generator.set_state(state)
+
+    return iterate
 
 
 def megatron_replacements() -> list[Replacement]:

@@ -250,6 +250,12 @@ class PluginOptions:
         for flag, is_set in unsupported.items():
             if is_set and (self.source or self.methods):
                 raise UnsupportedError(f"growing and freezing do not support {flag}", fix=f"leave out {flag}")
+        if self.methods and (optimizer := getattr(args, "optimizer", "adam")) != "adam":
+            raise UnsupportedError(
+                "with --growth-freeze, --growth-schedule or --growth-method a run goes on from the saved state of Adam "
+                f"only; with --optimizer {optimizer} it could not resume",
+                fix="leave out --optimizer",
+            )
         if self.methods and getattr(args, "decoupled_lr", None) is not None:
             raise UserError(
                 "--decoupled-lr and --growth-schedule both set the embedding's learning rate",

@@ -90,3 +90,22 @@ def test_one_process_goes_on_from_two_stages(case):
     run_distributed(train_several, 1, [words(folder, "one.jsonl", *load, *rules, bf16=bf16)], process_group=False)
     expected = {i: x for i, x in metrics(folder / "whole1.jsonl").items() if i > 2}
     assert metrics(folder / "one.jsonl") == pytest.approx(expected, rel=2e-3 if bf16 else 1e-6)
+
+
+def test_dropout_goes_on_where_it_was(tmp_path):
+    """A loader is made after a checkpoint is read, and only by the first of the tensor-parallel ranks."""
+    dropout = ["--hidden-dropout", "0.1"]
+    save, load = (
+        ["--save", tmp_path / "ckpt", "--save-interval", "2"],
+        ["--load", tmp_path / "ckpt", "--ckpt-step", "2"],
+    )
+    whole = words(tmp_path, "whole.jsonl", *dropout, *save, bf16=False, tensor=2)
+    run_distributed(
+        train_several,
+        2,
+        [whole, words(tmp_path, "rest.jsonl", *dropout, *load, bf16=False, tensor=2)],
+        process_group=False,
+    )
+    after = metrics(tmp_path / "rest.jsonl")
+    assert list(after) == [3, 4]
+    assert after == {i: x for i, x in metrics(tmp_path / "whole.jsonl").items() if i in after}

@@ -149,6 +149,7 @@ def test_a_megatron_without_its_training_loop_ends_with_2(machine, capsys, monke
 def test_devices_are_read_from_the_driver(monkeypatch):
     for function in (nvml.devices, nvml.driver):
         function.cache_clear()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert nvml.devices() == (H100, H100)
     assert nvml.driver() == "580.65.06"

@@ -106,6 +106,8 @@ def _allocate():
     start.record()
     end.record()
     state = torch.cuda.get_rng_state()
+    batches = list(torch.utils.data.DataLoader(range(4), batch_size=2))  # its draw is not from dropout's generator
+    kept = torch.equal(state, torch.cuda.get_rng_state())
     first = torch.rand(3)
     torch.cuda.set_rng_state(state)
     return {
@@ -115,6 +117,7 @@ def _allocate():
         "elapsed": start.elapsed_time(end) >= 0,
         "peak": torch.cuda.max_memory_allocated() > 0,
         "replayed": torch.equal(first, torch.rand(3)),
+        "loader": (kept, len(batches)),
     }
 
 
@@ -127,4 +130,5 @@ def test_cuda_calls_are_answered_by_the_host():
         "elapsed": True,
         "peak": True,
         "replayed": True,
+        "loader": (True, 2),
     }

@@ -80,6 +80,12 @@ def test_only_what_asks_for_something_is_wanted():
             UnsupportedError,
             "do not support --use-megatron-fsdp",
         ),
+        (
+            ["--growth-schedule", "a.*=0.5"],
+            {"optimizer": "muon"},
+            UnsupportedError,
+            "--optimizer muon it could not resume",
+        ),
         (["--growth-freeze", "a.*"], {"decoupled_lr": 1e-4}, UserError, "both set the embedding's learning rate"),
         (["--growth-freeze", "a.{0"], {}, RecipeError, "braces"),
         (["--growth-schedule", "*=cosinus"], {}, RecipeError, "no schedule is called 'cosinus'"),
