@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from megatron_growth.backend import cpu
+from megatron_growth.backend.processes import without_collection
 
 
 def import_megatron() -> None:
@@ -42,15 +41,3 @@ def _read_once(read: Callable[[Any, type], dict[str, str]]) -> Callable[[Any, ty
         return known[described]
 
     return documentation
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Without Python's garbage collector, which goes through all modules again and again while they are loaded."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

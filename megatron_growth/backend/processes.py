@@ -1,11 +1,14 @@
-"""Processes that do not outlive the one that started them."""
+"""Processes that do not outlive the one that started them, and that load their modules quickly."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def die_with_parent() -> None:
@@ -23,3 +26,15 @@ def request_death_signal() -> None:
     """Ask Linux to kill this process alone when its parent ends; the wish survives exec."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Without Python's garbage collector, which goes through all modules again and again while they are loaded."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from megatron_growth.backend.preload import import_megatron, read_flags_once, without_collection
+from megatron_growth.backend.preload import import_megatron, read_flags_once
+from megatron_growth.backend.processes import without_collection
 from megatron_growth.run import failures
 
 

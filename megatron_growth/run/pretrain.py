@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_growth.backend.processes import die_with_parent
+from megatron_growth.backend.processes import die_with_parent, without_collection
 from megatron_growth.backend.start import prepare
 from megatron_growth.run import failures
 
@@ -186,7 +186,9 @@ def main() -> int:
     """Entry point of one rank; returns its exit code."""
     die_with_parent()
     with failures.recorded():
-        sys.argv[1:] = prepare(sys.argv[1:])
+        with without_collection():
+            sys.argv[1:] = prepare(sys.argv[1:])
+            import megatron.training.training  # noqa: F401
         run()
     return 0
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import os
 
-from megatron_growth.backend.preload import import_megatron, read_flags_once, without_collection
+from megatron_growth.backend.preload import import_megatron, read_flags_once
+from megatron_growth.backend.processes import without_collection
 
 
 def prepare() -> None:

@@ -1,4 +1,4 @@
-"""A chain of three real Megatron stages over two nodes, each disturbed once, against the same chain left alone."""
+"""A chain of three real Megatron stages over two nodes and one, each disturbed once, against the same left alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from megatron_growth.records import metrics
 from megatron_growth.run import checkpoints
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
+from tests import prepared
 from tests.held_stage import AFTER
+from tests.megatron import micro_run
 from tests.slurm.cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
 
 ITERATIONS = 30  # of every stage
+HOSTS = {"A": ("node1", "node2"), "B": ("node1", "node2"), "C": ("node1",)}
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -50,9 +53,8 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(
     alone, disturbed = RunDirectory(tmp_path / "alone"), RunDirectory(tmp_path / "disturbed")
     monkeypatch.setenv("GROWTH_ENTRY", "tests.held_stage")
     (tmp_path / "profile.yaml").write_text(PROFILE.replace("launcher: srun", "launcher: torchrun"))
-    answer = growth(
-        *("submit", HERE / "chain.yaml", "--run", disturbed.path, "--cluster", tmp_path / "profile.yaml", "--json")
-    )
+    words = [HERE / "chain.yaml", "--corpus", micro_run.write_corpus(tmp_path / "corpus"), "--workers", "1"]
+    answer = growth("submit", *words, "--run", disturbed.path, "--cluster", tmp_path / "profile.yaml", "--json")
     numbers = [stage["job"] for stage in json.loads(answer)["runs"][0]["stages"]]
 
     wait_until_held(disturbed, "A")  # what Slurm sends before the time limit
@@ -67,12 +69,14 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(
     wait_for_end()
     said = "".join((disturbed.stage(name).path / "job.txt").read_text() for name in "ABC" if unfinished() == [])
     assert [job(number)["JobState"] for number in numbers] == ["COMPLETED"] * 3, said
-    growth("train", HERE / "chain.yaml", "--run", alone.path)
+    monkeypatch.delenv("GROWTH_ENTRY")
+    left_alone = prepared.call("train", *words, "--run", alone.path)
+    assert left_alone.returncode == 0, left_alone
     for name in "ABC":
         starts = slurm_record.read(disturbed.stage(name)).starts
         assert len(starts) == 2, said
         assert starts[1].iteration >= AFTER
-        assert starts[1].hosts == ("node1", "node2")
+        assert starts[1].hosts == HOSTS[name]
         kept = checkpoints.iterations(disturbed.stage(name).checkpoints)
         assert (len(kept), kept[-1]) == (2, ITERATIONS)
         assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
