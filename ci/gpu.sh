@@ -39,7 +39,7 @@ left() { # seconds that are left, at least 1
   local seconds=$((deadline - SECONDS))
   echo $((seconds > 1 ? seconds : 1))
 }
-selected=(-m gpu -n 4) # the same on the host is tested everywhere
+selected=(-m gpu -n 8) # the same on the host is tested everywhere
 if [[ "${GPU_ON_HOST:-}" == 1 ]]; then selected=(-n 0); fi
 failed=0
 step() { # NAME COMMAND...: run it within the time that is left, its output into OUT/NAME.txt

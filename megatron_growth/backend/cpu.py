@@ -131,19 +131,17 @@ def _without_a_draw(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def megatron_replacements() -> list[Replacement]:
     """What must change in Megatron and Transformer Engine; imports the modules concerned."""
-    engine: list[Replacement] = []
+    from megatron_growth.backend import async_save
+
+    found = [*async_save.replacements(), *(one for row in _rows() for one in row.replacements())]
     if load_transformer_engine():
         # Megatron takes its norm where it is installed, whatever the layers are.
         from megatron_growth.backend import te_on_host
 
-        engine = te_on_host.replacements()
-    from megatron_growth.backend import async_save
-
-    return [
-        *engine,
-        *async_save.replacements(),
-        *(one for row in _rows() for one in row.replacements()),
-    ]
+        found += te_on_host.replacements()
+        if transformer_engine(gpu=False):
+            found += te_on_host.optimizer_replacements()
+    return found
 
 
 def _uncompiled(model: Any = None, **_: Any) -> Any:

@@ -61,24 +61,48 @@ class FusedAdam(torch.optim.Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        beta1, beta2 = group["betas"]
-        adam(
+        fused_update(
             parameters,
             [p.grad for p in parameters],
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
-            [],
-            _steps(parameters, group["step"] - 1),
-            fused=True,
-            amsgrad=False,
-            maximize=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            decoupled_weight_decay=self.adam_w_mode,
+            step=group["step"],
+            decoupled=self.adam_w_mode,
+            **{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")},
         )
+
+
+def fused_update(
+    parameters: list[torch.Tensor],
+    gradients: list[torch.Tensor | None],
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    *,
+    step: int,
+    decoupled: bool,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One update of parameters and moments in place, by torch's fused kernel; `step` counts from 1."""
+    adam(
+        parameters,
+        gradients,
+        first,
+        second,
+        [],
+        _steps(parameters, step - 1),
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=lr,
+        weight_decay=weight_decay,
+        eps=eps,
+        decoupled_weight_decay=decoupled,
+    )
 
 
 def _steps(parameters: list[torch.Tensor], steps: int) -> list[torch.Tensor]:

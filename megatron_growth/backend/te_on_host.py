@@ -1,9 +1,10 @@
 """Transformer Engine's real modules on the host: forwards and backwards by torch and Megatron's own collectives.
 
 Everything about them but the kernels is as on a GPU: the classes that Megatron builds, their parameters and names,
-initialisation, extra state and sharded state.  So whatever depends on these can be tested where there is no GPU.
-`cpu.install()` puts these forwards in place where Transformer Engine is installed.  Layers are made of it only where
-MEGATRON_GROWTH_TE_ON_HOST is 1; Megatron takes its norm behind the last layer in any case.
+initialisation, extra state and sharded state, the optimizer's class and how it saves and loads.  So whatever depends on
+these can be tested where there is no GPU.  `cpu.install()` puts these forwards in place where Transformer Engine is
+installed.  Layers are made of it, and the optimizer is its, only where MEGATRON_GROWTH_TE_ON_HOST is 1; Megatron takes
+its norm behind the last layer in any case.
 
 Shape legend: S sequence (a rank's part of it under sequence parallelism), B batch, I inputs and O outputs of a matrix
 on this rank, A query heads and G query groups of this rank, D head dim.
@@ -11,11 +12,13 @@ on this rank, A query heads and G query groups of this rank, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from megatron_growth.backend.fused_adam import fused_update
 from megatron_growth.backend.replacements import Replacement
 from megatron_growth.errors import UnsupportedError
 
@@ -35,6 +38,61 @@ def replacements() -> list[Replacement]:
         te.DotProductAttention: attention,
     }
     return [Replacement(module, "forward", forward, why) for module, forward in forwards.items()]
+
+
+def optimizer_replacements() -> list[Replacement]:
+    """Transformer Engine's own FusedAdam in Megatron, as on a GPU, over torch's kernel; imports both.
+
+    They come after what `optimizers.py` puts in their place.
+    """
+    import transformer_engine_torch as kernels
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+    from transformer_engine.pytorch.optimizers import FusedAdam
+
+    why = "Transformer Engine's Adam, whose state is saved and loaded its own way, is what a GPU has"
+    return [
+        Replacement(kernels, "multi_tensor_adam", multi_tensor_adam, "its kernel needs a GPU"),
+        Replacement(distrib_optimizer, "USING_APEX_OPTIMIZER", False, why),
+        Replacement(distrib_optimizer, "USING_TE_OPTIMIZER", True, why),
+        Replacement(distrib_optimizer, "Adam", FusedAdam, why),
+        Replacement(optimizer, "Adam", FusedAdam, why),
+    ]
+
+
+def multi_tensor_adam(
+    chunk_size: int,  # noqa: ARG001
+    noop_flag: torch.Tensor,  # noqa: ARG001
+    tensor_lists: Sequence[list[torch.Tensor]],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    mode: int,
+    bias_correction: int,
+    weight_decay: float,
+) -> None:
+    """One update in the interface of the kernel; `tensor_lists` are gradients, parameters and both moments in fp32.
+
+    Raises:
+        UnsupportedError: master weights inside the optimizer, or no bias correction; Megatron uses neither here.
+    """
+    if len(tensor_lists) != 4 or not bias_correction:
+        raise UnsupportedError("Adam with master weights inside, or without bias correction", where="the host")
+    gradients, parameters, first, second = tensor_lists
+    fused_update(
+        parameters,
+        [*gradients],
+        first,
+        second,
+        step=step,
+        decoupled=mode == 1,
+        lr=lr,
+        betas=(beta1, beta2),
+        eps=eps,
+        weight_decay=weight_decay,
+    )
 
 
 def linear(self: Any, inp: torch.Tensor, *_: Any, **__: Any) -> Output:

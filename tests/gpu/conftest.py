@@ -1,5 +1,7 @@
 """What a GPU is asked here is asked of the host too, so that the questions themselves are tested everywhere."""
 
+import fcntl
+import json
 import os
 
 import pytest
@@ -38,6 +40,13 @@ def train(machine):
 
 @pytest.fixture(scope="session")
 def source(train, machine, tmp_path_factory):
-    """A run of eight iterations, saved after four, and its losses."""
-    folder = tmp_path_factory.mktemp(machine) / "source"
-    return folder, train(PLUGGED, words(*AUTO, *ZERO, "--save", folder, "--save-interval", 4)).losses
+    """A run of eight iterations, saved after four, and its losses; made once for all workers of pytest-xdist."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here.parent if os.environ.get("PYTEST_XDIST_WORKER") else here
+    folder, found = shared / f"source-{machine}", shared / f"source-{machine}.json"
+    with (shared / f"source-{machine}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not found.exists():
+            run = train(PLUGGED, words(*AUTO, *ZERO, "--save", folder, "--save-interval", 4))
+            found.write_text(json.dumps(run.losses))
+    return folder, {int(iteration): loss for iteration, loss in json.loads(found.read_text()).items()}

@@ -63,6 +63,21 @@ class Projecting:
                     self._galore_step(parameter, group, step)
         return loss
 
+    # Transformer Engine's Adam asks these for every state that it saves and loads; it knows the types of its own only.
+
+    def get_unscaled_state(self, param: Tensor, state_name: str) -> Tensor:
+        """A state in fp32, as low-rank state is kept."""
+        if "." in state_name:
+            return self.state[param][state_name]
+        return super().get_unscaled_state(param, state_name)  # type: ignore[misc]
+
+    def set_scaled_state(self, param: Tensor, state_name: str, unscaled_state: Tensor) -> None:
+        """Take a state that was loaded in fp32."""
+        if "." in state_name:
+            self.state[param][state_name] = unscaled_state
+        else:
+            super().set_scaled_state(param, state_name, unscaled_state)  # type: ignore[misc]
+
     def _galore_step(self, parameter: Tensor, group: dict[str, Any], step: int) -> None:
         """galore-torch 1.0's arithmetic: eps before the bias correction, weight decay after the update.
 
