@@ -1,12 +1,15 @@
 """One GPU: plain Megatron against the plugin, freezing, our layers against Transformer Engine's, and growth on load.
 
     python benchmarks/gpu.py [--seconds 240] [--folder DIR] [--json]              (the paper's 1B and 2B, in bf16)
+    python benchmarks/gpu.py --turn /tmp/turn --only plain --only nothing         (two cases, started at once)
     python benchmarks/gpu.py --recipe nano-progressive --iterations 4             (the same on a machine without a GPU)
 
 Each case is a fresh start of the plug-in example, stock or plugged, on mock data, with the words that `plan RECIPE
 --command STAGE` prints for this machine; its batch is one micro-batch.  Time is the median of Megatron's own time per
 iteration after the first five; memory is torch's peak, beside the plan's estimate.  Cases that do not fit --seconds are
-left out and named.  TFLOP/s and MFU are by the exact accounting.
+left out and named.  With --turn FILE all cases but the first start at once and take turns from their first iteration on
+(benchmarks/in_turn.py): where starting takes longer than training; also several of these commands, with the same FILE.
+TFLOP/s and MFU are by the exact accounting.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +31,9 @@ from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.records.metrics import records
 from megatron_growth.run.command import stage_words
 from megatron_growth.testing import run_script, torchrun
+from megatron_growth.testing.distributed import DistributedFailure
 
+IN_TURN = Path(__file__).with_name("in_turn.py")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "01-plug-in"
 STEP = re.compile(r"iteration +\d+/.*?elapsed time per iteration \(ms\): (\S+)")
 PEAK = re.compile(r"max allocated: (\S+)")
@@ -106,8 +112,10 @@ def measure(
     stage = plan.stage(case.stage)
     words = words_of(plan, case.stage, machine.installation, stage.micro_batch_size, options.iterations)
     script = EXAMPLE / ("pretrain_gpt.py" if case.plugged else "pretrain_gpt_stock.py")
-    run = torchrun if machine.here.gpu else run_script
-    output = run(script, [*words, *case.words], timeout=600).output
+    run, turn = (torchrun if machine.here.gpu else run_script), {}
+    if options.turn:
+        words, script, turn = [str(script), *words], IN_TURN, {"BENCHMARK_TURN": str(options.turn)}
+    output = run(script, [*words, *case.words], env=turn, timeout=600).output
     step = statistics.median([float(ms) for ms in STEP.findall(output)][min(WARM_UP, options.iterations - 1) :])
     peaks = [float(mib) for mib in PEAK.findall(output)]
     tokens = stage.micro_batch_size * stage.sequence_length / (step / 1e3)
@@ -145,11 +153,41 @@ def table(rows: Sequence[Measured], peak_tflops: float) -> str:
     return "\n".join(lines)
 
 
+def run_cases(
+    plan: RunPlan, machine: doctor.Diagnosis, options: argparse.Namespace, begin: float
+) -> list[tuple[Case, Measured | str | None]]:
+    """Every chosen case with what was measured, why it failed, or None where there was no time for it."""
+    small, large = (stage.name for stage in plan.stages[:2])
+
+    def row(case: Case) -> Measured | str | None:
+        if time.monotonic() - begin > options.seconds:
+            return None
+        try:
+            return measure(case, plan, machine, options, folder)
+        except DistributedFailure as error:
+            return str(error)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        chosen = [
+            case
+            for case in cases(small, large, folder, bool(machine.here.transformer_engine))
+            if not options.only or any(word in case.name for word in options.only)
+        ]
+        ahead = sum("--save" in case.words for case in chosen)  # the first, which another is grown from
+        found = [row(case) for case in chosen[:ahead]]
+        with ThreadPoolExecutor(len(chosen) if options.turn else 1) as pool:
+            found += pool.map(row, chosen[ahead:])
+    return list(zip(chosen, found, strict=True))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="progressive-8b", help="its first two stages are measured")
     parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--only", action="append", metavar="WORD", help="cases whose name holds it; again for more")
+    parser.add_argument("--turn", type=Path, metavar="FILE", help="start the cases at once; FILE is made")
     parser.add_argument("--seconds", type=float, default=240.0, help="begin no further case after so many")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU in bf16, for the MFU (an H100)")
     parser.add_argument("--folder", type=Path, help="for the checkpoint that is grown; a temporary one by default")
@@ -157,22 +195,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     begin, machine = time.monotonic(), doctor.diagnose()
     plan = plan_run(recipes.load(options.recipe), 1)
-    small, large = (stage.name for stage in plan.stages[:2])
-    rows, left_out = [], []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        for case in cases(small, large, folder, bool(machine.here.transformer_engine)):
-            if time.monotonic() - begin > options.seconds:
-                left_out.append(case.name)
-                continue
-            rows.append(measure(case, plan, machine, options, folder))
+    found = run_cases(plan, machine, options, begin)
+    rows = [row for _, row in found if isinstance(row, Measured)]
+    left_out = [case.name for case, row in found if row is None]
+    failed = {case.name: row for case, row in found if isinstance(row, str)}
     where = f"{machine.here.gpu or 'host'}, installation {machine.installation}"
     if options.json:
-        print(json.dumps({"machine": machine.to_json(), "rows": [asdict(row) for row in rows], "left_out": left_out}))
+        shown = {"rows": [asdict(row) for row in rows], "left_out": left_out, "failed": failed}
+        print(json.dumps({"machine": machine.to_json(), **shown}))
     else:
         print(f"{where}\n\n{table(rows, options.peak_tflops)}")
         print(*(f"left out: {name}" for name in left_out), sep="\n", end="")
-    return 0
+        print(*(f"failed: {name}: {what}" for name, what in failed.items()), sep="\n", end="")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
