@@ -6,7 +6,7 @@ In the folder of unfinished work:
 2. Workers write `shards/BATCH-NUMBER.npz`, each renamed into place when complete; finished shards are kept on a
    restart.  A batch is all local files together, or one file of the hub, which is fetched into `downloads/` for it and
    deleted after it.
-3. `result/` is merged from the shards in order into Megatron's indexed dataset, hashed, and made durable.
+3. `result/` is merged from the shards in order through Megatron's `IndexedDatasetBuilder`, hashed, and made durable.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_growth.data.encode import Shard, load_shard
-from megatron_growth.data.indexed import IndexedWriter
 from megatron_growth.data.manifest import FileRecord, SplitRecord
 from megatron_growth.records.storage import fsync_path, sha256_of
 
@@ -38,7 +39,8 @@ def merge_shards(
         progress: called with (bytes of shards that are merged, bytes of all).
         max_tokens: training documents after the one that reaches this many tokens are left out; 0 for none.
     """
-    writers = {name: IndexedWriter(folder / name, dtype) for name in splits}
+    new = _builder_class()
+    builders = {name: new(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
     documents, tokens = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
     empty = text_bytes = done = 0
     total = sum(path.stat().st_size for path in shards)
@@ -47,7 +49,7 @@ def merge_shards(
         if max_tokens:
             shard = _first(shard, max_tokens - tokens["train"])
         for name in splits:
-            writers[name].add(shard.tokens[name], shard.lengths[name])
+            _append(builders[name], shard, name)
             documents[name] += len(shard.lengths[name])
             tokens[name] += len(shard.tokens[name])
         empty += shard.empty
@@ -56,7 +58,7 @@ def merge_shards(
         progress(done, total)
     records = {}
     for name in splits:
-        writers[name].finish()
+        builders[name].finalize(str(folder / f"{name}.idx"))
         files = {file: _record(folder / file) for file in (f"{name}.bin", f"{name}.idx")}
         records[name] = SplitRecord(documents[name], tokens[name], files)
     return Merged(records, empty, text_bytes)
@@ -73,6 +75,29 @@ def _first(shard: Shard, room: int) -> Shard:
         lengths=shard.lengths | {"train": shard.lengths["train"][:count]},
         sizes=shard.sizes | {"train": shard.sizes["train"][:count]},
     )
+
+
+def _builder_class() -> type:
+    """Megatron's builder, imported here because it takes seconds and no other step needs it.
+
+    The import warns about optional GPU packages, which tokenization does not use.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+    return IndexedDatasetBuilder
+
+
+def _append(builder: Any, shard: Shard, split: str) -> None:
+    for document in _documents(shard.tokens[split], shard.lengths[split]):
+        builder.add_document(document, [len(document)])
+
+
+def _documents(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    begin = 0
+    for end in np.cumsum(lengths).tolist():
+        yield tokens[begin:end]
+        begin = end
 
 
 def _record(path: Path) -> FileRecord:
