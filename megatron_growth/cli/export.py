@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
@@ -128,12 +129,7 @@ def _adapters(args: argparse.Namespace) -> int:
         UserError: an option asks for what adapters do not have.
     """
     of_a_model = {"--dtype": args.dtype, "--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
-    if given := [name for name, value in of_a_model.items() if value]:
-        raise UserError(
-            f"{' and '.join(given)} is for whole models: adapters are written as they are stored",
-            where="--adapters",
-            fix=f"leave out {' and '.join(given)}",
-        )
+    refuse_idle(of_a_model, "adapters are written as they are stored, without a tokenizer")
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.adapters import export_adapters
 
@@ -151,10 +147,13 @@ def _tokenizer(args: argparse.Namespace) -> tuple[TokenizerSpec | None, Tokenize
     from megatron_growth.exchange.tokenizer_files import tokenizer_of_run
 
     if args.no_tokenizer:
+        named = {"--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
+        refuse_idle(named, "--no-tokenizer leaves out the tokenizer")
         return None, None
     if args.tokenizer:
         spec = parse_spec(args.tokenizer, args.tokenizer_files)
         return spec, load_tokenizer(spec)
+    refuse_idle({"--tokenizer-files": args.tokenizer_files}, "they are those of --tokenizer gpt2")
     return tokenizer_of_run(args.source) or (None, None)
 
 

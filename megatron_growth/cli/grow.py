@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     spec, shape, architecture = _wanted(args)
+    if spec.optimizer_state == "reset":
+        refuse_idle({"--lr": args.lr, "--min-lr": args.min_lr}, "without grown optimizer state no rate is stored")
     job = grow_offline.plan(
         open_source(args.source),
         lambda source: _target_shape(source, args, shape),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.records.human import size
 from megatron_growth.records.numbers import GPUS, finite, whole
 from megatron_growth.records.storage import json_text
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     recipe = recipes.load(args.recipe, args.variant)
     if args.command is not None:
+        drawn = {"--plot-lr": args.plot_lr, "--plot-memory": args.plot_memory, "--fit-gb": args.fit_gb}
+        refuse_idle(drawn, "--command prints the words of one stage")
         return _command(recipe, args)
     _only_with_command(args)
     plan = plan_run(recipe)
@@ -96,6 +99,8 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
     if args.host and args.installation:
         raise RecipeError("--host is an installation of its own", fix="leave out --installation")
     profile = _profile(args) if args.cluster else None
+    if profile is None:
+        refuse_idle({"--nodes": args.nodes}, "no --cluster is named")
     gpus = args.gpus or (profile.gpus if profile else 1 if args.host else DEFAULT_GPUS)
     words = stage_words(
         recipe,

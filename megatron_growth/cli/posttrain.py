@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import duration, plural
 from megatron_growth.records.numbers import finite, whole
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_request_arguments(words, kind)
         words.add_argument("--processes", type=whole(), metavar="N", help="default: one for each GPU, else 1")
         words.add_argument("--cluster", metavar="PROFILE", help="submit it to Slurm with this profile, instead")
-        words.add_argument("--nodes", type=whole(), default=1, metavar="N", help="nodes of the job (1)")
+        words.add_argument("--nodes", type=whole(), metavar="N", help="nodes of the job (1)")
         words.add_argument("--dry-run", action="store_true", help="print the job's command and script, and do nothing")
         words.add_argument("--json", action="store_true", help="print posttrain.json")
         words.add_argument("--submit", action="store_true", help=argparse.SUPPRESS)  # see cli.main.spelled_out
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         return _submit(args)
     if args.dry_run:
         raise UserError("--dry-run shows a job, and no cluster is named", fix="add --cluster PROFILE")
+    refuse_idle({"--nodes": args.nodes}, "they are those of a job, and no --cluster is named")
     extra.require("trl", "datasets", "accelerate")
     import torch
 
@@ -142,6 +144,8 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
         raise UserError(
             f"the preset {preset.name} has no data of its own", where="--data", fix="name a file with --data"
         )
+    if args.valid_data:
+        refuse_idle({"--valid-share": args.valid_share}, "--valid-data are the held-out examples")
     share = preset.valid if args.valid_share is None else args.valid_share
     if share >= 1:
         raise UserError(f"--valid-share {share:g} leaves nothing to train on", fix="give less than 1, such as 0.1")
@@ -181,8 +185,9 @@ def _submit(args: argparse.Namespace) -> int:
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
 
-    profile = load_cluster(args.cluster)
-    request = request_of(args, args.nodes * profile.ranks_of_a_node, gpu=True)
+    refuse_idle({"--processes": args.processes}, "a job has one process for each GPU of its nodes")
+    profile, nodes = load_cluster(args.cluster), args.nodes or 1
+    request = request_of(args, nodes * profile.ranks_of_a_node, gpu=True)
     here = {
         key: str(Path(value).absolute())
         for key in ("model", "data", "valid_data", "tokenizer", "chat_template")
@@ -190,12 +195,12 @@ def _submit(args: argparse.Namespace) -> int:
     }
     request = replace(request, **here)  # type: ignore[arg-type]
     if args.dry_run:
-        job = job_of_request(args.output, request, profile, args.nodes)
+        job = job_of_request(args.output, request, profile, nodes)
         script = job.script.read_text("utf-8")
         document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
         print(json_text(document) if args.json else f"{job.command()}\n\n# {job.script}\n{script}", end="")
         return 0
-    found = submit(args.output, request, profile, args.nodes)
+    found = submit(args.output, request, profile, nodes)
     if args.json:
         print(json_text({"output": str(args.output), **asdict(found)}))
     else:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.cli.console import show
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import RunError, UserError
 from megatron_growth.records.storage import json_text
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.compare:
         return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
+    refuse_idle({"--output": args.output}, "a run's report is written into the run; it is for --compare")
     if args.run is None:
         raise UserError(
             "report needs a run", fix="`megatron-growth report RUN`, or `megatron-growth report --compare RUN RUN`"

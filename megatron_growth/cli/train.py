@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.data_options import add_data_options, with_data_options
+from megatron_growth.cli.idle import refuse_idle
 
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if args.smoke:
         return _smoke(recipe, args)
     baselines = tuple(name for name in dict.fromkeys(args.baseline) if name != "none")
+    if args.stage:
+        refuse_idle({"--baseline": baselines or None}, "--stage trains one stage or baseline alone")
     request = TrainRequest(
         stage=args.stage,
         baselines=baselines,

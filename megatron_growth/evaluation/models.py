@@ -20,7 +20,7 @@ from pathlib import Path
 from megatron_growth.checkpoint.processes import OnProgress
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
-from megatron_growth.errors import CheckpointError, RunError
+from megatron_growth.errors import CheckpointError, RunError, UserError
 from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
@@ -139,9 +139,16 @@ def folder_of(
 
     Raises:
         DataError: outside of a run no tokenizer was named.
+        UserError: a tokenizer was named for a Hugging Face folder.
         GrowthError: as of `plan_export` and `export`.
     """
     if model.is_huggingface:
+        if tokenizer or tokenizer_files:
+            raise UserError(
+                "a Hugging Face model has a tokenizer of its own, and no other is taken",
+                where=str(model.path),
+                fix="leave out --tokenizer and --tokenizer-files, or put the tokenizer's files into the folder",
+            )
         return model.path
     spec, found = tokenizer_of(model.path, tokenizer, tokenizer_files)
     plan = plan_export(Source(model.path), vocab=found.vocab_size, eod=found.eod, trust_checkpoint=trust_checkpoint)

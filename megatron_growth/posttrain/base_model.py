@@ -29,6 +29,12 @@ def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgr
         DataError: a checkpoint outside of a run directory, whose tokenizer nobody knows.
     """
     if is_huggingface(model):
+        if tokenizer and not Path(tokenizer).is_dir():
+            raise DataError(
+                f"--tokenizer {tokenizer} is no folder, and a Hugging Face model's tokenizer is one of files",
+                where=str(model),
+                fix="name the folder of its files, or leave --tokenizer out",
+            )
         return model
     if not model.is_dir():
         raise CheckpointError(

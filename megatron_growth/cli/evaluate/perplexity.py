@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.evaluate import common
+from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
@@ -49,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.evaluation.documents import read_documents
     from megatron_growth.evaluation.perplexity import perplexity
 
-    if args.length and args.stride and args.stride > args.length:
-        raise UserError(f"--stride {args.stride} is larger than --length {args.length}", fix="give a smaller stride")
     documents = read_documents(args.text)
     scorer, how = _scorer(args)
     length = args.length or min(scorer.length, LONGEST)
     if length > scorer.length:
         raise UserError(f"--length {length}: the model takes {scorer.length} tokens", fix="give a smaller length")
+    if args.stride and args.stride > length:
+        raise UserError(f"--stride {args.stride} is larger than the windows of {length}", fix="give a smaller stride")
     counter = common.Counter("windows", quiet=args.json)
     found = perplexity(scorer, documents, length=length, stride=args.stride, progress=counter)
     if args.json:
@@ -73,6 +74,8 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
 
     model = common.single(args.model, args.cache)
     if args.export or model.is_huggingface:
+        layout = {"--tensor": args.tensor, "--pipeline": args.pipeline}
+        refuse_idle(layout, "transformers computes in one process; Megatron scores a checkpoint without --export")
         folder = common.exported(model, args)
         opened = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
         return opened, {"computed_by": "transformers"}

@@ -113,6 +113,14 @@ def test_a_window_that_forgets_a_token_is_noticed(folder, tmp_path, capsys, monk
         test_perplexity_is_that_of_transformers_with_a_sliding_window(folder, tmp_path, capsys, 64, 16)
 
 
+def test_options_that_transformers_does_not_have_are_refused(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Some text.")
+    words = ("perplexity", folder[0], "--text", tmp_path / "a.txt")
+    assert "--tensor would do nothing" in error(capsys, *words, "--tensor", 2)
+    assert "a tokenizer of its own" in error(capsys, *words, "--tokenizer", "gpt2")
+    assert "--stride 5000 is larger" in error(capsys, *words, "--stride", 5000)
+
+
 def test_what_cannot_be_scored_is_refused(folder, tmp_path, capsys):
     path = folder[0]
     assert "there is no such text" in error(capsys, "perplexity", path, "--text", tmp_path / "none.txt")

@@ -51,6 +51,11 @@ def test_missing_tokenizer(tmp_path: Path, refused: Refused, model: Path) -> Non
     assert f"no tokenizer files in {bare}" in refused("sft", bare, "--data", data)
 
 
+def test_a_tokenizer_that_would_not_be_taken(tmp_path: Path, refused: Refused, model: Path) -> None:
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
+    assert "--tokenizer gpt2 is no folder" in refused("sft", model, "--data", data, "--tokenizer", "gpt2")
+
+
 def test_tokenizer_of_another_model(tmp_path: Path, refused: Refused, model: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
