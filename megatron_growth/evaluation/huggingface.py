@@ -22,8 +22,8 @@ from megatron_growth.errors import CheckpointError, UnsupportedError, first_line
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.evaluation.windows import Window, batches, padded
 from megatron_growth.exchange.config import ARCHITECTURES, DTYPES
-from megatron_growth.exchange.export import MANIFEST
-from megatron_growth.exchange.source import is_huggingface, read_config
+from megatron_growth.exchange.folder import MANIFEST, is_huggingface
+from megatron_growth.exchange.source import read_config
 
 ROWS = 256  # positions whose logits are held at a time
 

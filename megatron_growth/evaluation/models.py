@@ -24,7 +24,7 @@ from megatron_growth.errors import CheckpointError, RunError, UserError
 from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
-from megatron_growth.exchange.source import CONFIG, is_huggingface
+from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations

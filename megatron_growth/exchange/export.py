@@ -17,13 +17,12 @@ from megatron_growth.checkpoint.processes import OnProgress, run_shared
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import ExportPlan
+from megatron_growth.exchange.folder import CONFIG, MANIFEST
 from megatron_growth.exchange.shard_writer import FileRecord, ShardWriter, shared_chunks
 from megatron_growth.records import owned
 from megatron_growth.records.storage import require_space, storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
-MANIFEST = "export.json"
-CONFIG = "config.json"
 PURPOSE = "an unfinished export"
 _KEY, _DONE, _TEMPORARY = ".export-key", ".done", ".tmp"
 _SPARE_BYTES = 64 << 20

@@ -17,7 +17,8 @@ def open_source(path: Path) -> Source:
         UnsupportedError: a Hugging Face model that Megatron cannot express.
     """
     from megatron_growth.checkpoint.source import Source
-    from megatron_growth.exchange.source import HuggingFaceSource, is_huggingface
+    from megatron_growth.exchange.folder import is_huggingface
+    from megatron_growth.exchange.source import HuggingFaceSource
 
     path = Path(path)
     return HuggingFaceSource(path) if is_huggingface(path) else Source(path)

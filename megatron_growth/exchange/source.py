@@ -19,21 +19,16 @@ from megatron_growth.checkpoint.source import Item, Source, SourceTensor
 from megatron_growth.checkpoint.torch_private import StorageInfo, StoredTensor
 from megatron_growth.errors import CheckpointError
 from megatron_growth.exchange.config import from_config
+from megatron_growth.exchange.folder import CONFIG
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
 from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
 from megatron_growth.records.storage import parse_json
 
-CONFIG = "config.json"
 _LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
 _SAMPLE_BYTES = 1 << 16
 # Rotary frequencies that old conversions stored; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
-
-
-def is_huggingface(path: Path) -> bool:
-    """Whether a folder holds a Hugging Face model rather than a Megatron checkpoint."""
-    return (path / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import CheckpointError, DataError, UserError, first_line
-from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.exchange.folder import is_huggingface
 from megatron_growth.posttrain.presets import Kind
 
 OURS = "tulu"

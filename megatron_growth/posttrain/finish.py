@@ -13,8 +13,7 @@ from typing import Any
 
 from megatron_growth import __version__
 from megatron_growth.errors import GrowthError
-from megatron_growth.exchange.export import MANIFEST
-from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.exchange.folder import MANIFEST, is_huggingface
 from megatron_growth.posttrain import presets
 from megatron_growth.posttrain.examples import RECORD
 from megatron_growth.posttrain.folder import Result, Work

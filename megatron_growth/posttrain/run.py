@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import RunError, UserError
-from megatron_growth.exchange.source import is_huggingface
+from megatron_growth.exchange.folder import is_huggingface
 from megatron_growth.posttrain import base_model, examples, extra, finish
 from megatron_growth.posttrain.folder import RateFolder, Work
 from megatron_growth.posttrain.line import Line

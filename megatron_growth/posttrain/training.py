@@ -18,8 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from megatron_growth import mistakes
 from megatron_growth.posttrain import extra, zero
 from megatron_growth.posttrain.examples import TRAIN, VALID
@@ -104,6 +102,7 @@ def newest_checkpoint(folder: RateFolder, *, clean: bool = True) -> Path | None:
 def _trainer(job: Job, *, evaluate_first: bool) -> Any:
     """The trainer of the request's kind, with its data tokenized."""
     import datasets
+    import torch
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -140,6 +139,8 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
 
 def _arguments(job: Job) -> dict[str, Any]:
     """What SFT and DPO have in common."""
+    import torch
+
     request, cuda = job.request, torch.cuda.is_available()
     micro, accumulation = request.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
     bf16 = request.dtype == "bfloat16"
@@ -189,6 +190,7 @@ def _positions(base: Path) -> int:
 
 def _attention(request: Request) -> str:
     """torch's own attention, which keeps packed examples apart by their positions; FlashAttention where it is there."""
+    import torch
     from transformers.utils import is_flash_attn_2_available
 
     fast = request.packing and request.dtype == "bfloat16" and torch.cuda.is_available()

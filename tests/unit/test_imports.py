@@ -153,6 +153,7 @@ def test_the_package_imports_without_torch():
         "from megatron_growth.cli.main import build_parser\n"
         "build_parser().format_help()\n"
         "import megatron_growth.slurm.job, megatron_growth.slurm.preflight\n"
+        "import megatron_growth.posttrain.slurm_job, megatron_growth.posttrain.slurm_preflight\n"
         "from megatron_growth.backend import nvml\n"
         "from megatron_growth.run import gpu_options, train\n"
         "nvml._loaded = lambda name: None\n"
