@@ -7,11 +7,9 @@ them against the pinned torch.  Used: `_StorageInfo` (where an item lies in its 
 
 from __future__ import annotations
 
+import importlib
 import io
-import pickle
-import stat
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,128 +23,26 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_growth.errors import CheckpointError
-from megatron_growth.records.storage import inside, storage_errors
+from megatron_growth.checkpoint import metadata_file
 
-# What a `.metadata` file may name.  Enough for every checkpoint that torch and Megatron write.
-_METADATA_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath"},
-    "torch": {"Size", *(str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype))},
-}
+_DTYPES = {str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype)}
+_KINDS = metadata_file.Kinds(
+    Metadata, MetadataIndex, StorageInfo, TensorStorageMetadata, BytesStorageMetadata, torch.dtype
+)
 
 
-class Damaged(CheckpointError):
-    """Read without an error, and not what a checkpoint holds: proven, not suspected."""
-
-
-class _Unlisted(Exception):
-    """A name that `_METADATA_CLASSES` does not list."""
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Loads the classes of `_METADATA_CLASSES` and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _METADATA_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise _Unlisted(f"{module}.{name} is not part of a checkpoint's metadata")
+def _of_torch(module: str, name: str) -> Any:
+    if name in metadata_file.CLASSES.get(module, ()) or (module == "torch" and name in _DTYPES):
+        return getattr(importlib.import_module(module), name)
+    raise metadata_file.Unlisted(f"{module}.{name} is not part of a checkpoint's metadata")
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """The `.metadata` of a DCP directory, unpickled from an allow-list; the one way to read it.
+    """The `.metadata` of a DCP directory as torch's own objects, unpickled from an allow-list.
 
-    Raises:
-        Damaged: the file was read, and is no metadata.
-        CheckpointError: it is missing, or names a class that metadata has no use for, or a file outside the checkpoint.
-        StorageError: the file system refused; nothing is known about the checkpoint.
+    Errors as of `metadata_file.read`.
     """
-    path = directory / ".metadata"
-    with storage_errors(path):
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise CheckpointError("the checkpoint's metadata is no file", where=str(path))
-            data = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointError(
-                "there is no checkpoint here",
-                where=str(path),
-                fix="name the folder given to Megatron's --save, or one of its iter_* folders "
-                "(--ckpt-format torch_dist)",
-            ) from None
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-        problem = _problem_of(metadata)
-    except _Unlisted as error:
-        raise CheckpointError(
-            f"the checkpoint's metadata is not plain metadata: {error}",
-            where=str(path),
-            fix="restore it from a copy that you trust, or save the checkpoint again",
-        ) from None
-    except Exception as error:  # bytes that are no pickle raise almost anything
-        problem = f"{type(error).__name__}: {error}"
-    if problem:
-        raise Damaged(
-            f"the checkpoint's metadata is damaged: {problem}", where=str(path), fix="restore it from another copy"
-        )
-    for name in sorted({info.relative_path for info in metadata.storage_data.values()}):
-        if not inside(directory, name):
-            raise CheckpointError(
-                f"the checkpoint names a file outside its folder: {name!r}",
-                where=str(path),
-                fix="do not use this checkpoint, unless you moved its files and left links: then put them back",
-            )
-    return metadata
-
-
-def _problem_of(metadata: Any) -> str | None:
-    """What in unpickled metadata is not as torch writes it; anything may be raised for objects half built."""
-    if not isinstance(metadata, Metadata):
-        return f"it holds a {type(metadata).__name__}"
-    if not isinstance(metadata.state_dict_metadata, dict) or not isinstance(metadata.storage_data, dict):
-        return "it has no list of what is stored"
-    for key, entry in metadata.state_dict_metadata.items():
-        if not isinstance(key, str) or not isinstance(entry, TensorStorageMetadata | BytesStorageMetadata):
-            return f"{key!r} is described by a {type(entry).__name__}"
-        if isinstance(entry, TensorStorageMetadata) and not _is_tensor(entry):
-            return f"the sizes of {key} contradict each other"
-    for index, info in metadata.storage_data.items():
-        if not isinstance(index, MetadataIndex) or not isinstance(info, StorageInfo) or not isinstance(index.fqn, str):
-            return "an entry of its list of files is of another kind"
-        numbers = (info.offset, info.length, *(index.offset or ()))
-        if not isinstance(info.relative_path, str) or not _are_counts(numbers):
-            return f"the place of {index.fqn} is not a place in a file"
-    return None
-
-
-def _are_counts(numbers: Iterable[Any]) -> bool:
-    return all(type(n) is int and n >= 0 for n in numbers)
-
-
-def _is_tensor(entry: TensorStorageMetadata) -> bool:
-    """Whether a tensor has a type, and its chunks lie inside of it."""
-    if not isinstance(entry.properties.dtype, torch.dtype) or not _are_counts(entry.size):
-        return False
-    for chunk in entry.chunks:
-        if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
-            return False
-        if not (_are_counts(chunk.offsets) and _are_counts(chunk.sizes)):
-            return False
-        if any(o + n > all_ for o, n, all_ in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)):
-            return False
-    return True
+    return metadata_file.read(directory, _of_torch, _KINDS)
 
 
 @dataclass(frozen=True)

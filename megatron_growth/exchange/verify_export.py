@@ -15,8 +15,8 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export import read_manifest
-from megatron_growth.exchange.folder import MANIFEST
 from megatron_growth.exchange.export_plan import ExportPlan, plan_export
+from megatron_growth.exchange.folder import MANIFEST
 from megatron_growth.exchange.names import NamedRows
 from megatron_growth.exchange.source import read_config
 from megatron_growth.records.storage import inside

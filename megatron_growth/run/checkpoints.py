@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_growth.checkpoint.metadata_file import Damaged, read_bare
 from megatron_growth.checkpoint.paths import METADATA, TRACKER, read_tracker
 from megatron_growth.errors import CheckpointError, GrowthError
 from megatron_growth.recipes.schema import Checkpoint
@@ -58,14 +59,12 @@ def problem_of(folder: Path) -> str | None:
     Raises:
         GrowthError: that cannot be known: the file system refused, or the metadata are of an unknown kind.
     """
-    from megatron_growth.checkpoint.torch_private import Damaged, read_metadata
-
     with storage_errors(folder):
         for name in (METADATA, "metadata.json"):
             if _size(folder / name) is None:
                 return f"{name} is missing"
         try:
-            metadata = read_metadata(folder)
+            metadata = read_bare(folder)
         except Damaged as error:
             return f"{METADATA} cannot be read ({error.what})"
         ends: dict[str, int] = {}

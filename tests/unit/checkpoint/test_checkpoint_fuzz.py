@@ -16,7 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_growth.checkpoint import grow_offline, metadata
+from megatron_growth.checkpoint.metadata_file import read_bare
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.checkpoint.torch_private import read_metadata
 from megatron_growth.errors import GrowthError
 from megatron_growth.operators import build_map, get, names
 from megatron_growth.run import checkpoints
@@ -48,6 +50,14 @@ def read(folder):
         return error
 
 
+def verdict(reader, folder):
+    """The files that a reader finds, or the kind of its error: that of torch's objects and of the bare ones are one."""
+    try:
+        return {info.relative_path for info in reader(folder).storage_data.values()}
+    except GrowthError as error:
+        return type(error)
+
+
 @settings(max_examples=EXAMPLES or 80, deadline=None)
 @given(data=st.data())
 def test_changed_metadata_bytes(whole, data):
@@ -73,6 +83,7 @@ def test_changed_metadata_bytes(whole, data):
         assert isinstance(found, GrowthError) or found[0] == SHAPE or bytes(changed) != original
         with contextlib.suppress(GrowthError):
             checkpoints.problem_of(folder)
+        assert verdict(read_bare, folder) == verdict(read_metadata, folder)
     finally:
         (folder / ".metadata").write_bytes(original)
 
@@ -110,6 +121,7 @@ def test_changed_metadata_values(whole, changes):
     try:
         found = read(folder)
         assert isinstance(found, GrowthError) or found[0].hidden in (SHAPE.hidden, *(v for *_, v in changes))
+        assert verdict(read_bare, folder) == verdict(read_metadata, folder)
     finally:
         (folder / ".metadata").write_bytes(original)
 

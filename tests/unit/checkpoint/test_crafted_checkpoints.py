@@ -106,7 +106,7 @@ def test_a_source_that_is_trusted_is_found_grown_again(tmp_path, capsys):
 
 @pytest.mark.fault
 def test_a_reader_that_follows_every_path_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_growth.checkpoint.torch_private.inside", lambda *_: True)
+    monkeypatch.setattr("megatron_growth.checkpoint.metadata_file.inside", lambda *_: True)
     monkeypatch.setattr("megatron_growth.checkpoint.target_state._load", lambda *_: None)
     grow_offline.grow(
         grow_offline.plan(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from megatron_growth.checkpoint import torch_private
+from megatron_growth.checkpoint import metadata_file, torch_private
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
 
@@ -44,3 +44,31 @@ def test_metadata_that_names_other_code_is_refused(tmp_path):
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Bad()))
     with pytest.raises(CheckpointError, match="not part of a checkpoint's metadata"):
         torch_private.read_metadata(tmp_path)
+    with pytest.raises(CheckpointError, match="not part of a checkpoint's metadata"):
+        metadata_file.read_bare(tmp_path)
+
+
+def test_metadata_without_torch_are_the_same(tmp_path):
+    state = {"weight": torch.randn(2, 3, 5), "bias": torch.zeros(4, dtype=torch.bfloat16), "note": {"step": 3}}
+    dcp.save(state, checkpoint_id=tmp_path / "c", no_dist=True)
+    bare, own = metadata_file.read_bare(tmp_path / "c"), torch_private.read_metadata(tmp_path / "c")
+    places = [sorted((i.relative_path, i.offset, i.length) for i in m.storage_data.values()) for m in (bare, own)]
+    assert places[0] == places[1]
+    for name, entry in own.state_dict_metadata.items():
+        found = bare.state_dict_metadata[name]
+        if hasattr(entry, "chunks"):
+            assert (found.size, f"torch.{found.properties.dtype}") == (entry.size, str(entry.properties.dtype))
+            assert [chunk.offsets for chunk in found.chunks] == [chunk.offsets for chunk in entry.chunks]
+
+
+def test_every_dtype_of_torch_is_known_and_no_other_name_is():
+    for name, value in vars(torch).items():
+        if isinstance(value, torch.dtype) and name == str(value).removeprefix("torch."):
+            assert metadata_file.bare("torch", name) == name
+        elif name != "Size" and not isinstance(value, torch.dtype):
+            with pytest.raises(metadata_file.Unlisted):
+                metadata_file.bare("torch", name)
+
+
+def test_the_layouts_are_torchs():
+    assert {str(value) for value in vars(torch).values() if isinstance(value, torch.layout)} == metadata_file.LAYOUTS
