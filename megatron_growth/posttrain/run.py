@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.errors import RunError, UserError
+from megatron_growth.checkpoint.paths import resolve
+from megatron_growth.errors import CheckpointError, RunError, UserError
 from megatron_growth.exchange.folder import is_huggingface
 from megatron_growth.posttrain import base_model, examples, extra, finish
 from megatron_growth.posttrain.folder import RateFolder, Work
@@ -88,7 +89,29 @@ def existing(target: Path, request: Request) -> Document:
             fix="nothing in it was touched: name another folder with --output",
         ) from None
     same_request(found, request, target)
+    _same_checkpoint(document, request, target)
     return document
+
+
+def _same_checkpoint(document: Document, request: Request, target: Path) -> None:
+    """Refuse the result of an earlier checkpoint for that of a later one: the request names the folder of both.
+
+    Raises:
+        RunError: the checkpoint has been trained further since.
+    """
+    export = (document.get("model") or {}).get("export")
+    if not isinstance(export, dict) or is_huggingface(Path(request.model)):
+        return
+    try:
+        now = resolve(Path(request.model)).resolve().name
+    except CheckpointError:  # it has gone, and its model is here
+        return
+    if now != (then := Path(str(export.get("source"))).name):
+        raise RunError(
+            f"the target was tuned from {then}, and the checkpoint is at {now} now",
+            where=str(target),
+            fix=f"name another folder with --output, or that checkpoint: {Path(request.model) / then}",
+        )
 
 
 def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _: None) -> None:

@@ -5,10 +5,11 @@ A profile says what the planner needs (nodes, GPUs, memory, speed) and what a jo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
@@ -22,6 +23,15 @@ Efficiency = Annotated[float, Number, Field(gt=0, le=1)]
 Local = Annotated[int, Number, Field(ge=1, le=PROCESSES)]  # of one node
 FOLDER = Path(__file__).with_name("clusters")
 
+# Options of sbatch that follow from something else.
+_OPTIONS_OF_THE_JOB = {
+    "--nodes": "from the stage's layout",
+    "--gpus-per-node": "from the profile's `gpus_per_node`",
+    "--time": "from the profile's `slurm.time_limit`",
+    "--signal": "from the profile's `slurm.signal_seconds`",
+    **dict.fromkeys(("--job-name", "--output", "--dependency"), "to find the job and its output again"),
+    **dict.fromkeys(("--wrap", "--array", "--no-requeue", "--ntasks", "--ntasks-per-node"), "as its script needs it"),
+}
 # Variables that would be overwritten, and where their values come from.
 _SET_BY_THE_JOB = {
     **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), "from its nodes and ranks"),
@@ -108,6 +118,22 @@ class Communication(Block):
     pad_buckets: bool = False
 
 
+def seconds_of(limit: str) -> int | None:
+    """Seconds of a time limit as sbatch takes it; None for no limit, which 0 means, too.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if limit.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", limit, re.ASCII)
+    if match is None:
+        raise ValueError(f"{limit!r} is no time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
+    days, of_day, minute, second, hours, minutes, seconds, alone = (int(part or 0) for part in match.groups())
+    found = ((days * 24 + of_day + hours) * 60 + minute + minutes + alone) * 60 + second + seconds
+    return found or None
+
+
 class Slurm(Block):
     """What sbatch is told; what is left out is the cluster's default.
 
@@ -129,6 +155,33 @@ class Slurm(Block):
     cpus_per_gpu: Local | None = None
     extra: tuple[str, ...] = ()
 
+    @field_validator("time_limit")
+    @classmethod
+    def _time(cls, limit: str) -> str:
+        seconds_of(limit)
+        return limit
+
+    @field_validator("extra")
+    @classmethod
+    def _options(cls, extra: tuple[str, ...]) -> tuple[str, ...]:
+        for option in extra:
+            name = option.partition("=")[0]
+            if not name.startswith("--"):
+                raise ValueError(f"{option!r} is no option of sbatch; write --name=value")
+            if name in _OPTIONS_OF_THE_JOB:
+                raise ValueError(f"the job sets {name} itself, {_OPTIONS_OF_THE_JOB[name]}; leave it out")
+        return extra
+
+    @model_validator(mode="after")
+    def _leaves_time_to_train(self) -> Self:
+        limit = seconds_of(self.time_limit)
+        if limit is not None and self.signal_seconds >= limit:
+            raise ValueError(
+                f"a job is told to save {self.signal_seconds} seconds before its end, and has {limit}: it would train "
+                "nothing; raise time_limit or lower signal_seconds"
+            )
+        return self
+
 
 class Container(Block):
     """An image for pyxis/enroot, and what is mounted into it (`/host/path:/path/inside`)."""
@@ -149,6 +202,8 @@ class Environment(Block):
     @classmethod
     def _own(cls, variables: dict[str, str]) -> dict[str, str]:
         for name in variables:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f"{name!r} is no name of a variable: letters, digits and _")
             if name in _SET_BY_THE_JOB:
                 raise ValueError(f"the job sets {name} itself, {_SET_BY_THE_JOB[name]}; leave it out")
         return variables

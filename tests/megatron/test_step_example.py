@@ -21,7 +21,7 @@ def launches(folder):
     stand_in.write_text(TORCHRUN)
     stand_in.chmod(0o755)
     variables = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "WORDS": str(words)}
-    subprocess.run(["bash", SCRIPT, folder / "out"], env=variables, check=True, timeout=60)
+    subprocess.run(["bash", SCRIPT, folder / "out"], env=variables, check=True, timeout=500)
     for text in words.read_text().split("----\n")[:-1]:
         standalone, flag, processes, module, backend, script, *rest = text.splitlines()
         assert [standalone, flag, module] == ["--standalone", "--nproc-per-node", "-m"]

@@ -25,7 +25,7 @@ dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 def end_of(error, more="", **variables):
     words = [sys.executable, "-c", PROGRAM.format(error=error, more=more)]
-    return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=500)
 
 
 def test_a_mistake_ends_with_2_and_a_sentence_and_anything_else_as_before():

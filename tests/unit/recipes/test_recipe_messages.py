@@ -6,7 +6,7 @@ import pytest
 
 from megatron_growth import recipes
 from megatron_growth.errors import RecipeError
-from megatron_growth.recipes.cluster import loads_cluster
+from megatron_growth.recipes.cluster import loads_cluster, seconds_of
 from megatron_growth.recipes.reporting import SYNONYMS, report
 from megatron_growth.recipes.schema import Recipe
 from megatron_growth.recipes.source import parse_yaml
@@ -69,6 +69,41 @@ def test_what_yaml_changes_is_to_be_put_in_quotes(old, new, words):
 )
 def test_the_same_in_a_cluster_profile(old, new, words):
     assert words in refused(old, new, PROFILE, loads_cluster)
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ('  time_limit: "soon" #', "'soon' is no time limit"),
+        ('  time_limit: "1:00:00:00" #', "is no time limit"),
+        ('  time_limit: "10:00" #', "told to save 600 seconds before its end, and has 600: it would train nothing"),
+        ('  extra: ["--nodes=99"]\n  time_limit: "24:00:00" #', "the job sets --nodes itself"),
+        ('  extra: ["-N2"]\n  time_limit: "24:00:00" #', "'-N2' is no option of sbatch"),
+    ],
+)
+def test_a_job_that_could_not_train_is_refused(new, words):
+    assert words in refused("  time_limit: ", new, PROFILE, loads_cluster)
+
+
+def test_a_variable_without_a_name_is_refused():
+    assert "no name of a variable" in refused("NCCL_DEBUG: ", '"BAD NAME": ', PROFILE, loads_cluster)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("30", 1800),
+        ("10:05", 605),
+        ("24:00:00", 86400),
+        ("2-00", 172800),
+        ("1-02:03", 93780),
+        ("1-02:03:04", 93784),
+        ("0", None),
+        ("UNLIMITED", None),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
+    assert seconds_of(limit) == seconds
 
 
 def test_in_quotes_they_are_what_they_say():
