@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--command", metavar="STAGE", help="print Megatron's words of this stage or baseline, one flag a line, instead"
     )
     parser.add_argument(
-        "--gpus", type=whole(most=GPUS), metavar="N", help="--command: GPUs of the stage (default: 8, or --cluster)"
+        "--gpus",
+        type=whole(most=GPUS),
+        metavar="N",
+        help="data-parallel sizes that the recipe leaves open fill so many GPUs (default: a node of 8, or --cluster)",
     )
     parser.add_argument("--host", action="store_true", help="--command: the words of a machine without a GPU")
     parser.add_argument(
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_idle(drawn, "--command prints the words of one stage")
         return _command(recipe, args)
     _only_with_command(args)
-    plan = plan_run(recipe)
+    plan = plan_run(recipe, args.gpus)
     on_cluster = _on_cluster(recipe, plan, args)
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
     written = _draw(plan, args)
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 def _only_with_command(args: argparse.Namespace) -> None:
     from megatron_growth.errors import RecipeError
 
-    for flag in ("gpus", "host", "installation", "run"):
+    for flag in ("host", "installation", "run"):
         if getattr(args, flag):
             raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
 
@@ -92,7 +95,6 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
     """Print the words of one stage."""
     from megatron_growth.errors import RecipeError
     from megatron_growth.planner import plan_run
-    from megatron_growth.planner.planning import DEFAULT_GPUS
     from megatron_growth.run.command import lines, stage_words
     from megatron_growth.run.directory import existing
 
@@ -101,7 +103,7 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
     profile = _profile(args) if args.cluster else None
     if profile is None:
         refuse_idle({"--nodes": args.nodes}, "no --cluster is named")
-    gpus = args.gpus or (profile.gpus if profile else 1 if args.host else DEFAULT_GPUS)
+    gpus = args.gpus or (profile.gpus if profile else 1 if args.host else None)
     words = stage_words(
         recipe,
         plan_run(recipe, gpus),

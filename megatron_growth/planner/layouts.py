@@ -11,6 +11,21 @@ from megatron_growth.shape import ModelShape
 
 _REPEAT = re.compile(r"\(([^()]*)\)\*(\d+)|([EtmL|])\*(\d+)")
 _TOKENS = re.compile(r"[EtmL|]*")
+DEFAULT_GPUS = 8  # a node
+
+
+def open_dp(gpus: int | None, ranks: int, micro_batches: int) -> int:
+    """The data-parallel size of a stage that leaves it open.
+
+    Args:
+        gpus: to be filled; None for as many of a node's as the batch goes round.
+        ranks: TP x PP.
+        micro_batches: of the whole batch.
+    """
+    most = max(1, (gpus or DEFAULT_GPUS) // ranks)
+    if gpus is not None:
+        return most
+    return next((dp for dp in range(most, 1, -1) if micro_batches % dp == 0), 1)
 
 
 def divisors(number: int) -> list[int]:

@@ -22,8 +22,6 @@ from megatron_growth.recipes.source import KeyPath
 from megatron_growth.records.human import size
 from megatron_growth.shape import ModelShape
 
-DEFAULT_GPUS = 8  # data parallelism that a recipe leaves open is planned for one node of eight GPUs
-
 
 @dataclass(frozen=True)
 class _Draft:
@@ -64,12 +62,13 @@ class _Draft:
         return budgets.Costs(s.name, self.rate, self.batch_tokens, self.nominal, s.iterations)
 
 
-def plan_run(recipe: Recipe, gpus: int = DEFAULT_GPUS) -> RunPlan:
+def plan_run(recipe: Recipe, gpus: int | None = None) -> RunPlan:
     """Every derived number of a run.
 
     Args:
         recipe: from `recipes.load`.
-        gpus: GPUs that a stage without a data-parallel size of its own runs on.
+        gpus: GPUs that a stage without a data-parallel size of its own runs on; None for as many of one node of eight
+            as its batch goes round.
 
     Raises:
         ParallelLayoutError: a layout does not fit its model.
@@ -83,7 +82,7 @@ def plan_run(recipe: Recipe, gpus: int = DEFAULT_GPUS) -> RunPlan:
     return complete(recipe, stages, baselines)
 
 
-def _drafts(recipe: Recipe, gpus: int) -> list[_Draft]:
+def _drafts(recipe: Recipe, gpus: int | None) -> list[_Draft]:
     """All stages' sizes and layouts; every layout problem of the recipe in one error."""
     problems: list[str] = []
     drafts: dict[str, _Draft] = {}
@@ -95,10 +94,10 @@ def _drafts(recipe: Recipe, gpus: int) -> list[_Draft]:
 
 
 def _draft(
-    recipe: Recipe, stage: Stage, path: KeyPath, source: _Draft | None, gpus: int, problems: list[str]
+    recipe: Recipe, stage: Stage, path: KeyPath, source: _Draft | None, gpus: int | None, problems: list[str]
 ) -> _Draft:
     model, given = recipe.model, stage.layout
-    dp = given.dp or max(1, gpus // (given.tp * given.pp))
+    dp = given.dp or layouts.open_dp(gpus, given.tp * given.pp, stage.global_batch_size // stage.micro_batch_size)
     shape = _shape(recipe, stage)
     found = layouts.problems(
         shape,
@@ -351,7 +350,7 @@ def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> sched
         raise RecipeError(f"stage {draft.stage.name}: {error.what}", where=where, fix=error.fix) from None
 
 
-def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int) -> list[StagePlan]:
+def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int | None) -> list[StagePlan]:
     """The largest model from scratch, with the FLOPs of all stages together."""
     problems: list[str] = []
     key = "flops_exact" if recipe.budget.accounting == "exact" else "flops"
@@ -379,7 +378,9 @@ def _tokens_for(whole: float, draft: _Draft) -> float:
     return whole / draft.rate
 
 
-def _step_matched(recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int) -> Baseline:
+def _step_matched(
+    recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int | None
+) -> Baseline:
     """The baseline with the batch that spends `whole` FLOPs in as many steps as the stages take."""
     draft = _draft(recipe, baseline, path, None, gpus, [])
     dp = draft.layout.dp or 1

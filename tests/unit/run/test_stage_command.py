@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,19 @@ def test_gpus_decide_what_the_recipe_leaves_open(capsys):
     assert "--overlap-param-gather" in json.loads(many)
 
 
+def test_a_plan_without_gpus_takes_as_many_as_the_batch_goes_round(capsys):
+    """A batch of two micro-batches is no reason to refuse the plan of a recipe that leaves its layout open."""
+    recipe = Path(__file__).parents[2] / "megatron" / "micro-methods.yaml"
+    code, document, _ = command(capsys, str(recipe), "--json")
+    assert code == 0
+    assert [stage["layout"]["dp"] for stage in json.loads(document)["stages"]] == [2, 2, 2]
+    _, document, _ = command(capsys, str(recipe), "--gpus", "2", "--json")
+    assert [stage["layout"]["dp"] for stage in json.loads(document)["stages"]] == [2, 1, 1]
+    code, _, err = command(capsys, str(recipe), "--gpus", "16")
+    assert code == 2
+    assert "micro-batch 2 x DP 16" in err
+
+
 def test_the_host_has_its_own_words(capsys):
     _, host, _ = command(capsys, "nano-progressive", "--command", "nano-284k", "--host", "--json")
     words = json.loads(host)
@@ -41,7 +55,6 @@ def test_the_host_has_its_own_words(capsys):
     ("words", "message"),
     [
         (("progressive-8b", "--command", "9B"), "has no stage or baseline '9B'"),
-        (("progressive-8b", "--gpus", "8"), "--gpus belongs to --command"),
         (("progressive-8b", "--host"), "--host belongs to --command"),
         (("progressive-8b", "--command", "8B", "--run", "/nowhere"), "/nowhere"),
         (("step-368m", "--command", "galor"), "galore"),
