@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from megatron_growth.errors import UserError
 from megatron_growth.posttrain.presets import Kind
+from megatron_growth.records.storage import reading_record
 
 FILE_NAME = "request.json"
 
@@ -74,7 +75,9 @@ class Request:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The request that a folder was begun with."""
-        return cls.from_json(json.loads((folder / FILE_NAME).read_text("utf-8")))
+        file = folder / FILE_NAME
+        with reading_record(file, "what was asked for", f"remove {folder}, and give the command again"):
+            return cls.from_json(json.loads(file.read_text("utf-8")))
 
     def text(self) -> str:
         """One setting a line, for comparing two requests."""

@@ -23,7 +23,7 @@ from megatron_growth.posttrain.request import Request
 from megatron_growth.posttrain.run import existing, same_request
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records import metrics, owned
-from megatron_growth.records.storage import write_json
+from megatron_growth.records.storage import reading_record, write_json
 from megatron_growth.records.unfinished import partial_of
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.lock import exclusive
@@ -197,7 +197,8 @@ def status(target: Path) -> dict[str, Any]:
     }
     number = found.starts[-1].job if found.starts else None
     if number is None and (run.path / SUBMISSION).is_file():
-        number = json.loads((run.path / SUBMISSION).read_text("utf-8"))["job"]
+        with reading_record(run.path / SUBMISSION, "what is remembered of the job"):
+            number = json.loads((run.path / SUBMISSION).read_text("utf-8"))["job"]
     state, silence = None, None
     try:
         active = slurm.active([job_name(run, request.kind)])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.errors import StorageError, first_line
+from megatron_growth.errors import RunError, StorageError, first_line
 from megatron_growth.records.human import size
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -151,6 +151,23 @@ def parse_json(text: bytes | str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+@contextmanager
+def reading_record(path: Path, what: str, fix: str = "remove the file") -> Iterator[None]:
+    """Around reading a record of this package: turns what it does not hold into a RunError that names it.
+
+    Args:
+        path: the file.
+        what: it is, such as "the record of a stage's jobs".
+        fix: what to do when it is damaged.
+    """
+    try:
+        with storage_errors(path):
+            yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{what} cannot be read ({type(error).__name__}: {error})"
+        raise RunError(what, where=str(path), fix=fix) from None
 
 
 def sha256_of(path: Path) -> str:

@@ -21,6 +21,7 @@ import yaml
 from megatron_growth.errors import RunError
 from megatron_growth.evaluation.results import results_of, task_average
 from megatron_growth.posttrain.finish import FILE_NAME as POSTTRAIN
+from megatron_growth.records.storage import reading_record
 from megatron_growth.report.collect import collect
 from megatron_growth.report.variants import is_variants_folder
 from megatron_growth.run.directory import existing
@@ -114,12 +115,14 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         RunError: none of them is a run, or a tuned model comes from none of them.
     """
-    runs = [run for path in paths for run in _runs(path)]
+    given = {run.resolve(): run for path in paths for run in _runs(path)}  # each once, however often it is named
+    runs = list(given.values())
     if not runs:
         raise RunError("no run to compare", where=", ".join(map(str, paths)), fix="name run directories")
     tuned = [path for path in paths if (path / POSTTRAIN).is_file()]
     notes: list[str] = []
-    measured = [m for run in runs for m in _measure(run, tuned, notes)]
+    groups = _groups(runs)
+    measured = [m for run in runs for m in _measure(run, groups[run], tuned, notes)]
     for path in tuned:
         if not any(_stage_of(_read(path / POSTTRAIN), run) for run in runs):
             raise RunError(
@@ -138,17 +141,44 @@ def _runs(path: Path) -> list[Path]:
     return [path]
 
 
-def _group(run: Path, name: str) -> str:
-    """Recipe, and variant where the run is one of its variants."""
-    return f"{name}/{run.name}" if run.name in existing(run).planned.variants else name
+def _groups(runs: Sequence[Path]) -> dict[Path, str]:
+    """Which runs are one row: those of one recipe, and variant, that differ in their seed alone; else each has its own.
+
+    A recipe that was changed under its old name is another one, and a run of the same seed is no other sample.
+    """
+    alike: dict[str, list[Path]] = {}
+    for run in runs:
+        planned = existing(run).planned
+        name = f"{planned.name}/{run.name}" if run.name in planned.variants else planned.name
+        alike.setdefault(name, []).append(run)
+    found = {}
+    for name, members in alike.items():
+        recipes = [_recipe(run) for run in members]
+        seeds = [recipe.pop("seed", 0) for recipe in recipes]
+        one_row = len(set(seeds)) == len(seeds) and all(recipe == recipes[0] for recipe in recipes)
+        found |= {run: name if one_row else f"{name} ({run})" for run in members}
+    return found
 
 
-def _measure(run: Path, tuned: Sequence[Path], notes: list[str]) -> list[Measured]:
+def _recipe(run: Path) -> dict[str, Any]:
+    """The recipe of a run, as it was resolved."""
+    file = run / "recipe.yaml"
+    try:
+        found = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunError("the run's recipe cannot be read", where=str(file), fix="restore the file from a copy")
+    return found
+
+
+def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> list[Measured]:
     """Every finished stage and baseline of a run."""
     record = collect(run, started=False)
-    seed = int(yaml.safe_load((run / "recipe.yaml").read_text("utf-8")).get("seed", 0))
+    seed = int(_recipe(run).get("seed", 0))
     tasks = _tasks(run)
-    models = [*sorted(found.parent for found in run.glob(f"posttrain/*/{POSTTRAIN}")), *tuned]
+    own = sorted(found.parent for found in run.glob(f"posttrain/*/{POSTTRAIN}"))
+    models = list({model.resolve(): model for model in (*tuned, *own)}.values())  # one may be named and found
     found = []
     for stage in (*record.stages, *record.baselines):
         if not stage.complete:
@@ -159,7 +189,7 @@ def _measure(run: Path, tuned: Sequence[Path], notes: list[str]) -> list[Measure
             values["pre", "loss"] = stage.final_validation
         _add_tasks(values, "pre", tasks.get(stage.name, {}))
         _add_tuned(values, [model for model in models if _stage_of(_read(model / POSTTRAIN), run) == stage.name], tasks)
-        found.append(Measured(_group(run, record.name), stage.name, seed, values))
+        found.append(Measured(group, stage.name, seed, values))
     return found
 
 
@@ -205,11 +235,13 @@ def _stage_of(document: dict[str, Any], run: Path) -> str | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with reading_record(file, "the record of a tuned model", "restore it from a copy, or tune the model again"):
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise RunError(f"no valid JSON: {error}", where=str(file), fix="write it again") from None
-    return found
+        lacking = {"kind"} - {*found} | {"path", "export", "posttrain"} - {*found["model"]}
+        lacking |= {"valid_loss", "valid_accuracy"} - {*found["result"]}
+        if lacking:
+            raise KeyError(", ".join(sorted(lacking)))
+        return found
 
 
 def _rows(measured: Sequence[Measured]) -> list[Row]:

@@ -130,3 +130,33 @@ def test_an_unfinished_stage_is_left_out_and_named(folder):
     comparison = compare(everything(folder)[:2])
     assert rows_of(comparison)["grown", "B"]["seeds"] == [2]
     assert any("stage B is not finished" in note for note in comparison.notes)
+
+
+def test_a_run_or_a_model_that_is_named_twice_counts_once(folder):
+    once = rows_of(compare(everything(folder)))
+    (folder / "link").symlink_to("grown-seed1")
+    again = [*everything(folder), folder / "grown-seed1" / "posttrain" / "B-sft"]
+    assert folder / "link" in again
+    assert rows_of(compare(again)) == once
+
+
+def test_only_runs_that_differ_in_their_seed_alone_are_one_row(folder):
+    """A recipe that was changed under its name, or the same seed again, gave a mean and a spread over "seeds"."""
+    write_run(folder / "again", "grown", 1, 3.4)
+    rows = rows_of(compare([folder / "grown-seed1", folder / "again"]))
+    wanted = [f"grown ({folder / name})" for name in ("grown-seed1", "again")]
+    assert [group for group, stage in rows if stage == "B"] == wanted
+    assert all(row["pre"]["loss"]["std"] is None for row in rows.values())
+    recipe = folder / "grown-seed2" / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "optimizer: {weight_decay: 0.5}\n")
+    rows = rows_of(compare([folder / "grown-seed1", folder / "grown-seed2"]))
+    assert len([group for group, stage in rows if stage == "B"]) == 2
+
+
+@pytest.mark.parametrize("there", ["{", "{}", '{"kind": "sft", "model": 1, "result": {}}'])
+def test_a_record_of_a_tuned_model_that_is_damaged_is_named(folder, there):
+    file = folder / "grown-seed1" / "posttrain" / "B-sft" / "posttrain.json"
+    file.write_text(there)
+    with pytest.raises(RunError, match="the record of a tuned model") as said:
+        compare([folder / "grown-seed1"])
+    assert said.value.where == str(file)
