@@ -151,7 +151,7 @@ def _groups(runs: Sequence[Path]) -> dict[Path, str]:
         planned = existing(run).planned
         name = f"{planned.name}/{run.name}" if run.name in planned.variants else planned.name
         alike.setdefault(name, []).append(run)
-    found = {}
+    found: dict[Path, str] = {}
     for name, members in alike.items():
         recipes = [_recipe(run) for run in members]
         seeds = [recipe.pop("seed", 0) for recipe in recipes]
