@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
+from megatron_growth.layout.architecture import SETTINGS, settings_of
 from megatron_growth.shape import ModelShape
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -86,6 +87,7 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
         )
         if is_wrong
     ]
+    wrong += _unsaid(args)
     if wrong:
         raise UnsupportedError(
             f"transformers' Llama, Qwen2 and Qwen3 have no counterpart of: {', '.join(wrong)}",
@@ -100,6 +102,25 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
             fix="grow into sizes that divide; the size of a head is free",
         )
     return family
+
+
+# What a configuration says, or what is refused above in words of its own; any other setting must be at its default.
+_SAID = (
+    *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "window_size"),
+    *("use_rope_scaling", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias", "qk_layernorm"),
+    *("untie_embeddings_and_output_weights", "window_attn_skip_freq"),
+)
+
+
+def _unsaid(args: argparse.Namespace) -> list[str]:
+    """Settings that decide the function and that no configuration of these families can say, as flags."""
+    told = {setting.name: setting for setting in SETTINGS if setting.name not in _SAID}
+    defaults = argparse.Namespace()
+    return [
+        told[name].written(value)
+        for name, value in settings_of(args).items()
+        if name in told and (value or None) != (told[name].of(defaults) or None)
+    ]
 
 
 def _rope_out(args: argparse.Namespace) -> dict[str, Any]:
@@ -189,9 +210,8 @@ def _refuse(config: dict[str, Any], family: str, where: str) -> None:
 
 def _rope_of(config: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings: transformers 5 has one block, 4 a base and an optional scaling."""
-    if config.get("rope_parameters"):
-        return dict(config["rope_parameters"])
-    return {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
+    base = {"rope_theta": config.get("rope_theta", 10000.0)}  # where the block has none, as transformers takes it
+    return base | (config.get("rope_parameters") or config.get("rope_scaling") or {})
 
 
 def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: str) -> argparse.Namespace:
@@ -221,7 +241,7 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         rotary_base=int(base),
         rotary_percent=1.0,
         rotary_interleaved=False,
-        use_rope_scaling="factor" in rope,
+        use_rope_scaling=rope.get("rope_type", rope.get("type")) == "llama3",
         rope_scaling_factor=float(rope.get("factor", 8.0)),
         untie_embeddings_and_output_weights=not shape.tied_embeddings,
         max_position_embeddings=need.integer("max_position_embeddings"),

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.errors import CheckpointError
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.export_plan import WeightsFile
 from megatron_growth.exchange.names import NamedRows, Range
@@ -71,7 +72,8 @@ class ShardWriter:
         """Write a file and flush it to disk.
 
         Raises:
-            CheckpointError: a chunk of the source that was read whole is not what its writer stored.
+            CheckpointError: a chunk of the source that was read whole is not what its writer stored, or a weight is
+                too large for the export's precision.
         """
         self._read.clear()
         tensors = [(piece.name, piece.shape) for piece in shard.pieces]
@@ -112,10 +114,21 @@ class ShardWriter:
                 self._read[item].append(readings[-1])
 
             self.source.read(tensor, piece.layer, (start, stop), (0, columns), block, note)
-            written = block if tensor.dtype == self.dtype else block.to(self.dtype)
+            written = block if tensor.dtype == self.dtype else self._rounded(block, piece)
             data = memoryview(written.view(torch.uint8).numpy()).cast("B")
             as_read = written is block and len(readings) == 1  # one reading: the very bytes
             yield data, readings[0].crc if as_read else crc.crc32(data)
+
+    def _rounded(self, block: torch.Tensor, piece: NamedRows) -> torch.Tensor:
+        """A block in the export's precision; float16 reaches to 65504 only, where bfloat16 goes on."""
+        written = block.to(self.dtype)
+        if self.dtype == torch.float16 and not bool(written.isfinite().all()):
+            raise CheckpointError(
+                f"a weight of {piece.name} is no finite number in float16",
+                where=str(self.source.path),
+                fix="export with --dtype bfloat16 or float32",
+            )
+        return written
 
     def _compare(self) -> dict[int, list[crc.Piece]]:
         """Compare the chunks that were read whole; the checksums of what was read of the others."""

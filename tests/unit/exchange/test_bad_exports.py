@@ -155,3 +155,16 @@ def test_an_index_that_is_none(tmp_path, capsys, index):
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path / "llama", max_shard_size="4kB")
     (tmp_path / "llama" / "model.safetensors.index.json").write_text(index)
     assert "the index is damaged" in refused(capsys, tmp_path, "import", tmp_path / "llama")
+
+
+def test_a_weight_beyond_float16_is_named(tmp_path, capsys):
+    """bfloat16 reaches to 3e38; rounded to float16, it was written as an infinity."""
+    tensors = stored.random_tensors(SHAPE, dtype=torch.bfloat16)
+    tensors["output_layer.weight", None][3, 5] = 1e6
+    folder = stored.write(tmp_path / "large", SHAPE, tensors)
+    capsys.readouterr()
+    words = ["export", str(folder), "--to", str(tmp_path / "hf"), "--processes", "1", "--dtype"]
+    assert main([*words, "float16"]) == 2
+    assert "lm_head.weight is no finite number in float16" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+    assert main([*words, "float32"]) == 0

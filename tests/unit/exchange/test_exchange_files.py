@@ -14,7 +14,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
 from megatron_growth.errors import CheckpointError, UnsupportedError
 from megatron_growth.exchange import open_source
-from megatron_growth.exchange.config import from_config, to_config
+from megatron_growth.exchange.config import LLAMA3_ROPE, from_config, to_config
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.names import pieces
@@ -130,11 +130,40 @@ def test_what_megatron_cannot_be_is_named(folder, change, named):
         (SHAPE, {"window_size": (64, 0)}, "attention windows"),
         (SHAPE, {"position_embedding_type": "yarn"}, "yarn"),
         (SHAPE, {"rotary_percent": 0.5}, "partial rotary"),
+        (SHAPE, {"rotary_seq_len_interpolation_factor": 2}, "--rotary-seq-len-interpolation-factor 2"),
+        (SHAPE, {"quick_geglu": True}, "--quick-geglu"),
+        (SHAPE, {"qk_l2_norm": True}, "--qk-l2-norm"),
+        (SHAPE, {"softmax_type": "learnable"}, "--softmax-type learnable"),
+        (SHAPE, {"no_rope_freq": [0, 1]}, "--no-rope-freq 0 1"),
     ],
 )
 def test_what_transformers_has_no_counterpart_of_is_named(shape, change, named):
     with pytest.raises(UnsupportedError, match=named):
         to_config(shape, saved_arguments(shape, **change), vocab=64, dtype="float32", eod=None)
+
+
+def test_what_megatron_saves_without_a_meaning_hinders_nothing():
+    """As training saves them: YaRN's numbers are None in a model without YaRN."""
+    unset = dict.fromkeys(("yarn_original_max_position_embeddings", "yarn_beta_fast", "mrope_section", "no_rope_freq"))
+    args = saved_arguments(SHAPE, **unset, window_size=None, rotary_seq_len_interpolation_factor=None)
+    assert to_config(SHAPE, args, vocab=64, dtype="float32", eod=None)["model_type"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("rope", "base", "scaled"),
+    [
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}, 500_000, False),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1_000_000, False),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, 500_000, False),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, **LLAMA3_ROPE}}, 500_000, True),
+    ],
+)
+def test_rotary_settings_are_read_as_transformers_reads_them(rope, base, scaled):
+    config = to_config(SHAPE, saved_arguments(SHAPE), vocab=64, dtype="float32", eod=None)
+    _, args = from_config({k: v for k, v in config.items() if k != "rope_parameters"} | rope, "config.json")
+    assert (args.rotary_base, args.use_rope_scaling) == (base, scaled)
+    theirs = LlamaConfig(**{k: v for k, v in config.items() if k not in ("rope_parameters", "model_type")} | rope)
+    assert theirs.rope_parameters["rope_theta"] == base
 
 
 def cut(path):
