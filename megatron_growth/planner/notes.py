@@ -98,7 +98,7 @@ def _flops(recipe: Recipe, stages: Sequence[StagePlan]) -> Iterator[str]:
     """The FLOPs column of STEP's table 4 is 6 N x 20 N with the rounded sizes, not steps x batch."""
     printed, size = recipe.printed.flops, recipe.printed.size
     total = sum(stage.flops for stage in stages)
-    if not (printed and size) or abs(total / printed - 1) <= ROUNDING:
+    if not (printed and size and recipe.budget.vanilla_iterations) or abs(total / printed - 1) <= ROUNDING:
         return
     chinchilla = 6 * size * 20 * size
     yield (
@@ -117,9 +117,9 @@ def _updates(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[St
             continue
         who = "the stages together" if name == "chain" else name
         line = f"{who}: equal FLOPs give {updates:,} updates; the paper prints {printed / 1000:.0f}K."
-        if name == "chain":
+        if name == "chain" and recipe.budget.fraction:
             line += _most_updates(recipe, stages)
-        elif name == "relora":
+        elif name == "relora" and "vanilla" in planned:
             line += _full_rank_start(planned["vanilla"], updates, printed)
         yield line
 
@@ -158,7 +158,7 @@ def _peaks(program: Program) -> Iterator[str]:
 
 def _early_stop(compute: Saving, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> Iterator[str]:
     printed, last = compute.printed, stages[-1]
-    if printed is None or round(compute.paper, 3) == round(printed, 3):
+    if printed is None or not baselines or round(compute.paper, 3) == round(printed, 3):
         return
     rest = (1 - printed) * baselines[0].flops - sum(stage.flops for stage in stages[:-1])
     needed = rest / last.flops * last.iterations

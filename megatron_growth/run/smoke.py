@@ -23,7 +23,7 @@ from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
 from megatron_growth.planner import StagePlan, layouts, plan_run
 from megatron_growth.planner.room import Room
 from megatron_growth.recipes import Recipe
-from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, ScheduleBlock, Stage
+from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
 from megatron_growth.records.storage import reading_record, write_json, write_whole
@@ -178,6 +178,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
             "stages": stages,
             "baselines": {},
             "variants": {},
+            "printed": Printed(),  # a paper's figures say nothing of a few steps
             "evaluation": interval,
             "checkpoint": Checkpoint.model_validate(checkpoint.model_dump()),
         }

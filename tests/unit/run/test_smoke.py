@@ -10,6 +10,7 @@ from megatron_growth.cli.main import build_parser
 from megatron_growth.errors import ParallelLayoutError, RunError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.room import Room
+from megatron_growth.recipes.schema import Budget
 from megatron_growth.run import directory
 from megatron_growth.run.smoke import HALF, ITERATIONS, begin, changes, refuse_real, smoke_recipe, verdicts
 from megatron_growth.slurm.submit import go_on_command
@@ -159,3 +160,21 @@ def test_the_command_that_goes_on_is_that_of_a_smoke_job(run):
     args = build_parser(("train",)).parse_args(shlex.split(go_on_command(run))[1:])
     assert (args.smoke, args.folder) == (True, run.path)
     assert directory.recipe_text(recipes.load(args.recipe)) == directory.recipe_text(recipes.load("nano-progressive"))
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if not name.startswith("nano")])
+def test_every_shipped_recipe_has_a_smoke_job(name):
+    """Those of STEP compared their 20 steps with the paper's figures, and failed."""
+    variants = list(recipes.load(name).variants) or [None]
+    recipe = recipes.load(name, variants[-1])
+    plan = plan_run(smoke_recipe(recipe, 8, Room(141e9)), 8)
+    assert {stage.iterations for stage in plan.stages} == {ITERATIONS}
+    assert not any("The paper prints" in note for note in plan.notes)
+
+
+def test_a_recipe_of_a_paper_takes_another_budget():
+    """The paper's figures are then compared as far as the budget has them."""
+    step = recipes.load("step-680m")
+    stages = tuple(stage.model_copy(update={"iterations": 2000}) for stage in step.stages)
+    short = step.model_copy(update={"budget": Budget(rule="iterations"), "stages": stages, "baselines": {}})
+    assert [stage.iterations for stage in plan_run(short, 8).stages] == [2000, 2000]
