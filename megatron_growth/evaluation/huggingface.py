@@ -21,7 +21,8 @@ from megatron_growth.data.tokenizers.huggingface import HuggingFaceTokenizer
 from megatron_growth.errors import CheckpointError, UnsupportedError, first_line, nearest
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.evaluation.windows import Window, batches, padded
-from megatron_growth.exchange.config import ARCHITECTURES, DTYPES
+from megatron_growth.exchange.config import DTYPES
+from megatron_growth.exchange.families import FAMILIES
 from megatron_growth.exchange.folder import MANIFEST, is_huggingface
 from megatron_growth.exchange.source import read_config
 
@@ -105,9 +106,10 @@ def load(folder: Path, dtype: str, device: str) -> Any:
     if dtype not in DTYPES:
         raise UnsupportedError(f"models are not evaluated in {dtype!r}", where="--dtype", fix=nearest(dtype, DTYPES))
     family = read_config(folder).get("model_type")
-    if family not in ARCHITECTURES:
+    known = FAMILIES.names()
+    if family not in known:
         raise UnsupportedError(
-            f"models of type {family!r} are not evaluated", where=str(folder), fix=nearest(str(family), ARCHITECTURES)
+            f"models of type {family!r} are not evaluated", where=str(folder), fix=nearest(str(family), known)
         )
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -19,6 +19,7 @@ from megatron_growth import methods
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, UserError
+from megatron_growth.exchange.config import family_of
 from megatron_growth.exchange.names import pieces
 from megatron_growth.methods.relora import ReLoRA
 from megatron_growth.records.storage import storage_errors, write_json, write_whole
@@ -64,7 +65,7 @@ def export_adapters(source: Source, target: Path, *, trust_checkpoint: bool = Fa
         )
     shape = metadata.shape_of(source, args, unmerged=True)
     tensors: dict[str, torch.Tensor] = {}
-    for piece in pieces(shape):
+    for piece in pieces(family_of(shape, args), shape):
         stem = piece.parameter.name.removesuffix(".weight")
         if (f"{stem}.lora_a", None) not in source.tensors or piece.layer is None:
             continue

@@ -1,7 +1,7 @@
 """config.json and Megatron's saved arguments: the same architecture said in two ways.
 
-Three families have a counterpart on both sides: Llama (no biases), Qwen2 (biases of query, key and value) and Qwen3
-(norms of query and key).  What one side has and the other cannot say is refused by name, never left out.
+`families/` has the architectures that are known on both sides.  What one side has and the other cannot say is refused
+by name, never left out.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
+from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape
 from megatron_growth.layout.architecture import SETTINGS, settings_of
 from megatron_growth.shape import ModelShape
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 DTYPES = ("bfloat16", "float16", "float32")
@@ -39,8 +39,8 @@ def to_config(
     """
     family = family_of(shape, args)
     config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[family]],
-        "model_type": family,
+        "architectures": [family.architecture],
+        "model_type": family.name,
         "dtype": dtype,
         "vocab_size": vocab,
         "hidden_size": shape.hidden,
@@ -61,13 +61,11 @@ def to_config(
         "pad_token_id": None,
         "use_cache": True,
     }
-    if family == "llama":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    return config
+    return config | family.config()
 
 
-def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
-    """The transformers family of a Megatron model.
+def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
+    """What a Megatron model is exported as.
 
     Raises:
         UnsupportedError: there is none; names what no family has.
@@ -90,17 +88,11 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> str:
     wrong += _unsaid(args)
     if wrong:
         raise UnsupportedError(
-            f"transformers' Llama, Qwen2 and Qwen3 have no counterpart of: {', '.join(wrong)}",
+            f"no family that is known ({', '.join(FAMILIES.names())}) has a counterpart of: {', '.join(wrong)}",
             fix="only models that one of them can express are exported",
         )
-    if shape.qk_norm and shape.qkv_bias:
-        raise UnsupportedError("no family has both query/key norms and QKV biases")
-    family = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    if family == "llama" and shape.hidden % shape.heads:
-        raise UnsupportedError(
-            f"transformers refuses a Llama whose hidden size {shape.hidden} is no multiple of its {shape.heads} heads",
-            fix="grow into sizes that divide; the size of a head is free",
-        )
+    family = of_shape(shape)
+    family.check(shape)
     return family
 
 
@@ -144,11 +136,7 @@ def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argpars
         UnsupportedError: Megatron has no counterpart; names what it is.
         CheckpointError: a value that decides the model is missing, or sizes contradict each other.
     """
-    family = config.get("model_type")
-    if family not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"models of type {family!r} cannot be imported", where=where, fix=nearest(str(family), ARCHITECTURES)
-        )
+    family = imported_family(config, where)
     _refuse(config, family, where)
     need = _Needed(config, where)
     heads = need.integer("num_attention_heads")
@@ -161,10 +149,24 @@ def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argpars
         query_groups=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or 0),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
     )
     return shape, _arguments(config, shape, need, where)
+
+
+def imported_family(config: dict[str, Any], where: str) -> Family:
+    """The family of a config.json.
+
+    Raises:
+        UnsupportedError: it is not known.
+    """
+    name = config.get("model_type")
+    if name not in FAMILIES.names():
+        raise UnsupportedError(
+            f"models of type {name!r} cannot be imported", where=where, fix=nearest(str(name), FAMILIES.names())
+        )
+    return named(name)
 
 
 class _Needed:
@@ -185,14 +187,11 @@ class _Needed:
         return int(self.number(name))
 
 
-def _refuse(config: dict[str, Any], family: str, where: str) -> None:
+def _refuse(config: dict[str, Any], family: Family, where: str) -> None:
     rope = _rope_of(config)
     scaling = rope.get("rope_type", rope.get("type", "default"))
-    windowed = bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", family == "llama"))
     wrong = {
-        "attention_bias": family != "qwen2" and bool(config.get("attention_bias", False)),
-        "mlp_bias": bool(config.get("mlp_bias", False)),
-        "sliding_window": windowed or "sliding_attention" in (config.get("layer_types") or ()),
+        **family.refused(config),
         f"hidden_act {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
         f"rope scaling {scaling!r}": scaling not in ("default", "llama3"),
         "partial_rotary_factor": float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))) != 1,

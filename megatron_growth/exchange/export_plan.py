@@ -15,7 +15,7 @@ from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange import safetensors_files
-from megatron_growth.exchange.config import DTYPES, to_config
+from megatron_growth.exchange.config import DTYPES, family_of, to_config
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.shape import ModelShape
 
@@ -118,7 +118,7 @@ def plan_export(
         eod = getattr(args, "null_tokenizer_eod_id", None)
     target = getattr(torch, words)
     config = to_config(shape, args, vocab=kept, dtype=words, eod=eod)
-    shards = _shards(list(pieces(shape, kept)), target, shard_bytes)
+    shards = _shards(list(pieces(family_of(shape, args), shape, kept)), target, shard_bytes)
     return ExportPlan(source, args, shape, kept, target, eod, config, shards, int(common.get("iteration", 0)))
 
 

@@ -1,8 +1,8 @@
 """Which rows of which Megatron parameter each Hugging Face tensor is.  Pure; both directions read it.
 
-Llama, Qwen2 and Qwen3 name their tensors alike.  Megatron fuses query, key and value by query group, and SwiGLU's gate
-and up projections; everything else is the same matrix under another name.  Neither side permutes for RoPE: both rotate
-halves of a head.
+A family (`families/`) names its tensors.  Megatron fuses query, key and value by query group, and SwiGLU's gate and up
+projections; everything else is the same matrix under another name.  Neither side permutes for RoPE: both rotate halves
+of a head.
 
 Shape legend: A query heads, G query groups, D head dim, F ffn, H hidden, V vocabulary.
 """
@@ -12,23 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_growth.exchange.families import Family
 from megatron_growth.layout import Parameter, parameters_of
-from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+from megatron_growth.layout.parameters import dimensions
 from megatron_growth.shape import ModelShape
 
 Range = tuple[int, int]
-
-_PLAIN = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-    ATTENTION + "linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    ATTENTION + "q_layernorm.weight": "self_attn.q_norm.weight",
-    ATTENTION + "k_layernorm.weight": "self_attn.k_norm.weight",
-    ATTENTION + "linear_proj.weight": "self_attn.o_proj.weight",
-    MLP + "linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
-    MLP + "linear_fc2.weight": "mlp.down_proj.weight",
-}
 
 
 @dataclass(frozen=True)
@@ -60,43 +49,50 @@ class NamedRows:
         return (self.rows,) if self.columns is None else (self.rows, self.columns)
 
 
-def pieces(shape: ModelShape, vocab: int | None = None) -> Iterator[NamedRows]:
+def pieces(family: Family, shape: ModelShape, vocab: int | None = None) -> Iterator[NamedRows]:
     """Every Hugging Face tensor of a model, bottom to top.
 
     Args:
+        family: which names them.
         shape: Megatron's, padded vocabulary included.
         vocab: ids of the tokenizer; the padding rows above them are Megatron's alone.  All rows when None.
     """
     parameters = parameters_of(shape)
     for parameter in parameters:
         if not parameter.layered and parameter.name.startswith("embedding."):
-            yield from _of(parameter, None, shape, vocab)
+            yield from _of(family, parameter, None, shape, vocab)
     for layer in range(shape.layers):
         for parameter in parameters:
             if parameter.layered:
-                yield from _of(parameter, layer, shape, vocab)
+                yield from _of(family, parameter, layer, shape, vocab)
     for parameter in parameters:
         if not parameter.layered and not parameter.name.startswith("embedding."):
-            yield from _of(parameter, None, shape, vocab)
+            yield from _of(family, parameter, None, shape, vocab)
 
 
-def _of(parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None) -> Iterator[NamedRows]:
+def _of(
+    family: Family, parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None
+) -> Iterator[NamedRows]:
     rows, *rest = dimensions(parameter, shape)
-    prefix = "" if layer is None else f"model.layers.{layer}."
+    prefix = "" if layer is None else family.layers.format(layer=layer)
     columns = rest[0] if rest else None
-    for name, ranges in _parts(parameter, rows, shape, vocab).items():
+    for name, ranges in _parts(family, parameter, rows, shape, vocab).items():
         yield NamedRows(prefix + name, parameter, layer, ranges, columns)
 
 
-def _parts(parameter: Parameter, rows: int, shape: ModelShape, vocab: int | None) -> dict[str, tuple[Range, ...]]:
+def _parts(
+    family: Family, parameter: Parameter, rows: int, shape: ModelShape, vocab: int | None
+) -> dict[str, tuple[Range, ...]]:
     """Hugging Face names, without the layer's prefix, and their rows."""
     kind = parameter.name.rpartition(".")[2]
     if parameter.rows[0] == "qkv":
-        return {f"self_attn.{part}_proj.{kind}": ranges for part, ranges in qkv_ranges(shape).items()}
+        ranges = qkv_ranges(shape)
+        return {f"{name}.{kind}": ranges[part] for name, part in zip(family.projections, "qkv", strict=True)}
     if parameter.rows[0] == "gate_up":
-        return {f"mlp.gate_proj.{kind}": ((0, shape.ffn),), f"mlp.up_proj.{kind}": ((shape.ffn, rows),)}
+        gate, up = family.gate_up
+        return {f"{gate}.{kind}": ((0, shape.ffn),), f"{up}.{kind}": ((shape.ffn, rows),)}
     kept = vocab if parameter.rows[0] == "vocab" and vocab is not None else rows
-    return {_PLAIN[parameter.name]: ((0, kept),)}
+    return {family.names[parameter.name]: ((0, kept),)}
 
 
 def qkv_ranges(shape: ModelShape) -> dict[str, tuple[Range, ...]]:

@@ -18,7 +18,7 @@ from megatron_growth.checkpoint.plan import Box
 from megatron_growth.checkpoint.source import Item, Source, SourceTensor
 from megatron_growth.checkpoint.torch_private import StorageInfo, StoredTensor
 from megatron_growth.errors import CheckpointError
-from megatron_growth.exchange.config import from_config
+from megatron_growth.exchange.config import from_config, imported_family
 from megatron_growth.exchange.folder import CONFIG
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
@@ -66,9 +66,10 @@ class HuggingFaceSource(Source):
 
     def __init__(self, path: Path) -> None:
         self._begin(Path(path))
-        self.shape, self.arguments = from_config(read_config(self.path), str(self.path / CONFIG))
+        config, where = read_config(self.path), str(self.path / CONFIG)
+        self.shape, self.arguments = from_config(config, where)
         stored = read_folder(self.path)
-        for piece in pieces(self.shape):
+        for piece in pieces(imported_family(config, where), self.shape):
             self._add_piece(piece, stored)
         known = {item.key for item in self.items}
         surplus = [name for name in stored if name not in known and not self._derived(name)]

@@ -17,6 +17,7 @@ from megatron_growth.exchange import open_source
 from megatron_growth.exchange.config import LLAMA3_ROPE, from_config, to_config
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
+from megatron_growth.exchange.families import of_shape
 from megatron_growth.exchange.names import pieces
 from megatron_growth.exchange.shard_writer import ShardWriter
 from megatron_growth.layout.parameters import dimensions, parameters_of
@@ -53,7 +54,7 @@ def folder(tmp_path):
 )
 def test_every_row_of_every_parameter_goes_somewhere_once(shape):
     rows = {}
-    for piece in pieces(shape):
+    for piece in pieces(of_shape(shape), shape):
         rows.setdefault((piece.parameter.name, piece.layer), []).extend(
             row for start, stop in piece.ranges for row in range(start, stop)
         )

@@ -1,0 +1,62 @@
+"""A family of an outside package is one class, and its models are read as those of this package are."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from megatron_growth.errors import UnsupportedError
+from megatron_growth.exchange.config import from_config, to_config
+from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape, register
+from megatron_growth.exchange.names import pieces
+from megatron_growth.exchange.source import HuggingFaceSource
+from megatron_growth.shape import ModelShape
+
+SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 64}
+
+
+@pytest.fixture
+def mistral(monkeypatch):
+    """Mistral without a window is Llama under another name."""
+    FAMILIES.names()
+    monkeypatch.setattr(FAMILIES, "_classes", dict(FAMILIES._classes))
+
+    @register
+    @dataclass(frozen=True)
+    class Mistral(Family):
+        name = "mistral"
+        architecture = "MistralForCausalLM"
+        exports = False
+
+    return Mistral
+
+
+def test_its_folder_is_a_source_with_every_weight(mistral, tmp_path):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SIZES, **HEADS, sliding_window=None))
+    model.save_pretrained(tmp_path)
+    source = HuggingFaceSource(tmp_path)
+    assert source.shape == ModelShape(16, 24, 2, 4, 64, query_groups=2, head_dim=4)
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert {piece.name for piece in pieces(named("mistral"), source.shape)} == set(weights)
+    ffn = source.tensors["decoder.layers.mlp.linear_fc2.weight", None]
+    read = torch.empty(16, 24)
+    source.read(ffn, 1, (0, 16), (0, 24), read)
+    assert torch.equal(read, weights["model.layers.1.mlp.down_proj.weight"])
+
+
+def test_what_llama_is_stays_llama(mistral):
+    shape, args = from_config(MistralConfig(**SIZES, **HEADS, sliding_window=None).to_dict(), "here")
+    assert of_shape(shape).name == "llama"
+    assert to_config(shape, args, vocab=64, dtype="float32", eod=None)["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_its_window_is_refused_and_without_it_the_family_is_unknown(mistral, monkeypatch):
+    config = MistralConfig(**SIZES, **HEADS, sliding_window=8, use_sliding_window=True).to_dict()
+    with pytest.raises(UnsupportedError, match="sliding_window"):
+        from_config(config, "here")
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedError, match="models of type 'mistral' cannot be imported"):
+        from_config(config, "here")
