@@ -37,7 +37,7 @@ class Screen:
         self._stream = stream or sys.stderr
         self._live = _live(self._stream) if self._stream.isatty() else None
         self._task: Any = None
-        self._title, self._iterations, self._last = "", 0, 0.0
+        self._title, self._iterations, self._last, self._shown = "", 0, 0.0, ("", -1)
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -48,7 +48,7 @@ class Screen:
 
     def stage(self, title: str, iterations: int) -> Self:
         """Begin a stage: `with screen.stage("stage 2/4 nano-157k", 100): ... screen.show(...)`."""
-        self._title, self._iterations, self._last = title, iterations, time.monotonic()
+        self._title, self._iterations, self._last, self._shown = title, iterations, time.monotonic(), ("starting", 0)
         return self
 
     def __enter__(self) -> Self:
@@ -71,8 +71,8 @@ class Screen:
             if self._live.console.width < _WIDE:
                 text = text.removeprefix("iteration ")
             self._live.update(self._task, completed=progress.iteration, figures=text)
-        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
+        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES and (what, progress.iteration) != self._shown:
+            self._last, self._shown = time.monotonic(), (what, progress.iteration)
             self.message(f"{self._title}  {text}")
 
 

@@ -83,6 +83,21 @@ def test_a_log_gets_plain_lines_now_and_then():
     assert stream.getvalue().splitlines() == ["stage 1/2 a  starting", "stage 1/2 a  done"]
 
 
+def test_what_has_not_changed_is_not_said_again(monkeypatch):
+    monkeypatch.setattr("megatron_growth.run.screen._SECONDS_BETWEEN_LINES", 0.0)
+    stream, progress = io.StringIO(), StageProgress()
+    screen = Screen(stream)
+    with screen.stage("stage 1/2 a", 10):
+        for what in ("starting", "growing", "growing"):
+            screen.show(what, progress)
+        for i in (1, 2):
+            progress.add(json.loads(line(i)))
+            screen.show("", progress)
+            screen.show("", progress)
+    said = [text.split("  ")[1] for text in stream.getvalue().splitlines()]
+    assert said == ["starting", "growing", "iteration 1/10", "iteration 2/10"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "-"), (0.4, "0:00"), (75, "1:15"), (3723, "1:02:03"), (90061, "1d 1:01:01")]
 )
