@@ -142,7 +142,6 @@ def answer(
         RunError: the target, or the file of unfinished answers beside it, is there and holds other answers.
         StorageError: the file system refused.
     """
-    partial = target.with_name(target.name + ".partial")
     done = _finished(target, kind, name)
     if done is not None:
         if done == {question.key: _answer_id(identity, question) for question in questions}:
@@ -152,7 +151,9 @@ def answer(
             where=str(target),
             fix="name another file, or remove it",
         )
-    answers = _begun(partial, identity)
+    partial = target.with_name(target.name + ".partial")
+    with storage_errors(partial):
+        answers = _begun(partial, identity)
     todo = [question for question in questions if question.key not in answers]
     if todo:
         opened = answerer()

@@ -18,7 +18,7 @@ import torch
 
 from megatron_growth.data.tokenizers import Tokenizer
 from megatron_growth.data.tokenizers.huggingface import HuggingFaceTokenizer
-from megatron_growth.errors import CheckpointError, UnsupportedError, first_line, nearest
+from megatron_growth.errors import CheckpointError, UnsupportedError, UserError, first_line, nearest
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.evaluation.windows import Window, batches, padded
 from megatron_growth.exchange.config import DTYPES
@@ -47,10 +47,11 @@ class HuggingFaceModel:
         CheckpointError: the folder is no model, or is damaged.
         DataError: it holds no tokenizer.
         UnsupportedError: its architecture or the dtype is unknown.
+        UserError: there is no such device.
     """
 
     def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "", batch: int = 8) -> None:
-        self.folder, self.device, self.batch = folder, device or device_here(), batch
+        self.folder, self.device, self.batch = folder, _usable(device) or device_here(), batch
         self.tokenizer: Tokenizer = HuggingFaceTokenizer(folder)
         self.model = load(folder, dtype, self.device)
         self.length = int(self.model.config.max_position_embeddings)
@@ -124,6 +125,24 @@ def load(folder: Path, dtype: str, device: str) -> Any:
             fix="export it again, or restore the folder",
         ) from error
     return model.to(device).eval()
+
+
+def _usable(device: str) -> str:
+    """The device, once a tensor has been put on it; "" for none.
+
+    Raises:
+        UserError: torch cannot use it here.
+    """
+    try:
+        if device:
+            torch.empty(1, device=device)
+    except Exception as error:  # torch raises several types for what is no device, and for one that is not there
+        raise UserError(
+            f"the device {device!r} cannot be used here: {first_line(error)}",
+            where="--device",
+            fix="give cpu, cuda or cuda:N, or leave it out",
+        ) from None
+    return device
 
 
 def start_of(folder: Path, eod: int) -> int:

@@ -86,6 +86,12 @@ def _fixed_stop(recipe: Recipe, name: str) -> float | None:
 def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) -> Launch:
     from megatron_growth.data.manifest import FILE_NAME, load_manifest
 
+    if run.planned.name != recipe.name:
+        raise RunError(
+            f"the run is of the recipe {run.planned.name}, and the words of {recipe.name} are asked for",
+            where=str(run.path),
+            fix=f"give its own recipe, {run.recipe}",
+        )
     if not (run.data / FILE_NAME).is_file():
         raise RunError(
             "the run has no prepared data yet",

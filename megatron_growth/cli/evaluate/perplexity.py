@@ -79,6 +79,7 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
         folder = common.exported(model, args)
         opened = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
         return opened, {"computed_by": "transformers"}
+    refuse_idle({"--device": args.device}, "Megatron takes the GPUs that there are, or the host")
     scorer = MegatronModel(
         model.path,
         tokenizer=args.tokenizer,

@@ -167,6 +167,10 @@ def test_what_cannot_be_answered_is_refused(tuned, tmp_path, capsys):
     write_model(tmp_path / "base")
     write_lines(tmp_path / "q.jsonl", QUESTIONS[:1])
     assert "no chat template" in error(tmp_path / "q.jsonl", "mt-bench", tmp_path / "base")
+    for target in (".", "/", str(tmp_path / "base")):
+        found = words(tuned[0], tmp_path / "q.jsonl", "mt-bench", target)
+        assert main(found) == 2
+        assert f"where: {target}" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 

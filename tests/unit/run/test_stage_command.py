@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_growth import recipes
 from megatron_growth.cli.main import main
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory
 
 
 def command(capsys, *words):
@@ -64,3 +67,12 @@ def test_what_cannot_be_said_is_refused(capsys, words, message):
     code, out, err = command(capsys, *words)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_the_run_of_another_recipe_is_refused(capsys, tmp_path):
+    """Its data and folders were put into the words of this one."""
+    recipe = recipes.load("mini-progressive")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
+    code, _, err = command(capsys, "nano-progressive", "--command", "nano-92k", "--run", str(run.path))
+    assert code == 2
+    assert "the run is of the recipe mini-progressive" in err
