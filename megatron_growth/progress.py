@@ -1,15 +1,19 @@
-"""Progress of long work in bytes, on stderr: a bar on a terminal, plain lines in a log, nothing when quiet."""
+"""Progress of long work on stderr, nothing when quiet: bars for bytes, one line for all else.
+
+On a terminal both are redrawn in their place; in a log a plain line comes now and then.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from megatron_growth.records.human import size
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = 10.0  # between two lines of a log
+_REDRAWN = 0.1  # seconds between two drawings on a terminal
 
 
 class Progress:
@@ -53,3 +57,43 @@ class Progress:
         elif time.monotonic() - self._last > LINE_SECONDS or done == total:
             self._last = time.monotonic()
             print(f"{label}: {size(done)} of {size(total)}", file=sys.stderr)
+
+
+class Line:
+    """One line that tells how far something is.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._shown, self._width = quiet, time.monotonic(), 0
+
+    def show(self, text: Callable[[], str], *, last: bool = False) -> None:
+        """Show a text, when it is time for one; the last one always."""
+        live = sys.stderr.isatty()
+        wait = _REDRAWN if live else LINE_SECONDS
+        if self._quiet or (not last and time.monotonic() - self._shown < wait):
+            return
+        self._shown, said = time.monotonic(), text()
+        if live:
+            print(f"\r{said:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
+            self._width = 0 if last else len(said)
+        else:
+            print(said, file=sys.stderr, flush=True)
+
+
+class Counter:
+    """Callable with (done, in all): a `Line` for things that are counted.
+
+    Args:
+        what: is counted.
+        quiet: show nothing.
+    """
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._what, self._line = what, Line(quiet=quiet)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show it."""
+        self._line.show(lambda: f"{self._what}: {done} of {total}", last=done >= total)

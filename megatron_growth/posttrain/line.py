@@ -1,15 +1,12 @@
-"""The line that shows a training: in its place on a terminal, now and then in a log, nothing when quiet."""
+"""The line that shows a training: step, loss, speed and time left."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import deque
 
+from megatron_growth import progress
 from megatron_growth.records.human import count, duration
 from megatron_growth.records.metrics import MetricsLine
-
-LINE_SECONDS = 10.0
 
 
 class Line:
@@ -21,22 +18,13 @@ class Line:
     """
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
-        self._label, self._quiet = label, quiet
+        self._label, self._line = label, progress.Line(quiet=quiet)
         self._recent: deque[tuple[float, int]] = deque(maxlen=20)
-        self._shown = 0.0
 
     def __call__(self, line: MetricsLine, steps: int) -> None:
         """Show a step."""
         self._recent.append((line["seconds"], line["tokens"]))
-        now, last = time.monotonic(), line["iteration"] == steps
-        if self._quiet or (not sys.stderr.isatty() and not last and now - self._shown < LINE_SECONDS):
-            return
-        self._shown = now
-        text = self.text(line, steps)
-        if sys.stderr.isatty():
-            print(f"\r{text:<100}", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._line.show(lambda: self.text(line, steps), last=line["iteration"] == steps)
 
     def text(self, line: MetricsLine, steps: int) -> str:
         """What is shown."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
+from megatron_growth.progress import Counter
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     most = min(a.length, b.length)
     if args.length and args.length > most:
         raise UserError(f"--length {args.length}: the models take {most} tokens", fix="give a smaller length")
-    counter = common.Counter("windows", quiet=args.json)
+    counter = Counter("windows", quiet=args.json)
     found = agreement(a, b, documents, length=args.length or min(most, LONGEST), progress=counter)
     if args.json:
         print(json_text({"a": str(args.first), "b": str(args.second), **asdict(found)}))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.evaluate import common
+from megatron_growth.progress import Counter
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         identity=identity_of(fingerprint(folder), args.questions, settings),
         answerer=open_model,
         batch=args.batch,
-        progress=common.Counter("questions", quiet=args.json),
+        progress=Counter("questions", quiet=args.json),
     )
     judge = JUDGES[args.format].format(name=name, target=args.target)
     if args.json:

@@ -1,14 +1,12 @@
-"""Options that the sub-verbs of `evaluate` share, and the line that shows how far they are."""
+"""Options that the sub-verbs of `evaluate` share."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.progress import LINE_SECONDS, Progress
+from megatron_growth.progress import Progress
 from megatron_growth.records.numbers import whole
 
 if TYPE_CHECKING:
@@ -44,28 +42,6 @@ def exported(model: Model, args: argparse.Namespace) -> Path:
             trust_checkpoint=args.trust_checkpoint,
             progress=progress,
         )
-
-
-class Counter:
-    """Callable with (done, in all): one line on stderr, rewritten on a terminal, now and then elsewhere.
-
-    Args:
-        what: is counted.
-        quiet: show nothing.
-    """
-
-    def __init__(self, what: str, *, quiet: bool = False) -> None:
-        self._what, self._quiet, self._last = what, quiet, time.monotonic()
-        self._live = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show it."""
-        wait = 0.1 if self._live else LINE_SECONDS
-        if self._quiet or (done < total and time.monotonic() - self._last < wait):
-            return
-        self._last = time.monotonic()
-        end = "\n" if done >= total or not self._live else ""
-        print(f"{chr(13) if self._live else ''}{self._what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
 
 
 def single(path: Path, cache: Path | None) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
+from megatron_growth.progress import Counter
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -61,7 +62,7 @@ def _ask(args: argparse.Namespace, questions: list[str]) -> list[str]:
     folder = common.exported(common.single(args.model, args.cache), args)
     opened = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
     ask = Answerer(opened, longest=args.max_tokens, plain=args.plain)
-    counter, given = common.Counter("questions", quiet=args.json), []
+    counter, given = Counter("questions", quiet=args.json), []
     for at in range(0, len(questions), args.batch):
         given += ask([[{"role": "user", "content": text}] for text in questions[at : at + args.batch]])
         counter(len(given), len(questions))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.cli.evaluate import common
 from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import UserError
+from megatron_growth.progress import Counter
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--length {length}: the model takes {scorer.length} tokens", fix="give a smaller length")
     if args.stride and args.stride > length:
         raise UserError(f"--stride {args.stride} is larger than the windows of {length}", fix="give a smaller stride")
-    counter = common.Counter("windows", quiet=args.json)
+    counter = Counter("windows", quiet=args.json)
     found = perplexity(scorer, documents, length=length, stride=args.stride, progress=counter)
     if args.json:
         print(json_text({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}))
