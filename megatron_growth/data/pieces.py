@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_growth.errors import DataError, StorageError
+from megatron_growth.records.storage import NOT_FOR_US
 
 JSONL = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".zst")
 TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".htm", ".py")
-
-# The file is not there, or not for us: the user's choice of input.  Anything else is the file system's failure.
-_INPUT = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno is None or error.errno in _INPUT:
+        if error.errno is None or error.errno in NOT_FOR_US:
             fix = "Check the path and its permissions, or leave the file out."
             raise DataError(f"This input cannot be read: {reason}.", where=str(path), fix=fix) from error
         fix = "Check the disk or the mount, then give the same command again."

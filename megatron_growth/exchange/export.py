@@ -20,7 +20,7 @@ from megatron_growth.exchange.export_plan import ExportPlan
 from megatron_growth.exchange.folder import CONFIG, MANIFEST
 from megatron_growth.exchange.shard_writer import FileRecord, ShardWriter, shared_chunks
 from megatron_growth.records import owned
-from megatron_growth.records.storage import require_space, storage_errors, write_json, write_whole
+from megatron_growth.records.storage import doubts_as_refusals, require_space, storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
 PURPOSE = "an unfinished export"
@@ -105,7 +105,8 @@ def _report(plan: ExportPlan, target: Path, resumed: int, begin: float) -> Expor
 def _check_same(target: Path, plan: ExportPlan, tokenizer: str) -> None:
     """Raises RunError unless a folder that is there holds this export, with this tokenizer."""
     try:
-        found = read_manifest(target)
+        with doubts_as_refusals(target / MANIFEST):
+            found = read_manifest(target)
     except (OSError, ValueError):
         found = {}
     if found.get("key") != plan.key():

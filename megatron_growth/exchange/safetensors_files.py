@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from megatron_growth.errors import CheckpointError, nearest
-from megatron_growth.records.storage import parse_json
+from megatron_growth.records.storage import doubts_as_refusals, parse_json
 
 NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WORDS = {dtype: name for name, dtype in NAMES.items()}
@@ -45,11 +45,12 @@ def read_header(path: Path) -> list[StoredRange]:
 
     Raises:
         CheckpointError: the file is cut, or its header lies about it.
+        StorageError: the file system failed.
     """
     fix = "restore the file from where it came"
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
+        with doubts_as_refusals(path), path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, size - 8):
@@ -105,7 +106,8 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
             )
         return {stored.name: stored for stored in read_header(folder / SINGLE)}
     try:
-        mapping = dict(parse_json(index.read_text("utf-8"))["weight_map"])
+        with doubts_as_refusals(index):
+            mapping = dict(parse_json(index.read_text("utf-8"))["weight_map"])
         names = sorted(set(mapping.values()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the index is damaged: {error}", where=str(index)) from None

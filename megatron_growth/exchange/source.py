@@ -23,7 +23,7 @@ from megatron_growth.exchange.folder import CONFIG
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
 from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
-from megatron_growth.records.storage import parse_json
+from megatron_growth.records.storage import doubts_as_refusals, parse_json
 
 _LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
 _SAMPLE_BYTES = 1 << 16
@@ -36,10 +36,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it is missing or no JSON object.
+        StorageError: the file system failed.
     """
     path = folder / CONFIG
     try:
-        config = parse_json(path.read_text("utf-8"))
+        with doubts_as_refusals(path):
+            config = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"no Hugging Face model can be read here: {error.strerror}",

@@ -19,7 +19,7 @@ from megatron_growth.exchange.export_plan import ExportPlan, plan_export
 from megatron_growth.exchange.folder import MANIFEST
 from megatron_growth.exchange.names import NamedRows
 from megatron_growth.exchange.source import read_config
-from megatron_growth.records.storage import inside
+from megatron_growth.records.storage import doubts_as_refusals, inside
 
 _BLOCK = 16 << 20
 SLICE_ROWS = 64
@@ -66,7 +66,8 @@ def verify_export(
         CheckpointError: the first difference, by file or tensor.
     """
     try:
-        document = read_manifest(folder)
+        with doubts_as_refusals(folder / MANIFEST):
+            document = read_manifest(folder)
         checksums = {str(name): int(entry["crc32"]) for name, entry in document["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the export's record is damaged: {error}", where=str(folder / MANIFEST)) from None
@@ -98,7 +99,7 @@ def _check_files(folder: Path, checksums: dict[str, int], progress: Callable[[st
     for name, wanted in checksums.items():
         crc = 0
         try:
-            with (folder / name).open("rb") as stream:
+            with doubts_as_refusals(folder / name), (folder / name).open("rb") as stream:
                 while block := stream.read(_BLOCK):
                     crc, done = zlib.crc32(block, crc), done + len(block)
                     progress("check", done, total)

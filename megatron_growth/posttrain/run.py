@@ -22,7 +22,7 @@ from megatron_growth.posttrain.request import FILE_NAME, Request
 from megatron_growth.posttrain.training import Job, train
 from megatron_growth.records import owned
 from megatron_growth.records.metrics import Tail
-from megatron_growth.records.storage import foreign_refusals, storage_errors, write_json
+from megatron_growth.records.storage import doubts_as_refusals, foreign_refusals, storage_errors, write_json
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
 
 PURPOSE = "an unfinished post-training"
@@ -80,7 +80,8 @@ def existing(target: Path, request: Request) -> Document:
         RunError: it is something else.
     """
     try:
-        document: Document = json.loads((target / finish.FILE_NAME).read_text("utf-8"))
+        with doubts_as_refusals(target / finish.FILE_NAME):
+            document: Document = json.loads((target / finish.FILE_NAME).read_text("utf-8"))
         found = Request.from_json(document["request"])
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(

@@ -18,6 +18,8 @@ from typing import Any
 from megatron_growth.errors import RunError, StorageError, first_line
 from megatron_growth.records.human import size
 
+# The file is not there, or not for us; anything else is the file system's failure.
+NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # As the system words them; the last two are torch's writer, which names no reason: its file did not grow as it should.
 NO_ROOM_SAID = re.compile(
@@ -32,6 +34,19 @@ def storage_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise refusal(error, where) from error
+
+
+@contextmanager
+def doubts_as_refusals(where: Path) -> Iterator[None]:
+    """Around reading what may not be there, or not for us: such an OSError passes, for the caller to say what that
+    means.  Any other one, such as a stale file handle, says nothing about the file and becomes a `StorageError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOT_FOR_US:
+            raise
         raise refusal(error, where) from error
 
 

@@ -1,6 +1,7 @@
 """Exports and imports that must not happen, or not to the end: nothing is left that looks whole."""
 
 import errno
+import io
 import multiprocessing
 import os
 import signal
@@ -168,3 +169,26 @@ def test_a_weight_beyond_float16_is_named(tmp_path, capsys):
     assert "lm_head.weight is no finite number in float16" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
     assert main([*words, "float32"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("import", "config.json"), ("import", "model.safetensors"), ("verify", "export.json")],
+)
+def test_a_disk_that_fails_is_not_taken_for_damage(checkpoint, tmp_path, monkeypatch, capsys, verb, name):
+    """A stale file handle says nothing about the file: not "restore it from where it came"."""
+    assert main(["export", str(checkpoint), "--to", str(tmp_path / "hf")]) == 0
+    real = io.open
+
+    def stale(file, *words, **more):
+        if os.path.basename(os.fspath(file)) == name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), os.fspath(file))
+        return real(file, *words, **more)
+
+    monkeypatch.setattr(io, "open", stale)
+    capsys.readouterr()
+    assert main([verb, str(tmp_path / "hf"), *(["--to", str(tmp_path / "out")] if verb == "import" else [])]) == 1
+    said = capsys.readouterr().err
+    assert "The file system refused: Stale file handle" in said
+    assert f"where: {tmp_path / 'hf' / name}" in said
+    assert not list(tmp_path.glob("out*"))
