@@ -26,6 +26,7 @@ from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
+from megatron_growth.records.place import is_run, run_above
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
@@ -76,7 +77,7 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
         raise CheckpointError(
             "there is no model here", where=str(path), fix="name a run, a checkpoint or a Hugging Face folder"
         )
-    run = next((folder for folder in path.absolute().parents if is_run(folder)), None)
+    run = run_above(path)
     inside = path.absolute().relative_to(run).parts if run else ()
     name = inside[1] if len(inside) > 2 and not is_huggingface(path) else path.absolute().name
     return [Model(name, path, cache or (RunDirectory(run).evaluation if run else user_cache()))]
@@ -90,11 +91,6 @@ def every_checkpoint(models: Sequence[Model]) -> list[Model]:
         found += [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in kept]
         found += [] if kept else [model]
     return found
-
-
-def is_run(path: Path) -> bool:
-    """Whether this is the run directory of one recipe."""
-    return (path / "recipe.yaml").is_file() and (path / "plan.json").is_file()
 
 
 def user_cache() -> Path:

@@ -19,6 +19,7 @@ from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.manifest import TokenizerRecord, load_manifest
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.errors import DataError
+from megatron_growth.records.place import RECIPE, run_above
 
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 # Words, digits, blanks, accents and another script: what conversions get wrong first.
@@ -31,21 +32,21 @@ def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] 
     Raises:
         DataError: the run's dataset or its tokenizer cannot be read.
     """
-    for folder in checkpoint.absolute().parents:
-        if (folder / "data" / MANIFEST).is_file() and (folder / "recipe.yaml").is_file():
-            record = load_manifest(folder / "data").tokenizer
-            if record.file:
-                return TokenizerSpec("sentencepiece", str(folder / "data" / record.file)), record
-            data = recipes.load(str(folder / "recipe.yaml")).data
-            spec = parse_spec(data.tokenizer)
-            if load_tokenizer(spec).fingerprint != record.fingerprint:
-                raise DataError(
-                    f"{data.tokenizer} is not the tokenizer that the dataset was made with",
-                    where=str(folder / "data"),
-                    fix="name that one with --tokenizer, or leave it out with --no-tokenizer",
-                )
-            return spec, record
-    return None
+    run = run_above(checkpoint)
+    if run is None or not (run / "data" / MANIFEST).is_file():
+        return None
+    record = load_manifest(run / "data").tokenizer
+    if record.file:
+        return TokenizerSpec("sentencepiece", str(run / "data" / record.file)), record
+    data = recipes.load(str(run / RECIPE)).data
+    spec = parse_spec(data.tokenizer)
+    if load_tokenizer(spec).fingerprint != record.fingerprint:
+        raise DataError(
+            f"{data.tokenizer} is not the tokenizer that the dataset was made with",
+            where=str(run / "data"),
+            fix="name that one with --tokenizer, or leave it out with --no-tokenizer",
+        )
+    return spec, record
 
 
 def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> tuple[TokenizerSpec, TokenizerRecord | Tokenizer]:

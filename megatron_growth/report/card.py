@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_growth.records.place import stage_above
+
 if TYPE_CHECKING:
     from megatron_growth.report.records import RunRecord, StageRecord
 
@@ -19,14 +21,13 @@ def facts_of(checkpoint: Path, iteration: int) -> dict[str, str]:
     Raises:
         RunError: it lies in a run directory whose records cannot be read.
     """
-    place = checkpoint.absolute()
-    for folder in place.parents:
-        if (folder / "plan.json").is_file() and place.is_relative_to(folder / "stages"):
-            from megatron_growth.report.collect import collect
+    place = stage_above(checkpoint)
+    if place is None:
+        return {}
+    from megatron_growth.report.collect import collect
 
-            run = collect(folder, started=False)
-            return _rows(run, place.relative_to(folder / "stages").parts[0], iteration)
-    return {}
+    run, stage = place
+    return _rows(collect(run, started=False), stage, iteration)
 
 
 def _rows(run: RunRecord, name: str, iteration: int) -> dict[str, str]:

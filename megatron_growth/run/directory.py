@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from megatron_growth.errors import RecipeError, RunError, nearest
+from megatron_growth.records import place
 from megatron_growth.records.metrics import read
 from megatron_growth.records.storage import atomic_path, storage_errors, write_json
 
@@ -95,12 +96,12 @@ class RunDirectory:
     @property
     def recipe(self) -> Path:
         """The resolved recipe; a folder without one is not a run directory."""
-        return self.path / "recipe.yaml"
+        return self.path / place.RECIPE
 
     @property
     def plan(self) -> Path:
         """Every derived number."""
-        return self.path / "plan.json"
+        return self.path / place.PLAN
 
     @property
     def state(self) -> Path:

@@ -1,0 +1,24 @@
+"""Where a file of a run lies.  What else is in a run directory: `run/directory.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RECIPE, PLAN, STAGES = "recipe.yaml", "plan.json", "stages"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the run directory of one recipe."""
+    return (folder / RECIPE).is_file() and (folder / PLAN).is_file()
+
+
+def run_above(path: Path) -> Path | None:
+    """The nearest run directory that a path lies in; None outside of one."""
+    return next((folder for folder in path.absolute().parents if is_run(folder)), None)
+
+
+def stage_above(path: Path) -> tuple[Path, str] | None:
+    """The run directory and the stage that a path lies in; None outside of both."""
+    run = run_above(path)
+    parts = path.absolute().relative_to(run).parts if run else ()
+    return (run, parts[1]) if run and len(parts) > 1 and parts[0] == STAGES else None
