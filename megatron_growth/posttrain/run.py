@@ -57,7 +57,9 @@ def posttrain(
         if partial is None:
             return existing(target, request)
         work = Work(partial)
-        if not (partial / finish.FILE_NAME).is_file():
+        if (partial / finish.FILE_NAME).is_file():  # killed while it was tidied up
+            existing(partial, request)
+        else:
             prepare(work, request, say)
             for number, rate in enumerate(request.rates, 1):
                 label = f"{request.kind} {number}/{len(request.rates)}" if len(request.rates) > 1 else request.kind

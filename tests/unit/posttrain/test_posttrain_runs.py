@@ -161,6 +161,22 @@ def test_a_kill_while_the_model_moves_up_is_taken_up(
     )
 
 
+def test_a_model_that_only_needs_tidying_up_is_not_taken_for_another_request(
+    place: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after posttrain.json, it was given to whoever asked for that folder next."""
+    request, target = runs.request(place / "model", place / "chat.jsonl", max_steps=1), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(running.finish, "clean", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            posttrain(request, target)
+    with pytest.raises(RunError, match="another request"):
+        posttrain(dataclasses.replace(request, seed=5), target)
+    assert not target.exists()
+    assert posttrain(request, target)["result"]["steps"] == 1
+    assert sorted(file.name for file in target.iterdir()) == sorted(file.name for file in undisturbed.iterdir())
+
+
 def test_every_rate_has_a_folder_of_its_own(tmp_path: Path) -> None:
     """Of 1.0000001e-5 and 1e-5 the second was never trained: it found the result of the first."""
     rates = (1.0000001e-5, 1e-5, 1e9, 3.00000000000001, 3)
