@@ -104,6 +104,8 @@ def load_transformer_engine() -> str:
         importlib.import_module("transformer_engine.pytorch")
     except Exception as error:
         fixes = [fix for _, fix in conflicts()]
+        if "shared object not found" in str(error):  # it looks beside itself, in these, and where the system looks
+            fixes.append("say where its CUDA libraries are: CUDNN_HOME, NVRTC_HOME, CURAND_HOME and LD_LIBRARY_PATH")
         fixes = fixes or ["install the version that goes with this torch, or take it away (docs/gpu.md)"]
         raise UnsupportedError(
             f"Transformer Engine {version} is installed and cannot be loaded: {_first_line(error)}",

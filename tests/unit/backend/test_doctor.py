@@ -176,3 +176,20 @@ def test_words_that_this_machine_cannot_carry_out_are_refused(here, argv, what, 
     assert fix in caught.value.fix
     assert caught.value.where == argv[0].split("=")[0]
     start.refuse_impossible(INSTALLATIONS["gpu"], argv)
+
+
+@pytest.mark.parametrize(
+    ("why", "fix"),
+    [("cudnn shared object not found.", "CUDNN_HOME"), ("undefined symbol: cublasLt", "the version that goes with")],
+)
+def test_a_transformer_engine_that_cannot_be_loaded_says_what_to_do(monkeypatch, why, fix):
+    def fail(name):
+        raise RuntimeError(why)
+
+    monkeypatch.setattr(installation, "version_of", lambda name: "2.12.0")
+    monkeypatch.setattr(installation, "conflicts", lambda: [])
+    monkeypatch.setattr(installation.importlib, "import_module", fail)
+    with pytest.raises(UnsupportedError, match="cannot be loaded") as error:
+        installation.load_transformer_engine()
+    assert why in str(error.value)
+    assert fix in error.value.fix
