@@ -96,10 +96,9 @@ class Registry[T]:
             part: T = _adapter(cls).validate_python(parameters)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
-            raise self.error(
-                f"the {self.kind} {name!r}: {first['msg']} (got {first['input']!r})",
-                where=".".join(str(part) for part in first["loc"]),
-            ) from None
+            where = ".".join(str(part) for part in first["loc"])
+            what = first["msg"].replace("Input", where, 1) if where else first["msg"]
+            raise self.error(f"the {self.kind} {name!r}: {what} (got {first['input']!r})", where=where) from None
         return part
 
     def read(self, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

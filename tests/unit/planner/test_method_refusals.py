@@ -54,6 +54,11 @@ def test_methods_that_do_not_fit_are_refused_with_their_line(tmp_path, name):
     assert "recipe.yaml:" in failure.value.where
 
 
+def test_a_parameter_out_of_its_range_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="reset_iterations should be greater than or equal to 1"):
+        planned(tmp_path, *chain(second=[OLD | {"reset_iterations": 0}]))
+
+
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
