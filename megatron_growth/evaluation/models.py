@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_growth.checkpoint.paths import METADATA
 from megatron_growth.checkpoint.processes import OnProgress
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.data.tokenizers.huggingface import fingerprint as tokenizer_fingerprint
@@ -87,7 +88,8 @@ def every_checkpoint(models: Sequence[Model]) -> list[Model]:
     """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder is only itself."""
     found = []
     for model in models:
-        kept = [] if model.is_huggingface else iterations(model.path)
+        there = [] if model.is_huggingface else iterations(model.path)
+        kept = [one for one in there if (folder_of_iteration(model.path, one) / METADATA).is_file()]  # not in mid-save
         found += [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in kept]
         found += [] if kept else [model]
     return found

@@ -11,9 +11,9 @@ the file system refuses to say, the run stops with a message.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,11 @@ from megatron_growth.records.storage import storage_errors, write_whole
 
 PURPOSE = "the checkpoints of a stage"
 _FOLDER = re.compile(r"iter_(\d{7,})")
+# What torch and Megatron write into the folder of an iteration.
+_WRITTEN = re.compile(
+    r"__\d+_\d+\.distcp|metadata\.json|common\.pt|model_optim_rng\.pt|distrib_optim\.pt|layer_wise_optimizer_\d+\.pt"
+    r"|train_dataloader_dprank\d+\.pt|\..*\.tmp|.*\.distcp\.tmp|\.metadata.*"
+)
 
 
 def folder_of(checkpoints: Path, iteration: int) -> Path:
@@ -152,7 +157,7 @@ def repair(checkpoints: Path) -> tuple[int, list[str]]:
 
 
 def _remove(checkpoints: Path, iteration: int) -> None:
-    """Remove one checkpoint of a marked folder.
+    """Remove one checkpoint of a marked folder; files in it that no checkpoint has are somebody's, and stay.
 
     Raises:
         CheckpointError: the folder has no mark of ours, or the checkpoint is a link.
@@ -167,7 +172,11 @@ def _remove(checkpoints: Path, iteration: int) -> None:
         )
     # Without its metadata it is no checkpoint any more, even when the removal is cut short.
     (folder / METADATA).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    for file in list(folder.iterdir()):
+        if _WRITTEN.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
+            file.unlink()
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
 
 
 def _set_tracker(checkpoints: Path, named: int | None, last: int) -> None:

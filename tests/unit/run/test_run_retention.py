@@ -76,3 +76,21 @@ def test_doubt_removes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, ob
     gone = prune(folder, Keep(last=1))
     assert gone == ([20, 30, 40] if obstacle == "link" else [])
     assert (there / ".metadata").exists()
+
+
+def test_somebodys_files_in_a_checkpoint_stay(folder: Path) -> None:
+    """Notes, results of an evaluation, a link: the checkpoint goes, by its own files, and nothing else."""
+    old = checkpoints.folder_of(folder, 10)
+    (old / "results.json").write_text("mine")
+    (old / "more").mkdir()
+    (old / "__9_0.distcp").symlink_to(folder / "latest_checkpointed_iteration.txt")
+    assert prune(folder, Keep(last=2)) == [10, 20, 30]
+    assert sorted(path.name for path in old.iterdir()) == ["__9_0.distcp", "more", "results.json"]
+    assert not checkpoints.folder_of(folder, 20).exists()
+    assert checkpoints.repair(folder) == (50, [])
+    half = checkpoints.folder_of(folder, 60)
+    half.mkdir()
+    for name in ("__0_0.distcp", ".metadata.tmp", "notes.txt"):
+        (half / name).write_text("half")
+    assert checkpoints.repair(folder)[0] == 50
+    assert [path.name for path in half.iterdir()] == ["notes.txt"]
