@@ -27,6 +27,7 @@ from megatron_growth.backend.installation import (
     load_transformer_engine,
     transformer_engine,
 )
+from megatron_growth.backend.processes import without_collection
 from megatron_growth.backend.replacements import Replacement, apply
 from megatron_growth.backend.stand_ins import StandIn, missing_words, refuse_on_host, stand_ins
 from megatron_growth.errors import UserError
@@ -61,20 +62,21 @@ def install() -> bool:
     global _undo
     if _undo is not None:
         return True
-    torch = importlib.import_module("torch")
-    if torch.cuda.is_available():
-        return False
-    # Both build tables of torch functions on first use; the tables must hold the originals.
-    importlib.import_module("torch._dynamo")
-    torch.utils._device._device_constructors()
-    # Megatron reads torch.cuda and torch.compile while it is imported: those first.
-    first = apply(torch_replacements())
-    try:
-        second = apply(megatron_replacements())
-    except BaseException:
-        first()
-        raise
-    _undo = functools.partial(_take_back, [first, second, *_settings()])
+    with without_collection():  # nearly all of it is importing
+        torch = importlib.import_module("torch")
+        if torch.cuda.is_available():
+            return False
+        # Both build tables of torch functions on first use; the tables must hold the originals.
+        importlib.import_module("torch._dynamo")
+        torch.utils._device._device_constructors()
+        # Megatron reads torch.cuda and torch.compile while it is imported: those first.
+        first = apply(torch_replacements())
+        try:
+            second = apply(megatron_replacements())
+        except BaseException:
+            first()
+            raise
+        _undo = functools.partial(_take_back, [first, second, *_settings()])
     return True
 
 
