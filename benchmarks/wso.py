@@ -1,6 +1,6 @@
 """Does a constant learning rate lose before SFT and win after it?  nano-wso, then a sweep of SFT, over seeds.
 
-    python benchmarks/wso.py --work DIR [--seeds 1 2 3] [--variants NAME ...] [--minutes M] [--table FILE]
+    python benchmarks/wso.py --work DIR [--seeds 1 2 3] [--variants NAME ...] [--minutes M] [--table FILE] [--plot FILE]
 
 Every variant of nano-wso is trained once for each seed with `megatron-growth train`, on one rank.  Each is then tuned
 with `nano-sft` once for each rate, on questions and answers made of the standard library's docstrings, held out 9:1.
@@ -117,14 +117,58 @@ def before_and_after(folders: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sweeps(folders: Sequence[Path]) -> str:
-    """Held-out loss after SFT for every rate; the one that is kept most often is bold."""
+def swept(folders: Sequence[Path]) -> dict[str, dict[float, list[float]]]:
+    """Held-out loss after SFT of every schedule at every rate, one of each seed."""
     found: dict[str, dict[float, list[float]]] = {}
     for file in sorted(file for folder in folders for file in folder.glob(f"*/posttrain/{TUNED}/sweep.json")):
         losses = found.setdefault(file.parents[2].name, {})
         for row in json.loads(file.read_text("utf-8"))["rates"]:
             if row["valid_loss"] is not None:
                 losses.setdefault(row["rate"], []).append(row["valid_loss"])
+    return found
+
+
+def plot(folders: Sequence[Path], path: Path) -> None:
+    """Left: loss before SFT, mean and spread.  Right: held-out loss after SFT over its rate, mean and range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from megatron_growth.report.plots import curve_style
+
+    found, rows = swept(folders), [row for row in compare(folders).rows if row.stage == STAGE]
+    style = {name: curve_style(index) for index, name in enumerate(sorted(found))}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(2, 3))
+    for row in rows:
+        name = row.group.rpartition("/")[2]
+        if name in style and ("pre", "loss") in row.figures:
+            loss = row.figures["pre", "loss"]
+            left.errorbar(loss.mean, name, xerr=loss.std, fmt=style[name]["marker"], color=style[name]["color"], ms=7)
+    left.set_xlabel("validation loss before SFT\nmean ± standard deviation over seeds")
+    left.margins(x=0.15, y=0.2)
+    for name, losses in found.items():
+        means = [statistics.fmean(losses[rate]) for rate in RATES]
+        right.fill_between(
+            RATES,
+            [min(losses[rate]) for rate in RATES],
+            [max(losses[rate]) for rate in RATES],
+            color=style[name]["color"],
+            alpha=0.12,
+        )
+        right.plot(RATES, means, **style[name], label=name)
+    right.set_xscale("log")
+    right.set_xlabel("peak learning rate of SFT")
+    right.set_ylabel("held-out loss after SFT")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def sweeps(folders: Sequence[Path]) -> str:
+    """Held-out loss after SFT for every rate; the best is bold."""
+    found = swept(folders)
     lines = ["| schedule | " + " | ".join(f"{rate:g}" for rate in RATES) + " |", "|---" * (len(RATES) + 1) + "|"]
     for name, losses in found.items():
         means = {rate: statistics.fmean(values) for rate, values in losses.items()}
@@ -140,6 +184,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", default=list(recipes.load(RECIPE).variants))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
+    parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
     parser.add_argument("--table", type=Path, help="write the tables here, as Markdown")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -155,6 +200,8 @@ def main() -> None:
     folders = [args.work / f"seed-{seed}" for seed in args.seeds if (args.work / f"seed-{seed}").is_dir()]
     text = before_and_after(folders) + "\n" + sweeps(folders)
     print(text)
+    if args.plot:
+        plot(folders, args.plot)
     if args.table:
         args.table.write_text(text, encoding="utf-8")
 
