@@ -13,55 +13,26 @@ Runs are kept in DIR: the same command goes on where it was.  After M minutes no
 from __future__ import annotations
 
 import argparse
-import ast
 import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from nano_tuning import questions, sft, write_jsonl
 
 from megatron_growth import recipes
-from megatron_growth.posttrain.presets import find
-from megatron_growth.posttrain.request import Request
-from megatron_growth.posttrain.run import posttrain
 from megatron_growth.report.compare import compare
 
 RECIPE = "nano-wso"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # 1e-4 and 3e-4 were far from the best in a first try
 ONE_RANK = {"stages": {"nano": {"layout": {"tp": 1, "pp": 1, "dp": 1}}}}
 STAGE, TUNED = "nano", "nano-sft"
-
-
-def questions() -> Iterator[dict[str, str]]:
-    """One for every public function and class of the standard library with a docstring: its first sentence."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    for file in sorted(folder.rglob("*.py")):
-        parts = file.relative_to(folder).with_suffix("").parts
-        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(parts) or file.name.startswith("_"):
-            continue
-        try:
-            tree = ast.parse(file.read_text("utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        yield from _questions_of(tree, ".".join(parts))
-
-
-def _questions_of(tree: ast.AST, module: str) -> Iterator[dict[str, str]]:
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
-            continue
-        sentence = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split()).split(". ")[0]
-        if 20 <= len(sentence) <= 160:
-            what = "is" if isinstance(node, ast.ClassDef) else "does"
-            end = "" if what == "is" else " do"
-            yield {"instruction": f"What {what} {module}.{node.name}{end}?", "output": sentence}
 
 
 def pretrain(work: Path, seed: int, variant: str) -> Path:
@@ -84,27 +55,7 @@ def pretrain(work: Path, seed: int, variant: str) -> Path:
 
 def tune(run: Path, data: Path, seed: int) -> None:
     """The sweep of SFT from a trained run."""
-    preset = find("nano-sft", "sft")
-    request = Request(
-        kind="sft",
-        preset=preset.name,
-        model=str(run / "stages" / STAGE / "checkpoints"),
-        data=str(data),
-        rates=RATES,
-        epochs=preset.epochs,
-        batch=32,
-        warmup=preset.warmup,
-        max_length=128,
-        betas=preset.betas,
-        weight_decay=preset.weight_decay,
-        clip=preset.clip,
-        valid=0.1,
-        micro_batch=32,
-        dtype="float32",
-        seed=seed,
-        saves=1,
-    )
-    posttrain(request, run / "posttrain" / TUNED)
+    sft(run / "stages" / STAGE / "checkpoints", run / "posttrain" / TUNED, data, RATES, seed)
 
 
 def before_and_after(folders: Sequence[Path]) -> str:
@@ -189,8 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     data = args.work / "questions.jsonl"
-    if not data.exists():
-        data.write_text("".join(json.dumps(row) + "\n" for row in questions()), encoding="utf-8")
+    write_jsonl(data, questions())
     begin = time.monotonic()
     for seed, variant in itertools.product(args.seeds, args.variants):
         if time.monotonic() - begin > 60 * args.minutes:
