@@ -75,7 +75,7 @@ def test_ranks_fill_nodes_in_order(queue: Cluster, stand_ins: StandIns, profile:
     run = stand_ins(tp=2)
     four = profile.model_copy(update={"launcher": launcher, "ranks_per_node": 2})
     chain = chain_of(run, four)
-    assert [j.nodes for j in chain] == [2, 2, 1]
+    assert [j.nodes for j in chain] == [2, 2, 2]
     submit_chain(run, chain[:1], four)
     wait_for_end()
     log = run.stage("A").log.read_text()
