@@ -3,10 +3,10 @@
     python benchmarks/family_post.py --work DIR [--seeds 1 2 3] [--minutes M] [--table FILE]
 
 The chain of nano-progressive and its two baselines are trained once for each seed with `megatron-growth train`, on
-one rank. The last model of the chain and each baseline are then tuned with `nano-sft` at each rate, on questions and
-answers made of the standard library's docstrings, held out 9:1, and the best of them with `nano-dpo`, on each
-question's own answer against another question's. The table is `report --compare`'s: mean and sample standard
-deviation over seeds.
+one rank. The last model of the chain and each baseline are then tuned with `nano-sft` at each rate, on questions
+and answers made of the standard library's docstrings, held out 9:1, and the best of them with `nano-dpo`, on each
+question's own answer against the same words in another order. The table is `report --compare`'s: mean and sample
+standard deviation over seeds.
 
 Runs are kept in DIR: the same command goes on where it was.  After M minutes no other training is begun.
 """
@@ -29,7 +29,7 @@ from megatron_growth.report.compare import compare
 
 RECIPE, GROWN = "nano-progressive", "nano-542k"
 BASELINES = ("scratch", "scratch-step-matched")
-RATES, DPO_RATE = (3e-3, 1e-2), 1e-3
+RATES, DPO_RATE = (3e-3, 1e-2), 1e-4
 ONE_RANK = {"tp": 1, "pp": 1, "dp": 1, "vpp": 1, "pipeline_layout": None}
 COLUMNS = {
     ("pre", "loss"): "validation loss",

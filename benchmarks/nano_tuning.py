@@ -41,12 +41,17 @@ def _questions_of(tree: ast.AST, module: str) -> Iterator[dict[str, str]]:
 
 
 def preferences(seed: int) -> Iterator[dict[str, str]]:
-    """Each question with its own answer, preferred to another question's."""
-    asked = list(questions())
-    others = random.Random(seed).sample(asked, len(asked))
-    for row, other in zip(asked, others, strict=True):
-        if row["output"] != other["output"]:
-            yield {"prompt": row["instruction"], "chosen": row["output"], "rejected": other["output"]}
+    """Each question with its own answer, preferred to the same words in another order.
+
+    Not to another question's answer: every answer would be chosen once and rejected once, and what a small model
+    remembers of the one is wrong for the other (held-out pairs were judged right in a quarter of the cases).
+    """
+    draw = random.Random(seed)
+    for row in questions():
+        words = row["output"].split()
+        mixed = " ".join(draw.sample(words, len(words)))
+        if mixed != row["output"]:
+            yield {"prompt": row["instruction"], "chosen": row["output"], "rejected": mixed}
 
 
 def write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:
