@@ -14,15 +14,11 @@ Runs are kept in DIR: the same command goes on where it was.  After M minutes no
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-from nano_tuning import dpo, preferences, questions, sft, write_jsonl
+from nano_tuning import dpo, preferences, questions, sft, train, write_jsonl
 
 from megatron_growth import recipes
 from megatron_growth.report.compare import compare
@@ -44,18 +40,9 @@ def pretrain(work: Path, seed: int) -> Path:
     recipe = recipes.load(RECIPE)
     one = {"stages": {stage.name: {"layout": ONE_RANK} for stage in recipe.stages}}
     one |= {"baselines": {name: {"layout": ONE_RANK} for name in BASELINES}}
-    file, run = work / f"seed-{seed}.yaml", work / f"seed-{seed}"
-    file.write_text(yaml.safe_dump({"extends": RECIPE, "name": RECIPE, "seed": seed} | one), encoding="utf-8")
     words = [word for name in BASELINES for word in ("--baseline", name)]
-    with (work / f"seed-{seed}.log").open("a", encoding="utf-8") as log:
-        subprocess.run(
-            [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--run", str(run), *words],
-            check=True,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    return run
+    recipe_of_seed = {"extends": RECIPE, "name": RECIPE, "seed": seed} | one
+    return train(recipe_of_seed, work / f"seed-{seed}", work / f"seed-{seed}.yaml", *words)
 
 
 def table(runs: Sequence[Path]) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from megatron_growth.posttrain.presets import find
 from megatron_growth.posttrain.request import Request
@@ -52,6 +57,20 @@ def preferences(seed: int) -> Iterator[dict[str, str]]:
         mixed = " ".join(draw.sample(words, len(words)))
         if mixed != row["output"]:
             yield {"prompt": row["instruction"], "chosen": row["output"], "rejected": mixed}
+
+
+def train(recipe: dict[str, Any], run: Path, file: Path, *words: str) -> Path:
+    """The run of a recipe by `megatron-growth train`, finished; its output goes to a log beside the file."""
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with file.with_suffix(".log").open("a", encoding="utf-8") as log:
+        subprocess.run(
+            [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--run", str(run), *words],
+            check=True,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    return run
 
 
 def write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:

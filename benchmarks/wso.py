@@ -15,16 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-from nano_tuning import questions, sft, write_jsonl
+from nano_tuning import questions, sft, train, write_jsonl
 
 from megatron_growth import recipes
 from megatron_growth.report.compare import compare
@@ -37,20 +33,9 @@ STAGE, TUNED = "nano", "nano-sft"
 
 def pretrain(work: Path, seed: int, variant: str) -> Path:
     """The run of one variant and seed, trained."""
-    name = f"seed-{seed}"
-    file = work / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({"extends": RECIPE, "name": RECIPE, "seed": seed} | ONE_RANK), encoding="utf-8")
-    run = work / name / variant
-    command = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--run", str(run)]
-    with (work / f"{name}.log").open("a", encoding="utf-8") as log:
-        subprocess.run(
-            [*command, "--variant", variant],
-            check=True,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    return run
+    file = work / f"seed-{seed}.yaml"
+    recipe = {"extends": RECIPE, "name": RECIPE, "seed": seed} | ONE_RANK
+    return train(recipe, work / f"seed-{seed}" / variant, file, "--variant", variant)
 
 
 def tune(run: Path, data: Path, seed: int) -> None:
@@ -99,15 +84,10 @@ def plot(folders: Sequence[Path], path: Path) -> None:
     left.set_xlabel("validation loss before SFT\nmean ± standard deviation over seeds")
     left.margins(x=0.15, y=0.2)
     for name, losses in found.items():
-        means = [statistics.fmean(losses[rate]) for rate in RATES]
-        right.fill_between(
-            RATES,
-            [min(losses[rate]) for rate in RATES],
-            [max(losses[rate]) for rate in RATES],
-            color=style[name]["color"],
-            alpha=0.12,
-        )
-        right.plot(RATES, means, **style[name], label=name)
+        rates = sorted(losses)  # without those that diverged on every seed
+        low, high = ([end(losses[rate]) for rate in rates] for end in (min, max))
+        right.fill_between(rates, low, high, color=style[name]["color"], alpha=0.12)
+        right.plot(rates, [statistics.fmean(losses[rate]) for rate in rates], **style[name], label=name)
     right.set_xscale("log")
     right.set_xlabel("peak learning rate of SFT")
     right.set_ylabel("held-out loss after SFT")

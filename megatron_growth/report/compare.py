@@ -21,6 +21,7 @@ import yaml
 from megatron_growth.errors import RunError
 from megatron_growth.evaluation.results import results_of, task_average
 from megatron_growth.posttrain.finish import FILE_NAME as POSTTRAIN
+from megatron_growth.records.place import PLAN, RECIPE
 from megatron_growth.records.storage import reading_record
 from megatron_growth.report.collect import collect
 from megatron_growth.report.variants import is_variants_folder
@@ -137,7 +138,7 @@ def _runs(path: Path) -> list[Path]:
     if (path / POSTTRAIN).is_file():
         return []
     if is_variants_folder(path):
-        return sorted(found.parent for found in path.glob("*/plan.json"))
+        return sorted(found.parent for found in path.glob(f"*/{PLAN}"))
     return [path]
 
 
@@ -162,7 +163,7 @@ def _groups(runs: Sequence[Path]) -> dict[Path, str]:
 
 def _recipe(run: Path) -> dict[str, Any]:
     """The recipe of a run, as it was resolved."""
-    file = run / "recipe.yaml"
+    file = run / RECIPE
     try:
         found = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

@@ -4,12 +4,11 @@ import pytest
 
 from megatron_growth import methods
 from megatron_growth.backend import doctor
-from megatron_growth.operators import build_map, get
 from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.planner.memory import Setting, rank_memory
 from megatron_growth.records.metrics import records
 from megatron_growth.shape import ModelShape
-from tests.gpu.tiny_runs import AUTO, LARGE, PLUGGED, SMALL, TOLERANCE, ZERO, words
+from tests.gpu.tiny_runs import AUTO, LARGE, PLUGGED, SMALL, TOLERANCE, ZERO, exact_growth, words
 
 METHODS = {"relora": "relora:rank=4,dropout=0,reset_iterations=3", "galore": "galore:rank=4,gap=3"}
 # GaLore keeps each matrix whole, which the distributed optimizer does not.
@@ -68,10 +67,7 @@ def test_fp8_trains(train, fp8, source):
 
 @pytest.mark.gpu
 def test_fp8_is_grown_into(train, fp8, source):
-    shapes = [ModelShape(**sizes, vocab=256, head_dim=16) for sizes in (SMALL, LARGE)]
-    epsilon = build_map(*shapes, get("width", "zero-pad"), get("depth", "identity")).norm_epsilon(1e-5)
-    operators = ("--growth-width", "zero-pad", "--growth-depth", "identity", "--norm-epsilon", repr(epsilon))
     once = {"iterations": 1, "lr": 1e-9, "bf16": True}
     small = train(PLUGGED, words(*fp8, "--load", source[0], "--finetune", "--no-load-optim", **once)).losses[1]
-    grown = train(PLUGGED, words(*fp8, "--growth-from", source[0], *operators, sizes=LARGE, **once)).losses[1]
+    grown = train(PLUGGED, words(*fp8, "--growth-from", source[0], *exact_growth(), sizes=LARGE, **once)).losses[1]
     assert grown == pytest.approx(small, rel=2e-2)

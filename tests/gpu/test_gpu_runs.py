@@ -2,9 +2,7 @@
 
 import pytest
 
-from megatron_growth.operators import build_map, get
-from megatron_growth.shape import ModelShape
-from tests.gpu.tiny_runs import AUTO, LARGE, LOCAL, PLUGGED, SMALL, STOCK, TOLERANCE, ZERO, words
+from tests.gpu.tiny_runs import AUTO, LARGE, LOCAL, PLUGGED, STOCK, TOLERANCE, ZERO, exact_growth, words
 
 
 def test_the_plugin_changes_nothing_when_nothing_is_on(train, machine, source):
@@ -27,10 +25,7 @@ def test_growth_is_exact(train, machine, source, layers):
         return train(PLUGGED, words(*layers, *more, iterations=1, lr=1e-9, **sizes)).losses[1]
 
     loss = first_loss("--load", source[0], "--finetune", "--no-load-optim")
-    shapes = [ModelShape(**sizes, vocab=256, head_dim=16) for sizes in (SMALL, LARGE)]
-    epsilon = build_map(*shapes, get("width", "zero-pad"), get("depth", "identity")).norm_epsilon(1e-5)
-    operators = ("--growth-width", "zero-pad", "--growth-depth", "identity", "--norm-epsilon", repr(epsilon))
-    grown = first_loss("--growth-from", source[0], *operators, sizes=LARGE)
+    grown = first_loss("--growth-from", source[0], *exact_growth(), sizes=LARGE)
     assert grown == pytest.approx(loss, rel=TOLERANCE[machine])
 
 

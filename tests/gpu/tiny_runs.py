@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from megatron_growth.operators import build_map, get
+from megatron_growth.shape import ModelShape
 from megatron_growth.testing import tiny_pretrain_args
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "01-plug-in"
@@ -17,3 +19,10 @@ TOLERANCE = {"cuda": 5e-3, "host": 1e-5}
 def words(*more, sizes=SMALL, iterations=8, lr=1e-3, **options):
     args = tiny_pretrain_args(iterations=iterations, lr=lr, **sizes, **options)
     return [*args, "--kv-channels", "16", *map(str, more)]
+
+
+def exact_growth():
+    """The words of operators that keep the function of SMALL in LARGE."""
+    shapes = [ModelShape(**sizes, vocab=256, head_dim=16) for sizes in (SMALL, LARGE)]
+    epsilon = build_map(*shapes, get("width", "zero-pad"), get("depth", "identity")).norm_epsilon(1e-5)
+    return ("--growth-width", "zero-pad", "--growth-depth", "identity", "--norm-epsilon", repr(epsilon))

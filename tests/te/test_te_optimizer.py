@@ -3,8 +3,6 @@
 A GPU has this class, which saves and loads state in its own way; low-rank state died in it.
 """
 
-import re
-
 import pytest
 
 from megatron_growth.testing import run_distributed, run_script, tiny_pretrain_args
@@ -39,20 +37,16 @@ def base(tmp_path_factory):
     return folder
 
 
-def losses(output):
-    return {int(i): float(loss) for i, loss in re.findall(r"iteration +(\d+)/.*?lm loss: (\S+)", output)}
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_that_of_the_local_layers_and_goes_on(engine, base, tmp_path, name):
     words = [*tiny_pretrain_args(**SIZES), *METHODS[name]]
     start = ["--load", str(base), "--finetune"]
     local = run_script(SCRIPT, [*words, *LOCAL, *start]).losses
     save = ["--save", str(tmp_path), "--save-interval", "4"]
-    run = losses(engine.call(run_script, SCRIPT, [*words, *AUTO, *start, *save]).output)
+    run = engine.call(run_script, SCRIPT, [*words, *AUTO, *start, *save]).losses
     assert run == pytest.approx(local, rel=2e-3 if "bf16" in name else 1e-5)
     resume = ["--load", str(tmp_path), "--ckpt-step", "4"]
-    rest = losses(engine.call(run_script, SCRIPT, [*words, *AUTO, *resume]).output)
+    rest = engine.call(run_script, SCRIPT, [*words, *AUTO, *resume]).losses
     assert [rest[i] for i in AFTER] == pytest.approx([run[i] for i in AFTER], rel=1e-6)
     other = run_script(SCRIPT, [*words, *LOCAL, *resume]).losses
     assert [other[i] for i in AFTER] == pytest.approx([run[i] for i in AFTER], rel=2e-3 if "bf16" in name else 1e-5)
