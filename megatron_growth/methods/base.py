@@ -179,12 +179,14 @@ class Method(ABC):
         paper: where it comes from, with the section.
         takes_grown_moments: whether a stage with it can begin with Adam's moments, grown from the stage before.
         leaves_moments: whether its last checkpoint has Adam's moments, which the next stage can grow.
+        takes_fp8_weights: whether the weights may be held in FP8 (--fp8-param-gather).
     """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     takes_grown_moments: ClassVar[bool] = True
     leaves_moments: ClassVar[bool] = True
+    takes_fp8_weights: ClassVar[bool] = True
 
     def parameters(self) -> dict[str, Any]:
         """The parameters with their values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from megatron_growth import methods
 from megatron_growth.backend import nvml
 from megatron_growth.errors import RecipeError
 from megatron_growth.planner import StagePlan
@@ -104,7 +105,9 @@ def precision(stage: StagePlan) -> Options:
         options |= {"fp8-format": "hybrid", "fp8-recipe": "tensorwise"}
         # Weights are held, and gathered after a step, in FP8; that is the distributed optimizer's gather.  A stage that
         # grows holds them in bf16: Megatron takes the masters of FP8 weights from values kept aside before growth.
-        options["fp8-param-gather"] = distributed_optimizer(stage) and stage.source is None
+        # So does one whose method adds to its weights.
+        held = stage.source is None and all(methods.get(word).takes_fp8_weights for word in stage.methods)
+        options["fp8-param-gather"] = held and distributed_optimizer(stage)
     return options
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_growth import recipes
+from megatron_growth import methods, recipes
 from megatron_growth.backend.start import refuse_impossible
 from megatron_growth.errors import UserError
 from megatron_growth.planner import plan_run
@@ -122,6 +122,17 @@ def test_fp8_is_hybrid_tensorwise_with_gathered_weights_where_nothing_grows(stag
         assert (model.fp8, model.fp8_recipe, model.fp8_param) == ("hybrid", "tensorwise", stage_name == "1B")
         assert found.container.ddp.fp8_param_gather == (stage_name == "1B")
         assert found.args.bf16
+
+
+@pytest.mark.parametrize(("words", "held"), [([], True), (["relora"], False)])
+def test_a_stage_with_adapters_computes_in_fp8_and_holds_its_weights_in_bf16(words, held):
+    recipe = recipes.load("step-368m")
+    first = recipe.stages[0].model_copy(update={"methods": tuple(map(methods.get, words))})
+    recipe = recipe.model_copy(update={"precision": "fp8", "stages": (first,)})
+    model = validated(
+        stage_words(recipe, plan_run(recipe, 8), first.name), installation("gpu", "Hopper"), 8
+    ).model.transformer
+    assert (model.fp8, model.fp8_param) == ("hybrid", held)
 
 
 def test_the_switches_of_a_cluster_reach_megatron():

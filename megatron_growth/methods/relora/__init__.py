@@ -31,13 +31,14 @@ _LINEAR = re.compile(r"^decoder\.layers\.(\d+)\.(?:self_attention|mlp)\.linear_\
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _OWN = re.compile(r"\.lora_(?:a|b|master)$")
 
-# Megatron's flags under which an adapter's optimizer state cannot be reached, or its layers are not called.
+# Megatron's flags under which an adapter's optimizer state or weight cannot be reached, or its layers are not called.
 _REFUSED = {
     "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
     "optimizer_cpu_offload": "--optimizer-cpu-offload",
     "use_transformer_engine_op_fuser": "--use-transformer-engine-op-fuser",
     "num_experts": "--num-experts",
     "multi_latent_attention": "--multi-latent-attention",
+    "fp8_param_gather": "--fp8-param-gather",  # a merge would be rounded to FP8, and its master made of FP8 values
 }
 
 
@@ -63,6 +64,7 @@ class ReLoRA(Method):
     name: ClassVar[str] = "relora"
     paper: ClassVar[str] = "ReLoRA (2023), sec. 3; STEP (2025), sec. 3"
     leaves_moments: ClassVar[bool] = False
+    takes_fp8_weights: ClassVar[bool] = False
 
     rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0

@@ -88,7 +88,9 @@ def test_a_rank_above_a_side_is_refused():
     assert "1 to 32" in failure.value.fix
 
 
-@pytest.mark.parametrize("flag", ["use_precision_aware_optimizer", "optimizer_cpu_offload", "num_experts"])
+@pytest.mark.parametrize(
+    "flag", ["use_precision_aware_optimizer", "optimizer_cpu_offload", "num_experts", "fp8_param_gather"]
+)
 def test_flags_under_which_adapters_cannot_be_reached(flag):
     with pytest.raises(UnsupportedError, match="--" + flag.replace("_", "-")):
         relora().check_arguments(argparse.Namespace(**{flag: 2}))
