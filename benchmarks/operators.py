@@ -2,6 +2,7 @@
 
     python benchmarks/operators.py --work DIR [--case four-thirds|double] [--seeds 0 1 2] [--lrs 10e-3 5e-3]
                                    [--scratch-lrs 20e-3] [--jobs 1] [--table FILE] [--plot FILE]
+    python benchmarks/operators.py --redraw TABLE --plot FILE                 (the picture of a table that it wrote)
 
 A source is trained from scratch on 2 tokens per parameter.  Each operator grows it, and the grown model trains for the
 rest of its own budget of 2 tokens per parameter; depth is `stack`, one new layer.  `four-thirds` is the last stage of
@@ -305,70 +306,70 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Row], case: Case, work: Path, path: Path) -> None:
-    """Left: training loss over the share of the budget, first seed at the first learning rate.  Right: final losses."""
+def read_table(path: Path) -> list[Row]:
+    """The rows of a table that `markdown` wrote, to the digits that it has."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines()[2:]:
+        name, lr, jump, _, per_seed, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        jumps = [float(jump)] if jump != "–" else []
+        rows.append(Row(name.strip("`"), float(lr), jumps, [float(loss) for loss in per_seed.split("/")]))
+    return rows
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Left: what growth costs at once.  Right: losses at the end, a mark a seed; each rate has a line of its own."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from megatron_growth.report.plots import curve_style
+    from megatron_growth.report.plots import COLOURS, MARKS
 
     names = sorted({row.name for row in rows}, key=lambda n: min(statistics.mean(r.final) for r in rows if r.name == n))
-    style = {name: curve_style(index) for index, name in enumerate(names)}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
-    for name in names:
-        source_share = 0.0 if name.startswith("scratch/") else budget(case.small) / budget(case.large)
-        folder = first_run(work, name, next(row.lr for row in rows if row.name == name))
-        left.plot(*curve(folder, source_share), **style[name], ms=5, lw=1, label=name, markevery=2, mec="white")
-    left.legend(fontsize=8, loc="upper right")
-    best = min(value for row in rows for value in row.final)
-    left.set_ylim(best - 0.1, best + 0.7)  # the first steps of a model from scratch are far above
-    left.set_xlabel("share of the whole budget (compute of the source included)")
-    left.set_ylabel("training loss, mean of 20 steps (nats per token)")
+    rates = sorted({row.lr for row in rows}, reverse=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 5.4), layout="constrained", width_ratios=(1, 2), sharey=True
+    )
     for row in rows:
-        y, mark = names.index(row.name), "os^D"[sorted({r.lr for r in rows}, reverse=True).index(row.lr)]
-        right.plot(row.final, [y] * len(row.final), mark, color=style[row.name]["color"], ms=6)
-    right.set_yticks(range(len(names)), [name.replace(",", ",\n") for name in names])
-    right.invert_yaxis()
-    right.margins(y=0.1)
-    marks = dict(zip(sorted({r.lr for r in rows}, reverse=True), "os^D", strict=False))
-    described = ", ".join(f"{mark} learning rate {lr:g}" for lr, mark in zip(marks, "●■▲◆", strict=False))
-    right.set_xlabel(f"validation loss at the end; one mark a seed\n{described}")
+        place = rates.index(row.lr)
+        style = {"color": COLOURS[place], "marker": MARKS[place], "ls": "", "ms": 6, "mec": "white"}
+        y = names.index(row.name) + 0.22 * (place - (len(rates) - 1) / 2)
+        left.plot(row.jump, [y] * len(row.jump), **style)
+        right.plot(row.final, [y] * len(row.final), **style)
+        right.plot(statistics.mean(row.final), y, "|", color=COLOURS[place], ms=13, mew=2, zorder=0)
+    for place, lr in enumerate(rates):
+        right.plot([], [], MARKS[place], color=COLOURS[place], mec="white", label=f"peak learning rate {lr:g}")
+    right.plot([], [], "|", color="#444444", ms=13, mew=2, label="mean of the seeds")
+    right.legend(fontsize=8)
+    left.set_yticks(range(len(names)), [name.replace(",", ",\n") for name in names])
+    left.invert_yaxis()
+    left.set_xlim(left=0)
+    left.set_xlabel("jump of the validation loss at growth\n(nats per token)")
+    right.set_xlabel("validation loss at the end, one mark a seed\n(nats per token)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def first_run(work: Path, name: str, lr: float) -> Path:
-    """Finished run of a row's name with the lowest seed."""
-    root = work / name if name.startswith("scratch/") else work / "grown" / name
-    return min(done.parent for done in (root / f"lr-{lr:g}").glob("seed-*/done"))
-
-
-def curve(folder: Path, start: float, window: int = 20) -> tuple[list[float], list[float]]:
-    """(share of the budget, mean training loss) every `window` steps of a run that begins at share `start`."""
-    from megatron_growth.records.metrics import records
-
-    losses = [record["loss"] for record in records(folder / "metrics.jsonl") if "event" not in record]
-    blocks = [losses[i : i + window] for i in range(0, len(losses), window)]
-    middles = [(i * window + len(block) / 2) / len(losses) for i, block in enumerate(blocks)]
-    return [start + (1 - start) * middle for middle in middles], [statistics.mean(block) for block in blocks]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--work", type=Path, help="folder of the runs")
     parser.add_argument("--case", choices=CASES, default="four-thirds", help="source and target")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lrs", type=float, nargs="+", default=[10e-3, 5e-3])
     parser.add_argument("--scratch-lrs", type=float, nargs="*", default=[20e-3], help="of models from scratch only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one core each")
     parser.add_argument("--collect", action="store_true", help="only collect what is finished")
+    parser.add_argument("--redraw", type=Path, metavar="TABLE", help="run nothing, draw --plot from this table")
     parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
     args = parser.parse_args()
+    if args.redraw:
+        plot(read_table(args.redraw), args.plot or parser.error("--redraw draws into --plot FILE"))
+        return
+    if args.work is None:
+        parser.error("name the folder of the runs: --work DIR")
     case, lrs = CASES[args.case], [*args.lrs, *args.scratch_lrs]
     if not args.collect:
         data = prepare(args.work)
@@ -386,7 +387,7 @@ def main() -> None:
     if args.table:
         args.table.write_text(markdown(rows), encoding="utf-8")
     if args.plot:
-        plot(rows, case, args.work, args.plot)
+        plot(rows, args.plot)
 
 
 if __name__ == "__main__":
