@@ -26,5 +26,6 @@ fi
 if [[ " ${tests} " == *" tests"@( |/megatron)* && "${bin}" == */bin ]]; then
     ci/fetch-assets.sh "${bin%/bin}" || echo "the tests on a real model will be skipped"
 fi
-# A file's tests share fixtures that train small models, so a file stays on one worker.
+# A file's tests share fixtures that train small models, so a file stays on one worker; tests/conftest.py says in which
+# order they come.
 exec "${bin}/pytest" "${tests}" --numprocesses "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -1,9 +1,52 @@
-"""Random examples are the same on every machine; HYPOTHESIS_EXAMPLES=N looks for new ones."""
+"""What holds for all tests.
+
+Random examples are the same on every machine; HYPOTHESIS_EXAMPLES=N looks for new ones.
+
+Several workers share the suite so that none is left alone with a long piece at the end: the rooms whose tests start
+clusters, commands and training come first, the many short tests of units last.
+"""
+
+from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("same everywhere", derandomize=True)
 settings.register_profile("search", derandomize=False)
 settings.load_profile("search" if os.environ.get("HYPOTHESIS_EXAMPLES") else "same everywhere")
+
+FIRST = ("slurm", "te", "megatron", "docs", "distributed")
+# All tests of these share a process or a cluster that takes long to start, and run one after the other on one worker.
+WHOLE = ("slurm", "te")
+HERE = Path(__file__).parent
+
+
+def room_of(path: Path) -> str:
+    """The folder below tests/ that a file belongs to; "" elsewhere."""
+    return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long rooms first; within a room everything stays in its order."""
+    items.sort(key=lambda item: (*FIRST, room_of(item.path)).index(room_of(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` a file stays on one worker, as its tests share fixtures; here a room in WHOLE does too."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Rooms(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            room = room_of(config.rootpath / file)
+            return room if room in WHOLE else file
+
+    config.option.loadscopereorder = False  # which would put the files with the fewest tests last, however long
+    return Rooms(config, log)
