@@ -45,7 +45,7 @@ def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: G
         UnsupportedError: layers differ by their number, and would move.
         GrowthPlanError: the norm epsilon is not what the operator makes of the source's.
     """
-    check_layer_numbers(source, growth, where)
+    check_layer_numbers(source, deeper=growth.source.layers != growth.target.layers, where=where)
     check_norm_epsilon(NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source)), growth)
 
 
@@ -93,13 +93,18 @@ def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str)
     return unknown
 
 
-def check_layer_numbers(source: argparse.Namespace, growth: GrowthMap, where: str) -> None:
+def check_layer_numbers(source: argparse.Namespace, *, deeper: bool, where: str) -> None:
     """Refuse growth in depth of a model whose layers differ by their number.
+
+    Args:
+        source: the source's saved arguments.
+        deeper: whether it grows in depth.
+        where: the source, for messages.
 
     Raises:
         UnsupportedError: a layer that moves would become one of another kind.
     """
-    if growth.source.layers == growth.target.layers:
+    if not deeper:
         return
     for name, flag in BY_NUMBER.items():
         if getattr(source, name, None):

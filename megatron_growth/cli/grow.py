@@ -185,11 +185,12 @@ def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
 
     saved = metadata.saved_arguments(job.common, job.source)
     where = str(job.source.path)
-    architecture.check_layer_numbers(saved, job.growth, where)
+    growth = job.growth
+    architecture.check_layer_numbers(saved, deeper=growth.source.layers != growth.target.layers, where=where)
     if wanted:
         target = argparse.Namespace(**{**vars(saved), **wanted})
         architecture.check(saved, target, where=where)
-        architecture.check_step(saved, target, job.growth, where=where)
+        architecture.check_step(saved, target, growth, where=where)
 
 
 def _first_steps(job: GrowthJob) -> str:

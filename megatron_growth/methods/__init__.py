@@ -10,6 +10,7 @@ from megatron_growth.methods.base import (
     Method,
     StageFacts,
     TrainedModel,
+    check_together,
     cost_of,
     frozen_names,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "StageFacts",
     "TrainedModel",
+    "check_together",
     "cost_of",
     "frozen_names",
     "get",

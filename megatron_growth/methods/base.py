@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from megatron_growth.errors import RecipeError
 from megatron_growth.records.human import plural
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ class Method(ABC):
         takes_grown_moments: whether a stage with it can begin with Adam's moments, grown from the stage before.
         leaves_moments: whether its last checkpoint has Adam's moments, which the next stage can grow.
         takes_fp8_weights: whether the weights may be held in FP8 (--fp8-param-gather).
+        repeats: whether a run may have it twice, with other parameters.
     """
 
     name: ClassVar[str] = ""
@@ -187,6 +189,12 @@ class Method(ABC):
     takes_grown_moments: ClassVar[bool] = True
     leaves_moments: ClassVar[bool] = True
     takes_fp8_weights: ClassVar[bool] = True
+    repeats: ClassVar[bool] = False
+
+    @property
+    def leaves_plain_model(self) -> bool:
+        """Whether its last checkpoint is one that any run can load or grow."""
+        return True
 
     def parameters(self) -> dict[str, Any]:
         """The parameters with their values."""
@@ -309,6 +317,18 @@ class Method(ABC):
             tensors: whole ones by layout-free name, what the method added among them.
         """
         return {name: tensor for name, tensor in tensors.items() if not self.owns(name)}
+
+
+def check_together(methods: Sequence[Method]) -> None:
+    """Refuse a method that is given twice where the second would change what the first has made.
+
+    Raises:
+        RecipeError: names it.
+    """
+    names = [method.name for method in methods if not method.repeats]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            raise RecipeError(f"the method {name} is given {names.count(name)} times", fix="keep one of them")
 
 
 def frozen_names(methods: Sequence[Method], names: Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator
 
+from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter
 from megatron_growth.methods.registry import register
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
 
 def as_patterns(value: object) -> object:
-    """Patterns from one comma-separated text or from several; RecipeError for braces that do not pair."""
+    """Patterns from a comma-separated text or from several; RecipeError for none at all, or braces that do not pair."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple):
         return value
     patterns = tuple(pattern for word in value for pattern in split_patterns(str(word)))
+    if not patterns:
+        raise RecipeError("no pattern is given, so nothing would be frozen", fix="name parameters, or leave it out")
     for pattern in patterns:
         expand(pattern)
     return patterns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide, near, takes
@@ -52,7 +53,9 @@ def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] 
 
 @dataclass(frozen=True)
 class RuleMethod(Method):
-    """A method whose choice is a list of rules."""
+    """A method whose choice is a list of rules; several are one longer list."""
+
+    repeats: ClassVar[bool] = True
 
     @property
     @abstractmethod

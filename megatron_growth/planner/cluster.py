@@ -20,6 +20,7 @@ from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_mem
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
 from megatron_growth.planner.step_time import StepTime, step_time
+from megatron_growth.planner.training import rates_of
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.cluster import ClusterProfile
 from megatron_growth.recipes.schema import Layout, Recipe
@@ -261,7 +262,7 @@ def _node_bytes(profile: ClusterProfile) -> float:
 def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
     """The stage's parameters, the vocabulary padded for a tensor-parallel size."""
     shape = stage.shape.with_(vocab=layouts.pad_vocabulary(stage.vocab, recipe.model.vocab_multiple, tp))
-    return _taken(shape, tuple(stage.freeze), tuple(map(methods.get, stage.methods)))
+    return _taken(shape, tuple(stage.freeze), (*rates_of(stage.rules), *map(methods.get, stage.methods)))
 
 
 # A few tensor-parallel sizes stand for hundreds of layouts: what depends on them alone is worked out once.

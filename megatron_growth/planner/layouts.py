@@ -74,6 +74,8 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
         ValueError: the layers do not split; the message says what would.
     """
     chunks = pp * vpp
+    if not layers and chunks > 1:
+        raise ValueError("a model without layers cannot be split by PP")  # Megatron refuses --num-layers 0
     if pipeline_layout is not None:
         parts = parse_pipeline_layout(pipeline_layout)
         counts = tuple(part.count("t") for part in parts)

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_growth import methods, operators, schedules
+from megatron_growth import methods, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
-from megatron_growth.hints import reworded
 from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
-from megatron_growth.planner.inventory import Inventory, entries_of, take_inventory, unmatched
+from megatron_growth.planner.inventory import Inventory, take_inventory
 from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory, save_words
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import Parameters, RunPlan, StagePlan
+from megatron_growth.planner.training import (
+    at_growth,
+    check_frozen,
+    check_schedules,
+    check_stop,
+    chosen_methods,
+    chosen_rates,
+    written_rules,
+)
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
@@ -112,9 +120,10 @@ def _draft(
     chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
     distributed = stage.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
     chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
-    chosen_methods = _methods(recipe, stage, path, shape, source, distributed=distributed and dp > 1)
-    inventory = take_inventory(shape, stage.freeze, chosen_methods)
-    _check_freeze(recipe, stage, path, shape, inventory)
+    old = source.shape if source else None
+    taken = chosen_methods(recipe, stage, path, shape, old, distributed=distributed and dp > 1)
+    inventory = take_inventory(shape, stage.freeze, (*chosen_rates(recipe, stage, path, shape), *taken))
+    check_frozen(recipe, stage, path, shape, inventory)
     relora = stage.method("relora")
     rank = relora.rank if relora else 0
     rule = model.nominal_parameters
@@ -127,7 +136,7 @@ def _draft(
         path,
         shape,
         layout,
-        chosen_methods,
+        taken,
         inventory,
         nominal,
         size,
@@ -165,49 +174,8 @@ def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape
     try:
         growth = stage.growth.spec.map(source.shape, shape)
     except GrowthPlanError as error:
-        raise _at_growth(recipe, stage, path, error) from None
+        raise at_growth(recipe, stage, path, error) from None
     return growth.norm_epsilon(source.norm_epsilon)
-
-
-def _methods(
-    recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None, *, distributed: bool
-) -> tuple[Method, ...]:
-    """The stage's methods, with what depends on the stage worked out."""
-    old = tuple(range(stage.layers))
-    if source is not None and stage.methods:
-        spec = stage.growth.spec
-        try:
-            grown = spec.depth_operator.layers(source.shape.layers, stage.layers, operators.Seed(spec.seed))
-        except GrowthPlanError as error:
-            raise _at_growth(recipe, stage, path, error) from None
-        old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
-    facts, names = methods.StageFacts(shape, old, distributed), [entry.name for entry in entries_of(shape)]
-    chosen = []
-    for number, method in enumerate(stage.methods):
-        try:
-            chosen.append(method.planned(facts))
-            chosen[-1].check(shape)
-            chosen[-1].select(names)
-        except RecipeError as error:
-            where = recipe.where(*path, "methods", number)
-            raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
-    return tuple(chosen)
-
-
-def _at_growth(recipe: Recipe, stage: Stage, path: KeyPath, error: GrowthPlanError) -> RecipeError:
-    """What is wrong with a stage's growth, at its line and in a recipe's words."""
-    where = recipe.where(*path, "growth")
-    return RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=reworded(error.fix, "recipe"))
-
-
-def _check_freeze(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, inventory: Inventory) -> None:
-    where = recipe.where(*path, "freeze")
-    for pattern, near in unmatched(shape, stage.freeze):
-        raise RecipeError(
-            f"stage {stage.name}: the freeze pattern {pattern!r} matches no parameter", where=where, fix=near
-        )
-    if not inventory.trainable and not inventory.adapters:
-        raise RecipeError(f"stage {stage.name}: everything is frozen", where=where, fix="freeze less")
 
 
 def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.StageBudget]:
@@ -230,6 +198,8 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
     schedule = _schedule(recipe, draft, steps, is_last)
+    check_schedules(recipe, stage, draft.path, schedule)
+    check_stop(recipe, stage, draft.path, steps)
     exact = draft.exact_rate
     growth = stage.growth.spec if stage.source is not None else None
     samples = steps * stage.global_batch_size
@@ -261,7 +231,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         source=stage.source,
         growth=growth,
         freeze=draft.stage.freeze,
-        rules=tuple((rule.pattern, str(rule.schedule)) for rule in stage.rules),
+        rules=written_rules(stage),
         methods=tuple(map(methods.written, draft.methods)),
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),
@@ -344,6 +314,8 @@ def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> sched
     try:
         if warmup > steps:
             schedules.make("wso", draft.stage.lr, steps, warmup)  # raises: the warm-up is longer than the stage
+        if warmup == span:  # Megatron refuses it
+            raise RecipeError(f"the warm-up takes all {steps} iterations", fix="shorten it; the rate would never decay")
         return schedules.make(block.name, draft.stage.lr, span, warmup, **block.given)
     except RecipeError as error:
         where = recipe.where(*draft.path, "schedule", "warmup_iterations" if "warm-up" in error.what else "name")

@@ -239,6 +239,7 @@ class PluginOptions:
     def _check(self, args: argparse.Namespace) -> None:
         self._check_growth(args)
         self._check_data(args)
+        methods.check_together(self.methods)
         for method in self.methods:
             method.check_arguments(args)
         self._check_evaluation(args)

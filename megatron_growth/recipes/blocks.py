@@ -35,7 +35,9 @@ Layers = Annotated[int, Number, Field(ge=0, le=LAYERS)]
 Ranks = Annotated[int, Number, Field(ge=1, le=GPUS)]
 LARGEST, SMALLEST = 1e24, 1e-24  # of what a recipe or a profile may say; FLOPs of a run are the largest
 Precision = Literal["fp32", "bf16", "fp8"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# A folder of the run, and a part of other names: a file system takes 255 bytes.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Text = Annotated[str, Field(min_length=1)]  # an empty path would be the folder of the command
 
 # Vocabulary sizes of tokenizers that need no file to be known.
 KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
@@ -112,19 +114,19 @@ class Model(Block):
 class Data(Block):
     """Where tokens come from and how stages share them."""
 
-    corpus: str
+    corpus: Text
     """`stdlib` (built in), a file or folder of text, JSONL or Parquet, or `hf:OWNER/NAME[:CONFIG][/SPLIT]`."""
-    tokenizer: str
+    tokenizer: Text
     """`gpt2`, `llama3`, `sentencepiece:SIZE` (trained on the corpus), a sentencepiece `.model`, a folder with a Hugging
     Face tokenizer, or `hf:OWNER/NAME`."""
-    text_field: str = "text"
+    text_field: Text = "text"
     """Key of JSONL objects, or column of Parquet files, that holds the text."""
     document_per: Literal["file", "paragraph", "line"] = "file"
     """What one document of a plain text file is."""
     max_tokens: Positive | None = None
     """Stop preparing at the document with which this many training tokens are reached; all of the corpus when left out.
     [tokens]"""
-    prepared: str | None = None
+    prepared: Text | None = None
     """A folder that `megatron-growth prepare` wrote with this tokenizer, used in place of the corpus."""
     stages: Literal["disjoint", "same"] = "disjoint"
     """`disjoint` (every stage a new window of the one sample order) or `same` (every stage reads it from the start, as

@@ -16,6 +16,7 @@ from megatron_growth.recipes.source import KeyPath
 def problems_of(recipe: Recipe) -> list[Problem]:
     """All problems of a recipe whose keys are valid one by one, as (key path, message)."""
     return [
+        *_positions(recipe),
         *_vocabulary(recipe),
         *_names(recipe),
         *_sizes(recipe),
@@ -25,6 +26,11 @@ def problems_of(recipe: Recipe) -> list[Problem]:
         *_early_stops(recipe),
         *_flags(recipe),
     ]
+
+
+def _positions(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.model.rope_scaling and recipe.model.position != "rope":
+        yield ("model", "rope_scaling"), "rope_scaling does nothing without position: rope; leave it out"
 
 
 def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
@@ -60,6 +66,13 @@ def _sizes(recipe: Recipe) -> Iterator[Problem]:
                 (*path, "heads"),
                 f"hidden {stage.hidden} is not a multiple of {stage.heads} heads; give model.head_dim",
             )
+        width = recipe.model.head_dim or stage.hidden // stage.heads
+        if recipe.model.position == "rope" and width % 2:
+            yield (
+                ("model", "head_dim") if recipe.model.head_dim else (*path, "heads"),
+                f"rotary embeddings turn pairs of numbers, and a head of stage {stage.name} has {width}; give an even "
+                "head_dim, or position: none",
+            )
         if stage.ffn is None and recipe.model.ffn_multiple is None:
             yield path, "ffn is missing, here or as model.ffn_multiple"
         if stage.query_groups and stage.heads % stage.query_groups:
@@ -89,6 +102,13 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
 
 def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterator[Problem]:
     yield from _moments(index, stage, source)
+    for method in source.methods:
+        if not method.leaves_plain_model:
+            yield (
+                ("stages", index, "from"),
+                f"stage {stage.name} cannot grow from {source.name}, which ends with what its method {method.name} "
+                "keeps beside the weights; let it merge at its end",
+            )
     for key in ("hidden", "layers"):
         old, new = getattr(source, key), getattr(stage, key)
         if new < old:

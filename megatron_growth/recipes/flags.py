@@ -95,6 +95,7 @@ OWNED: dict[str, str] = {
     "use-distributed-optimizer": "layout.distributed_optimizer",
     "use-megatron-fsdp": "nothing: growth works on DDP's own shards",
     "use-torch-fsdp2": "nothing: growth works on DDP's own shards",
+    "init-model-with-meta-device": "nothing: growth fills weights that are there",
     # Batches and budget.
     "micro-batch-size": "micro_batch_size of the stage",
     "eval-micro-batch-size": "micro_batch_size of the stage",
@@ -161,6 +162,8 @@ OWNED: dict[str, str] = {
     "use-persistent-ckpt-worker": "checkpoint.async_save",
     "async-strategy": "checkpoint.async_save",
     "dist-ckpt-optim-fully-reshardable": "checkpoint.reshardable",
+    "save-retain-interval": "checkpoint.keep_every",
+    "no-save-rng": "nothing: stages are resumed with their random state",
     "no-save-optim": "nothing: stages are resumed with their optimizer",
     "no-load-optim": "nothing: stages are resumed with their optimizer",
     "tensorboard-dir": "the run directory",

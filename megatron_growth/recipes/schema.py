@@ -31,6 +31,7 @@ from megatron_growth.recipes.blocks import (
     Model,
     Name,
     NotNegative,
+    Number,
     Positive,
     Precision,
     Printed,
@@ -169,7 +170,7 @@ class RateRule(Block):
 
     pattern: str
     """Parameter names, with `*`, such as `decoder.layers.3.*`."""
-    schedule: str | float = "frozen"
+    schedule: str | Annotated[float, Number] = "frozen"
     """`frozen`, a multiple of the learning rate, or a schedule."""
 
 

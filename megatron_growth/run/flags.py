@@ -1,4 +1,5 @@
-"""The escape hatch against Megatron's own parser: flags that it does not have, and values that it does not take.
+"""The escape hatch against Megatron's own parser: flags that it does not have, and values that it does not take; and
+flags that make another function of a stage than of the one that it grows from.
 
 What the plan owns is refused when a recipe or a profile is read (`recipes/flags.py`); the names and types of the other
 flags are Megatron's, and only its parser knows them.  Building that parser imports Megatron (seconds), so it is done
@@ -12,8 +13,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_growth.errors import RecipeError, nearest
-from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.errors import RecipeError, UserError, nearest
+from megatron_growth.recipes import ClusterProfile, Recipe, Stage
 from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
 
 Options = dict[str, Any]
@@ -33,6 +34,36 @@ def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
     if problems:
         listed = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
         raise RecipeError(f"Megatron does not take what `megatron:` gives it:\n{listed}")
+    for stage in recipe.stages:
+        if stage.source is not None:
+            _check_growth(recipe, stage, profile.megatron if profile else {})
+
+
+def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
+    """Refuse what growth would refuse when the stage starts: a source of another function, or of an unknown kind."""
+    from megatron_growth.checkpoint import architecture  # numpy: only where the hatch is used
+
+    source = next(s for s in recipe.stages if s.name == stage.source)
+    flags = [merged(below, one.megatron) for one in (source, stage)]
+    if not any(flags):
+        return
+    old, new = (_parsed(given, position_embedding_type=recipe.model.position) for given in flags)
+    where = recipe.where("stages", recipe.stages.index(stage), "from")
+    try:
+        architecture.refuse_unsupported(old, where)
+        architecture.check(old, new, where=where)
+        architecture.check_layer_numbers(old, deeper=source.layers != stage.layers, where=where)
+    except UserError as error:
+        what = f"stage {stage.name} cannot grow from {source.name}: {error.what}"
+        raise RecipeError(what, where=where, fix=error.fix) from None
+
+
+def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
+    """What Megatron's parser makes of these flags; of no other one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for action in dict.fromkeys(_actions()[name] for name in flags):
+        parser._add_action(action)
+    return parser.parse_args(words(dict(flags)), argparse.Namespace(**known))
 
 
 def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:

@@ -20,10 +20,12 @@ from typing import Any
 
 from megatron_growth.backend import nvml
 from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
+from megatron_growth.methods.rates import multiple
+from megatron_growth.patterns import FROZEN
 from megatron_growth.planner import StagePlan, layouts, plan_run
 from megatron_growth.planner.room import Room
 from megatron_growth.recipes import Recipe
-from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, ScheduleBlock, Stage
+from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, RateRule, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
 from megatron_growth.records.storage import reading_record, write_json, write_whole
@@ -207,8 +209,15 @@ def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
             "stop_at": None,
             "stop_below": None,
             "schedule": ScheduleBlock(name="wso", warmup_iterations=HALF),
+            "rules": tuple(map(_constant, stage.rules)),
         }
     )
+
+
+def _constant(rule: RateRule) -> RateRule:
+    """A rule for a few steps: a schedule by name is made for all of the stage, and becomes the stage's own."""
+    named = isinstance(rule.schedule, str) and rule.schedule != FROZEN and multiple(rule.schedule) is None
+    return rule.model_copy(update={"schedule": "wso"}) if named else rule
 
 
 def begin(

@@ -1,6 +1,8 @@
 """ReLoRA's layers and restarts on Megatron's parallel linears: against PEFT on transformers' Llama, then every layout
 against one process."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -334,3 +336,16 @@ def test_planted_faults_are_seen(one_process, fault, layout):
     processes, given = LAYOUTS[layout]
     ranks = run_distributed(workers.train, processes, Run(**given), restarts=(3,), how="magnitude", fault=fault)
     assert ranks[0]["losses"] != pytest.approx(one_process["magnitude"]["losses"], abs=1e-5)
+
+
+def test_a_part_of_one_row_lies_in_memory_as_it_is_restored():
+    """A rank-1 factor over two tensor-parallel ranks: with the stride of the whole row no checkpoint loads into it."""
+    from megatron_growth.methods.relora import layers
+
+    half = SimpleNamespace(size=lambda: 2, rank=lambda: 1)
+    module = SimpleNamespace(
+        lora_group=half, weight=torch.zeros(4, 8), lora_row=True, lora_form=layers.Form(1, 1.0), lora_name="x"
+    )
+    part = layers.Adapter.lora_initial(module, 0)
+    assert part.shape == (1, 8)
+    assert part.stride() == (8, 1)

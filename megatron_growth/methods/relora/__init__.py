@@ -77,6 +77,11 @@ class ReLoRA(Method):
     merge_at_end: bool = True
     seed: Annotated[int, Field(ge=0, le=SEED)] = 0
 
+    @property
+    def leaves_plain_model(self) -> bool:
+        """Once the adapters are merged."""
+        return self.merge_at_end
+
     # Before a run -------------------------------------------------------------------------------------------------
 
     def planned(self, facts: StageFacts) -> Self:

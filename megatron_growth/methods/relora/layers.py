@@ -138,7 +138,9 @@ class Adapter:
         words = generator(self.lora_form.seed, self.lora_name, count)
         a = (torch.rand((self.lora_form.rank, columns), generator=words) * 2 - 1) / math.sqrt(columns)
         part = a.chunk(ranks, dim=1)[self.lora_group.rank()] if self.lora_row else a
-        return part.to(device=self.weight.device, dtype=self.weight.dtype).contiguous()
+        # Not contiguous(): a part of one row passes for that with the whole row's stride, which no checkpoint restores.
+        part = part.to(device=self.weight.device, dtype=self.weight.dtype)
+        return part.clone(memory_format=torch.contiguous_format)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 

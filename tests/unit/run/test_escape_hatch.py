@@ -161,3 +161,24 @@ def test_a_recommended_layout_keeps_the_flags():
     recipe = recipes.loads(yaml.safe_dump(document))
     cluster = plan_cluster(recipe, plan_run(recipe, 32), recipes.load_cluster("h100-8x"))
     assert value_after(words_of(with_recommended(recipe, cluster), "8B"), "--log-interval") == "7"
+
+
+FUNCTIONS = {
+    "of a source alone": ("nano-92k", {"rotary-percent": 0.5}, "rotary_percent is 0.5 in the source and 1.0 here"),
+    "of what grows alone": ("nano-157k", {"softmax-type": "off-by-one"}, "softmax_type is vanilla in the source"),
+    "that growth does not know": (None, {"use-mup": True}, "scales by the width"),
+    "of layers by their number": (None, {"no-rope-freq": 2}, "growth in depth"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_flags_of_another_function_are_refused_before_the_source_is_trained(name):
+    """Growth on load would refuse them when the second stage starts."""
+    stage, given, what = FUNCTIONS[name]
+    document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text())
+    place = next((s for s in document["stages"] if s["name"] == stage), document)
+    place["megatron"] = given
+    with pytest.raises(RecipeError, match=r"stage nano-\d+k cannot grow from nano-\d+k") as refused:
+        flags.check(recipes.loads(yaml.safe_dump(document)))
+    assert what in refused.value.what
+    flags.check(recipe_with(recipe={"rotary-percent": 0.5}, stage={"no-rope-fusion": True}))  # the same in all stages
