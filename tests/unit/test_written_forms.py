@@ -94,7 +94,7 @@ def parallel_layouts(draw):
     """Layouts that a plan may hold, with the number of layers that they split."""
     tp, pp = draw(st.sampled_from([1, 2, 4, 5])), draw(st.sampled_from([1, 2, 3, 4]))
     vpp = draw(st.integers(1, 3)) if pp > 1 else 1
-    layers = draw(st.integers(0, 4)) * pp * vpp
+    layers = draw(st.integers(min(pp - 1, 1), 4)) * pp * vpp  # none cannot be split
     text = None
     if pp > 1 and draw(st.booleans()):
         layers += draw(st.integers(0, pp * vpp - 1))
