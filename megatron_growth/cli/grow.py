@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         resumed = f"; there already: {plural(report.parts_resumed, 'part')}" if report.parts_resumed else ""
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
-        print(f"load it with: --load {report.path}" + _epsilon_hint(job))
+        print(f"load it with: --load {shlex.quote(report.path)}" + _epsilon_hint(job))
         print(_where_training_goes_on(report.iteration))
         if job.policy != "reset":
             print(_first_steps(job))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         print(json_text({**asdict(report), "megatron_flags": flags}))
         return 0
     print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
-    print("Megatron loads it with --load", report.path, "and these flags:")
-    print("  " + " ".join(flags))
+    print(f"Megatron loads it with --load {shlex.quote(report.path)} and these flags:")
+    print("  " + shlex.join(flags))
     if source.arguments.use_rope_scaling and source.arguments.rope_scaling_factor != MEGATRONS_FACTOR:
         print(
             f"Megatron-Core 0.19's gpt_config_from_args() forgets --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"

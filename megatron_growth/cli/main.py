@@ -9,9 +9,10 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 
 from megatron_growth import __version__
-from megatron_growth.errors import GrowthError, nearest
+from megatron_growth.errors import GrowthError, UserError, nearest
 
 # In the order in which a run uses them.
 VERBS = (
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch warns of a CUDA toolkit without a GPU, as on a login node; no verb needs one here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
+        _refuse_nothing(words)
         args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
         return int(args.execute(args) or 0)
     except GrowthError as error:
@@ -95,6 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def _refuse_nothing(words: Sequence[str]) -> None:
+    """Refuse an empty word: as a path it would be the folder of the command, as an option it would not be given.
+
+    Raises:
+        UserError: names what it belongs to.
+    """
+    for before, word in pairwise(("", *words)):
+        option, equals, value = word.partition("=")
+        if word == "" or (option.startswith("--") and equals and not value):
+            of = option if word else before
+            raise UserError(
+                f"a word of the command is empty{f', after {of}' if of.startswith('-') else ''}",
+                where=of if of.startswith("-") else "",
+                fix="a variable of the shell that is not set gives such a word: set it, or leave the word out",
+            )
 
 
 def _respelled(words: list[str]) -> list[str]:

@@ -20,6 +20,13 @@ Sublayers = Literal["full", "attention", "none"]
 ASKS = {"asks": True}  # marks an option that, when it is not as by default, asks the plugin to do something
 
 
+def _path(text: str) -> Path:
+    """A path; an empty word, which a variable of the shell that is not set gives, would be the folder of the run."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the --growth-* arguments; give this to Megatron as `extra_args_provider`."""
     group = parser.add_argument_group(
@@ -38,7 +45,7 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-from",
         metavar="DIR",
-        type=Path,
+        type=_path,
         help="grow the weights from this Megatron checkpoint of a smaller model (any parallel layout) when --load "
         "holds no checkpoint yet; iteration, samples, learning rate and optimizer start anew",
     )
@@ -135,7 +142,7 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-metrics",
         metavar="FILE",
-        type=Path,
+        type=_path,
         help="append the figures of every iteration, validation and checkpoint to this file, one JSON object a line",
     )
     group.add_argument(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
 from megatron_growth.data.pieces import COMPRESSED, JSONL, reading
-from megatron_growth.errors import DataError, GrowthError
+from megatron_growth.errors import DataError, GrowthError, RunError
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
 from megatron_growth.records.human import plural
@@ -27,6 +27,7 @@ from megatron_growth.records.storage import atomic_path, parse_json, sha256_of, 
 TRAIN, VALID, RECORD = "train.jsonl", "valid.jsonl", "examples.json"
 _ALL = "all.jsonl"
 _MOST_NAMES = 5
+_HELD_OUT = "held out: "
 _PARQUET = ".parquet"
 
 
@@ -99,34 +100,65 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
 
     Raises:
         DataError: other columns or types than wanted, with the line; nothing to train on.
+        RunError: the result in the folder is of files that have changed since.
     """
     record = folder / RECORD
     if record.is_file():
-        return Examples(**json.loads(record.read_text("utf-8")))
+        found = Examples(**json.loads(record.read_text("utf-8")))
+        check_unchanged(found.files, given, valid_data, folder)
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(folder):
         files, unread = files_of(given, folder / "hub")
         count, skipped = _write(files, kind, folder / _ALL)
-        held_out = 0
+        held_out, more = 0, list[Path]()
         if valid_data:
             more, others = files_of(valid_data, folder / "hub-valid")
-            held_out, _ = _write(more, kind, folder / VALID)
-            files, unread = [*files, *more], [*unread, *others]
+            held_out, left_out = _write(more, kind, folder / VALID)
+            skipped.update({f"{reason}, of those to hold out": number for reason, number in left_out.items()})
+            unread = [*unread, *others]
             (folder / _ALL).replace(folder / TRAIN)
         else:
             held_out = _split(folder, count, valid, seed)
             count -= held_out
-        if count < 1:
+        if count < 1 or (more and not held_out):
             reasons = ", ".join(f"{number} with {reason}" for reason, number in skipped.items())
             raise DataError(
-                f"no example is left to train on{f' ({reasons})' if reasons else ''}",
-                where=given,
+                f"no example is left to {'hold out' if count else 'train on'}{f' ({reasons})' if reasons else ''}",
+                where=valid_data if count else given,
                 fix="give more examples, or hold out fewer with --valid-share",
             )
         hashes = {file.name: sha256_of(file) for file in files}
+        hashes |= {f"{_HELD_OUT}{file.name}": sha256_of(file) for file in more}  # maybe of the same name
         found = Examples(given, hashes, count, held_out, dict(skipped), unread)
         write_json(record, asdict(found))
     return found
+
+
+def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where: Path) -> None:
+    """Refuse files of examples that are not those of an earlier command: what it made would pass for theirs.
+
+    Those of the hub, and those that have gone, are not looked at.
+
+    Args:
+        known: SHA-256 of every file, by its name.
+        given, valid_data: what --data and --valid-data name.
+        where: what the earlier command made.
+
+    Raises:
+        RunError: names a file.
+    """
+    local = [path for path in (given, valid_data) if path and not path.startswith(PREFIX) and Path(path).exists()]
+    with storage_errors(where):
+        for file in (file for path in local for file in files_of(path, where)[0]):
+            with reading(file):
+                changed = sha256_of(file) not in known.values()
+            if changed:
+                raise RunError(
+                    f"{file.name} is not the file that {where.name} was made from: it has changed since",
+                    where=str(file),
+                    fix="name another folder with --output, or restore the file",
+                )
 
 
 def _split(folder: Path, count: int, share: float, seed: int) -> int:

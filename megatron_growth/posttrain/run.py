@@ -93,6 +93,9 @@ def existing(target: Path, request: Request) -> Document:
         ) from None
     same_request(found, request, target)
     _same_checkpoint(document, request, target)
+    known = (document.get("data") or {}).get("files") or {}
+    if known:
+        examples.check_unchanged(known, request.data, request.valid_data, target)
     return document
 
 

@@ -98,6 +98,11 @@ def world_size(stage: StagePlan) -> int:
     return stage.layout.model_parallel_size * (stage.layout.dp or 1)
 
 
+def grows_state(stage: StagePlan) -> bool:
+    """Whether a stage grows its source's optimizer state, too: offline, before its first launch."""
+    return stage.growth is not None and stage.growth.optimizer_state != "reset"
+
+
 def _check(stage: StagePlan, machine: Machine) -> None:
     if stage.precision == "fp8" and machine == "host":
         raise UnsupportedError(

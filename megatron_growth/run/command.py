@@ -15,7 +15,7 @@ from megatron_growth.errors import RunError, nearest
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.run import checkpoints, dataset, early_stop, flags
-from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.arguments import Launch, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags
 
@@ -64,9 +64,10 @@ def stage_words(
 def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
     folder = StageDirectory(PLACEHOLDER / "stages" / stage.name)
     data = PLACEHOLDER / "data"
+    source = StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None
     return Launch(
         directory=folder,
-        source=StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None,
+        **_start(stage, folder, source, 0),
         data_flags=(
             *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
             *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
@@ -76,6 +77,13 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
         validation_samples=recipe.evaluation.iterations * plan.stages[-1].global_batch_size,
         stop_below=_fixed_stop(recipe, stage.name),
     )
+
+
+def _start(stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int) -> dict[str, Path | None]:
+    """What the stage begins with: growth on load, or what was grown offline with the optimizer's state before."""
+    if not grows_state(stage):
+        return {"source": source}
+    return {"source": None, "grown": None if reached else folder.grown}
 
 
 def _fixed_stop(recipe: Recipe, name: str) -> float | None:
@@ -103,7 +111,7 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
     reached = checkpoints.tracked(folder.checkpoints) or 0
     return Launch(
         directory=folder,
-        source=run.stage(stage.source).checkpoints.absolute() if stage.source else None,
+        **_start(stage, folder, run.stage(stage.source).checkpoints.absolute() if stage.source else None, reached),
         data_flags=tuple(dataset.flags(run, manifest)),
         data_cache=run.path.absolute() / "cache",
         validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),

@@ -58,6 +58,11 @@ class StageDirectory:
         return self.path / "checkpoints"
 
     @property
+    def grown(self) -> Path:
+        """What the stage begins with where its source's optimizer state is grown too."""
+        return self.path / "grown"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

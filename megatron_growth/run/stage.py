@@ -22,7 +22,7 @@ from megatron_growth.recipes.flags import Flags
 from megatron_growth.records.metrics import MetricsFile, StageProgress, read
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
-from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.arguments import Launch, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags, distributed_optimizer
 
@@ -146,7 +146,7 @@ def _start(
     stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int
 ) -> tuple[Path | None, Path | None]:
     """(what it grows from on load, what was grown offline): None each where it is not so."""
-    if source is None or not _with_optimizer(stage):
+    if source is None or not grows_state(stage):
         return source, None
     # With a checkpoint of its own a stage has no use for the grown one any more.
     return None, None if reached else _grown_offline(stage, folder, source)
@@ -192,7 +192,7 @@ def check_stages(
     nowhere = Path("/nowhere")
     for stage in stages:
         source = nowhere / stage.source if stage.source else None
-        if _with_optimizer(stage) and optimizers.get(str(stage.source), own := optimizers[stage.name]) != own:
+        if grows_state(stage) and optimizers.get(str(stage.source), own := optimizers[stage.name]) != own:
             raise RecipeError(
                 f"stage {stage.name} cannot take over the optimizer state of {stage.source}: one is divided among "
                 "data-parallel ranks, the other is not",
@@ -241,17 +241,12 @@ def _arguments(folder: StageDirectory) -> Path:
     return folder.path / "arguments.json"
 
 
-def _with_optimizer(stage: StagePlan) -> bool:
-    """Whether the source's optimizer state is grown, too."""
-    return stage.growth is not None and stage.growth.optimizer_state != "reset"
-
-
 def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Path:
     """The source, grown with its optimizer state into a checkpoint that the stage begins with; made once."""
     from megatron_growth.checkpoint import grow_offline
 
     assert stage.growth is not None
-    growth, shape, target = stage.growth, stage.shape, folder.path / "grown"
+    growth, shape, target = stage.growth, stage.shape, folder.grown
     sizes = {name: getattr(shape, name) for name in _GROWN_SIZES}
     job = grow_offline.plan(
         source,

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("trl")
 
 from megatron_growth.cli.main import main
-from megatron_growth.errors import DataError, StorageError
+from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import examples
 from tests.unit.data import hub_server
 from tests.unit.posttrain import tiny
@@ -217,3 +217,22 @@ def test_what_a_folder_holds_and_is_not_read_is_told(tmp_path: Path) -> None:
     found = examples.prepare(str(tmp_path / "data"), "sft", valid=0.0, seed=0, folder=tmp_path / "work")
     assert found.unread == ["b.jsonl.bz2", "c.csv"]
     assert "b.jsonl.bz2, c.csv" in examples.in_words(found)
+
+
+def test_held_out_examples_are_as_complete_as_they_say(tmp_path: Path) -> None:
+    """Files of one name in two folders are two files; what is skipped of either is counted; none left is an error."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    rows, empty = tiny.alpaca(4), {"instruction": "a", "output": ""}
+    for folder, content in ((one, rows), (other, [*tiny.alpaca(2), empty])):
+        folder.mkdir()
+        tiny.jsonl(folder / "data.jsonl", content)
+    words = {"valid": 0.0, "seed": 0, "folder": tmp_path / "work", "valid_data": str(other / "data.jsonl")}
+    found = examples.prepare(str(one / "data.jsonl"), "sft", **words)
+    assert (found.train, found.valid, found.skipped) == (4, 2, {"no answer, of those to hold out": 1})
+    assert examples.prepare(str(one / "data.jsonl"), "sft", **words) == found
+    tiny.jsonl(other / "data.jsonl", tiny.alpaca(3))
+    with pytest.raises(RunError, match="it has changed since"):
+        examples.prepare(str(one / "data.jsonl"), "sft", **words)
+    tiny.jsonl(other / "data.jsonl", [empty])
+    with pytest.raises(DataError, match="no example is left to hold out"):
+        examples.prepare(str(one / "data.jsonl"), "sft", **words | {"folder": tmp_path / "again"})

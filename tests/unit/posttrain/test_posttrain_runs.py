@@ -204,6 +204,19 @@ def test_result_is_found_again_and_another_request_is_refused(place: Path, undis
         posttrain(runs.request(place / "model", place / "chat.jsonl", seed=5), undisturbed)
 
 
+def test_the_model_of_other_examples_is_not_the_result(place: Path, undisturbed: Path) -> None:
+    """The same words, after the file was edited: the old model was given as what they make."""
+    request, file = runs.request(place / "model", place / "chat.jsonl"), place / "chat.jsonl"
+    before = file.read_bytes()
+    try:
+        file.write_bytes(before.replace(b"a", b"e"))
+        with pytest.raises(RunError, match=r"chat.jsonl is not the file that undisturbed was made from"):
+            posttrain(request, undisturbed)
+    finally:
+        file.write_bytes(before)
+    assert posttrain(request, undisturbed)["result"]["steps"] == 6
+
+
 def test_formats_of_one_conversation_train_alike(place: Path, undisturbed: Path) -> None:
     posttrain(runs.request(place / "model", place / "chat.parquet"), place / "parquet")
     ours, theirs = runs.load(place / "parquet")[0], runs.load(undisturbed)[0]

@@ -76,3 +76,15 @@ def test_the_run_of_another_recipe_is_refused(capsys, tmp_path):
     code, _, err = command(capsys, "nano-progressive", "--command", "nano-92k", "--run", str(run.path))
     assert code == 2
     assert "the run is of the recipe mini-progressive" in err
+
+
+def test_a_stage_that_takes_over_optimizer_state_loads_what_was_grown_for_it(capsys, tmp_path):
+    """With --growth-from and --growth-optimizer-state, which were printed, Megatron's script refuses to start."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: nano-progressive\nname: mine\ngrowth: {optimizer_state: grow}\n")
+    code, document, _ = command(capsys, str(recipe), "--command", "nano-157k", "--gpus", "1", "--json")
+    assert code == 0
+    words = json.loads(document)
+    assert words[words.index("--load") + 1] == "RUN/stages/nano-157k/grown"
+    assert "--growth-start-anew" in words
+    assert not {"--growth-from", "--growth-optimizer-state"} & set(words)
