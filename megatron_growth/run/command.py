@@ -6,6 +6,7 @@ With a run directory the words are those that its next launch would take; withou
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_growth.backend.installation import INSTALLATIONS
@@ -53,6 +54,9 @@ def stage_words(
     flags.check(recipe, profile)
     stage = plan.stage(name)
     launch = _placeholders(recipe, plan, stage) if run is None else _of_run(recipe, plan, stage, run)
+    if grows_state(stage):  # grown offline before the stage's first launch
+        begun = launch.directory.checkpoints.exists() and checkpoints.tracked(launch.directory.checkpoints)
+        launch = replace(launch, source=None, grown=None if begun else launch.directory.grown)
     machine: Machine = "gpu" if INSTALLATIONS[installation].gpu else "host"
     launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
     words = megatron_arguments(recipe, stage, launch)
@@ -67,7 +71,7 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
     source = StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None
     return Launch(
         directory=folder,
-        **_start(stage, folder, source, 0),
+        source=source,
         data_flags=(
             *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
             *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
@@ -77,13 +81,6 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
         validation_samples=recipe.evaluation.iterations * plan.stages[-1].global_batch_size,
         stop_below=_fixed_stop(recipe, stage.name),
     )
-
-
-def _start(stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int) -> dict[str, Path | None]:
-    """What the stage begins with: growth on load, or what was grown offline with the optimizer's state before."""
-    if not grows_state(stage):
-        return {"source": source}
-    return {"source": None, "grown": None if reached else folder.grown}
 
 
 def _fixed_stop(recipe: Recipe, name: str) -> float | None:
@@ -111,7 +108,7 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
     reached = checkpoints.tracked(folder.checkpoints) or 0
     return Launch(
         directory=folder,
-        **_start(stage, folder, run.stage(stage.source).checkpoints.absolute() if stage.source else None, reached),
+        source=run.stage(stage.source).checkpoints.absolute() if stage.source else None,
         data_flags=tuple(dataset.flags(run, manifest)),
         data_cache=run.path.absolute() / "cache",
         validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
