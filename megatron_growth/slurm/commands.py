@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_growth.errors import GrowthError, UserError
 
 _TIMEOUT_SECONDS = 120
+_QUERIES = ("squeue", "scontrol", "sacct")  # scontrol is only asked to show
+_TRIES = 5
 _WAIT = "try again when the controller answers (`scontrol ping`); jobs that were accepted are found again"
 _FIELDS = "%A|%T|%j|%N|%S|%r"
 
@@ -117,20 +121,24 @@ def final_state(number: str) -> str | None:
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     require(command[0])
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-            env={**os.environ, **(environment or {})},
-        )
-    except subprocess.TimeoutExpired:
-        raise GrowthError(
-            f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s",
-            fix=_WAIT,
-        ) from None
+    # A controller with too much to do closes connections, and its client then dies of SIGPIPE.
+    for trial in range(_TRIES if command[0] in _QUERIES else 1):
+        time.sleep(0.5 * trial)
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+                env={**os.environ, **(environment or {})},
+            )
+        except subprocess.TimeoutExpired:
+            raise GrowthError(f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s", fix=_WAIT) from None
+        if done.returncode != -signal.SIGPIPE:
+            break
+    if done.returncode == -signal.SIGPIPE:
+        raise GrowthError("Slurm's controller closed the connection", where=command[0], fix=_WAIT)
     if done.returncode != 0:
         raise SlurmRefused(
             f"Slurm refused: {done.stderr.strip() or 'no message'}",

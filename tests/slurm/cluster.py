@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -83,8 +84,13 @@ class Cluster:
 
 
 def slurm(*words: object) -> str:
-    """Run a Slurm command and return what it prints."""
-    return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True, timeout=500).stdout
+    """Run a Slurm command and return what it prints; again when a busy controller has closed the connection."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = subprocess.run([str(w) for w in words], check=False, capture_output=True, text=True, timeout=500)
+        if done.returncode != -signal.SIGPIPE or time.monotonic() > deadline:
+            done.check_returncode()
+            return done.stdout
 
 
 def job(number: str) -> dict[str, str]:
