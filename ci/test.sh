@@ -14,6 +14,8 @@ shift 2
 # Training processes are many; one thread each is faster than all of them fighting for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TOKENIZERS_PARALLELISM=false
+# Hundreds of Pythons start, and each would compile the package anew where compiled files are not kept.
+unset PYTHONDONTWRITEBYTECODE
 # Slurm's packages, where that asks nobody; without them the tests on a real Slurm say why they are skipped.
 if [[ "$(id -u)" -eq 0 && " ${tests} " == *" tests"@( |/slurm)* ]]; then
     ci/install-slurm.sh || echo "the tests on a real Slurm will be skipped"

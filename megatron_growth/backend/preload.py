@@ -18,7 +18,11 @@ def import_megatron() -> None:
         warnings.simplefilter("ignore")
         cpu.install()
         # After install(): Megatron compiles some functions while it is imported.
-        import megatron.core.tokenizers.text  # brings transformers, on the first tokenizer
+        import megatron.core.datasets.blended_megatron_dataset_builder
+        import megatron.core.datasets.gpt_dataset
+        import megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader
+        import megatron.core.models.mimo.optimizer
+        import megatron.core.tokenizers.text.models  # brings transformers, on the first tokenizer
         import megatron.training.argument_utils
         import megatron.training.training  # noqa: F401
 

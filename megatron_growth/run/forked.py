@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_growth.backend.preload import import_megatron, read_flags_once
 from megatron_growth.backend.processes import without_collection
+from megatron_growth.plugin.preload import import_parts
 from megatron_growth.run import failures
 
 
@@ -42,8 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with failures.recorded(), without_collection():
         import_megatron()
         importlib.import_module(module)
-        import megatron_growth.plugin  # noqa: F401
-
+        import_parts()
         read_flags_once()
     gc.freeze()  # the collectors of the ranks need not go through what they share
     config = LaunchConfig(

@@ -11,14 +11,15 @@ import os
 
 from megatron_growth.backend.preload import import_megatron, read_flags_once
 from megatron_growth.backend.processes import without_collection
+from megatron_growth.plugin.preload import import_parts
 
 
 def prepare() -> None:
     """Import everything, and read once what does not change."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_megatron()
+    import_parts()
     with without_collection():
-        import megatron_growth.plugin  # noqa: F401
         from megatron_growth import methods, operators, schedules
 
         read_flags_once()
