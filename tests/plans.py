@@ -42,7 +42,8 @@ def write_dataset(run: RunDirectory, vocabulary: int = 1024, tokens: int = 10_00
     """A manifest that says that there is a dataset, for what reads no token of it."""
     splits = {name: SplitRecord(1, tokens, {}) for name in ("train", "valid")}
     tokenizer = TokenizerRecord("none", "", vocabulary, vocabulary - 1, "")
-    manifest = Manifest(FORMAT, {"inputs": []}, tokenizer, "uint16", splits, 0, tokens, {})
+    identity = {"inputs": {}, "tokenizer": {"kind": "none", "train_vocab_size": 0, "fingerprint": ""}}
+    manifest = Manifest(FORMAT, identity, tokenizer, "uint16", splits, 0, tokens, {})
     run.data.mkdir(parents=True, exist_ok=True)
     write_json(run.data / FILE_NAME, manifest.to_json())
     return manifest

@@ -99,7 +99,7 @@ def grow(
             raise RunError(
                 "the target exists already, and is something else",
                 where=str(target),
-                fix="remove it, or name another folder",
+                fix="nothing in it was touched: name another folder",
             )
     return _report(job, target, provenance, len(job.parts) if resumed is None else resumed, begin)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import keyword
 import logging
 import sys
@@ -79,10 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text in this locale
     # torch warns of a CUDA toolkit without a GPU, as on a login node; no verb needs one here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        _refuse_nothing(words)
+        _refuse_unreadable(words)
         args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
         return int(args.execute(args) or 0)
     except GrowthError as error:
@@ -99,8 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _refuse_nothing(words: Sequence[str]) -> None:
-    """Refuse an empty word: as a path it would be the folder of the command, as an option it would not be given.
+def _refuse_unreadable(words: Sequence[str]) -> None:
+    """Refuse a word that is empty, which as a path would be the folder of the command and as an option would not be
+    given; and one that is no UTF-8, which not every library takes as a path.
 
     Raises:
         UserError: names what it belongs to.
@@ -114,6 +119,8 @@ def _refuse_nothing(words: Sequence[str]) -> None:
                 where=of if of.startswith("-") else "",
                 fix="a variable of the shell that is not set gives such a word: set it, or leave the word out",
             )
+        if not word.isascii() and word != word.encode(errors="replace").decode():
+            raise UserError("a word of the command is no UTF-8", where=word, fix="rename the file or folder")
 
 
 def _respelled(words: list[str]) -> list[str]:

@@ -119,7 +119,24 @@ def _from_json(document: dict[str, Any]) -> Manifest:
     tokenizer = TokenizerRecord(**document["tokenizer"])
     if tokenizer.file:
         _name(tokenizer.file)
-    return Manifest(**(document | {"splits": splits, "tokenizer": tokenizer, "skipped": skipped}))
+    manifest = Manifest(**(document | {"splits": splits, "tokenizer": tokenizer, "skipped": skipped}))
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError or TypeError for what the dataset's users take for granted."""
+    numbers = [manifest.tokenizer.vocab_size, manifest.tokenizer.eod]
+    for split in manifest.splits.values():
+        numbers += [split.documents, split.tokens, *(record.bytes for record in split.files.values())]
+    made = manifest.identity["tokenizer"]
+    texts = [manifest.tokenizer.name, manifest.tokenizer.fingerprint, manifest.tokenizer.file, made["kind"]]
+    if "train" not in manifest.splits or not isinstance(manifest.identity["inputs"], dict):
+        raise ValueError("it names no training data, or no inputs")
+    if any(type(n) is not int or n < 0 for n in (*numbers, made["train_vocab_size"])):
+        raise ValueError("a number of it is none")
+    if not all(isinstance(text, str) for text in (*texts, manifest.dtype)):
+        raise ValueError("a name in it is no text")
 
 
 def _files(records: dict[str, Any]) -> dict[str, FileRecord]:

@@ -30,7 +30,7 @@ from megatron_growth.data.tokenizers import load_tokenizer, resolved
 from megatron_growth.errors import DataError, UserError
 from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
-from megatron_growth.records.unfinished import is_still, locked
+from megatron_growth.records.unfinished import alone_in, is_still, locked
 
 PURPOSE = "a dataset that is being prepared"
 _REQUEST = "request.json"
@@ -66,7 +66,9 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
                 raise
             os.rename(partial / "result", output)
             fsync_path(output.parent)
-        owned.remove(partial, PURPOSE)
+        owned.empty(partial, PURPOSE)
+        with alone_in(partial.parent):
+            owned.remove(partial, PURPOSE)
     return manifest, written
 
 
@@ -102,8 +104,10 @@ def _say_what_is_skipped(skipped: dict[str, list[str]]) -> None:
 def _lock(partial: Path) -> Iterator[None]:
     """Hold the folder of unfinished work; raises DataError when another process does, RunError when it is not ours."""
     while True:
-        owned.claim(partial, PURPOSE)
-        descriptor = os.open(partial, os.O_RDONLY)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(partial.parent):
+            owned.claim(partial, PURPOSE)
+            descriptor = os.open(partial, os.O_RDONLY)
         try:
             if not locked(descriptor):
                 raise DataError(
@@ -117,8 +121,9 @@ def _lock(partial: Path) -> Iterator[None]:
             return
         finally:
             # Nothing begun, nothing left behind.
-            if is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
-                owned.remove(partial, PURPOSE)
+            with alone_in(partial.parent):
+                if is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
+                    owned.remove(partial, PURPOSE)
             os.close(descriptor)
 
 
@@ -128,7 +133,8 @@ def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:
         return None
     fix = "Give another --output, or delete this folder."
     if not (output / FILE_NAME).is_file():
-        raise DataError("The output is there already and is not a prepared dataset.", where=str(output), fix=fix)
+        what = "The output is there already and is not a prepared dataset."
+        raise DataError(what, where=str(output), fix="Nothing in it was touched: give another --output.")
     manifest = load_manifest(output)
     lines = differences(manifest.identity, identity)
     if lines:

@@ -1,7 +1,8 @@
 """A folder that is there whole or not at all: written as `X.partial` under a lock, then renamed to `X`.
 
 The lock is held through the rename.  Who waited for it may then hold the lock of a folder that has become the result,
-so a waiter looks again at what is there instead of going on.
+so a waiter looks again at what is there instead of going on.  Looking and claiming are one step to others (`alone_in`):
+else who has looked before the rename and claims after it makes a folder that nobody needs, in which two may meet.
 """
 
 from __future__ import annotations
@@ -35,22 +36,23 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
         StorageError: the file system refused.
     """
     deadline = time.monotonic() + wait
+    if os.path.lexists(target):  # among others "/", which is in no folder
+        yield None
+        return
+    partial = partial_of(target)
     while True:
-        if os.path.lexists(target):
+        with storage_errors(partial):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with alone_in(partial.parent):
+                is_there = os.path.lexists(target)
+                if not is_there:
+                    owned.claim(partial, purpose)
+                    descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if is_there:
             yield None
             return
-        partial = partial_of(target)
-        with storage_errors(partial):
-            owned.claim(partial, purpose)
-            try:
-                descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another process has just renamed it
-                continue
         try:
             if locked(descriptor) and is_still(descriptor, partial / LOCK):
-                if os.path.lexists(target):  # published just before we made a new folder
-                    owned.remove(partial, purpose)
-                    continue
                 yield partial
                 return
         finally:
@@ -60,6 +62,22 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
                 "another process is writing this folder", where=str(partial), fix="wait for it, or end it first"
             )
         time.sleep(0.1)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A moment in which no other process that asks for one has one in this folder; for what takes no time.
+
+    Raises:
+        OSError: the folder cannot be opened, or its file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a process that was forked meanwhile
+        os.close(descriptor)
 
 
 def partial_of(target: Path) -> Path:
@@ -76,7 +94,8 @@ def publish(partial: Path, target: Path, purpose: str) -> None:
     """
     with storage_errors(target):
         fsync_path(partial)
-        partial.rename(target)
+        with alone_in(partial.parent):
+            partial.rename(target)
         fsync_path(target.parent)
         (target / LOCK).unlink()
         owned.release(target, purpose)

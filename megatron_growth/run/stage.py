@@ -258,7 +258,11 @@ def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Pa
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     processes = min(4, len(os.sched_getaffinity(0)))
-    grow_offline.grow(job, target, processes=processes, rates=(stage.lr, stage.min_lr))
+    try:
+        grow_offline.grow(job, target, processes=processes, rates=(stage.lr, stage.min_lr))
+    except RunError as error:  # the place is the stage's own; nobody can name another one here
+        fix = f"another release grew it, or another command is at it: when none is, remove {target}"
+        raise RunError(error.what, where=error.where, fix=fix) from None
     return target
 
 

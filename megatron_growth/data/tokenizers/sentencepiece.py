@@ -106,6 +106,8 @@ def _untrained(vocab_size: int, said: str) -> DataError:
         said, fix = "the text gives fewer", f"Ask for {many[1]} or fewer, or give more text."
         if int(many[1]) <= _RESERVED:
             fix = "Give more text."
+    elif "sentences_.empty()" in said:
+        said, fix = "there is no text to train it on", "Give more text, or hold out less of it."
     return DataError(f"Sentencepiece could not train a vocabulary of {vocab_size} ids: {said}.", where=where, fix=fix)
 
 

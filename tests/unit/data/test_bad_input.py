@@ -151,6 +151,40 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change, name):
     assert "no name in this folder" in str(refused.value.__cause__)
 
 
+RECORD = {"documents": 1, "tokens": 1, "files": {"train.bin": {"bytes": 1, "sha256": ""}}}
+WHOLE = {
+    "format": 1,
+    "identity": {"inputs": {}, "tokenizer": {"kind": "gpt2", "train_vocab_size": 0}},
+    "dtype": "uint16",
+    "empty_documents": 0,
+    "text_bytes": 0,
+    "versions": {},
+    "tokenizer": {"name": "", "fingerprint": "", "vocab_size": 2, "eod": 1, "file": ""},
+    "splits": {"train": RECORD},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": []},
+        {"identity": {}},
+        {"identity": {"inputs": [], "tokenizer": {"kind": "gpt2", "train_vocab_size": 0}}},
+        {"splits": {}},
+        {"splits": {"train": RECORD | {"tokens": "many"}}},
+        {"tokenizer": WHOLE["tokenizer"] | {"eod": None}},
+        {"tokenizer": None},
+        {"dtype": 7},
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged(tmp_path, change):
+    (tmp_path / "manifest.json").write_text(json.dumps(WHOLE))
+    assert load_manifest(tmp_path).splits["train"].tokens == 1
+    (tmp_path / "manifest.json").write_text(json.dumps(WHOLE | change))
+    with pytest.raises(DataError, match="damaged"):
+        load_manifest(tmp_path)
+
+
 def test_built_in_corpora_are_listed():
     assert "known" in str(corpora.unknown("zzz")) or "did you mean" in str(corpora.unknown("zzz"))
     assert all(name in str(corpora.unknown("zzz")) for name in corpora.CORPORA)

@@ -2,13 +2,14 @@
 
 import fcntl
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from megatron_growth.errors import RunError
 from megatron_growth.records import owned
-from megatron_growth.records.unfinished import LOCK, publish, unfinished
+from megatron_growth.records.unfinished import LOCK, alone_in, locked, publish, unfinished
 
 PURPOSE = "a test"
 
@@ -55,6 +56,8 @@ def test_a_waiter_finds_the_result_instead_of_the_lock_of_a_renamed_folder(tmp_p
         real = fcntl.flock
 
         def flock(descriptor, operation):
+            if not operation & fcntl.LOCK_NB:  # of the moment in which it looks and claims
+                return real(descriptor, operation)
             fcntl.flock = real
             theirs.send("opened")
             theirs.recv()
@@ -119,3 +122,39 @@ def test_a_target_without_a_name_of_its_own_is_there_already(tmp_path, monkeypat
     with unfinished(Path(name), PURPOSE) as partial:
         assert partial is None
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here"]
+
+
+def test_who_looked_before_the_rename_does_not_claim_after_it(tmp_path):
+    """Three growths of one target: the second made a new folder after the first had published, and removed it while
+    the third wrote its mark into it."""
+    context = multiprocessing.get_context("fork")
+    target, answers = tmp_path / "target", context.SimpleQueue()
+
+    def late():
+        with unfinished(target, PURPOSE) as partial:
+            answers.put(str(partial))
+
+    with alone_in(tmp_path):
+        waiting = context.Process(target=late)
+        waiting.start()
+        target.mkdir()  # what the first one's rename makes
+    assert answers.get() == "None"
+    waiting.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_the_moment_of_a_rename_is_shared(tmp_path, monkeypatch):
+    """`publish` renames in the same moment in which others look and claim."""
+    seen = []
+    real = Path.rename
+
+    def rename(path, other):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        seen.append(locked(descriptor))
+        os.close(descriptor)
+        return real(path, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with unfinished(tmp_path / "target", PURPOSE) as partial:
+        publish(partial, tmp_path / "target", PURPOSE)
+    assert seen == [False]
