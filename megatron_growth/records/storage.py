@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,15 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def made_of(kind: Any, document: Any) -> Any:
+    """A record of plain types as a dataclass or another type; ValueError or TypeError for what that cannot be."""
+    from pydantic import TypeAdapter  # not every command reads a record
+
+    if isinstance(kind, type) and is_dataclass(kind):
+        kind(**document)  # which takes no key that it does not know
+    return TypeAdapter(kind).validate_python(document)
+
+
 @contextmanager
 def reading_record(path: Path, what: str, fix: str = "remove the file") -> Iterator[None]:
     """Around reading a record of this package: turns what it does not hold into a RunError that names it.
@@ -181,7 +191,7 @@ def reading_record(path: Path, what: str, fix: str = "remove the file") -> Itera
         with storage_errors(path):
             yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{what} cannot be read ({type(error).__name__}: {error})"
+        what = f"{what} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
         raise RunError(what, where=str(path), fix=fix) from None
 
 

@@ -7,8 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_growth.errors import RunError
-from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.records.storage import made_of, reading_record, storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
 
 FILE_NAME = "asked.json"
@@ -43,10 +42,9 @@ def train_command(run: RunDirectory) -> str:
 
 def _read(run: RunDirectory) -> dict[str, Any]:
     file = run.path / FILE_NAME
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise RunError("what was asked of the run cannot be read", where=str(file), fix="remove the file")
-    return found
+    with reading_record(file, "what was asked of the run"):
+        document = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not isinstance(document, dict) or not isinstance(document.get("wandb", ""), str):
+            raise ValueError("it is of other types")
+        baselines: list[str] = made_of(list[str], document.get("baselines", []))
+        return document | {"baselines": baselines}

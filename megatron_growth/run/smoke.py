@@ -28,7 +28,7 @@ from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, RateRule, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
-from megatron_growth.records.storage import reading_record, write_json, write_whole
+from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.screen import Screen
@@ -254,7 +254,9 @@ def verdicts(run: RunDirectory) -> list[Verdict]:
     """What is known of every stage of a smoke job; also written to RUN/smoke.json and RUN/smoke.txt."""
     with reading_record(run.path / PLAN, "the plan of the smoke job", "give the smoke command again"):
         known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
-        known |= {"layers": dict(known["layers"]), "seconds": dict(known["seconds"])}
+        known |= {"layers": made_of(dict[str, int], known["layers"])}
+        known |= {"seconds": made_of(dict[str, float], known["seconds"])}
+        known |= {"peak_tflops": made_of(float | None, known.get("peak_tflops"))}
     found = [_verdict(run, stage, known) for stage in run.planned.stages]
     write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
     write_whole(run.path / TABLE, as_text(found))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from megatron_growth.errors import RunError
-from megatron_growth.records.storage import storage_errors, write_json
+from megatron_growth.records.storage import made_of, storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
 
 Status = Literal["pending", "growing", "training", "done"]
@@ -55,10 +55,10 @@ def load(run: RunDirectory) -> RunState:
     if run.state.exists():
         try:
             document = json.loads(run.state.read_text(encoding="utf-8"))
-            state.stages = {name: StageState(**values) for name, values in document["stages"].items()}
+            state.stages = {name: made_of(StageState, values) for name, values in document["stages"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
-                f"the run's state cannot be read ({error})",
+                f"the run's state cannot be read ({' '.join(str(error).split())})",
                 where=str(run.state),
                 fix="remove the file; the checkpoints and the done markers hold what counts",
             ) from error

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from megatron_growth.records.storage import reading_record, write_json
+from megatron_growth.records.storage import made_of, reading_record, write_json
 from megatron_growth.run.directory import StageDirectory
 
 
@@ -51,9 +51,8 @@ def read(stage: StageDirectory) -> JobRecord:
     if not _file(stage).exists():
         return JobRecord()
     with reading_record(_file(stage), "the record of a stage's jobs"):
-        document = json.loads(_file(stage).read_text(encoding="utf-8"))
-        starts = tuple(Start(**{**s, "hosts": tuple(s["hosts"])}) for s in document["starts"])
-        return JobRecord(starts, document["failure"])
+        record: JobRecord = made_of(JobRecord, json.loads(_file(stage).read_text(encoding="utf-8")))
+        return record
 
 
 def add_start(stage: StageDirectory, start: Start) -> None:

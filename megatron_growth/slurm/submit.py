@@ -15,7 +15,7 @@ from typing import Literal
 
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.recipes import ClusterProfile
-from megatron_growth.records.storage import reading_record, write_json
+from megatron_growth.records.storage import made_of, reading_record, write_json
 from megatron_growth.run import smoke
 from megatron_growth.run.asked import train_command
 from megatron_growth.run.directory import RunDirectory
@@ -133,7 +133,8 @@ def remembered(run: RunDirectory) -> Chain:
     """What is remembered of the run's jobs; an empty chain before the first submission."""
     file = run.path / FILE_NAME
     with reading_record(file, "what is remembered of the run's jobs", "remove the file; jobs are found by their names"):
-        return Chain(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
+        chain: Chain = made_of(Chain, json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
+        return chain
 
 
 def go_on_command(run: RunDirectory) -> str:

@@ -24,6 +24,25 @@ def test_status_names_a_record_that_it_cannot_read(run, capsys, name, there):
     assert harmless or "what to do: " in said.err
 
 
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("slurm.json", '{"jobs": [1], "profile": 5}'),
+        ("slurm.json", '{"jobs": {"A": "5"}, "profile": 5}'),
+        ("stages/A/slurm.json", '{"starts": [{"job": "1", "restart": "no"}], "failure": null}'),
+        ("state.json", '{"stages": {"A": {"status": 5}}}'),
+        ("state.json", '{"stages": {"A": {"iteration": "many"}}}'),
+        ("asked.json", '{"baselines": 5}'),
+        ("asked.json", '{"wandb": 7}'),
+        ("smoke-plan.json", '{"layers": {}, "seconds": {}, "peak_tflops": "y"}'),
+    ],
+)
+def test_a_record_of_other_types_is_named_too(run, capsys, name, there):
+    (run / name).write_text(there)
+    assert main(["status", str(run)]) == 2
+    assert f"where: {run / name}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("there", ["{", "[]", '{"kind": "sft"}'])
 @pytest.mark.parametrize("words", [("status",), ("submit", "--cancel")])
 def test_a_tuning_jobs_request_that_cannot_be_read_is_named(tmp_path, capsys, words, there):
