@@ -118,6 +118,8 @@ EFFECTS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "Checkpoint.async_save": ("checkpoint.async_save", True, ("checkpoint.async_save", "arguments.async_save")),
     "Layout.recompute": (SMALL + "layout", {"recompute": "full"}, ("config.recompute_granularity",)),
 }
+# What else must change for a value to be allowed.
+ALONG: dict[str, dict[str, Any]] = {"Model.position": {"model.rope_scaling": None}}
 # The same in several processes: (ranks, changes before, path, new value, where it must show).
 WIDE: dict[str, tuple[int, dict[str, Any], str, Any, tuple[str, ...]]] = {
     "Layout.tp": (2, {SMALL + "layout": {"tp": 1, "dp": 2}}, SMALL + "layout", {"tp": 2, "dp": 1}, ("shapes",)),
@@ -244,7 +246,7 @@ def seen(tmp_path_factory):
     lines = {"small": words(BASE, 0, folder), "large": words(BASE, 1, folder)}
     for key, (path, value, _) in EFFECTS.items():
         if key in keys():
-            lines[key] = words(changed({path: value}), looked_at(key), folder)
+            lines[key] = words(changed({path: value} | ALONG.get(key, {})), looked_at(key), folder)
     return run_distributed(look_at, 1, lines, str(folder / "source"), timeout=600)[0]
 
 
