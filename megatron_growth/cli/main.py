@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from megatron_growth import __version__
 from megatron_growth.errors import GrowthError, UserError, nearest
+from megatron_growth.records.storage import refusal
 
 # In the order in which a run uses them.
 VERBS = (
@@ -136,10 +137,9 @@ def _refused_by_the_machine(error: OSError | MemoryError, debug: bool) -> int:
     """What no part of the program expected the machine to refuse, as one message."""
     if debug:
         traceback.print_exc()
-    what = "no memory left" if isinstance(error, MemoryError) else f"the machine refused: {error.strerror or error}"
-    where = str(getattr(error, "filename", None) or "")
-    fix = "check the path, its permissions and its mount; --debug shows where it happened"
-    print(f"megatron-growth: {GrowthError(what, where=where, fix=fix)}", file=sys.stderr)
+    found = GrowthError("no memory left") if isinstance(error, MemoryError) else refusal(error, error.filename or "")
+    found.fix += " (--debug shows where it happened)" if found.fix else ""
+    print(f"megatron-growth: {found}", file=sys.stderr)
     return 1
 
 

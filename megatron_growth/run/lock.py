@@ -45,7 +45,8 @@ def exclusive(path: Path) -> Iterator[str]:
         if former:
             end_processes(str(former))
         token = secrets.token_hex(16)
-        _write(file, {"token": token, "pid": os.getpid(), "host": socket.gethostname()})
+        with storage_errors(path):
+            _write(file, {"token": token, "pid": os.getpid(), "host": socket.gethostname()})
         yield token
     finally:
         file.close()

@@ -1,5 +1,6 @@
 """One command at a time on a run, and no process of a dead one left."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from megatron_growth.errors import RunError
+from megatron_growth.errors import RunError, StorageError
 from megatron_growth.run.lock import TOKEN_VARIABLE, end_processes, exclusive
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -69,3 +70,13 @@ def test_a_note_that_was_cut_off_does_not_matter(tmp_path, note):
     (tmp_path / "lock").write_bytes(note)
     with exclusive(tmp_path / "lock") as token:
         assert len(token) == 32
+
+
+def test_a_full_disk_is_named_where_the_note_is_written(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("megatron_growth.run.lock.os.fsync", full)
+    with pytest.raises(StorageError, match="No space left") as refused, exclusive(tmp_path / "lock"):
+        pass
+    assert str(tmp_path / "lock") in refused.value.where
