@@ -66,4 +66,4 @@ def test_training_is_not_told_of_an_option_of_prepare(tmp_path):
     (run.data / "train.bin").write_text("mine")
     with pytest.raises(DataError) as error:
         dataset.prepared(run, recipe, workers=1)
-    assert error.value.fix == "Give another --run, or delete this folder."
+    assert error.value.fix == "Nothing in it was touched: give another --run."
