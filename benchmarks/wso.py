@@ -83,13 +83,18 @@ def plot(folders: Sequence[Path], path: Path) -> None:
             left.errorbar(loss.mean, name, xerr=loss.std, fmt=style[name]["marker"], color=style[name]["color"], ms=7)
     left.set_xlabel("validation loss before SFT\nmean ± standard deviation over seeds")
     left.margins(x=0.15, y=0.2)
-    for name, losses in found.items():
+    left.locator_params(axis="x", nbins=5)
+    for index, (name, losses) in enumerate(found.items()):
         rates = sorted(losses)  # without those that diverged on every seed
-        low, high = ([end(losses[rate]) for rate in rates] for end in (min, max))
-        right.fill_between(rates, low, high, color=style[name]["color"], alpha=0.12)
-        right.plot(rates, [statistics.fmean(losses[rate]) for rate in rates], **style[name], label=name)
+        means = [statistics.fmean(losses[rate]) for rate in rates]
+        ranges = [[m - min(losses[r]) for m, r in zip(means, rates, strict=True)]]
+        ranges += [[max(losses[r]) - m for m, r in zip(means, rates, strict=True)]]
+        aside = [rate * 1.05 ** (index - (len(found) - 1) / 2) for rate in rates]  # equal losses stay apart
+        right.errorbar(aside, means, yerr=ranges, **style[name], lw=1, elinewidth=1, ms=7, mec="white", label=name)
     right.set_xscale("log")
-    right.set_xlabel("peak learning rate of SFT")
+    right.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    right.minorticks_off()
+    right.set_xlabel("peak learning rate of SFT; mean and range over seeds")
     right.set_ylabel("held-out loss after SFT")
     right.legend()
     for axes in (left, right):
