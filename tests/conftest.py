@@ -31,6 +31,14 @@ def room_of(path: Path) -> str:
     return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A worker of a whole suite trains sooner or later; until then its ranks' server imports beside the collection."""
+    if hasattr(session.config, "workerinput"):
+        from megatron_growth.testing.distributed import start_server
+
+        start_server()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long rooms first; within a room everything stays in its order."""
     items.sort(key=lambda item: (*FIRST, room_of(item.path)).index(room_of(item.path)))

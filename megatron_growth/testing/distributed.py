@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -129,6 +129,13 @@ def _rendezvous(port: int, world_size: int) -> dict[str, str]:
 
 def _rank_variables(rank: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+def start_server() -> None:
+    """Start the server now, and not with the first call of `run_distributed`: where something else in this process
+    uses Python's one fork server, whoever comes first decides what it has imported."""
+    _server()
+    multiprocessing.forkserver.ensure_running()
 
 
 @functools.cache

@@ -98,8 +98,12 @@ def kill_once(corpus: Path, run: Path, phase: str, rng: random.Random) -> tuple[
     return True, 0
 
 
-def torture(corpus: Path, folder: Path, reference: Path, kills: int, rng: random.Random, log=print) -> Counter:
+def torture(
+    corpus: Path, folder: Path, reference: Path, kills: int, rng: random.Random, log=print, call=micro_run.call
+) -> Counter:
     """Runs that are killed, `kills` times together, until each has finished; returns the kills by phase.
+
+    `call` gives the last command on a run, which nothing disturbs.
 
     Raises:
         AssertionError: a run ended with an error, or differs from `reference`.
@@ -119,7 +123,7 @@ def torture(corpus: Path, folder: Path, reference: Path, kills: int, rng: random
             assert code == 0, run.with_suffix(".out").read_text()[-3000:]
             counted[phase] += killed
             log(f"run {number}: {'killed while ' + phase if killed else 'finished before ' + phase}")
-        _finish(corpus, run)
+        _finish(corpus, run, call)
         wrong = micro_run.differences(run, reference)
         assert not wrong, "\n".join(wrong)
         assert not micro_run.processes_of(run)
@@ -127,8 +131,8 @@ def torture(corpus: Path, folder: Path, reference: Path, kills: int, rng: random
     return counted
 
 
-def _finish(corpus: Path, run: Path) -> None:
-    done = micro_run.call("train", *micro_run.train_words(corpus, run))
+def _finish(corpus: Path, run: Path, call=micro_run.call) -> None:
+    done = call("train", *micro_run.train_words(corpus, run))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

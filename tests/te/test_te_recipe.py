@@ -4,19 +4,13 @@ import json
 import subprocess
 
 from megatron_growth.testing.transformer_engine import environment
+from tests import prepared
 from tests.megatron import micro_run
 
 
-def test_the_micro_recipe(place, tmp_path):
+def test_the_micro_recipe(engine, tmp_path):
     corpus, run = micro_run.write_corpus(tmp_path / "corpus", 100_000), tmp_path / "run"
-    words = [str(word) for word in micro_run.train_words(corpus, run)]
-    done = subprocess.run(
-        [str(place / "bin" / "python"), "-m", "megatron_growth.cli.main", "train", *words],
-        env=micro_run.environment(**environment(place)),
-        capture_output=True,
-        text=True,
-        timeout=micro_run.TIMEOUT,
-    )
+    done = engine.call(prepared.call, "train", *micro_run.train_words(corpus, run))
     assert done.returncode == 0, done.stderr
     for stage, iterations in micro_run.STAGES.items():
         losses = micro_run.losses(run, stage)

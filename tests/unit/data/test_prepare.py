@@ -13,6 +13,7 @@ import psutil
 import pytest
 import tiktoken
 
+from megatron_growth.cli.main import main
 from megatron_growth.data import build, encode, merge
 from megatron_growth.data import prepare as prepare_module
 from megatron_growth.data.manifest import load_manifest, megatron_data_flags, megatron_tokenizer_flags
@@ -265,9 +266,6 @@ def test_finished_shards_are_used_again(corpus, request_for, tmp_path, monkeypat
     assert len(calls) == total + 1, "only the interrupted shard is computed twice"
 
 
-COMMAND = [sys.executable, "-m", "megatron_growth.cli.main", "prepare"]
-
-
 # The command, which takes the first finished shard and then waits to be killed, its workers alive.
 HELD = """
 import sys, time
@@ -299,7 +297,7 @@ def test_workers_end_with_a_killed_command_and_the_same_command_finishes(tmp_pat
     assert len(workers) >= 2
     assert not (tmp_path / "out").exists()
     wait_for(lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers))
-    subprocess.run([*COMMAND, *words, "--output", tmp_path / "out"], check=True, capture_output=True, timeout=500)
+    assert main(["prepare", *map(str, words), "--output", str(tmp_path / "out")]) == 0
     manifest = load_manifest(tmp_path / "out")
     assert manifest.splits["train"].documents > 500
     assert manifest.text_bytes > 8_000_000
@@ -325,7 +323,7 @@ def test_a_full_disk_loses_nothing(tmp_path, gpt2_files):
     assert "No space left to write" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "out").exists()
-    subprocess.run([*COMMAND, *words], check=True, capture_output=True, timeout=500)
+    assert main(["prepare", *map(str, words)]) == 0
     assert load_manifest(tmp_path / "out").splits["train"].documents > 2900
 
 
