@@ -134,8 +134,9 @@ def _usable(device: str) -> str:
         UserError: torch cannot use it here.
     """
     try:
-        if device:
-            torch.empty(1, device=device)
+        # Where Megatron's stand-in for CUDA is installed, a tensor for a GPU lies on the host.
+        if device and torch.empty(1, device=device).device.type != torch.device(device).type:
+            raise RuntimeError("there is none")
     except Exception as error:  # torch raises several types for what is no device, and for one that is not there
         raise UserError(
             f"the device {device!r} cannot be used here: {first_line(error)}",

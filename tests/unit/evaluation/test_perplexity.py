@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_growth.backend import cpu
 from megatron_growth.cli.main import main
 from megatron_growth.evaluation.windows import padded, windows
 from tests.unit.evaluation.tiny import PROSE, write_lines, write_model
@@ -121,6 +122,18 @@ def test_options_that_transformers_does_not_have_are_refused(folder, tmp_path, c
     assert "--stride 5000 is larger" in error(capsys, *words, "--stride", 5000)
     for device in ("tpu", "cuda:99"):
         assert f"the device '{device}' cannot be used here" in error(capsys, *words, "--device", device)
+
+
+def test_megatrons_stand_in_for_cuda_is_no_device(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Some text.")
+    before = cpu.installed()
+    cpu.install()
+    try:
+        said = error(capsys, "perplexity", folder[0], "--text", tmp_path / "a.txt", "--device", "cuda:0")
+    finally:
+        if not before:
+            cpu.uninstall()
+    assert "the device 'cuda:0' cannot be used here" in said
 
 
 def test_what_cannot_be_scored_is_refused(folder, tmp_path, capsys):
