@@ -28,7 +28,6 @@ Flags = NDArray[np.bool_]
 
 # Codes that stand in `Side.source` for "no old index".  Where a row and a column disagree, the first wins.
 ZERO, INIT, MEAN = -1, -2, -3
-FILL_NAMES = {ZERO: "zero", INIT: "model init", MEAN: "mean of old"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +100,6 @@ class Side:
         """The indices `order` of this side, in that order."""
         return Side(self.source[order], self.coefficient[order], self.from_next[order], self.noise[order])
 
-    def matrix(self, old: int) -> Floats:
-        """The (new, old) matrix of this side; INIT rows are zero.  For tests and for the documentation."""
-        out = np.zeros((len(self), old))
-        for j, (source, coefficient) in enumerate(zip(self.source, self.coefficient, strict=True)):
-            if source >= 0:
-                out[j, source] = coefficient
-            elif source == MEAN:
-                out[j, :] = coefficient / old
-        return out
-
 
 @dataclass(frozen=True, eq=False)
 class AxisMap:
@@ -122,7 +111,7 @@ class AxisMap:
     write: Side
     read: Side
     norm: Side
-    # Old index that each new index doubles; -1 where it doubles none.  What `inspect` counts as copies.
+    # Old index that each new index copies, -1 where it copies none.
     copy_of: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
@@ -133,7 +122,7 @@ class AxisMap:
 
     @property
     def is_identity(self) -> bool:
-        """No use of the axis changes."""
+        """Whether no use of the axis changes."""
         return self.write.is_identity and self.read.is_identity and self.norm.is_identity
 
 
@@ -156,11 +145,6 @@ def draw_sources(old: int, new: int, rng: np.random.Generator, draw: str = "bala
     else:
         drawn = [rng.permutation(old) for _ in range(-(-extra // old))]
     return np.concatenate([np.arange(old), *drawn])[:new].astype(np.int64)
-
-
-def copies(source: Indices, old: int) -> Indices:
-    """C(i) of bert2BERT: how many new indices map to each old index; (old,)."""
-    return np.bincount(source[source >= 0], minlength=old)
 
 
 def fan_out(source: Indices, old: int, rng: np.random.Generator | None = None) -> Floats:
@@ -319,7 +303,7 @@ class LayerTake:
 
     @property
     def is_copy(self) -> bool:
-        """The layer is one old layer, unchanged in depth."""
+        """Whether the layer is one old layer, unchanged in depth."""
         return len(self.sources) == 1 and self.sources[0][1] == 1.0 and self.attention and self.ffn
 
 
@@ -331,7 +315,7 @@ class LayerMap:
         old: number of old layers.
         takes: (new layers,) where each comes from.
         old_layers: (new layers,) True where the layer is the carried-on old layer that freezing calls "old".
-        final_norm: the final norm is taken from the source (Reuse initialises it anew).
+        final_norm: whether the final norm is taken from the source (Reuse initialises it instead).
     """
 
     old: int
@@ -345,18 +329,14 @@ class LayerMap:
         return len(self.takes)
 
     def carries_on(self, layer: int) -> bool:
-        """Whether a new layer is an old one and no copy of it; an operator that does not say keeps first copies."""
+        """Whether a new layer is the old one rather than a copy of it; without `old_layers` the first copy is."""
         take = self.takes[layer]
         if self.old_layers:
             return self.old_layers[layer]
         return take.is_copy and take not in self.takes[:layer]
 
     @staticmethod
-    def of(old: int, order: Sequence[int], **flags: bool) -> LayerMap:
+    def of(old: int, order: Sequence[int]) -> LayerMap:
         """A map that copies old layers in the given order; the first copy of a layer is the old one."""
-        seen: set[int] = set()
-        first = []
-        for layer in order:
-            first.append(layer not in seen)
-            seen.add(layer)
-        return LayerMap(old, tuple(LayerTake.copy(layer) for layer in order), tuple(first), **flags)
+        first = tuple(layer not in order[:new] for new, layer in enumerate(order))
+        return LayerMap(old, tuple(LayerTake.copy(layer) for layer in order), first)

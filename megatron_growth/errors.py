@@ -77,13 +77,13 @@ class StorageError(GrowthError):
 
 
 def unexpected(error: BaseException, where: str) -> GrowthError:
-    """An error of ours for one of a type that nobody expected, as it is handed to another process."""
+    """A `GrowthError` for an exception of a type that was not expected, to be handed to another process."""
     fix = "add --debug to see where it comes from; it may be a fault of megatron_growth"
     return GrowthError(f"{type(error).__name__}: {error}", where=where, fix=fix)
 
 
 def printable(text: str) -> str:
-    """Text as it may be shown: what a terminal would obey (escapes, bells, right-to-left marks) is spelt out."""
+    """Text that is safe to show: what a terminal would obey (escapes, bells, right-to-left marks) is spelt out."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -95,6 +95,6 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a foreign exception says, or its kind when it says nothing."""
+    """The first line of a foreign exception's message, or the name of its type when it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

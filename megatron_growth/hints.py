@@ -1,7 +1,7 @@
-"""Advice in the words of whoever is asked: what `megatron-growth grow` calls `--depth` has other names elsewhere.
+"""Advice in the words of the place where it is read: `--depth` of `megatron-growth grow` has other names elsewhere.
 
 Operators and checkpoints say what to do in the words of `megatron-growth grow`.  A training script and a recipe take
-the same settings by other names; who catches an error there gives it the names that work there.
+the same settings by other names; the code that catches an error there puts in the names that work there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOORS = {
         "--seed": "--growth-seed",
         "--optimizer-state": "--growth-optimizer-state",
     },
-    "data of a recipe": {  # what `prepare` says, to who has given `train` or `submit`
+    "data of a recipe": {  # what `prepare` says, to a user of `train` or `submit`
         "--output": "--run",
         "--valid-fraction": "data.valid_fraction",
         "--seed": "data.seed",
@@ -46,7 +46,7 @@ def reworded(fix: str, door: str) -> str:
 
 @contextlib.contextmanager
 def at_door(door: str) -> Iterator[None]:
-    """Give errors that pass the names of a door."""
+    """Reword the advice of every GrowthError that passes through this block for a door."""
     try:
         yield
     except GrowthError as error:

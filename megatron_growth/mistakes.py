@@ -1,9 +1,9 @@
-"""A user's mistake in a training script: said once, as the last thing, with exit code 2 and without a traceback.
+"""A user's mistake in a training script: reported once, as the last thing, with exit code 2 and without a traceback.
 
-Megatron's ranks all meet the same mistake.  The first rank says it, or hands it to torchrun, which prints what a
-process left in TORCHELASTIC_ERROR_FILE at the end of its own report.  The others wait to be ended by whoever started
-them, because the first rank to end is the one whose words count; one that is alone with its mistake speaks after a
-while.  Processes end at once: ending in order, a rank would meet the others' closed connections and abort.
+Megatron's ranks all meet the same mistake.  Rank 0 reports it, or hands it to torchrun, which prints what a process
+left in TORCHELASTIC_ERROR_FILE at the end of its own report.  The others wait for their launcher to end them, because
+the report of the first rank to end is the one that counts; a rank that is alone with its mistake reports it after
+PATIENCE_SECONDS.  Processes exit without cleaning up: that would meet the others' closed connections and abort.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _original = sys.excepthook
 
 
 def install() -> None:
-    """Let this process end a user's mistake so; any other exception ends it as before."""
+    """Report a user's mistake like this in this process; any other exception ends it as before."""
     global _original
     if sys.excepthook is not _say:
         _original, sys.excepthook = sys.excepthook, _say
 
 
 def uninstall() -> None:
-    """Put back what was there."""
+    """Restore the hook that `install` replaced."""
     if sys.excepthook is _say:
         sys.excepthook = _original
 
@@ -42,7 +42,7 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if rank() != 0:
         time.sleep(PATIENCE_SECONDS)
     if sys.__stderr__ is not None:
-        # Once ranks have met, torch's own hook stands around this one: it collects what is printed, to print it later.
+        # Once ranks have met, torch's own hook wraps this one: it collects what is printed, to print it later.
         sys.stderr = sys.__stderr__
     leave(error, os.environ.get("TORCHELASTIC_ERROR_FILE"))
     sys.stdout.flush()
@@ -58,11 +58,11 @@ def leave(error: UserError, file: str | None) -> None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text(json.dumps(document), encoding="utf-8")
             return
-        except OSError:  # then it is printed
-            pass
+        except OSError:
+            pass  # it is printed below
     print(f"megatron_growth: {error}", file=sys.stderr)
 
 
 def rank() -> int:
-    """Number of this process among those of the run, by torchrun's or Slurm's variables."""
+    """Rank of this process in the run, by torchrun's or Slurm's variables."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)

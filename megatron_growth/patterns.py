@@ -120,7 +120,7 @@ def parse_rules(freeze: str | Sequence[str] = (), schedules: Sequence[str] = ())
 
 
 def near_patterns(pattern: str, names: Iterable[str]) -> str:
-    """A sentence part with what the author of a pattern that matches nothing may have meant."""
+    """What the author of a pattern that matches nothing may have meant, as part of a sentence."""
     known = set(names)
     candidates = set(known)
     for name in known:

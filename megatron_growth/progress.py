@@ -60,7 +60,7 @@ class Progress:
 
 
 class Line:
-    """One line that tells how far something is.
+    """One line that shows how far something has come.
 
     Args:
         quiet: show nothing.
@@ -70,7 +70,7 @@ class Line:
         self._quiet, self._shown, self._width = quiet, time.monotonic(), 0
 
     def show(self, text: Callable[[], str], *, last: bool = False) -> None:
-        """Show a text, when it is time for one; the last one always."""
+        """Show a text if enough time has passed since the one before; the last one always."""
         live = sys.stderr.isatty()
         wait = _REDRAWN if live else LINE_SECONDS
         if self._quiet or (not last and time.monotonic() - self._shown < wait):
@@ -87,7 +87,7 @@ class Counter:
     """Callable with (done, in all): a `Line` for things that are counted.
 
     Args:
-        what: is counted.
+        what: what is counted, such as "tensors".
         quiet: show nothing.
     """
 
@@ -95,5 +95,5 @@ class Counter:
         self._what, self._line = what, Line(quiet=quiet)
 
     def __call__(self, done: int, total: int) -> None:
-        """Show it."""
+        """Show that `done` of `total` are finished."""
         self._line.show(lambda: f"{self._what}: {done} of {total}", last=done >= total)

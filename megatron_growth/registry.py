@@ -18,7 +18,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
-from functools import cache, cached_property
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -41,6 +41,7 @@ class Registry[T]:
     def __init__(self, kind: str, package: str, group: str, error: type[UserError]) -> None:
         self.kind, self.package, self.group, self.error = kind, package, group, error
         self._classes: dict[str, type[T]] = {}
+        self._loaded = False
 
     def register[C](self, cls: type[C]) -> type[C]:
         """Class decorator: make a part known by its `name`; two may not share one."""
@@ -88,7 +89,7 @@ class Registry[T]:
             if key not in known:
                 raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=nearest(key, known))
             if _is_not_finite(value, known[key]):
-                raise self.error(f"the {self.kind} {name!r}: {key} is {value}, which is no number", where=key)
+                raise self.error(f"the {self.kind} {name!r}: {key} is {value}, not a finite number", where=key)
         missing = [key for key, f in known.items() if is_required(f) and key not in parameters]
         if missing:
             raise self.error(f"the {self.kind} {name!r} needs {' and '.join(missing)}", where=", ".join(missing))
@@ -116,8 +117,7 @@ class Registry[T]:
             ) from None
 
     def document(self, part: T) -> dict[str, Any]:
-        """`{"name": NAME, "parameter": value}` with the parameters that are not as they are by default; `get` reads it
-        back."""
+        """`{"name": NAME, "parameter": value}` with the parameters that differ from their defaults; for `get`."""
         changed = {
             key: getattr(part, key) for key, f in fields_of(type(part)).items() if getattr(part, key) != _default(f)
         }
@@ -130,10 +130,8 @@ class Registry[T]:
 
     def _load_all(self) -> None:
         """Import every module of the package, and every part that an installed package offers; once."""
-        _ = self._loaded
-
-    @cached_property
-    def _loaded(self) -> bool:
+        if self._loaded:
+            return
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
@@ -146,11 +144,11 @@ class Registry[T]:
                     where=f"entry point {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}",
                     fix="repair or uninstall that package",
                 ) from error
-        return True
+        self._loaded = True
 
     def forget_loaded(self) -> None:
         """Look for outside packages again at the next look-up; for tests that install one."""
-        self.__dict__.pop("_loaded", None)
+        self._loaded = False
 
 
 @cache
@@ -174,7 +172,7 @@ def _default(parameter: Field[Any]) -> Any:
 
 
 def _is_not_finite(value: Any, parameter: Field[Any]) -> bool:
-    """Whether a value is a number that is none: nan and infinity, also as words for a parameter that is a number."""
+    """Whether a value is nan or infinite; for a parameter that is a number also when it is written as text."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, str) and "float" in str(parameter.type):

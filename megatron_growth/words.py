@@ -2,7 +2,7 @@
 
 Operators, methods and schedules are written like this on the command line and in a stage's words.  A value is a bare
 word (`next-layer`, `0.5`, `true`), `null`, a list (`[1,3,5]`), or text in double quotes as in JSON where a bare word
-would be read otherwise (`"embedding.*=0.1"`).  Bare words stay text: whoever knows the parameter's type converts them.
+would be read otherwise (`"embedding.*=0.1"`).  Bare words stay text: the caller knows each parameter's type.
 """
 
 from __future__ import annotations

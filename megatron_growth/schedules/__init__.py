@@ -7,7 +7,7 @@ steps, eta peak rate, alpha minimum rate as a share of the peak, rho share of th
 
 Sources: WSO (arXiv 2603.16127), appendix A, for Constant, WSD, Cosine and Linear; the body's eq. 3 has a slip in T_d.
 ReLoRA (arXiv 2307.05695) for the jagged cosine.  STEP (arXiv 2504.04151), appendix B, for the re-raise: every stage has
-a warm-up of its own to the same peak, so a stage's schedule begins anew at its first step.
+a warm-up of its own to the same peak, so a stage's schedule starts over at its first step.
 """
 
 from megatron_growth.schedules.base import Decaying, Schedule

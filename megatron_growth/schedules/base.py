@@ -57,11 +57,6 @@ class Schedule(ABC):
         after = self.iterations - self.warmup_iterations
         return (step - self.warmup_iterations) / after if after else 0.0
 
-    @property
-    def last(self) -> float:
-        """The learning rate at the last step."""
-        return self.lr(self.iterations)
-
 
 @dataclass(frozen=True)
 class Decaying(Schedule):
@@ -75,10 +70,6 @@ class Decaying(Schedule):
 
 
 def require(condition: bool, what: str, fix: str = "") -> None:
-    """Refuse a value of a schedule.
-
-    Raises:
-        RecipeError: the condition does not hold.
-    """
+    """Raise a RecipeError about a schedule unless the condition holds."""
     if not condition:
         raise RecipeError(what, where="schedule", fix=fix)

@@ -1,4 +1,4 @@
-"""relora: the jagged cosine, which begins anew at every restart (arXiv 2307.05695)."""
+"""relora: the jagged cosine, which warms up again after every restart (arXiv 2307.05695)."""
 
 from __future__ import annotations
 

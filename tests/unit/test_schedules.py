@@ -61,7 +61,7 @@ def test_warm_up_rises_to_the_peak_and_nothing_exceeds_it(name, iterations, warm
     assert all(a <= b for a, b in pairwise(rates[: steps + 1]))
     assert all(a >= b * (1 - 1e-12) for a, b in pairwise(rates[steps:]))
     assert max(rates) <= PEAK * (1 + 1e-12)
-    assert schedule.lr(iterations + 10) == schedule.last
+    assert schedule.lr(iterations + 10) == schedule.lr(iterations)
     assert schedules.from_dict(schedules.to_dict(schedule)) == schedule
 
 
