@@ -43,7 +43,7 @@ def combined(first: int, second: int, length: int) -> int:
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Pieces that touch, as one; in the order of their starts."""
+    """The pieces in the order of their starts, those that touch joined into one."""
     found: list[Piece] = []
     for new in sorted(pieces):
         last = found[-1] if found else None

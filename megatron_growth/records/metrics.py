@@ -8,7 +8,7 @@ One line an iteration, validation, or event, safe across restarts.  An iteration
 and every other line has an "event": "start", "grown", "validation" (with "when": "start", "interval" or "final", and
 "loss"), "test", "stopped" (by --growth-stop-below), "checkpoint", "memory" (measured bytes of state of every pipeline
 stage's fullest rank, after a process's first step) or "method" (what a training method did, such as a restart).  `loss`
-is the number that training computed, not one that was read back from a log; null where it was no number.
+is the number that training computed, not one that was read back from a log; null where it was not finite.
 
 A run that stops after iteration 25 and resumes from its checkpoint of iteration 20 trains 21 to 25 again; `resume(20)`
 removes what the file knows beyond 20, so that nothing stands in it twice.
@@ -39,8 +39,8 @@ _REPEATED = ("start", "final")
 class Tail:
     """Reads what was added to a metrics file since the last look.
 
-    A process that resumes replaces the file by one without the iterations that it trains again; then everything is
-    read anew.
+    A process that resumes replaces the file by one without the iterations that it trains again, which is then read
+    from its beginning.
 
     Args:
         path: the file; it may not be there yet.
@@ -51,10 +51,10 @@ class Tail:
         self._file_id, self._offset, self._line = (0, 0), 0, 0
 
     def records(self) -> tuple[list[MetricsLine], bool]:
-        """The records since the last call, and whether the file began anew; a line that is still being written waits.
+        """The records since the last call, and whether the file is a new one; a line that is still being written waits.
 
         Raises:
-            RunError: a whole line is no JSON object; names its number.
+            RunError: a whole line is not a JSON object; names its number.
         """
         try:
             file = open(self.path, "rb")  # noqa: SIM115  (closed by the with below)
@@ -62,8 +62,8 @@ class Tail:
             return [], False
         with file:
             status = os.fstat(file.fileno())
-            anew = (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset
-            if anew:
+            replaced = (status.st_dev, status.st_ino) != self._file_id or status.st_size < self._offset
+            if replaced:
                 self._file_id, self._offset, self._line = (status.st_dev, status.st_ino), 0, 0
             file.seek(self._offset)
             data = file.read()
@@ -73,7 +73,7 @@ class Tail:
         for line in data.split(b"\n")[:-1]:
             self._line += 1
             found.append(_record(line, self.path, self._line))
-        return found, anew
+        return found, replaced
 
 
 def _record(line: bytes, path: Path, number: int) -> MetricsLine:
@@ -82,13 +82,13 @@ def _record(line: bytes, path: Path, number: int) -> MetricsLine:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise RunError("a line of the metrics is no JSON object", where=f"{path}:{number}", fix="remove the line")
+        raise RunError("a line of the metrics is not a JSON object", where=f"{path}:{number}", fix="remove the line")
     return record
 
 
 @contextmanager
 def complete(path: Path) -> Iterator[None]:
-    """Turn a figure that a line lacks, or that is none, into an error that names the file."""
+    """Turn a figure that is missing from a line, or is not a number, into an error that names the file."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -100,12 +100,12 @@ def records(path: str | os.PathLike[str]) -> list[MetricsLine]:
     """All records of a metrics file, oldest first; a last line that was cut off by a crash is left out.
 
     Raises:
-        RunError: a line in the middle is no JSON object.
+        RunError: a line in the middle is not a JSON object.
     """
     return Tail(Path(path)).records()[0]
 
 
-# ------------------------------------------------------------------------------------------------------ what they tell
+# ------------------------------------------------------------------------------------------------------- how far it is
 
 
 @dataclass
@@ -119,7 +119,7 @@ class StageProgress:
         validation: last validation loss.
         checkpoint: iteration of the last checkpoint.
         started_at: when the last launch had model, data and checkpoint in place; seconds since the epoch.
-        final_validation: the validation after the last iteration has been made.
+        final_validation: whether the validation after the last iteration has been made.
         stopped: iteration after which training ended early, None when it did not.
         seconds: time of the training iterations.
         memory: measured bytes of the fullest rank: a GPU's peak, or on the host what weights, gradients and optimizer
@@ -185,7 +185,7 @@ class StageProgress:
 
 
 class Follower:
-    """The progress that a metrics file tells, while training writes it.
+    """The progress that a metrics file shows, while training writes it.
 
     Args:
         path: the file; it may not be there yet.
@@ -196,9 +196,9 @@ class Follower:
         self._tail = Tail(path)
 
     def look(self) -> StageProgress:
-        """The progress as of now."""
-        found, anew = self._tail.records()
-        if anew:
+        """The progress now."""
+        found, replaced = self._tail.records()
+        if replaced:
             self.progress = StageProgress()
         with complete(self._tail.path):
             for record in found:
@@ -207,7 +207,7 @@ class Follower:
 
 
 def read(path: Path) -> StageProgress:
-    """The progress that a metrics file tells."""
+    """The progress that a metrics file shows."""
     return Follower(path).look()
 
 
@@ -233,7 +233,7 @@ class MetricsFile:
 
         Raises:
             StorageError: the file or its folder cannot be written.
-            RunError: a line that stays is no JSON object.
+            RunError: a line that stays is not a JSON object.
         """
         self.close()
         dropped = 0
@@ -247,7 +247,7 @@ class MetricsFile:
         return dropped
 
     def _cut(self, iteration: int) -> int:
-        """Leave the lines that training after `iteration` does not write again, byte for byte; how many went.
+        """Keep the lines that training after `iteration` does not write again, byte for byte; returns how many went.
 
         A power cut may leave anything after the last line that was synced: what follows a broken line goes too, unless
         a line there should stay.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 PROCESSES = 1024  # more on one machine is a slip of the finger
@@ -21,21 +20,20 @@ COUNT = 2**63 - 1
 
 @dataclass(frozen=True)
 class Whole:
-    """Reads a whole number from `least` to `most`; with `powers` also `20e9`."""
+    """Reads a whole number from `least` to `most`; with `powers` also written as `20e9`."""
 
     least: int = 1
     most: int = COUNT
     powers: bool = False
 
     def __call__(self, text: str) -> int:
-        """Raises ArgumentTypeError for what it is not."""
+        """The number; raises ArgumentTypeError for any other text."""
         return int(_within(_whole(text, self.powers), text, self.least, self.most))
 
 
 @dataclass(frozen=True)
 class Finite:
-    """Reads a finite number from `least` to `most`; the ends themselves belong to it unless `above` or `below` is
-    set."""
+    """Reads a finite number from `least` to `most`, both included unless `above` or `below` is set."""
 
     least: float = 0.0
     most: float = 1e15
@@ -43,26 +41,18 @@ class Finite:
     below: bool = False
 
     def __call__(self, text: str) -> float:
-        """Raises ArgumentTypeError for what it is not."""
+        """The number; raises ArgumentTypeError for any other text."""
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is no finite number")
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         return _within(value, text, self.least, self.most, above=self.above, below=self.below)
 
 
-def whole(least: int = 1, most: int = COUNT, *, powers: bool = False) -> Callable[[str], int]:
-    """A whole number from `least` to `most`; with `powers` also as 20e9."""
-    return Whole(least, most, powers)
-
-
-def finite(
-    least: float = 0.0, most: float = 1e15, *, above: bool = False, below: bool = False
-) -> Callable[[str], float]:
-    """A finite number from `least`, or above it, to `most`, or below it."""
-    return Finite(least, most, above, below)
+# As an argument's type reads: add_argument("--nodes", type=whole()).
+whole, finite = Whole, Finite
 
 
 def _whole(text: str, powers: bool) -> int:
@@ -73,7 +63,7 @@ def _whole(text: str, powers: bool) -> int:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
 
 

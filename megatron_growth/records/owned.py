@@ -1,7 +1,7 @@
-"""Folders that this package may empty: those that it made itself, which a marker in them proves.
+"""Folders that this package may empty: those that it made itself, as a marker in them proves.
 
-Nothing else is ever removed with what it holds: not a folder that has the right name, and not what a symbolic link
-names.  A folder is claimed before the first file is written into it.
+No other folder is ever removed with its contents: not one that merely has the right name, and not the target of a
+symbolic link.  A folder is claimed before the first file is written into it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def claim(folder: Path, purpose: str) -> None:
     if is_claimed(folder, purpose):
         return
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise _not_ours(folder, purpose, "is in the way, and is no folder")
+        raise _not_ours(folder, purpose, "is in the way, and is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     if any(entry.name != MARKER and not _is_temporary(entry) for entry in folder.iterdir()):
         if is_claimed(folder, purpose):  # another process was quicker
@@ -40,7 +40,7 @@ def claim(folder: Path, purpose: str) -> None:
 
 
 def is_claimed(folder: Path, purpose: str) -> bool:
-    """Whether this is a folder, not a link to one, that we claimed for this purpose."""
+    """Whether this is a folder (not a link to one) that we claimed for this purpose."""
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             return False
@@ -68,7 +68,7 @@ def empty(folder: Path, purpose: str, *, keep: frozenset[str] = frozenset()) -> 
 
 
 def remove(folder: Path, purpose: str) -> None:
-    """Remove a claimed folder; the marker goes last, so that a removal which was cut short can be taken up.
+    """Remove a claimed folder; the marker goes last, so that a removal that was interrupted can be continued.
 
     Raises:
         RunError: the folder is not ours; nothing was removed.
@@ -93,13 +93,13 @@ def remove_files(folder: Path, pattern: str) -> None:
 
 
 def release(folder: Path, purpose: str) -> None:
-    """Take our marker out of a folder: from now on it is nobody's scratch place."""
+    """Take our marker out of a folder: from now on we may not empty it."""
     if is_claimed(folder, purpose):
         (folder / MARKER).unlink()
 
 
 def _is_temporary(entry: Path) -> bool:
-    """The marker of another process, half written."""
+    """Whether this is the marker of another process, half written."""
     return entry.name.startswith(f".{MARKER}.")
 
 

@@ -1,4 +1,4 @@
-"""Let the kernel read files ahead while a command still starts: its imports take seconds, in which the disk rests."""
+"""Read files ahead while a command still starts: its imports take seconds in which the disk would be idle."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import psutil
 
 from megatron_growth.errors import GrowthError
 
-CHUNK_BYTES = 16 << 20  # read, not announced: of an announcement the kernel may read a first part only
+CHUNK_BYTES = 16 << 20  # read, not announced: the kernel may read only a first part of what is announced
 LIMIT_BYTES = 8 << 30
 
 
 @contextlib.contextmanager
 def reading_ahead(files: Callable[[], Sequence[Path]], *, limit: int = LIMIT_BYTES) -> Iterator[None]:
-    """While this lasts, the first bytes of all files are read, in turns; it ends before processes are forked.
+    """Read the first bytes of all files, in turns, in a thread that ends with the block: before processes are forked.
 
     Args:
-        files: says which; called in a thread of its own.  What cannot be read is left to who needs it.
+        files: returns the files; called in that thread.  Errors are left to the code that needs the files.
         limit: bytes in all, at most half of the memory that is available.
     """
     stop = threading.Event()

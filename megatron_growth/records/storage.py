@@ -19,10 +19,10 @@ from typing import Any
 from megatron_growth.errors import RunError, StorageError, first_line
 from megatron_growth.records.human import size
 
-# The file is not there, or not for us; anything else is the file system's failure.
+# The file does not exist, or is not for us to read; any other error is the file system's failure.
 NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# As the system words them; the last two are torch's writer, which names no reason: its file did not grow as it should.
+# As the system words them; the last two are from torch's writer, which names no reason when its file did not grow.
 NO_ROOM_SAID = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
     r"|PytorchStreamWriter failed writing"
@@ -40,8 +40,8 @@ def storage_errors(where: Path) -> Iterator[None]:
 
 @contextmanager
 def doubts_as_refusals(where: Path) -> Iterator[None]:
-    """Around reading what may not be there, or not for us: such an OSError passes, for the caller to say what that
-    means.  Any other one, such as a stale file handle, says nothing about the file and becomes a `StorageError`.
+    """Around reading a file that may be missing or not for us to read: such an OSError passes, for the caller to say
+    what it means.  Any other, such as a stale file handle, says nothing about the file and becomes a `StorageError`.
     """
     try:
         yield
@@ -63,8 +63,8 @@ def refusal(error: OSError, where: Path | str) -> StorageError:
 
 @contextmanager
 def foreign_refusals(where: Path) -> Iterator[None]:
-    """`storage_errors` around libraries, which make other errors of a full disk: torch a RuntimeError, safetensors
-    one of its own."""
+    """`storage_errors` around libraries that report a full disk in their own way: torch by a RuntimeError, safetensors
+    by an error of its own."""
     try:
         with storage_errors(where):
             yield
@@ -78,7 +78,7 @@ def foreign_refusals(where: Path) -> Iterator[None]:
 
 
 def inside(folder: Path, name: str) -> bool:
-    """Whether a file name that a record in the folder gives leads to a place inside the folder, links followed."""
+    """Whether a file name from a record in the folder leads to a place inside the folder, links followed."""
     if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
         return False
     root = os.path.realpath(folder)
@@ -86,12 +86,12 @@ def inside(folder: Path, name: str) -> bool:
 
 
 def require_space(folder: Path, needed: int, what: str, fix: str = "free some space, or write to another disk") -> None:
-    """Refuse what a file system cannot hold; a quota of the user is not seen.
+    """Refuse to write what a file system cannot hold; a quota of the user is not seen.
 
     Args:
-        folder: where it will lie; it need not exist yet.
-        needed: in bytes, beside what is there.
-        what: is written, such as "the export".
+        folder: where it will be written; it need not exist yet.
+        needed: in bytes, beside what is there already.
+        what: what is written, such as "the export".
 
     Raises:
         StorageError: with what is needed and what is free.
@@ -115,7 +115,7 @@ def fsync_path(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` after an fsync when the block ends well, else removed.
 
-    What a symbolic link names is replaced and the link stays; a file that was there keeps its mode.
+    The target of a symbolic link is replaced and the link stays; a file that was there keeps its mode.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -130,7 +130,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _keep_mode(path: Path, temporary: Path) -> None:
-    """Give the new file the permissions of the old one; a hard link shares its own with other names and keeps them."""
+    """Give the new file the permissions of the old one, unless it is a hard link, which shares its own."""
     if path.is_file() and not temporary.is_symlink():
         wanted, found = path.stat(), temporary.stat()
         if found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != stat.S_IMODE(wanted.st_mode):
@@ -162,7 +162,7 @@ def _finite(value: Any) -> Any:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """`json.loads` for what others wrote: raises ValueError, and nothing else, for what is no JSON."""
+    """`json.loads` for what others wrote: raises ValueError, and nothing else, for anything that is not JSON."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -170,21 +170,21 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def made_of(kind: Any, document: Any) -> Any:
-    """A record of plain types as a dataclass or another type; ValueError or TypeError for what that cannot be."""
+    """A record of plain types as a dataclass or another type; raises ValueError or TypeError when it does not fit."""
     from pydantic import TypeAdapter  # not every command reads a record
 
     if isinstance(kind, type) and is_dataclass(kind):
-        kind(**document)  # which takes no key that it does not know
+        kind(**document)  # refuses unknown keys, which pydantic would drop
     return TypeAdapter(kind).validate_python(document)
 
 
 @contextmanager
 def reading_record(path: Path, what: str, fix: str = "remove the file") -> Iterator[None]:
-    """Around reading a record of this package: turns what it does not hold into a RunError that names it.
+    """Around reading a record of this package: turns missing or malformed entries into a RunError that names the file.
 
     Args:
         path: the file.
-        what: it is, such as "the record of a stage's jobs".
+        what: what it is, such as "the record of a stage's jobs".
         fix: what to do when it is damaged.
     """
     try:

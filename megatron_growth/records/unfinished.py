@@ -1,8 +1,8 @@
-"""A folder that is there whole or not at all: written as `X.partial` under a lock, then renamed to `X`.
+"""A folder that exists whole or not at all: written as `X.partial` under a lock, then renamed to `X`.
 
-The lock is held through the rename.  Who waited for it may then hold the lock of a folder that has become the result,
-so a waiter looks again at what is there instead of going on.  Looking and claiming are one step to others (`alone_in`):
-else who has looked before the rename and claims after it makes a folder that nobody needs, in which two may meet.
+The lock is held through the rename.  A process that waited for it may then hold the lock of a folder that has become
+the result, so it looks again instead of going on.  Looking and claiming are one step to others (`alone_in`): a process
+that looked before the rename and claimed after it would make a new folder that is not needed, in which two may meet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAIT_SECONDS = 60.0
 
 @contextmanager
 def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Iterator[Path | None]:
-    """The folder to write into, locked and ours; None when the target is there (look whether it is the result).
+    """The folder to write into, locked and ours; None when the target exists (check whether it is the result).
 
     Args:
         target: what the folder becomes (`publish`).
@@ -36,7 +36,7 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
         StorageError: the file system refused.
     """
     deadline = time.monotonic() + wait
-    if os.path.lexists(target):  # among others "/", which is in no folder
+    if os.path.lexists(target):  # "/" too, which no folder holds
         yield None
         return
     partial = partial_of(target)
@@ -66,7 +66,7 @@ def unfinished(target: Path, purpose: str, *, wait: float = WAIT_SECONDS) -> Ite
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """A moment in which no other process that asks for one has one in this folder; for what takes no time.
+    """Hold the lock of a folder itself, which all who use this function share; for steps that take no time.
 
     Raises:
         OSError: the folder cannot be opened, or its file system has no locks.
@@ -87,7 +87,7 @@ def partial_of(target: Path) -> Path:
 
 
 def publish(partial: Path, target: Path, purpose: str) -> None:
-    """Rename a finished folder to its target, and take our marks out of it.
+    """Rename a finished folder to its target, and take our lock and marker out of it.
 
     Raises:
         StorageError: the file system refused.

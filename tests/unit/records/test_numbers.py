@@ -58,7 +58,7 @@ def test_every_option_that_is_a_number_has_a_range():
 @pytest.mark.parametrize(("verb", "option"), RANGED, ids=id_of)
 def test_no_option_takes_an_absurd_number(verb, option):
     for text in ABSURD:
-        with pytest.raises(argparse.ArgumentTypeError, match=r"no (whole |finite )?number|too (small|large)"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"not a (whole |finite )?number|too (small|large)"):
             option.type(text)
 
 

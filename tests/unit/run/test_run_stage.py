@@ -137,5 +137,5 @@ def test_what_a_power_cut_left_in_the_metrics_does_not_stop_a_stage(run, recipe)
     assert any("after iteration 10" in note for note in opened.notes)
     assert metrics.read_bytes() == b"".join(lines[:2])
     metrics.write_bytes(b"".join([lines[0], b"\0\0\0\n", lines[1]]))
-    with pytest.raises(RunError, match="no JSON object"):
+    with pytest.raises(RunError, match="not a JSON object"):
         open_here(run, recipe, FIRST)
