@@ -1,8 +1,8 @@
-"""The arguments of Megatron that decide what function a dense GPT model computes, beside its sizes.
+"""The arguments of Megatron, beside sizes, that decide what function a dense GPT model computes.
 
-Two models of the same shapes may still be different functions: another rotary base, another activation.  Growth keeps
-the function only where all of these agree.  Arguments are those of the Megatron that this release supports, read from
-the arguments that any version saved: each setting knows its older names, and what a Megatron that did not have it did.
+Two models of the same shape may still be different functions: another rotary base, another activation.  Growth keeps
+the function only where all of these agree.  They can be read from the arguments that any version of Megatron saved:
+each setting knows its older names, and what a Megatron without it did.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Setting:
 
     Attributes:
         name: attribute of Megatron's arguments.
-        flag: that sets it; for a switch, the one that turns it on.
+        flag: the flag that sets it; for a switch, the one that turns it on.
         absent: its value in arguments of a Megatron without it; a function of these arguments, or the value.
         recipe: the key of a recipe that sets it; "" where only the recipe's `megatron` block does.
         older: names that it had in other versions.
-        turns_off: the flag turns the switch off (--disable-bias-linear).
+        turns_off: whether the flag turns the switch off (--disable-bias-linear).
         counts: whether it matters, given the other settings.
     """
 
@@ -47,7 +47,7 @@ class Setting:
         return self.absent(args) if callable(self.absent) else self.absent
 
     def written(self, value: Any) -> str:
-        """What to give on the command line to get a value."""
+        """The words of a command line that give it this value."""
         if isinstance(value, bool) or value is None:
             return self.flag if bool(value) != self.turns_off else f"no {self.flag}"
         words = value if isinstance(value, tuple) else (value,)
@@ -147,7 +147,7 @@ class Difference:
 
 
 def settings_of(args: Namespace) -> Values:
-    """Every setting that matters to the model of some arguments, by name."""
+    """The settings that matter to the model of these arguments, by name."""
     values: Values = {}
     for setting in SETTINGS:
         value = setting.of(args)
@@ -157,7 +157,7 @@ def settings_of(args: Namespace) -> Values:
 
 
 def differences(source: Namespace, target: Namespace) -> tuple[list[Difference], list[str]]:
-    """Settings in which two models differ, and names of those that one side does not tell.
+    """Settings in which two models differ, and the names of those that one side does not say.
 
     Args:
         source: arguments that some Megatron saved.

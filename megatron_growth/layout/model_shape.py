@@ -16,7 +16,7 @@ def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
     """Sizes of the whole model that unwrapped chunks of it belong to; the same on every rank.
 
     Raises:
-        UnsupportedError: it is no dense GPT.
+        UnsupportedError: it is not a dense GPT.
     """
     module, config = model_chunks[0], model_chunks[0].config
     if getattr(config, "num_moe_experts", None) or getattr(config, "multi_latent_attention", False):

@@ -56,7 +56,7 @@ def full_name(name: str, layer: int | None) -> str:
 
 
 def canonical(name: str) -> str:
-    """The one name of a parameter, with its layer number, of any spelling."""
+    """The canonical name of a parameter, with its layer number, for any of its spellings."""
     key = parse_key(name)
     return full_name(key.name, key.layer)
 

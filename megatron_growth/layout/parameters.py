@@ -63,7 +63,7 @@ class Parameter:
         init: distribution of the model's own initial value: "weight", "output" (output projections) and "embedding" are
             N(0, std), each with a standard deviation of its own.
         sublayer: "attention" or "ffn" for parameters of a layer, None outside the layers.
-        local: what Megatron's layers without Transformer Engine call it; "" where that is the same.
+        local: its name in Megatron's layers without Transformer Engine; "" where that is the same.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Parameter:
 
     @property
     def layered(self) -> bool:
-        """The parameter exists once per Transformer layer."""
+        """Whether it exists once per Transformer layer."""
         return self.sublayer is not None
 
     @property
     def is_output_projection(self) -> bool:
-        """It writes a sub-layer's result into the residual stream; zero makes that sub-layer the identity."""
+        """Whether it writes a sub-layer's result into the residual stream; zero makes that sub-layer the identity."""
         return self.layered and self.rows == ("hidden", "write")
 
     @property
@@ -99,7 +99,7 @@ class Parameter:
 
 
 def _norm(name: str, sublayer: Sublayer | None = None, local: str = "", axis: str = "hidden") -> list[Parameter]:
-    """Weight and bias of a norm; Megatron writes `x.weight`, `x_weight` for one that is fused into a linear layer."""
+    """Weight and bias of a norm: Megatron writes `x.weight`, or `x_weight` where it is fused into a linear layer."""
     separator = "_" if name.endswith("layer_norm") else "."
     uses: tuple[Use, Use] = ("keep", "keep") if axis == "head_dim" else ("norm", "norm_bias")
     weight, bias = ((axis, use) for use in uses)
@@ -174,8 +174,7 @@ def dimensions(parameter: Parameter, shape: ModelShape) -> tuple[int, ...]:
         "gate_up": (2 if shape.gated else 1) * shape.ffn,
         "head_dim": shape.head_dim,
     }
-    axes = [parameter.rows[0]] + ([parameter.columns[0]] if parameter.columns else [])
-    return tuple(sizes[axis] for axis in axes)
+    return tuple(sizes[axis] for axis, _ in filter(None, (parameter.rows, parameter.columns)))
 
 
 def fused_rows(parameter: Parameter, shape: ModelShape) -> dict[str, int]:

@@ -22,5 +22,5 @@ def decide(rules: Sequence[Rule], name: str) -> Rule | None:
 
 
 def near(pattern: str, names: Iterable[str]) -> str:
-    """A sentence part with what the author of a pattern that takes no parameter may have meant."""
+    """What the author of a pattern that takes no parameter may have meant, as part of a sentence."""
     return near_patterns(pattern, [spelling for name in names for spelling in spellings(name)])

@@ -5,8 +5,8 @@ with less width than it has.
 
 What is compared: of a residual dimension, what the embedding and all output projections write into it (embedding
 columns alone would not do: layers may write different values into equal columns); of a head, its query, key and value
-rows; of an FFN unit, its input rows.  Two are copies when the cosine between them, part by part, is at least
-`THRESHOLD` in size.  A negated copy is one too: it follows its original with the other sign.
+rows; of an FFN unit, its input rows.  Two are copies when the absolute cosine between them, part by part, is at least
+`THRESHOLD`.  A negated copy counts: it follows its original with the other sign.
 
 Shape legend: H hidden, F ffn, A query heads, G query groups, D head dim, V vocabulary; n of the compared vectors.
 """
@@ -91,7 +91,7 @@ def _heads(qkv: Array, shape: ModelShape) -> tuple[Array, Array, Array]:
 
 
 def copies_among(*parts: Array) -> int:
-    """How many of n things are copies of an earlier one, each part (n, size) equal or negated; zeros are none."""
+    """How many of n things copy an earlier one, each part (n, size) equal or negated; zeros are not copies."""
     units = []
     for vectors in parts:
         length = np.linalg.norm(vectors, axis=1, keepdims=True)

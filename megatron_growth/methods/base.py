@@ -1,4 +1,4 @@
-"""What a method is: one way in which parameters train, from a recipe's words to the plain model at the end.
+"""What a method is: one way in which parameters train, from its entry in a recipe to the plain model at the end.
 
 A method is a frozen dataclass whose fields are its parameters, registered by name (`registry.py`); its hooks are called
 by the planner and, in the order of a training process, by `megatron_growth.plugin`, which knows Megatron's training
@@ -34,11 +34,11 @@ class GroupSettings:
     """What a method asks of the optimizer group that a parameter is in.
 
     Attributes:
-        rule: a name for the choice that led to it, such as a pattern; with the rest, what a checkpoint's group is
-            known by.
-        multiple: of the run's learning rates.
+        rule: a name for the choice that led to it, such as a pattern; a checkpoint's group is found again by it and by
+            the rest.
+        multiple: factor of the run's learning rates.
         schedule: a schedule in its written form instead, one of `Method.schedules`.
-        wd_mult: multiple of the weight decay; None leaves it to Megatron.
+        wd_mult: factor of the weight decay; None leaves it to Megatron.
     """
 
     rule: str
@@ -47,7 +47,7 @@ class GroupSettings:
     wd_mult: float | None = None
 
     def as_group(self, lr: float, min_lr: float) -> dict[str, Any]:
-        """The keys of a parameter group of Megatron's, for the run's rates."""
+        """The keys that Megatron's parameter group gets, for the run's rates."""
         keys: dict[str, Any] = {RULE_KEY: self.rule}
         if self.schedule is not None:
             keys[SCHEDULE_KEY] = self.schedule
@@ -137,10 +137,10 @@ class Cost:
     Attributes:
         trains: whether the parameter itself trains.
         factors: matrices added beside it, in the order in which a token passes them.
-        optimizer_numbers: fp32 numbers of optimizer state on one rank, the factors' not counted; None is AdamW's two a
-            trained weight.
+        optimizer_numbers: fp32 numbers of optimizer state on one rank, without the factors'; None is AdamW's two for
+            each trained weight.
         kept_bytes: what the method keeps beside it on one rank, such as fp32 masters of frozen weights.
-        step_flops: of one optimizer step over the whole matrix, spread over the steps (a merge, a projection).
+        step_flops: FLOPs that it adds to an optimizer step over the whole matrix, on average (a merge, a projection).
     """
 
     trains: bool = True
@@ -158,7 +158,7 @@ class TrainedModel:
         chunks: this rank's model chunks; wrapped by Megatron after `transform`.
         names: of the parameters of the whole plain model, on every rank the same, sorted.
         frozen: those of them that do not train.
-        log: says something once, on rank 0.
+        log: prints a line once, on rank 0.
         record: writes an event into the run's metrics, if it has any; called with a dictionary, on every rank.
         memory: what methods remember between their hooks, each under its own name.
     """
@@ -181,7 +181,7 @@ class Method(ABC):
         takes_grown_moments: whether a stage with it can begin with Adam's moments, grown from the stage before.
         leaves_moments: whether its last checkpoint has Adam's moments, which the next stage can grow.
         takes_fp8_weights: whether the weights may be held in FP8 (--fp8-param-gather).
-        repeats: whether a run may have it twice, with other parameters.
+        repeats: whether a run may have it more than once, with different parameters.
     """
 
     name: ClassVar[str] = ""
@@ -197,7 +197,7 @@ class Method(ABC):
         return True
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters with their values."""
+        """The method's parameters with their values."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     # Before a run: no torch ---------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Method(ABC):
         """
 
     def check_arguments(self, args: argparse.Namespace) -> None:  # noqa: B027
-        """Refuse Megatron flags that this method does not go with.
+        """Refuse Megatron flags that this method does not work with.
 
         Raises:
             UserError: naming the flag to leave out.
@@ -251,14 +251,14 @@ class Method(ABC):
     def transform(self, model: TrainedModel) -> None:  # noqa: B027
         """Change the model before Megatron wraps it; grown or fresh weights are in place, a checkpoint's are not.
 
-        What `freezes` names is taken out of training afterwards, by whoever calls this.
+        The caller takes what `freezes` names out of training afterwards.
         """
 
     def group(self, name: str) -> GroupSettings | None:  # noqa: ARG002
-        """What the optimizer group of a trained parameter has of its own, or None.
+        """Settings of its own for a trained parameter's optimizer group, or None.
 
         Args:
-            name: layout-free, of the plain model or of what a method added.
+            name: layout-free, of the plain model or of a parameter that a method added.
         """
         return None
 
@@ -270,7 +270,7 @@ class Method(ABC):
         """How the optimizer is built.
 
         Args:
-            build: Megatron's `get_megatron_optimizer`, or what a method before this one made of it.
+            build: Megatron's `get_megatron_optimizer`, perhaps wrapped by the methods before this one.
 
         Returns:
             A function of the same signature; `build` itself for Megatron's own optimizer.
@@ -282,7 +282,7 @@ class Method(ABC):
         model: TrainedModel,  # noqa: ARG002
         saved_keys: Collection[str],  # noqa: ARG002
     ) -> contextlib.AbstractContextManager[None]:
-        """Lasts while a checkpoint is loaded; `saved_keys` are those of its tensors."""
+        """A context in which a checkpoint is loaded; `saved_keys` are the keys of its tensors."""
         return contextlib.nullcontext()
 
     def after_setup(self, model: TrainedModel, optimizer: Any, scheduler: Any) -> None:  # noqa: B027
@@ -303,24 +303,24 @@ class Method(ABC):
 
     @classmethod
     def owns(cls, key: str) -> bool:  # noqa: ARG003
-        """Whether a checkpoint's tensor is this method's own, so that a plain model does not have it."""
+        """Whether a checkpoint's tensor is this method's own, which a plain model does not have."""
         return False
 
     def metadata(self, model: TrainedModel) -> Mapping[str, Any]:  # noqa: ARG002
-        """What a checkpoint must say of its content, such as `non_homogeneous_layers`."""
+        """What a checkpoint must say about its content, such as `non_homogeneous_layers`."""
         return {}
 
     def merge(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors of a plain model.
 
         Args:
-            tensors: whole ones by layout-free name, what the method added among them.
+            tensors: whole tensors by layout-free name, those that the method added among them.
         """
         return {name: tensor for name, tensor in tensors.items() if not self.owns(name)}
 
 
 def check_together(methods: Sequence[Method]) -> None:
-    """Refuse a method that is given twice where the second would change what the first has made.
+    """Refuse a method that is given twice, unless it may be repeated.
 
     Raises:
         RecipeError: names it.

@@ -31,7 +31,7 @@ from megatron_growth.schedules import Schedule
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """What the run itself asks for, from which a rule's schedule takes what it does not give.
+    """The run's own schedule: where a rule's schedule gets the parameters that it does not give.
 
     Attributes:
         peak: --lr.
@@ -78,13 +78,13 @@ class Rates(RuleMethod):
         return parse_rules((), self.rules)
 
     def schedules(self) -> tuple[str, ...]:
-        """Those that a rule names."""
+        """The schedules that rules name."""
         trained = (rule for rule in self.as_rules if not rule.frozen)
         return tuple(rule.schedule for rule in trained if multiple(rule.schedule) is None)
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         """Refuse schedules that do not exist."""
-        for text in self.schedules():  # what the run gives to a schedule is known when its optimizer is built
+        for text in self.schedules():  # the run's own numbers are known only when its optimizer is built
             parse_schedule(text, RunSchedule(args.lr, sys.maxsize, 0, 0.0))
 
     def group(self, name: str) -> GroupSettings | None:
@@ -98,7 +98,7 @@ class Rates(RuleMethod):
         return GroupSettings(rule.pattern, factor)
 
     def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
-        """Nothing of its own, but for what a rule freezes."""
+        """Only what a rule freezes costs anything else than plain AdamW."""
         rule = decide(self.as_rules, parameter.name)
         return Cost(trains=False) if rule is not None and rule.frozen else None
 
@@ -115,7 +115,7 @@ def multiple(text: str) -> float | None:
         return None
     if not 0 < number < float("inf"):
         raise RecipeError(
-            f"a learning rate {text} times the run's is no rate to train with",
+            f"a learning rate {text} times the run's is not one to train with",
             fix="give a number above 0, or 'frozen' for parameters that do not train",
         )
     return number
@@ -139,7 +139,7 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
 
 
 def _in_units(key: str, value: str, text: str, unit: int) -> float | str:
-    """A value as the scheduler counts: iterations are whole and stand for so many units, others are as written."""
+    """A value in the scheduler's units: whole iterations times `unit`, any other number as written."""
     try:
         return int(value) * unit if key.endswith("iterations") else float(value)
     except ValueError:

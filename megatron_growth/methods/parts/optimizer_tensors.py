@@ -1,7 +1,7 @@
-"""Where Megatron's optimizer keeps what it knows of one parameter: main weight and moments, whole or a flat slice.
+"""Where Megatron's optimizer keeps the state of one parameter: main weight and moments, whole or a flat slice.
 
     without --use-distributed-optimizer   one state a parameter; the main weight is the model's (fp32) or a copy (bf16)
-    with it                               a flat slice of every parameter on each data-parallel rank, maybe an empty one
+    with it                               a flat slice of every parameter on each data-parallel rank, perhaps empty
 
 Moments are Adam's, `exp_avg` and `exp_avg_sq`; `param` is the main weight.
 """
@@ -43,7 +43,7 @@ class Held:
 
 
 def held(optimizer: Any, parameter: torch.nn.Parameter) -> Held | None:
-    """What is held of a parameter here; None when nothing is (another rank's slice, or it does not train)."""
+    """What this rank holds of a parameter; None when it holds nothing (another rank's slice, or it does not train)."""
     for part in leaves(optimizer):
         if isinstance(part, DistributedOptimizer):
             if parameter in part.model_param_group_index_map:
@@ -103,13 +103,13 @@ def tensor_ranks(parameter: torch.nn.Parameter) -> int:
 
 
 def _is_gated(parameter: torch.nn.Parameter) -> bool:
-    """[all gate; all up], of which each rank has a part of both."""
+    """Whether the weight is [all gate; all up], of which each rank has a part of both."""
     return getattr(parameter, "partition_stride", 1) == 2
 
 
 @torch.no_grad()
 def write(optimizer: Any, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-    """Set a parameter outside of the optimizer's step: the model's copy and the optimizer's main one.
+    """Set a parameter outside the optimizer's step: the model's copy and the optimizer's main one.
 
     Megatron's own `reload_model_params()` would do this for all parameters, and so round every other bf16 parameter's
     main weight to bf16.

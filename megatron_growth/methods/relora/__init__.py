@@ -1,12 +1,12 @@
-"""ReLoRA: low-rank adapters on frozen linear layers, merged and begun anew every so often (arXiv 2307.05695).
+"""ReLoRA: low-rank adapters on frozen linear layers, merged and restarted every so often (arXiv 2307.05695).
 
     y = W x + alpha / r B A dropout(x)      W frozen (n_out x n_in), A (r x n_in) and B (n_out x r) train
 
-Every `reset_iterations` the product is added to W, A is drawn anew, B is zero again, and most of what Adam knew of both
-is forgotten.  STEP (arXiv 2504.04151, sec. 3) puts such adapters on the layers that were there before growth.  At the
-end of training the last product is merged and the model is a plain one, so its checkpoint loads anywhere.
+Every `reset_iterations` the product is added to W, A is drawn again, B is zeroed, and most of Adam's moments of both
+are reset.  STEP (arXiv 2504.04151, sec. 3) puts such adapters on the layers that were there before growth.  At the end
+of training the last product is merged and the model is a plain one, so its checkpoint loads anywhere.
 
-Torch and Megatron are imported by the hooks of a training process only; `layers.py` and `restart.py` hold the work.
+Only the hooks of a training process import torch and Megatron; `layers.py` and `restart.py` do the work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LINEAR = re.compile(r"^decoder\.layers\.(\d+)\.(?:self_attention|mlp)\.linear_\
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _OWN = re.compile(r"\.lora_(?:a|b|master)$")
 
-# Megatron's flags under which an adapter's optimizer state or weight cannot be reached, or its layers are not called.
+# Flags of Megatron under which an adapter's optimizer state or weight cannot be reached, or its layers are not called.
 _REFUSED = {
     "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
     "optimizer_cpu_offload": "--optimizer-cpu-offload",
@@ -53,8 +53,8 @@ class ReLoRA(Method):
         dropout: of an adapter's input.
         layers: numbers of the adapted layers, from 0; `all`; or, in a recipe, `source`: those that were there before
             this stage's growth.
-        freeze_layers: the adapted layers are frozen whole, norms included, as in STEP.
-        reset_iterations: merge and begin anew every so many iterations; null never.
+        freeze_layers: freeze the adapted layers whole, norms included, as in STEP.
+        reset_iterations: merge and restart every so many iterations; null for never.
         optimizer_reset: what becomes of the adapters' moments then: `zero`, or pruned at `random` or by `magnitude`.
         optimizer_reset_ratio: the share of entries that pruning zeroes.
         merge_at_end: merge when training ends; the last checkpoint is then a plain model's, without optimizer state.
@@ -79,13 +79,13 @@ class ReLoRA(Method):
 
     @property
     def leaves_plain_model(self) -> bool:
-        """Once the adapters are merged."""
+        """Whether the adapters are merged at the end."""
         return self.merge_at_end
 
     # Before a run -------------------------------------------------------------------------------------------------
 
     def planned(self, facts: StageFacts) -> Self:
-        """`source` in numbers."""
+        """The method with `layers=source` replaced by the layers' numbers."""
         return replace(self, layers=facts.old_layers) if self.layers == "source" else self
 
     def _adapts(self, layer: int) -> bool:
@@ -135,7 +135,7 @@ class ReLoRA(Method):
         """Refuse flags under which adapters cannot be reached."""
         for name, flag in _REFUSED.items():
             if getattr(args, name, None):
-                raise UnsupportedError(f"ReLoRA does not go with {flag}", fix=f"leave out {flag}")
+                raise UnsupportedError(f"ReLoRA does not work with {flag}", fix=f"leave out {flag}")
         if getattr(args, "optimizer", "adam") != "adam":
             raise UnsupportedError(f"ReLoRA resets Adam's moments, not {args.optimizer}'s", fix="--optimizer adam")
 
@@ -153,7 +153,7 @@ class ReLoRA(Method):
         return Cost(trains=False, factors=(a, b), step_flops=merging)
 
     def describe(self, names: Sequence[str], frozen: Collection[str] = ()) -> str:
-        """How many layers, and what of them."""
+        """One line: rank, number of adapted matrices, resets, and number of frozen parameters."""
         taken, rest = self.select(names, frozen), self.freezes(names, frozen)
         reset = f"merged every {self.reset_iterations} iterations" if self.reset_iterations else "never merged"
         return (
@@ -172,7 +172,7 @@ class ReLoRA(Method):
 
     @contextlib.contextmanager
     def loading(self, model: TrainedModel, saved_keys: Collection[str]) -> Iterator[None]:
-        """A checkpoint without adapters gives its weights; the adapters stay as they began."""
+        """From a checkpoint without adapters take the weights, and leave the adapters as they were initialised."""
         from megatron_growth.methods.relora import layers
 
         plain = not any(self.owns(key) for key in saved_keys)
@@ -186,7 +186,7 @@ class ReLoRA(Method):
                 module.lora_hidden = False
 
     def after_iteration(self, model: TrainedModel, optimizer: Any, scheduler: Any, iteration: int) -> None:  # noqa: ARG002
-        """Merge and begin anew when it is time."""
+        """Merge and restart the adapters every `reset_iterations`."""
         if not self.reset_iterations or iteration % self.reset_iterations:
             return
         from megatron_growth.methods.relora import restart
@@ -195,13 +195,13 @@ class ReLoRA(Method):
         restart.restart(model.chunks, optimizer, count, self.optimizer_reset, self.optimizer_reset_ratio)
         seconds = round(time.perf_counter() - begin, 6)
         model.log(
-            f"growth: adapters merged and begun anew after iteration {iteration} (restart {count}, {seconds:.3f} s)"
+            f"growth: adapters merged and restarted after iteration {iteration} (restart {count}, {seconds:.3f} s)"
         )
         what = {"event": "method", "method": self.name, "what": "restart", "count": count, "seconds": seconds}
         model.record({**what, "iteration": iteration})
 
     def end(self, model: TrainedModel) -> bool:
-        """Merge, and give every layer its stock class back."""
+        """Merge, and give every layer its stock class back, if `merge_at_end`."""
         if not self.merge_at_end:
             return False
         from megatron_growth.methods.relora import layers, restart
@@ -216,11 +216,11 @@ class ReLoRA(Method):
 
     @classmethod
     def owns(cls, key: str) -> bool:
-        """A, B, and masters of the weights beside them."""
+        """Whether this is A, B, or the fp32 master of the weight beside them."""
         return bool(_OWN.search(key))
 
     def metadata(self, model: TrainedModel) -> Mapping[str, Any]:
-        """A key for each layer when only some have adapters: Megatron stacks a key over all layers or none."""
+        """A key for each layer when only some have adapters: Megatron stacks a key over all layers or not at all."""
         some = self.layers != "all" and model.memory.get(self.name) == "attached"
         return {"non_homogeneous_layers": True} if some else {}
 
@@ -242,5 +242,5 @@ class ReLoRA(Method):
 
 
 def unmerged(keys: Collection[str]) -> list[str]:
-    """The keys of a checkpoint that are adapters', sorted."""
+    """The keys of a checkpoint that belong to adapters, sorted."""
     return sorted(key for key in keys if ReLoRA.owns(key) and not key.startswith("optimizer."))

@@ -41,7 +41,7 @@ MASTER = "lora_master"  # of the frozen weight, where that is kept in bf16
 
 @dataclass(frozen=True)
 class Form:
-    """What adapters look like.
+    """Size, scale and randomness of adapters.
 
     Attributes:
         rank: r.
@@ -108,7 +108,7 @@ class Adapter:
         return F.linear(z, self.lora_b) * self.lora_scale
 
     def lora_drop(self, x: torch.Tensor) -> torch.Tensor:
-        """Dropout.  A rank that holds elements of its own draws for itself; ranks that hold the same drop the same."""
+        """Dropout: ranks that hold different elements draw independently, ranks that hold the same ones drop alike."""
         if not (self.lora_form.dropout and self.training):
             return x
         if self.lora_row or self.sequence_parallel:
@@ -177,12 +177,12 @@ class Adapter:
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the master, which is no parameter and no buffer: those would follow the model to the GPU and to bf16."""
+        """Take the master, which is neither parameter nor buffer: those would follow the model to the GPU and bf16."""
         master = state_dict.pop(f"{prefix}{MASTER}", None)
         if master is not None:
             lora_master(self).copy_(master)
         elif f"{prefix}weight" in state_dict:
-            self.lora_master = None  # made anew of the weight that comes
+            self.lora_master = None  # made again, from the loaded weight
         if self.lora_hidden:
             for name in FACTORS:
                 state_dict.setdefault(f"{prefix}{name}", getattr(self, name).detach())
@@ -191,7 +191,7 @@ class Adapter:
 
 @torch.no_grad()
 def lora_master(module: Adapter) -> torch.Tensor:
-    """The fp32 weight on the host that this rank's weight is rounded from; made of the weight when there is none."""
+    """The fp32 weight on the host that this rank's weight is rounded from; made from the weight when there is none."""
     if module.lora_master is None:
         module.lora_master = module.weight.detach().to(device="cpu", dtype=torch.float32, copy=True)
     return module.lora_master
@@ -270,7 +270,7 @@ def _adapt(module: Any, name: str, form: Form) -> Adapter:
 
 
 def _is_row(module: Any, name: str) -> bool:
-    """Whether the layer is row parallel."""
+    """Whether the layer is row parallel; UnsupportedError when it is not a layer that adapters know."""
     if getattr(module, "gather_output", False) or getattr(module, "is_expert", False):
         raise UnsupportedError("adapters go on dense parallel linear layers only", where=name, fix="leave it out")
     if getattr(module, "parallel_mode", None) in ("row", "column"):  # Transformer Engine's
@@ -285,7 +285,7 @@ def _is_row(module: Any, name: str) -> bool:
 
 
 def _check_rank(module: Any, name: str, form: Form, ranks: int, row: bool) -> None:
-    """Refuse a rank that is no low rank."""
+    """Refuse a rank above a side of the whole matrix."""
     rows, columns = module.weight.shape
     size = (rows, columns * ranks) if row else (rows * ranks, columns)
     if not 1 <= form.rank <= min(size):

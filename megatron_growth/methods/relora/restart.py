@@ -1,9 +1,9 @@
-"""ReLoRA's restart: add the adapters to the frozen weights, begin them anew, forget what Adam knew (arXiv 2307.05695).
+"""ReLoRA's restart: add the adapters to the frozen weights, draw new ones, reset their moments (arXiv 2307.05695).
 
     W <- W + alpha/r B A        A <- new random values, B <- 0        moments of A and B: zeroed or pruned
 
 Merging needs no communication: one of the two factors is whole on every rank (see `layers.py`).  Merges are added to an
-fp32 master on the host, and a bf16 weight is rounded from that.  Adding to the bf16 weight itself lost 4 to 7 % of what
+fp32 master on the host, from which a bf16 weight is rounded.  Adding to the bf16 weight itself lost 4 to 7 % of what
 twenty merges had learned (measured on a model of two layers).
 
 Pruning keeps the same entries of both moments.  With a mask of its own for each, as in the authors' code, an entry can
@@ -42,7 +42,7 @@ def merge(chunks: Sequence[torch.nn.Module]) -> None:
 def restart(
     chunks: Sequence[torch.nn.Module], optimizer: Any, count: int, how: Reset = "magnitude", ratio: float = 0.9
 ) -> None:
-    """Merge, and begin every adapter anew.  A collective: call it on every rank between two steps.
+    """Merge, and restart every adapter.  A collective: call it on every rank between two steps.
 
     Args:
         chunks: this rank's chunks, wrapped.
@@ -63,7 +63,7 @@ def restart(
         for name in FACTORS:
             mask = generator(module.lora_form.seed, module.lora_name, name, count)
             reset_moments(optimizer, getattr(module, name), how, ratio, mask)
-    if torch.cuda.is_available():  # who measures the time of a restart measures all of it
+    if torch.cuda.is_available():  # so that the caller's clock covers all of a restart
         torch.cuda.synchronize()
 
 
@@ -73,7 +73,7 @@ def reset_moments(
 ) -> None:
     """Zero or prune both moments of one parameter: the same entries in every layout.
 
-    A collective over tensor- and data-parallel ranks, but for `zero`.
+    A collective over tensor- and data-parallel ranks, except for `zero`.
 
     Args:
         random: decides which entries `random` keeps.
@@ -107,7 +107,7 @@ def largest(values: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def _whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """Of the parameter over all tensor-parallel ranks."""
+    """Shape of the parameter over all tensor-parallel ranks."""
     shape = list(parameter.shape)
     ranks = optimizer_tensors.tensor_ranks(parameter)
     if ranks > 1:

@@ -148,7 +148,7 @@ def test_what_begins_anew_does_not_wait_for_the_next_projection(case):
     [
         ("galore:rank=0", "greater than or equal to 1"),
         ("galore:gap=0", "greater than or equal to 1"),
-        ("galore:scale=nan", "no number"),
+        ("galore:scale=nan", "not a finite number"),
         ("galore:depth=3", "no parameter 'depth'"),
     ],
 )

@@ -17,7 +17,7 @@ def test_a_number_is_a_multiple_and_a_name_is_not():
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan"])
 def test_a_multiple_must_be_able_to_train(text):
-    with pytest.raises(RecipeError, match="no rate to train with"):
+    with pytest.raises(RecipeError, match="not one to train with"):
         multiple(text)
 
 

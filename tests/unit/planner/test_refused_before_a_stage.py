@@ -45,8 +45,8 @@ def rule(pattern, schedule):
 
 CASES = {
     "a rule's schedule that does not exist": ({"large": rule("output_layer.*", "cosin")}, "rules[0]", "did you mean"),
-    "a rate that is no number": ({"large": rule("output_layer.*", "wso:peak=nan")}, "rules[0]", "no number"),
-    "a rate below nothing": ({"large": rule("*", -1)}, "rules[0]", "no rate to train with"),
+    "a rate that is nan": ({"large": rule("output_layer.*", "wso:peak=nan")}, "rules[0]", "not a finite number"),
+    "a rate below nothing": ({"large": rule("*", -1)}, "rules[0]", "not one to train with"),
     "a rule's warm-up": ({"large": rule("*", "cosine:warmup_iterations=100")}, "rules[0]", "longer than the stage"),
     "a rule without what it needs": ({"large": rule("*", "relora")}, "rules[0]", "needs restart_iterations"),
     "a rule for nothing": ({"large": rule("outputlayer.*", "frozen")}, "rules[0]", "did you mean output_layer"),

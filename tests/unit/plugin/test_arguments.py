@@ -92,7 +92,7 @@ def test_only_what_asks_for_something_is_wanted():
         (["--growth-method", "freze:patterns=a.*"], {}, RecipeError, "no method is called 'freze'"),
         (["--growth-method", "freeze:pattern=a.*"], {}, RecipeError, "no parameter 'pattern'"),
         (["--growth-method", "freeze"], {}, RecipeError, "needs patterns"),
-        (["--growth-schedule", "*=-1"], {}, RecipeError, "no rate to train with"),
+        (["--growth-schedule", "*=-1"], {}, RecipeError, "not one to train with"),
     ],
 )
 def test_bad_combinations_are_one_clear_error(words, megatrons, error, message):
