@@ -1,6 +1,6 @@
 """Refuse to grow a model into another function: everything that decides it, compared between source and target.
 
-Sizes are compared by `operators.build.check_shapes`; this compares what no size shows (`layout/architecture.py`), and
+Sizes are compared by `operators.build.build_map`; this compares what no size shows (`layout/architecture.py`), and
 the norm epsilon, which an operator that pads the residual stream rescales.
 """
 

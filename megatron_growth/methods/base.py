@@ -14,7 +14,7 @@ import argparse
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from megatron_growth.errors import RecipeError
@@ -195,10 +195,6 @@ class Method(ABC):
     def leaves_plain_model(self) -> bool:
         """Whether its last checkpoint is one that any run can load or grow."""
         return True
-
-    def parameters(self) -> dict[str, Any]:
-        """The method's parameters with their values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     # Before a run: no torch ---------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class WidthMaps:
 
 @dataclass(frozen=True)
 class Seed:
-    """Independent random streams, one for every named axis and layer, from one seed of the recipe."""
+    """One seed, from which every named axis and layer gets a random stream of its own."""
 
     value: int
 
@@ -62,8 +62,8 @@ class Operator:
     Attributes:
         name: what a recipe and the command line call it.
         paper: where it comes from, with the equation or section.
-        exact: when the grown model computes what the source did, with the parameters as they are by default:
-            "always", "whole ratios" (of the hidden size), "no", or "by choice" of the parameters.
+        exact: when the grown model computes what the source did, with default parameters: "always", "whole ratios" (of
+            the hidden size), "no", or "by choice" of the parameters.
     """
 
     name: ClassVar[str] = ""
@@ -103,7 +103,7 @@ class GrowthMap:
     seed: Seed
 
     def norm_epsilon(self, source: float) -> float:
-        """The --norm-epsilon of the grown model, of the source's; a new one has 12 digits, so that it can be typed.
+        """The --norm-epsilon of the grown model from the source's; a new one has 12 digits, so that it can be typed.
 
         Megatron has one epsilon for all norms.  A zero-padded residual stream changes the mean square of every norm by
         the same factor, so the old epsilon times this factor keeps all of them exact (LEMON, sec. 4.1).
@@ -112,7 +112,7 @@ class GrowthMap:
         return source if scale == 1.0 else float(f"{source * scale:.12g}")
 
     def fingerprint(self) -> str:
-        """A hash over sizes, operators, parameters, seed and every index: equal maps give equal checkpoints."""
+        """SHA-256 of sizes, operators, parameters, seed and every index: equal maps give equal checkpoints."""
         parts = (self.source, self.target, self.layers, self.width.epsilon_scale, sorted(self.provenance.items()))
         digest = hashlib.sha256(repr(parts).encode())
         for axis in (self.width.hidden, *(a for u in self.width.units for a in (u.heads, u.groups, u.ffn))):
@@ -123,6 +123,6 @@ class GrowthMap:
 
 
 def need_layers(old: int, new: int) -> None:
-    """Refuse to make layers out of none; for depth operators that copy."""
+    """Refuse to grow a model without layers; for depth operators that copy."""
     if new and not old:
         raise GrowthPlanError("the source has no layers to copy", fix="use --depth random, or reuse:middle=none")

@@ -1,7 +1,7 @@
 """The map of one growth step, built from its two operators, and checked.
 
-What no operator can do is refused before; what one gives back is checked for lengths, ranges and finite numbers,
-so that neither ours nor an outside package's can make a map that fails half-way, or writes what is no number.
+What no operator can do is refused before; what one returns is checked for lengths, ranges and finite numbers, so that
+neither ours nor an outside package's can make a map that fails half-way or writes NaN.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators.base import DepthOperator, GrowthMap, Operator, Seed, WidthMaps, WidthOperator
 from megatron_growth.shape import ModelShape
 
-# What has to be alike in source and target, and the flag of Megatron that sets it.
+# What must be the same in source and target, and Megatron's flag that sets it.
 ARCHITECTURE_FLAGS = {
     "gated": "--swiglu",
     "norm": "--normalization",
@@ -38,15 +38,15 @@ def build_map(
     Raises:
         GrowthPlanError: the target cannot be reached from the source with these operators.
     """
-    check_shapes(source, target)
+    _check_shapes(source, target)
     if seed < 0:
         raise GrowthPlanError(f"the seed of growth is {seed}", fix="give 0 or more")
     streams = Seed(seed)
     layers = depth.layers(source.layers, target.layers, streams)
-    check_layers(depth, layers, source, target)
-    check_sublayers(source, target, layers)
+    _refuse(depth, _layer_problems(layers, source.layers, target.layers))
+    _check_sublayers(source, target, layers)
     maps = width.maps(source, target, streams)
-    check_width(width, maps, source, target)
+    _refuse(width, _width_problems(maps, source, target))
     provenance = {
         "width": width.name,
         "width_parameters": width.parameters(),
@@ -54,17 +54,10 @@ def build_map(
         "depth_parameters": depth.parameters(),
         "seed": seed,
     }
-    return GrowthMap(
-        source,
-        target,
-        maps,
-        layers,
-        provenance,
-        streams,
-    )
+    return GrowthMap(source, target, maps, layers, provenance, streams)
 
 
-def check_shapes(source: ModelShape, target: ModelShape) -> None:
+def _check_shapes(source: ModelShape, target: ModelShape) -> None:
     """Refuse what no operator can do: smaller targets, another head dimension, another architecture."""
     for name in ("hidden", "ffn", "layers", "heads", "query_groups"):
         old, new = getattr(source, name), getattr(target, name)
@@ -88,7 +81,7 @@ def check_shapes(source: ModelShape, target: ModelShape) -> None:
             )
 
 
-def check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) -> None:
+def _check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) -> None:
     """Refuse a target layer that takes a sub-layer which the source's layers, or its own, do not have."""
     for new, take in enumerate(layers.takes):
         if take.sources and take.ffn and source.sublayers != target.sublayers:
@@ -99,32 +92,16 @@ def check_sublayers(source: ModelShape, target: ModelShape, layers: LayerMap) ->
             )
 
 
-def check_width(operator: WidthOperator, maps: WidthMaps, source: ModelShape, target: ModelShape) -> None:
-    """Refuse width maps of the wrong sizes, with indices that are not there or numbers that are none.
-
-    Raises:
-        GrowthPlanError: names the operator with its parameters, the axis and what is wrong with it.
-    """
-    _refuse(operator, [*_width_problems(maps, source, target)])
-
-
-def check_layers(operator: DepthOperator, layers: LayerMap, source: ModelShape, target: ModelShape) -> None:
-    """Refuse a layer map of the wrong length, with layers that are not there or weights that are no numbers.
-
-    Raises:
-        GrowthPlanError: names the operator with its parameters, and what is wrong.
-    """
-    _refuse(operator, [*_layer_problems(layers, source.layers, target.layers)])
-
-
-def _refuse(operator: Operator, problems: list[str]) -> None:
-    if not problems:
+def _refuse(operator: Operator, problems: Iterator[str]) -> None:
+    """Raise the first problem of an operator's map, with the operator and its parameters."""
+    problem = next(problems, None)
+    if problem is None:
         return
     parameters = ",".join(f"{key}={value}" for key, value in operator.parameters().items())
     raise GrowthPlanError(
-        f"the operator {operator.name!r} made a map that cannot be used: {problems[0]}",
+        f"the operator {operator.name!r} made a map that cannot be used: {problem}",
         where=f"{type(operator).__module__}.{type(operator).__qualname__}({parameters})",
-        fix="give it other parameters, or mend it: docs/operators.md says what a map holds",
+        fix="give it other parameters, or correct it: docs/operators.md says what a map holds",
     )
 
 

@@ -55,7 +55,7 @@ def insertions(places: int, count: int, positions: Literal["even", "upper", "low
     """How many of `count` new layers go to each place, bottom to top.
 
     Raises:
-        GrowthPlanError: there is no place, or a list names another number of layers or a place that is not there.
+        GrowthPlanError: there is no place, or a list names another number of layers or a place that does not exist.
     """
     if isinstance(positions, tuple):
         if len(positions) != count or not all(0 <= place < places for place in positions):

@@ -37,7 +37,7 @@ class PerAxis(WidthOperator):
     Attributes:
         residual: where new residual dimensions come from; "repeat-pad" is whole copies, then zeros (LEMON).
         units: the choice for heads and FFN units alike.
-        heads, ffn: the choice for one of them, when it is not that of `units`.
+        heads, ffn: the choice for one of them, where it differs from `units`.
         draw: how old indices are drawn (`axes.draw_sources`).
         shares: read coefficients of copies, "equal" (1 / C) or "unequal" (LEMON).
         noise: cancelling noise on the read side of copies, in units of the model's init std (HyperCloning).

@@ -16,11 +16,11 @@ from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators.base import DepthOperator, Operator, WidthOperator
 from megatron_growth.registry import Registry
 
-ENTRY_POINTS = "megatron_growth.operators"
 PER_AXIS = "per-axis"
 KINDS: dict[str, type[Operator]] = {"width": WidthOperator, "depth": DepthOperator}
 REGISTRIES: dict[str, Registry[Any]] = {
-    kind: Registry(f"{kind} operator", "megatron_growth.operators", ENTRY_POINTS, GrowthPlanError) for kind in KINDS
+    kind: Registry(f"{kind} operator", "megatron_growth.operators", "megatron_growth.operators", GrowthPlanError)
+    for kind in KINDS
 }
 
 
@@ -62,7 +62,7 @@ def written(kind: str, operator: Operator) -> str:
 
 
 def _named(kind: str, spec: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """The per-axis form gets its name."""
+    """The spec with `per-axis` as its name, where it is written in the per-axis form."""
     if kind == "width":
         if isinstance(spec, str):
             return f"{PER_AXIS}:{spec}" if "=" in spec.partition(":")[0] else spec

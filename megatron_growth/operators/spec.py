@@ -59,13 +59,13 @@ class GrowthSpec:
 
     @property
     def width_operator(self) -> WidthOperator:
-        """The width operator, made of its written form."""
+        """The width operator, made from its written form."""
         operator: WidthOperator = get("width", self.width or DEFAULTS["width"])
         return operator
 
     @property
     def depth_operator(self) -> DepthOperator:
-        """The depth operator, made of its written form."""
+        """The depth operator, made from its written form."""
         operator: DepthOperator = get("depth", self.depth or DEFAULTS["depth"])
         return operator
 
@@ -80,7 +80,7 @@ class GrowthSpec:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, prefix: str = "") -> GrowthSpec:
-        """From parsed arguments, `prefix` being that of their names; None stands for one that was not given.
+        """From parsed arguments whose names begin with `prefix`; None stands for an argument that was not given.
 
         Raises:
             GrowthPlanError: there is no such operator, parameter or policy.
@@ -90,7 +90,7 @@ class GrowthSpec:
 
 
 def _words(kind: str, spec: str | Mapping[str, Any] | None) -> str | None:
-    """The written form of an operator that exists: as the user wrote it, where it was words."""
+    """The written form of an operator, which must exist: the user's own text where it is one."""
     if spec is None:
         return None
     operator = get(kind, spec)
