@@ -26,9 +26,9 @@ from megatron_growth.data import hub
 from megatron_growth.data.encode import SPLITS, EncodeOptions, clean_documents, training_tokens
 from megatron_growth.data.manifest import FILE_NAME, FORMAT, Manifest, SkippedRecord, TokenizerRecord
 from megatron_growth.data.merge import merge_shards
-from megatron_growth.data.pieces import InputFile, Piece
+from megatron_growth.data.pieces import Corpus, InputFile, Piece
 from megatron_growth.data.request import PrepareRequest
-from megatron_growth.data.sources import HUB_SHARD, Corpus, shards
+from megatron_growth.data.sources import HUB_SHARD, shards
 from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
@@ -48,7 +48,7 @@ _PACKAGES = ("megatron-core", "numpy", "tiktoken", "sentencepiece", "transformer
 def build(request: PrepareRequest, corpus: Corpus, identity: dict[str, Any], partial: Path, workers: int) -> Manifest:
     """Write the dataset into `partial/result`; what was finished there before is used again.
 
-    Raises DataError for unusable text or tokenizers, StorageError where the file system refuses.
+    Raises DataError for unusable text or tokenizers, StorageError when the file system refuses.
     """
     batches = list(_batches(corpus.sources, partial))
     spec = _trained(request, batches, partial)
@@ -116,7 +116,7 @@ class _Batch:
 
     @property
     def _mark(self) -> Path:
-        """Says, once all shards of a file of the hub are there, how many they are: it need not be fetched again."""
+        """Written once all shards of a file of the hub exist, with their number: it need not be fetched again."""
         return self.folder / "shards" / f"{self.number:05d}.json"
 
     def groups(self) -> list[tuple[Piece, ...]]:
@@ -136,7 +136,7 @@ class _Batch:
         return self.folder / "shards" / f"{self.number:05d}-{index:06d}.npz"
 
     def finish(self, count: int) -> None:
-        """All `count` shards are there; a download is deleted."""
+        """Note that all `count` shards exist, and delete the download."""
         if self.sources[0].format == hub.FORMAT:
             write_json(self._mark, {"shards": count})
             shutil.rmtree(self._downloads, ignore_errors=True)
@@ -163,7 +163,7 @@ def _batches(sources: Sequence[InputFile], folder: Path) -> Iterator[_Batch]:
 
 
 def _trained(request: PrepareRequest, batches: Sequence[_Batch], partial: Path) -> TokenizerSpec:
-    """The tokenizer to use: the one asked for, or the one trained here on the documents for training."""
+    """The tokenizer to use: the one asked for, or one trained here on the training documents."""
     if not request.tokenizer.train_vocab_size:
         return request.tokenizer
     model = partial / _MODEL
@@ -191,7 +191,7 @@ def _encode(batches: Sequence[_Batch], options: EncodeOptions, workers: int, max
             wanted = [batch.shard(index) for index in range(len(groups))] if known is None else known
             size = max(1, sum(piece.bytes for group in groups for piece in group))
             done = 0
-            # With a limit only so many shards at a time as keep the workers busy: what lies behind it is not wanted.
+            # With a limit only as many shards at a time as keep the workers busy: those behind it are not wanted.
             step = 4 * workers if max_tokens else len(wanted)
             for numbers in batched(range(len(wanted)), max(1, step)):
                 missing = [number for number in numbers if known is None and not wanted[number].is_file()]

@@ -23,7 +23,7 @@ CORPORA = {
 }
 PACKAGES = ("megatron", "numpy", "scipy", "sympy", "torch", "transformers")
 
-# Tests are data for machines; `encodings` is character tables; the topics come as documents of their own.
+# Tests are data for machines; `encodings` holds character tables; the topics are documents of their own.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 
 

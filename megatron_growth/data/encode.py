@@ -57,7 +57,7 @@ class Shard:
 
 @functools.lru_cache(maxsize=1)
 def _open_tokenizer(spec: TokenizerSpec, fingerprint: str) -> Tokenizer:
-    """This process's tokenizer, opened once; the fingerprint tells a changed file at the same path."""
+    """This process's tokenizer, opened once; the fingerprint shows whether its files have changed."""
     tokenizer = load_tokenizer(spec)
     if tokenizer.fingerprint != fingerprint:
         raise DataError(
@@ -154,7 +154,7 @@ class _SplitWriter:
 
 
 def _foreign(error: BaseException) -> bool:
-    """Whether a tokenizer raised this: its Rust panics are no `Exception`."""
+    """Whether a tokenizer raised this: panics of its Rust code are not `Exception`s."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

@@ -1,9 +1,9 @@
 """Data sets of the Hugging Face hub: their own Parquet files, listed without a download and fetched one at a time.
 
 Which files belong to a configuration and a split is written at the top of a data set's README (`configs`); without
-that, the file names tell the split.  A data set without Parquet files is read from the branch into which the hub
+that, the file names say the split.  A data set without Parquet files is read from the branch into which the hub
 converts it.  The hub names the SHA-256 of every large file, so a data set has its identity before anything is fetched,
-and a file that arrives otherwise is refused.
+and a file that arrives with another content is refused.
 """
 
 from __future__ import annotations
@@ -20,21 +20,13 @@ from typing import Any
 import yaml
 
 from megatron_growth.data.hub_address import PREFIX, Address, api, hub_errors, parse
-from megatron_growth.data.pieces import InputFile
+from megatron_growth.data.pieces import Corpus, InputFile
 from megatron_growth.errors import DataError, nearest
 from megatron_growth.records.storage import sha256_of
 
 FORMAT = "hub"
 _CONVERTED = "refs/convert/parquet"
 _SPLITS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a data set that were asked for, and those that are not read, by reason."""
-
-    sources: list[InputFile]
-    skipped: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +41,8 @@ class _Files:
         return sorted(p for p in (self.files if paths is None else paths) if p.lower().endswith(".parquet"))
 
 
-def listing(given: str) -> Listing:
-    """The Parquet files of the data set that `given` names, in the order of their names; nothing is fetched but
-    its README.
+def listing(given: str) -> Corpus:
+    """The Parquet files of the data set that `given` names, in the order of their names; only its README is fetched.
 
     Raises UnsupportedError without the client's package; DataError when the hub cannot be reached, or has no such data
     set, configuration or split, or no Parquet of it.
@@ -71,11 +62,11 @@ def listing(given: str) -> Listing:
     sources = [
         InputFile(path, f"{PREFIX}{address.name}@{files.commit}:{path}", FORMAT, *files.files[path]) for path in chosen
     ]
-    return Listing(sources, skipped)
+    return Corpus(sources, skipped)
 
 
 def fetch(source: InputFile, folder: Path) -> InputFile:
-    """The Parquet file of a hub source, fetched into `folder` unless it is there; a broken download goes on.
+    """The Parquet file of a hub source, fetched into `folder` unless it is there; a broken download is continued.
 
     Raises DataError when the hub cannot be reached or sends another content.
     """
@@ -92,7 +83,7 @@ def fetch(source: InputFile, folder: Path) -> InputFile:
             raise DataError(
                 "The hub sent another file than it listed; it is deleted.",
                 where=source.path,
-                fix="Give the same command again; if it stays so, the copy of the hub that answers is broken.",
+                fix="Give the same command again; if that does not help, the hub's copy of the file is broken.",
             )
     return replace(source, path=str(local), format="parquet")
 

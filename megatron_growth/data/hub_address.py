@@ -40,7 +40,7 @@ class Address:
 
 
 def parse(text: str, where: str) -> Address:
-    """The address that `text` writes; raises DataError when it writes none."""
+    """The address that `text` stands for; raises DataError when it is not one."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise DataError(

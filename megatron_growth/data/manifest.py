@@ -67,7 +67,7 @@ class Manifest:
         empty_documents: documents left out because they hold no text.
         text_bytes: UTF-8 bytes of the documents kept.
         versions: of the packages that decided the content.
-        skipped: what the corpus holds and is not read, by reason.
+        skipped: files of the corpus that are not read, by reason.
     """
 
     format: int
@@ -125,7 +125,7 @@ def _from_json(document: dict[str, Any]) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise ValueError or TypeError for what the dataset's users take for granted."""
+    """Raise ValueError or TypeError when something is wrong that the dataset's users rely on."""
     numbers = [manifest.tokenizer.vocab_size, manifest.tokenizer.eod]
     for split in manifest.splits.values():
         numbers += [split.documents, split.tokens, *(record.bytes for record in split.files.values())]
@@ -134,9 +134,9 @@ def _check(manifest: Manifest) -> None:
     if "train" not in manifest.splits or not isinstance(manifest.identity["inputs"], dict):
         raise ValueError("it names no training data, or no inputs")
     if any(type(n) is not int or n < 0 for n in (*numbers, made["train_vocab_size"])):
-        raise ValueError("a number of it is none")
+        raise ValueError("a number in it is not a whole number of 0 or more")
     if not all(isinstance(text, str) for text in (*texts, manifest.dtype)):
-        raise ValueError("a name in it is no text")
+        raise ValueError("a name in it is not text")
 
 
 def _files(records: dict[str, Any]) -> dict[str, FileRecord]:
@@ -147,7 +147,7 @@ def _name(name: str) -> str:
     """A split or a file in the dataset's own folder; a name that leads elsewhere is damage."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise ValueError(f"{name!r} is no name in this folder")
+        raise ValueError(f"{name!r} does not name a file in this folder")
     return name
 
 

@@ -25,7 +25,7 @@ def damage(path: str, where: str = "") -> Iterator[None]:
 
 
 def open_parquet(path: str) -> Any:
-    """The `pyarrow.parquet.ParquetFile` at `path`; raises DataError if it is none, UnsupportedError without pyarrow."""
+    """The `pyarrow.parquet.ParquetFile` at `path`; DataError for another file, UnsupportedError without pyarrow."""
     try:
         import pyarrow.parquet
     except ImportError as error:

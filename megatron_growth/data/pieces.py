@@ -35,6 +35,14 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """What inputs hold: what is read, in order, and the names of what is not read, by reason."""
+
+    sources: list[InputFile]
+    skipped: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of a source that one worker reads: bytes [begin, end) of JSONL, row groups of Parquet, or topics."""
 
@@ -45,7 +53,7 @@ class Piece:
 
 
 def format_of(path: Path) -> str:
-    """`jsonl`, `parquet` or `text` by the file's name, or "" when the name tells nothing."""
+    """`jsonl`, `parquet` or `text` by the file's name, or "" when the name does not say."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         return "jsonl" if len(suffixes) > 1 and suffixes[-2] in JSONL else ""
@@ -61,7 +69,7 @@ def format_of(path: Path) -> str:
 def reading(path: str | Path) -> Iterator[None]:
     """Turn an `OSError` met while an input is read into an error that names this input, not the output.
 
-    Raises DataError for a file that is not there or not allowed, StorageError for a file system that fails.
+    Raises DataError for a file that is missing or may not be read, StorageError when the file system fails.
     """
     try:
         yield
@@ -71,6 +79,5 @@ def reading(path: str | Path) -> Iterator[None]:
             fix = "Check the path and its permissions, or leave the file out."
             raise DataError(f"This input cannot be read: {reason}.", where=str(path), fix=fix) from error
         fix = "Check the disk or the mount, then give the same command again."
-        raise StorageError(
-            f"The file system failed while an input was read: {reason}.", where=str(path), fix=fix
-        ) from (error)
+        what = f"The file system failed while an input was read: {reason}."
+        raise StorageError(what, where=str(path), fix=fix) from error

@@ -6,7 +6,7 @@ The work happens in `.NAME.partial` beside the output folder NAME, which carries
 2. `build.py` writes the dataset into `result/`.
 3. One rename turns `result` into the output folder.
 
-A SIGKILL at any moment leaves no output folder or a complete one, and the same command goes on where it was.
+A SIGKILL at any moment leaves either no output folder or a complete one, and the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
 
 
 def _place(output: Path) -> Path:
-    """Where the dataset is put by one rename at the end: a link is followed now, as a rename would not follow it.
+    """Where the dataset is put by one rename at the end: a link is followed now, because a rename would replace it.
 
     Raises:
         DataError: nothing can be renamed to this place.
@@ -90,7 +90,7 @@ def _place(output: Path) -> Path:
 
 
 def _say_what_is_skipped(skipped: dict[str, list[str]]) -> None:
-    """On stderr, before the long work: what is not read may be what was wanted."""
+    """Name on stderr, before the long work, what is not read: it may be what was wanted."""
     if not skipped:
         return
     count = sum(map(len, skipped.values()))
@@ -120,7 +120,7 @@ def _lock(partial: Path) -> Iterator[None]:
             yield
             return
         finally:
-            # Nothing begun, nothing left behind.
+            # If nothing was begun, nothing is left behind.
             with alone_in(partial.parent):
                 if is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
                     owned.remove(partial, PURPOSE)
@@ -146,7 +146,7 @@ def _existing(output: Path, identity: dict[str, Any]) -> Manifest | None:
 
 
 def _start_or_resume(partial: Path, identity: dict[str, Any]) -> None:
-    """Keep the unfinished work in `partial` if it is for this identity and from this release, else begin anew."""
+    """Keep the unfinished work in `partial` if it is for this identity and from this release, else start over."""
     request = partial / _REQUEST
     wanted = {"identity": identity, "release": __version__}
     if _read_json(request) != wanted:

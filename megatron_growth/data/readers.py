@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from megatron_growth.errors import DataError, nearest
 from megatron_growth.records.storage import parse_json
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
-# Not str.splitlines, which also cuts at U+2028, form feeds and their like: these are characters of a text.
+# Not str.splitlines, which also cuts at U+2028, form feeds and the like: these are characters of a text.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 Document = tuple[str, int]
@@ -35,7 +35,7 @@ def documents(piece: Piece, text_field: str, document_per: str) -> Iterator[Docu
         text_field: key (JSONL) or column (Parquet) that holds the text.
         document_per: `file`, `paragraph` (separated by blank lines) or `line`: what one document of a text file is.
 
-    Raises DataError for what is not readable as that format, or no longer what it was when the work began.
+    Raises DataError for a file that is not readable as that format, or whose size has changed since the work began.
     """
     source = piece.source
     if source.format == "topics":
@@ -185,7 +185,10 @@ def _field(record: Any, field: str) -> str:
     if not isinstance(record, dict):
         raise DataError("This line is not a JSON object.", fix=f'Each line must look like {{"{field}": "..."}}.')
     if field not in record:
-        raise missing_field(field, record)
+        raise DataError(
+            f"There is no field {field!r}; {nearest(field, record)}.",
+            fix="Name the field that holds the text with --text-field.",
+        )
     text = record[field]
     if not isinstance(text, str):
         raise DataError(
@@ -193,12 +196,3 @@ def _field(record: Any, field: str) -> str:
             fix="Name the field that holds the text with --text-field.",
         )
     return text
-
-
-def missing_field(field: str, known: Iterable[str], where: str = "") -> DataError:
-    """The error for a text field that is not there."""
-    return DataError(
-        f"There is no field {field!r}; {nearest(field, known)}.",
-        where=where,
-        fix="Name the field that holds the text with --text-field.",
-    )

@@ -60,7 +60,7 @@ class PrepareRequest:
                 )
 
     def identity(self, sources: Sequence[InputFile], tokenizer_fingerprint: str) -> dict[str, Any]:
-        """All that decides the dataset's content; two equal identities give the same bytes.
+        """Everything that decides the dataset's content; two equal identities give the same bytes.
 
         `tokenizer_fingerprint` is "" for a sentencepiece model that is trained on the corpus.
         """

@@ -2,7 +2,7 @@
 
 The pieces depend on the inputs only, never on the number of workers, so the dataset does not either.  A plain JSONL
 file is cut at any byte (a line belongs to the piece that holds its first byte), a Parquet file at its row groups; a
-compressed or text file is one piece.  What a folder holds and is not read is counted and named.
+compressed or text file is one piece.  Files of a folder that are not read are counted and named.
 """
 
 from __future__ import annotations
@@ -12,33 +12,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_growth.data import corpora, hub
 from megatron_growth.data.hub_address import PREFIX
 from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.parquet import row_groups
-from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, InputFile, Piece, format_of, reading
+from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, Corpus, InputFile, Piece, format_of, reading
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import sha256_of
 
 MIB = 1 << 20
-# Of one file of the hub, which is a whole batch: enough shards for many workers, and not a million of them.
+# Shards of one file of the hub, which is a whole batch: enough of them for many workers, but not a million.
 HUB_SHARD = 64 * MIB
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What the inputs hold.
-
-    Attributes:
-        sources: what is read, in order.
-        skipped: what is not read, by reason: names.
-    """
-
-    sources: list[InputFile]
-    skipped: dict[str, list[str]]
 
 
 def discover(inputs: Sequence[str]) -> Corpus:
@@ -63,8 +50,7 @@ def _input(given: str) -> Corpus:
     if given in corpora.CORPORA:
         return Corpus(_builtin(given), {})
     if given.startswith(PREFIX):
-        found = hub.listing(given)
-        return Corpus(found.sources, found.skipped)
+        return hub.listing(given)
     path = Path(given)
     with reading(given):
         if path.is_dir():
@@ -116,7 +102,7 @@ def _folder(folder: Path) -> Corpus:
 
 
 def _ending(path: Path) -> str:
-    """`.bz2`, `.txt.gz`, or what a file without an ending is called."""
+    """`.bz2`, `.txt.gz`, or `(no ending)`."""
     last = path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffixes[-1:]
     return "".join(last) or "(no ending)"
 

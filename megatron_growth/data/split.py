@@ -1,7 +1,7 @@
-"""Which documents are for validation: decided by the hash of each document's text.
+"""Which documents are for validation: decided by a keyed hash of each document's text.
 
-A keyed hash of the text decides.  So the order of the files, the number of workers and the stage do not matter, and
-exact duplicates fall on the same side: no validation document is trained on.
+So the order of the files, the number of workers and the stage do not matter, and exact duplicates fall on the same
+side: no validation document is trained on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One global sample order for a whole run, of which each stage reads a window.
 
-Megatron's GPTDataset decides a sample order from the data, the seed and the sequence length, as long as one epoch is
-enough.  So every stage builds the same dataset, asking for `pool` samples (all that the run may draw from), and reads
-positions start, start + 1, … start + samples - 1 of it.  Batch size, parallel layout and stage do not enter.
+Megatron's GPTDataset derives its sample order from the data, the seed and the sequence length alone, as long as one
+epoch is enough.  So every stage builds the same dataset, asking for `pool` samples (all that the run may draw from),
+and reads positions start, start + 1, … start + samples - 1 of it, whatever its batch size and parallel layout.
 
 With `repeat` (the Fixed Data setting of progressive growth, for the last stage only) positions wrap at `pool`; without
 it a window that leaves the pool is an error, and so is a pool that one epoch of the data cannot fill.
@@ -66,7 +66,6 @@ class WindowDataset(Dataset):
                 setattr(self, name, getattr(dataset, name))
 
     def __len__(self) -> int:
-        """Number of samples of the stage."""
         return self.samples
 
     def __getitem__(self, position: int | None) -> Any:

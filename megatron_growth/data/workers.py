@@ -48,7 +48,7 @@ def encode_all(tasks: Sequence[Task], options: EncodeOptions, workers: int) -> I
 
 
 def _end_with_parent() -> None:
-    """End this worker when the command itself is killed: the pool alone would wait for work for ever."""
+    """End this worker when the command itself is killed: the pool alone would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

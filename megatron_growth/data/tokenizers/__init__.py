@@ -99,9 +99,9 @@ def parse_spec(text: str, files: str = "") -> TokenizerSpec:
 
 
 def resolved(spec: TokenizerSpec) -> TokenizerSpec:
-    """The spec with a path on this machine; the files of one of the hub are fetched into the hub's cache.
+    """The spec with a path on this machine; the files of a tokenizer of the hub are fetched into the hub's cache.
 
-    Raises DataError when the hub cannot be reached, or has no such tokenizer or no access for us.
+    Raises DataError when the hub cannot be reached, has no such tokenizer or refuses access to it.
     """
     if not spec.path.startswith(PREFIX):
         return spec

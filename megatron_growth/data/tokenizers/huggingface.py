@@ -13,7 +13,7 @@ from megatron_growth.data.hub_address import api, hub_errors, parse
 from megatron_growth.errors import DataError, first_line
 from megatron_growth.records.storage import sha256_of
 
-# What decides the ids; a model's weights may lie in the same folder and do not.
+# The files that decide the ids; a model's weights, which do not, may lie in the same folder.
 _PATTERNS = ("token*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*", "*.bpe")
 
 
@@ -63,7 +63,7 @@ class HuggingFaceTokenizer:
 def fetched(address: str) -> Path:
     """The folder with the tokenizer files of `hf:OWNER/NAME`, from the hub or its cache; nothing else is fetched.
 
-    Raises DataError when the hub has no such tokenizer, or none for us.
+    Raises DataError when the hub has no such tokenizer, or refuses access to it.
     """
     where = f"--tokenizer {address}"
     found = parse(address, where)

@@ -48,10 +48,6 @@ class SentencePieceTokenizer:
         """Ids [tokens] (int32) of each text."""
         return [np.asarray(ids, dtype=np.int32) for ids in self._processor.encode(list(texts), num_threads=1)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`."""
-        return self._processor.decode([int(i) for i in ids])
-
 
 def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
     """Train a model with `vocab_size` ids on the lines of `texts` and write it to `model` atomically.
@@ -98,7 +94,7 @@ def train(texts: Iterable[str], vocab_size: int, model: Path) -> None:
 
 
 def _untrained(vocab_size: int, said: str) -> DataError:
-    """What the trainer refuses, and in which direction to go."""
+    """The error for a vocabulary that the trainer refuses: too small, too large, or for a corpus without text."""
     where, fix = f"--tokenizer sentencepiece:{vocab_size}", "Ask for another vocabulary, or give more text."
     if few := re.search(r"smaller than required_chars. \d+ vs (\d+)", said):
         said, fix = "the characters of the text alone take more", f"Ask for {few[1]} or more: sentencepiece:{few[1]}."
@@ -112,7 +108,7 @@ def _untrained(vocab_size: int, said: str) -> DataError:
 
 
 def _lines(texts: Iterable[str], failures: list[Exception]) -> Iterator[str]:
-    """Lines to train on.  What is wrong with the corpus goes to `failures`, too: the trainer forgets its place."""
+    """Lines to train on.  An error of the corpus goes to `failures` too: the trainer's own error loses it."""
     budget = TRAINING_CHARACTERS
     try:
         for text in texts:

@@ -148,7 +148,7 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change, name):
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match="damaged") as refused:
         load_manifest(tmp_path)
-    assert "no name in this folder" in str(refused.value.__cause__)
+    assert "does not name a file in this folder" in str(refused.value.__cause__)
 
 
 RECORD = {"documents": 1, "tokens": 1, "files": {"train.bin": {"bytes": 1, "sha256": ""}}}

@@ -11,6 +11,7 @@ from megatron_growth.cli.main import main
 from megatron_growth.data import build, hub
 from megatron_growth.data.hub_address import Address, parse
 from megatron_growth.data.manifest import load_manifest
+from megatron_growth.data.pieces import Corpus
 from megatron_growth.data.prepare import prepare
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer, parse_spec
 from megatron_growth.errors import DataError
@@ -241,7 +242,7 @@ def test_a_file_left_out_is_caught(server, request_for, gpt2_files, tmp_path, mo
     original = hub.listing
     monkeypatch.setattr(
         "megatron_growth.data.sources.hub.listing",
-        lambda given: hub.Listing(original(given).sources[:-1], {}),
+        lambda given: Corpus(original(given).sources[:-1], {}),
     )
     prepare(request_for("hf:owner/web:sample-10BT"), tmp_path / "out")
     with pytest.raises(AssertionError):
