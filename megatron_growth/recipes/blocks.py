@@ -16,7 +16,7 @@ from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
 def _no_truth(value: Any) -> Any:
     """Refuse a truth value where a number belongs: pydantic would take `yes` for 1."""
     if isinstance(value, bool):
-        raise ValueError(f"a number is wanted, not {str(value).lower()}")
+        raise ValueError(f"expected a number, not {str(value).lower()}")
     return value
 
 
@@ -33,18 +33,18 @@ Rate = Annotated[float, Number, Field(gt=0)]
 Size = Annotated[int, Number, Field(ge=1, le=SIZE)]
 Layers = Annotated[int, Number, Field(ge=0, le=LAYERS)]
 Ranks = Annotated[int, Number, Field(ge=1, le=GPUS)]
-LARGEST, SMALLEST = 1e24, 1e-24  # of what a recipe or a profile may say; FLOPs of a run are the largest
+LARGEST, SMALLEST = 1e24, 1e-24  # numbers that a recipe or a profile may hold; FLOPs of a run are the largest
 Precision = Literal["fp32", "bf16", "fp8"]
-# A folder of the run, and a part of other names: a file system takes 255 bytes.
+# Names a folder of the run, and is a part of other names: a file system allows 255 bytes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]  # an empty path would be the folder of the command
 
-# Vocabulary sizes of tokenizers that need no file to be known.
+# Vocabulary sizes of tokenizers, known without their files.
 KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
 
 
 class Block(BaseModel):
-    """A mapping of a recipe: immutable, closed to keys that it does not know, without infinities or absurd numbers."""
+    """A mapping of a recipe: immutable, unknown keys refused, without infinities or absurd numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -53,7 +53,7 @@ class Block(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_absurd_number(cls, value: Any) -> Any:
-        """Numbers that a plan can count with: a typing slip may not become an infinity later."""
+        """Refuse numbers that a plan cannot count with: a slip of the finger must not become an infinity later."""
         for number in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
             largest = COUNT if isinstance(number, int) else LARGEST
             if isinstance(number, int | float) and number != 0 and not SMALLEST <= abs(number) <= largest:
@@ -72,7 +72,7 @@ class Model(Block):
     """What all sizes of the family have in common."""
 
     vocab: Positive | None = None
-    """Ids of the vocabulary before padding; follows from the tokenizer when its name tells it. [ids]"""
+    """Ids of the vocabulary before padding; follows from the tokenizer when its name says it. [ids]"""
     vocab_multiple: Positive = 128
     """Rows of the embedding are padded to a multiple of this times TP, as Megatron does. [rows]"""
     head_dim: Size | None = None
@@ -185,7 +185,7 @@ class Layout(Block):
     pp: Ranks = 1
     """Pipeline-parallel size. [ranks]"""
     vpp: Ranks = 1
-    """Virtual pipeline stages per rank; 1 is no interleaving."""
+    """Virtual pipeline stages per rank; 1 is without interleaving."""
     dp: Ranks | None = None
     """Data-parallel size; what the machine has when left out. [ranks]"""
     sequence_parallel: bool = False
@@ -215,7 +215,7 @@ class Checkpoint(Block):
     keep: Positive = 2
     """How many of the last stay. [checkpoints]"""
     keep_every: Positive | None = None
-    """Those whose step is a multiple of this stay, too. [steps]"""
+    """Checkpoints whose step is a multiple of this stay too. [steps]"""
     async_save: bool = False
     """Write them while training goes on (Megatron's --async-save)."""
     reshardable: Literal["auto", "always"] = "auto"
@@ -225,7 +225,7 @@ class Checkpoint(Block):
 
 
 class Printed(Block):
-    """What the paper prints, to be shown beside what its formulas give.  Nothing else is computed from it."""
+    """What the paper prints, shown beside what its formulas give.  Nothing is computed from it."""
 
     size: Rate | None = None
     """Of the final model. [parameters]"""
@@ -248,6 +248,6 @@ class Printed(Block):
 
 
 def vocabulary_of(tokenizer: str) -> int | None:
-    """Vocabulary size that the name of a tokenizer tells, or None."""
+    """The vocabulary size that the name of a tokenizer says, or None."""
     kind, _, size = tokenizer.partition(":")
     return int(size) if kind == "sentencepiece" and size.isdecimal() else KNOWN_VOCABULARIES.get(kind)

@@ -36,7 +36,7 @@ def _positions(recipe: Recipe) -> Iterator[Problem]:
 def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
     known = vocabulary_of(recipe.data.tokenizer)
     if recipe.model.vocab is None and known is None:
-        yield ("model",), f"model.vocab is missing: the tokenizer {recipe.data.tokenizer!r} does not tell its size"
+        yield ("model",), f"model.vocab is missing: the tokenizer {recipe.data.tokenizer!r} does not say its size"
     if recipe.model.vocab and known and recipe.model.vocab != known:
         yield (
             ("model", "vocab"),
@@ -186,7 +186,7 @@ def _early_stops(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _flags(recipe: Recipe) -> Iterator[Problem]:
-    """Flags of the escape hatch that the plan owns; a stage holds the recipe's, too, on the lines of the recipe."""
+    """Flags of the escape hatch that the plan owns; a stage holds the recipe's too, on the lines of the recipe."""
     yield from ((("megatron", flag), message) for flag, message in flags.problems(recipe.megatron))
     for index, stage in enumerate(recipe.stages):
         yield from ((("stages", index, "megatron", f), message) for f, message in flags.problems(stage.megatron))

@@ -23,7 +23,7 @@ Efficiency = Annotated[float, Number, Field(gt=0, le=1)]
 Local = Annotated[int, Number, Field(ge=1, le=PROCESSES)]  # of one node
 FOLDER = Path(__file__).with_name("clusters")
 
-# Options of sbatch that follow from something else.
+# Options of sbatch that the job sets itself, and where their values come from.
 _OPTIONS_OF_THE_JOB = {
     "--nodes": "from the stage's layout",
     "--gpus-per-node": "from the profile's `gpus_per_node`",
@@ -32,7 +32,7 @@ _OPTIONS_OF_THE_JOB = {
     **dict.fromkeys(("--job-name", "--output", "--dependency"), "to find the job and its output again"),
     **dict.fromkeys(("--wrap", "--array", "--no-requeue", "--ntasks", "--ntasks-per-node"), "as its script needs it"),
 }
-# Variables that would be overwritten, and where their values come from.
+# Variables that the job sets itself, and where their values come from.
 _SET_BY_THE_JOB = {
     **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), "from its nodes and ranks"),
     "MASTER_PORT": "to a port that is free on the first node",
@@ -53,8 +53,8 @@ class Gpu(Block):
 
     Attributes:
         memory_gib: memory that the driver reports, in GiB.
-        reserved_gib: of it, what the CUDA context and NCCL's buffers take.
-        fragmentation: share of what training allocates that lies between its pieces.
+        reserved_gib: how much of it the CUDA context and NCCL's buffers take.
+        fragmentation: memory lost between allocations, as a share of what training allocates.
         peak_tflops: dense bf16 peak in TFLOP/s.
         mfu: model FLOPs utilisation measured with Megatron at TP 1, PP 1, as a share of the peak.
         fp8_tflops: dense FP8 peak in TFLOP/s; left out for a GPU without FP8.
@@ -103,7 +103,7 @@ class Storage(Block):
 
 
 class Communication(Block):
-    """Megatron's switches that pay on some networks and cost on others; measure before they stay on.
+    """Switches of Megatron that pay on some networks and cost on others: measure before keeping them on.
 
     Attributes:
         tp_overlap: overlap a tensor-parallel layer's communication with its matrices (Transformer Engine, sequence
@@ -119,23 +119,23 @@ class Communication(Block):
 
 
 def seconds_of(limit: str) -> int | None:
-    """Seconds of a time limit as sbatch takes it; None for no limit, which 0 means, too.
+    """Seconds of a time limit as sbatch takes it; None for no limit, as 0 also means.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a time limit.
     """
     if limit.upper() in ("UNLIMITED", "INFINITE"):
         return None
     match = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", limit, re.ASCII)
     if match is None:
-        raise ValueError(f"{limit!r} is no time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
+        raise ValueError(f"{limit!r} is not a time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
     days, of_day, minute, second, hours, minutes, seconds, alone = (int(part or 0) for part in match.groups())
     found = ((days * 24 + of_day + hours) * 60 + minute + minutes + alone) * 60 + second + seconds
     return found or None
 
 
 class Slurm(Block):
-    """What sbatch is told; what is left out is the cluster's default.
+    """Options of sbatch; the cluster's default where one is left out.
 
     Attributes:
         time_limit: as sbatch takes it, `24:00:00` or `2-00:00:00`.
@@ -167,7 +167,7 @@ class Slurm(Block):
         for option in extra:
             name = option.partition("=")[0]
             if not name.startswith("--"):
-                raise ValueError(f"{option!r} is no option of sbatch; write --name=value")
+                raise ValueError(f"{option!r} is not an option of sbatch; write --name=value")
             if name in _OPTIONS_OF_THE_JOB:
                 raise ValueError(f"the job sets {name} itself, {_OPTIONS_OF_THE_JOB[name]}; leave it out")
         return extra
@@ -203,7 +203,7 @@ class Environment(Block):
     def _own(cls, variables: dict[str, str]) -> dict[str, str]:
         for name in variables:
             if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-                raise ValueError(f"{name!r} is no name of a variable: letters, digits and _")
+                raise ValueError(f"{name!r} is not a variable's name: letters, digits and _")
             if name in _SET_BY_THE_JOB:
                 raise ValueError(f"the job sets {name} itself, {_SET_BY_THE_JOB[name]}; leave it out")
         return variables
@@ -222,10 +222,10 @@ class ClusterProfile(Block):
 
     Attributes:
         nodes: nodes that one stage may use.
-        memory_gib: memory of a node in GiB; a plan whose checkpoints need more is refused when it is given.
+        memory_gib: memory of a node in GiB; when given, a plan whose checkpoints need more is refused.
         slurm: None for a machine without Slurm.
         launcher: `torchrun` (one task a node starts the ranks) or `srun` (one task a rank).
-        ranks_per_node: training processes a node; its GPUs when left out.
+        ranks_per_node: training processes of a node; as many as its GPUs when left out.
         max_restarts: restarts in a row without a new checkpoint before a stage gives up.
         hang_minutes: minutes without a finished iteration that count as a hang.
         megatron: further Megatron flags for every stage here, below those of the recipe (`recipes/flags.py`).
@@ -252,7 +252,7 @@ class ClusterProfile(Block):
 
     @property
     def reference(self) -> str:
-        """What --cluster names this profile by: a shipped name, or the path of its file; empty when it has no file."""
+        """The value of --cluster for this profile: a shipped name, or the path of its file; empty when it has none."""
         file = Path(self._source.file)
         if not file.is_file():
             return ""
@@ -274,7 +274,7 @@ class ClusterProfile(Block):
 
     @property
     def usable_bytes(self) -> float:
-        """GPU memory that training may fill, in bytes: without CUDA's, NCCL's and what fragments."""
+        """GPU memory that training may fill, in bytes: without CUDA's and NCCL's, and allowing for fragmentation."""
         return (self.gpu.memory_gib - self.gpu.reserved_gib) * 2**30 / (1 + self.gpu.fragmentation)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 FlagValue = bool | int | float | str | tuple[int | float | str, ...]
 Flags = Mapping[str, FlagValue]
 
-# Flag -> what sets it.  A flag that Megatron reads as another spelling of a planned one stands here too.
+# Flag -> what sets it.  A flag that Megatron reads as another spelling of a planned one is here too.
 OWNED: dict[str, str] = {
     # The model.
     "num-layers": "layers of the stage",
@@ -51,8 +51,8 @@ OWNED: dict[str, str] = {
     "swiglu": "model.gated",
     "squared-relu": "model.gated",
     "disable-bias-linear": "model.bias",
-    "add-qkv-bias": "model.bias",
-    "qk-layernorm": "model",
+    "add-qkv-bias": "model.qkv_bias",
+    "qk-layernorm": "model.qk_norm",
     "untie-embeddings-and-output-weights": "model.tied_embeddings",
     "spec": "the recipe's model",
     "num-experts": "nothing: models are dense",

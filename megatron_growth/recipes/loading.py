@@ -22,10 +22,8 @@ from megatron_growth.recipes.source import KeyPath, Place, Places, YamlText, par
 FOLDER = Path(__file__).parent
 MOST_EXTENSIONS = 20
 INHERITED = ("schedule", "growth", "optimizer", "megatron")  # blocks of the recipe that every stage starts from
-OF_ITS_OWN = (
-    *("name", "from", "growth", "freeze", "rules", "methods"),
-    *("stop_iterations", "stop_at", "stop_below"),
-)
+# Keys of the last stage that a baseline does not take over.
+OF_ITS_OWN = {"name", "from", "growth", "freeze", "rules", "methods", "stop_iterations", "stop_at", "stop_below"}
 
 
 def names() -> list[str]:
@@ -56,14 +54,12 @@ def load(name_or_path: str | Path, variant: str | None = None) -> Recipe:
         RecipeError: unknown recipe or variant, or an invalid document; all problems with file and line.
     """
     file = path_of(name_or_path)
-    document, source = read_yaml(file)
-    return build(document, source, variant)
+    return build(*read_yaml(file), variant)
 
 
 def loads(text: str, variant: str | None = None, file: str = "recipe") -> Recipe:
     """As `load`, from the text of a recipe."""
-    document, source = parse_yaml(text, file)
-    return build(document, source, variant)
+    return build(*parse_yaml(text, file), variant)
 
 
 def build(document: Any, source: YamlText, variant: str | None = None) -> Recipe:
@@ -145,18 +141,14 @@ def _merge_stages(
     for name, change in changes.items():
         where = YamlText("", of_changes).where((*origin, name))
         if name not in index:
-            raise RecipeError(
-                f"there is no stage {name!r} to change",
-                where=where,
-                fix=nearest(name, index),
-            )
+            raise RecipeError(f"there is no stage {name!r} to change", where=where, fix=nearest(name, index))
         changed = _mapping(change or {}, where)
         _merge(stages[index[name]], changed, (*at, index[name]), (*origin, name), places, of_changes)
 
 
 def _mapping(document: Any, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise RecipeError(f"a mapping of keys is wanted here, not {document!r}", where=where)
+        raise RecipeError(f"expected a mapping of keys here, not {document!r}", where=where)
     return document
 
 
@@ -184,6 +176,7 @@ def _inherit_blocks(
     places: Places,
     blocks: tuple[str, ...] = INHERITED,
 ) -> None:
+    """Complete the blocks of `child`, at a key path, with what they leave out of the blocks of `parent`."""
     for block in blocks:
         inherited, own = parent.get(block), child.get(block, {})
         if isinstance(inherited, dict) and isinstance(own, dict):
@@ -202,7 +195,7 @@ def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dic
 
 
 def _parameters_of(schedule: Any) -> set[str]:
-    """The parameters of a schedule that no key of the block stands for; of no schedule, none."""
+    """The parameters of a schedule that are not keys of the block; none when there is no such schedule."""
     if schedule not in schedules.names():
         return set()
     return set(schedules.own_parameters(schedule)) - set(ScheduleBlock.model_fields)

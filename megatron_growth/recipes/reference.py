@@ -54,7 +54,7 @@ def table(model: type[BaseModel]) -> str:
 
 
 def rewrite(page: Path) -> None:
-    """Put the tables of today between the marks of a page; raises RecipeError when it has none."""
+    """Put the current tables between the marks of a page; raises RecipeError when it has none."""
     text = page.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise RecipeError("the page has no marks to write between", where=str(page), fix=f"add {BEGIN} and {END}")

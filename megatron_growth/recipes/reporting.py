@@ -82,7 +82,7 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: 
 
 
 def report(problems: Sequence[Problem], source: YamlText, what: str) -> RecipeError:
-    """One error for all problems, in the order of the lines they stand on; what one line inherits to many, once."""
+    """One error for all problems, by line; a problem that several places inherit from one line is listed once."""
     once: dict[tuple[tuple[str, int], str], Problem] = {}
     for path, message in problems:
         once.setdefault((source.place(path), message), (path, message))
@@ -93,9 +93,9 @@ def report(problems: Sequence[Problem], source: YamlText, what: str) -> RecipeEr
 
 
 def _changed_numbers(document: Any, source: YamlText) -> Iterable[Problem]:
-    """Values that are written in base 60 or 8, such as 24:00:00 and 010, which nobody means in a recipe."""
+    """Values written in base 60 or 8, such as 24:00:00 and 010, which are never meant as such in a recipe."""
     for path, place in source.places.items():
-        if _CHANGED.match(place.written) and place.written not in ("0", "-0", "+0"):
+        if _CHANGED.match(place.written):
             value: Any = document
             try:
                 for key in path:
@@ -136,7 +136,7 @@ def _problem(error: Mapping[str, Any], root: type[BaseModel], source: YamlText) 
 
 
 def _unknown(key: str, root: type[BaseModel], path: KeyPath) -> str:
-    """The message for a key that is not known at a path: the right name, or the block it belongs to."""
+    """The message for an unknown key at a path: the right name, or the block it belongs to."""
     known = _keys_at(root, path)
     name = _MEANT.get(key.lower().replace("-", "_"), "")
     if name in known:
@@ -148,7 +148,7 @@ def _unknown(key: str, root: type[BaseModel], path: KeyPath) -> str:
 
 
 def _missing(root: type[BaseModel], path: KeyPath) -> str:
-    """The message for a key that is not there, with what it takes."""
+    """The message for a missing key, with what it takes."""
     fields = [
         f for model in _models_at(root, path[:-1]) for n, f in model.model_fields.items() if path[-1] in (n, f.alias)
     ]

@@ -48,7 +48,7 @@ from megatron_growth.recipes.source import YamlText
 
 @contextlib.contextmanager
 def _as_value_error() -> Iterator[None]:
-    """What a registry refuses, in the form that pydantic gives a place to."""
+    """Turn what a registry refuses into a ValueError, to which pydantic adds the key."""
     try:
         yield
     except GrowthError as error:
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(Block):
-    """AdamW; what else trains parameters is a method."""
+    """AdamW; other ways to train parameters are methods."""
 
     beta1: Share = 0.9
     """Decay of the first moment."""
@@ -122,7 +122,7 @@ class ScheduleBlock(Block):
     @model_validator(mode="before")
     @classmethod
     def _take_parameters(cls, document: Any) -> Any:
-        """Put the named schedule's own parameters where they belong; other keys are refused as everywhere."""
+        """Put the named schedule's own parameters into `parameters`; other keys are refused as everywhere."""
         if not isinstance(document, dict) or document.get("name", "cosine") not in schedules.names():
             return document
         known = set(schedules.own_parameters(document.get("name", "cosine"))) - set(cls.model_fields)
@@ -159,7 +159,7 @@ class Growth(Block):
 
     @property
     def spec(self) -> GrowthSpec:
-        """The settings as they travel to a rank; raises GrowthPlanError for an operator that does not exist."""
+        """The settings as they go to a rank; raises GrowthPlanError for an operator that does not exist."""
         from megatron_growth.operators import GrowthSpec  # numpy: only when a recipe is really planned
 
         return GrowthSpec.of(self.width, self.depth, self.seed, self.optimizer_state)

@@ -1,4 +1,4 @@
-"""YAML with line numbers: every key and value of a document knows the line it was written on."""
+"""YAML with line numbers: the file and line of every key and value of a document."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class YamlText:
         return self.file, 0
 
     def written(self, path: Sequence[Key]) -> str:
-        """How the value of a key is written when YAML reads it as something else than text, or ""."""
+        """How the value of a key is written when YAML reads it as something other than text, or ""."""
         found = self.places.get(tuple(path))
         return found.written if found else ""
 
@@ -117,7 +117,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, YamlText]:
 
 
 class _Walk:
-    """Collects where every key stands, keys that are given twice, and keys that are no text."""
+    """Collects where every key stands, keys that are given twice, and keys that are not text."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -144,7 +144,7 @@ class _Walk:
             return
         if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
             text = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-            self.problems.append(f"{where}: the key {text} is no text to YAML; put it in quotes")
+            self.problems.append(f"{where}: YAML does not read the key {text} as text; put it in quotes")
             return
         below = (*path, key.value)
         if below in self.places:

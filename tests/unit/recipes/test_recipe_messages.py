@@ -47,10 +47,10 @@ def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
             "sequence_length: 2:08",
             'YAML reads 2:08 as the number 128; put it in quotes: "2:08"',
         ),
-        ("sequence_length: 128", "sequence_length: yes", "a number is wanted, not true"),
+        ("sequence_length: 128", "sequence_length: yes", "expected a number, not true"),
         ("init_std: 0.06", "init_std: .inf", "finite number"),
         ("init_std: 0.06", "init_std: .nan", "finite number"),
-        ("baselines:\n  scratch:", "baselines:\n  no:", "the key no is no text to YAML; put it in quotes"),
+        ("baselines:\n  scratch:", "baselines:\n  no:", "YAML does not read the key no as text; put it in quotes"),
         ("name: nano-progressive", "name: 2024-99-99", "not valid YAML: month must be in 1..12"),
     ],
 )
@@ -74,11 +74,11 @@ def test_the_same_in_a_cluster_profile(old, new, words):
 @pytest.mark.parametrize(
     ("new", "words"),
     [
-        ('  time_limit: "soon" #', "'soon' is no time limit"),
-        ('  time_limit: "1:00:00:00" #', "is no time limit"),
+        ('  time_limit: "soon" #', "'soon' is not a time limit"),
+        ('  time_limit: "1:00:00:00" #', "is not a time limit"),
         ('  time_limit: "10:00" #', "told to save 600 seconds before its end, and has 600: it would train nothing"),
         ('  extra: ["--nodes=99"]\n  time_limit: "24:00:00" #', "the job sets --nodes itself"),
-        ('  extra: ["-N2"]\n  time_limit: "24:00:00" #', "'-N2' is no option of sbatch"),
+        ('  extra: ["-N2"]\n  time_limit: "24:00:00" #', "'-N2' is not an option of sbatch"),
     ],
 )
 def test_a_job_that_could_not_train_is_refused(new, words):
@@ -86,7 +86,7 @@ def test_a_job_that_could_not_train_is_refused(new, words):
 
 
 def test_a_variable_without_a_name_is_refused():
-    assert "no name of a variable" in refused("NCCL_DEBUG: ", '"BAD NAME": ', PROFILE, loads_cluster)
+    assert "not a variable's name" in refused("NCCL_DEBUG: ", '"BAD NAME": ', PROFILE, loads_cluster)
 
 
 @pytest.mark.parametrize(

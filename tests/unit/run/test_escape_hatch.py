@@ -5,6 +5,7 @@ import yaml
 
 from megatron_growth import recipes
 from megatron_growth.errors import RecipeError
+from megatron_growth.layout.architecture import NORM_EPSILON, SETTINGS
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.cluster import plan_cluster, with_recommended
 from megatron_growth.recipes.cluster import loads_cluster
@@ -68,6 +69,11 @@ def test_false_takes_a_default_away_and_a_list_is_several_values():
     at = words.index("--profile-ranks")
     assert words[at + 1 : at + 3] == ["0", "3"]
     assert "--profile" in words
+
+
+def test_a_refused_flag_names_the_key_that_sets_it():
+    ours = [setting for setting in (*SETTINGS, NORM_EPSILON) if setting.recipe]
+    assert {s.flag: OWNED.get(s.flag.removeprefix("--")) for s in ours} == {s.flag: s.recipe for s in ours}
 
 
 @pytest.mark.parametrize("flag", PLANNED)
