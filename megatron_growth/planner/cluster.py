@@ -137,9 +137,7 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
             where=profile.where("gpu"),
             fix="set precision: bf16; or give its FP8 peak as gpu.fp8_tflops (an H100 has 1979)",
         )
-    choices = [
-        choice for candidate in _candidates(stage, profile) for choice in [_choice(recipe, stage, profile, *candidate)]
-    ]
+    choices = [_choice(recipe, stage, profile, *candidate) for candidate in _candidates(stage, profile)]
     fitting = sorted((c for c in choices if c.fits), key=lambda c: c.step_seconds)
     if not fitting:
         raise _nothing_fits(stage, profile, choices)
@@ -154,7 +152,7 @@ def _stage(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> StageOn
         name=stage.name,
         nodes=profile.nodes,
         gpus=profile.gpus,
-        tensor_parallel_sizes=tuple(layouts.tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)),
+        tensor_parallel_sizes=tuple(layouts.tensor_parallel_sizes(shape)),
         pipeline_sizes=tuple(layouts.pipeline_sizes(shape.layers)),
         recommended=best,
         alternatives=tuple(_distinct(fitting, best)),
@@ -189,13 +187,11 @@ def _kind(choice: Choice) -> tuple[int, int, str]:
 def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[ParallelLayout, int]]:
     """Every valid (layout, micro-batch size): TP inside a node, PP even or nearly so, all GPUs used."""
     shape = stage.shape
-    sizes = layouts.tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)
-    for tp in (t for t in sizes if profile.gpus_per_node % t == 0):
+    for tp in (t for t in layouts.tensor_parallel_sizes(shape) if profile.gpus_per_node % t == 0):
         for pp in layouts.divisors(profile.gpus // tp):
             if pp > max(1, shape.layers):
                 continue
-            even = shape.layers % pp == 0
-            uneven = None if even else layouts.uneven_layout(shape.layers, pp)
+            uneven = layouts.uneven_layout(shape.layers, pp) if shape.layers % pp else None
             layout = ParallelLayout(
                 tp=tp,
                 pp=pp,
@@ -226,7 +222,6 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     host_bytes = memory.save_host_bytes * profile.ranks_of_a_node
     saved = checkpoint_bytes(stage.parameters, stage.precision)
     time = step_time(inventory, setting, memory, profile, saved)
-    seconds = time.step
     tokens = stage.global_batch_size * stage.sequence_length
     hours = time.hours(stage.iterations, recipe.checkpoint.interval)
     useful = _flops_per_token(inventory, stage.sequence_length) * tokens
@@ -238,11 +233,11 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
         save_host_bytes_per_node=host_bytes,
         fits=memory.peak_bytes <= profile.usable_bytes and host_bytes <= _node_bytes(profile),
         time=time,
-        step_seconds=seconds,
-        tokens_per_second=tokens / seconds,
+        step_seconds=time.step,
+        tokens_per_second=tokens / time.step,
         wall_hours=hours,
         gpu_hours=hours * profile.gpus,
-        model_flops_utilisation=useful / seconds / (profile.gpus * profile.gpu.peak_tflops * 1e12),
+        model_flops_utilisation=useful / time.step / (profile.gpus * profile.gpu.peak_tflops * 1e12),
     )
 
 
@@ -255,7 +250,7 @@ def own_layout(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> Cho
 
 
 def _node_bytes(profile: ClusterProfile) -> float:
-    """Memory of a node, infinite where the profile does not tell it."""
+    """Memory of a node, infinite where the profile does not say."""
     return profile.memory_gib * 2**30 if profile.memory_gib else float("inf")
 
 
@@ -265,7 +260,7 @@ def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
     return _taken(shape, tuple(stage.freeze), (*rates_of(stage.rules), *map(methods.get, stage.methods)))
 
 
-# A few tensor-parallel sizes stand for hundreds of layouts: what depends on them alone is worked out once.
+# Hundreds of layouts share a few tensor-parallel sizes: what depends on these alone is worked out once.
 _taken = functools.lru_cache(maxsize=64)(take_inventory)
 _flops_per_token = functools.lru_cache(maxsize=256)(flops.exact_flops_per_token)
 
@@ -285,15 +280,9 @@ def _reason(best: Choice, choices: list[Choice], stage: StagePlan, profile: Clus
     if heavy:
         most = max(c.save_host_bytes_per_node for c in heavy)
         reason += f"; {plural(len(heavy), 'layout')} would need up to {size(most)} of a node's memory for a save"
-    outside = [
-        t
-        for t in layouts.tensor_parallel_sizes(stage.shape.heads, stage.shape.query_groups, stage.shape.ffn)
-        if profile.gpus_per_node % t
-    ]
+    outside = ", ".join(str(t) for t in layouts.tensor_parallel_sizes(stage.shape) if profile.gpus_per_node % t)
     if outside:
-        reason += (
-            f"; TP {', '.join(map(str, outside))} would split nodes of {plural(profile.gpus_per_node, 'GPU')} unevenly"
-        )
+        reason += f"; TP {outside} would split nodes of {plural(profile.gpus_per_node, 'GPU')} unevenly"
     return reason
 
 
@@ -318,7 +307,7 @@ def _nothing_fits(stage: StagePlan, profile: ClusterProfile, choices: list[Choic
 def with_recommended(recipe: Recipe, plan: ClusterPlan) -> Recipe:
     """The recipe with every stage in the layout and micro-batch recommended for it on the cluster.
 
-    A baseline that took both from the last stage takes what is recommended for that.
+    A baseline that has both from the last stage gets the last stage's recommended ones.
     """
     chosen = {stage.name: stage.recommended for stage in plan.stages}
     stages = []

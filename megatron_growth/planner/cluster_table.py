@@ -63,12 +63,8 @@ def _terms(choice: Choice) -> Iterator[RenderableType]:
     """How step time and memory came about."""
     for name, words in choice.time.formulas.items():
         yield Padding(Text.assemble((f"{name}: ", "dim"), words), (0, 0, 0, 6))
-    memory = choice.memory
-    parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
-    sizes = [(part, getattr(memory, f"{part}_bytes")) for part in parts]
-    training = " + ".join(f"{part} {size(number)}" for part, number in sizes if number)
-    yield Padding(Text.assemble(("memory: ", "dim"), f"{training} = {size(memory.total_bytes)}"), (0, 0, 0, 6))
-    saving = f"{size(memory.state_bytes + memory.save_gpu_bytes)} of the GPU"
+    yield Padding(Text.assemble(("memory: ", "dim"), choice.memory.training_in_words), (0, 0, 0, 6))
+    saving = f"{size(choice.memory.saving_bytes)} of the GPU"
     node = f"{size(choice.save_host_bytes_per_node)} of a node's memory"
     yield Padding(Text.assemble(("in a save: ", "dim"), f"{saving}, {node}"), (0, 0, 0, 6))
 

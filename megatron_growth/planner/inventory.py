@@ -52,11 +52,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All parameters of a model, in the order of the forward pass.
+    """All parameters of a model and the methods that train them.
 
     Attributes:
-        tied: the output layer is the embedding; it is listed once, as the embedding.
-        methods: how they train.
+        parameters: in the order of the forward pass; a tied output layer is listed once, as the embedding.
     """
 
     shape: ModelShape
@@ -105,7 +104,7 @@ def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Seque
     Args:
         shape: sizes.
         freeze: patterns, see `megatron_growth.patterns`.
-        methods: of the stage, `planned` for it.
+        methods: of the stage, as `Method.planned` returns them.
 
     Raises:
         RecipeError: a pattern cannot be read.

@@ -18,7 +18,7 @@ def open_dp(gpus: int | None, ranks: int, micro_batches: int) -> int:
     """The data-parallel size of a stage that leaves it open.
 
     Args:
-        gpus: to be filled; None for as many of a node's as the batch goes round.
+        gpus: GPUs to fill; None for as many of one node's as divide the batch.
         ranks: TP x PP.
         micro_batches: of the whole batch.
     """
@@ -34,9 +34,9 @@ def divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
-def tensor_parallel_sizes(heads: int, query_groups: int, ffn: int) -> list[int]:
+def tensor_parallel_sizes(shape: ModelShape) -> list[int]:
     """Tensor-parallel sizes that split query heads, query groups and FFN units evenly."""
-    return [d for d in divisors(query_groups) if heads % d == 0 and ffn % d == 0]
+    return [d for d in divisors(shape.query_groups) if shape.heads % d == 0 and shape.ffn % d == 0]
 
 
 def pipeline_sizes(layers: int) -> list[int]:
@@ -99,7 +99,7 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
 
 
 def uneven_layout(layers: int, chunks: int) -> str:
-    """A pipeline_layout that splits any number of layers; what does not divide goes to the middle chunks."""
+    """A pipeline_layout that splits any number of layers; the remainder goes to the middle chunks."""
     base, rest = divmod(layers, chunks)
     middle = [chunks // 2 + (i // 2 + 1) * (-1) ** i if i else chunks // 2 for i in range(chunks)]
     order = [i for i in middle if 0 <= i < chunks] + [i for i in range(chunks) if i not in middle]
@@ -122,7 +122,7 @@ def problems(
     micro_batch_size: int,
 ) -> Iterator[tuple[str, str]]:
     """(key, message) for everything that does not fit."""
-    possible = tensor_parallel_sizes(shape.heads, shape.query_groups, shape.ffn)
+    possible = tensor_parallel_sizes(shape)
     if tp not in possible:
         what = f"{shape.heads} heads" if shape.heads == shape.query_groups else f"{shape.query_groups} query groups"
         if shape.query_groups % tp == 0:

@@ -29,6 +29,8 @@ from megatron_growth.shape import ModelShape
 
 # Weights of a bucket of gradients, at least and by data-parallel rank (DistributedDataParallel, when it overlaps).
 BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
+# What fills a rank's memory while it trains; `RankMemory` has a number of bytes for each.
+PARTS = ("weights", "gradients", "masters", "moments", "activations", "logits")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RankMemory:
     Attributes:
         pipeline_rank: the pipeline rank counted.
         micro_batches_in_flight: samples' activations held at once, in micro-batches.
-        save_gpu_bytes: what a save adds to the state on the GPU (nothing else is needed then).
+        save_gpu_bytes: what a save adds to the state on the GPU, where activations and logits are free then.
         save_host_bytes: what a save takes of the host's memory, for this rank.
     """
 
@@ -64,9 +66,20 @@ class RankMemory:
         return self.state_bytes + self.activations_bytes + self.logits_bytes
 
     @property
+    def saving_bytes(self) -> int:
+        """GPU memory that a save takes, the state included."""
+        return self.state_bytes + self.save_gpu_bytes
+
+    @property
     def peak_bytes(self) -> int:
         """The larger of training and saving."""
-        return max(self.total_bytes, self.state_bytes + self.save_gpu_bytes)
+        return max(self.total_bytes, self.saving_bytes)
+
+    @property
+    def training_in_words(self) -> str:
+        """The parts that are not zero, and their sum."""
+        sizes = [(part, getattr(self, f"{part}_bytes")) for part in PARTS]
+        return " + ".join(f"{part} {size(number)}" for part, number in sizes if number) + f" = {size(self.total_bytes)}"
 
 
 @dataclass(frozen=True)
@@ -147,14 +160,10 @@ def habits(
     return {
         "overlap_gradients": flags.get("overlap-grad-reduce", True) is not False,
         "overlap_weights": flags.get("overlap-param-gather", True) is not False,
-        "gathered_save": gathers(checkpoint, precision, state_is_grown),
+        # fp32 state loads in no other form
+        "gathered_save": precision == "fp32" or checkpoint.reshardable == "always" or state_is_grown,
         "async_save": checkpoint.async_save,
     }
-
-
-def gathers(checkpoint: Checkpoint, precision: str, state_is_grown: bool) -> bool:
-    """Whether some save of a stage gathers the distributed optimizer's state: fp32 state loads in no other form."""
-    return precision == "fp32" or checkpoint.reshardable == "always" or state_is_grown
 
 
 def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:
@@ -162,14 +171,8 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
     return 16 * (trainable + adapters) + 2 * frozen
 
 
-def save_words(memory: RankMemory) -> str:
-    """What a save takes, in numbers."""
-    on_gpu = memory.state_bytes + memory.save_gpu_bytes
-    return f"{size(on_gpu)} on the GPU, {size(memory.save_host_bytes)} of host memory a rank"
-
-
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
-    """The estimate for one pipeline rank (any tensor-parallel rank of it: they are alike)."""
+    """The estimate for one pipeline rank; its tensor-parallel ranks are alike."""
     weight = 4 if setting.precision == "fp32" else 2
     here = _on_rank(inventory, setting, pipeline_rank)
     trained = sum(one.trained for one in here)

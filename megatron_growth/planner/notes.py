@@ -1,4 +1,4 @@
-"""Where the papers' printed numbers and their own formulas differ, said in numbers; and what is known of growing."""
+"""Notes of a plan: where the papers' printed numbers differ from their own formulas, and what is known of growing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def notes_of(
 
 
 def _growing(stages: Sequence[StagePlan]) -> Iterator[str]:
-    """When growing pays, as far as anybody knows; for stages that take the source's layers, not word tables alone."""
+    """When growing pays, as far as is known; for stages that take the source's layers, not word tables alone."""
     sizes = {stage.name: stage.parameters.transformer for stage in stages}
     steps = []
     for stage in stages:
@@ -71,7 +71,7 @@ def _rounding(stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> It
 
 
 def _nominal_sizes(recipe: Recipe, stages: Sequence[StagePlan]) -> Iterator[str]:
-    """A named size that is far from the weights that are really there changes what equal FLOPs means."""
+    """A nominal size that is far from the real number of weights changes what equal FLOPs means."""
     named = {stage.name for stage in recipe.stages if stage.nominal_parameters}
     for stage in stages:
         p = stage.parameters

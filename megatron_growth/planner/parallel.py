@@ -1,4 +1,4 @@
-"""The parallel layout of a stage: what a plan says of it, and what memory follows from."""
+"""The parallel layout of a stage, as a plan holds it and as memory follows from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_growth.planner import layouts
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """Parallel sizes of a stage in Megatron's terms; `dp` is None when it is what the machine has.
+    """Parallel sizes of a stage in Megatron's terms; `dp` is None when it follows from the machine.
 
     Attributes:
         layers_per_chunk: (pp * vpp,) Transformer layers of each model chunk, in the order of the layers.
@@ -53,7 +53,7 @@ class ParallelLayout:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Self:
-        """From Megatron's parsed arguments, those of a run as well as those that a checkpoint holds.
+        """From Megatron's parsed arguments, a run's own as well as those that a checkpoint holds.
 
         Raises:
             ValueError: the layers do not split like this.

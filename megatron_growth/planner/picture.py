@@ -9,20 +9,14 @@ from typing import Any
 from megatron_growth import schedules
 from megatron_growth.errors import StorageError, UserError
 from megatron_growth.planner.integer_program import Program
+from megatron_growth.planner.memory import PARTS
 from megatron_growth.planner.run_plan import RunPlan, StagePlan
 from megatron_growth.records.human import size_unit
 
 POINTS = 2000  # of one stage's curve; restarts and corners are drawn exactly whatever this is
 # Colour-blind safe (Okabe and Ito), one per stage.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-PARTS = (
-    ("weights", "weights_bytes", "#0072B2"),
-    ("gradients", "gradients_bytes", "#E69F00"),
-    ("masters", "masters_bytes", "#009E73"),
-    ("moments", "moments_bytes", "#56B4E9"),
-    ("activations", "activations_bytes", "#CC79A7"),
-    ("logits", "logits_bytes", "#D55E00"),
-)
+PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00"), strict=True))
 
 
 def learning_rates(plan: RunPlan, file: str | Path) -> None:
@@ -84,7 +78,10 @@ def memory(plan: RunPlan, file: str | Path) -> None:
         _bars(panels[0], names, formula, cap)
         panels[0].set_title(f"{plan.name}: model state of the layers, STEP eq. 2, layers added {added}", loc="left")
     stages = (*plan.stages, *plan.baselines)
-    parts = {label: ([getattr(stage.memory, key) for stage in stages], colour) for label, key, colour in PARTS}
+    parts = {
+        part: ([getattr(stage.memory, f"{part}_bytes") for stage in stages], colour)
+        for part, colour in PART_COLOURS.items()
+    }
     _bars(panels[-1], [f"{stage.name}\n{stage.layout}" for stage in stages], parts)
     panels[-1].set_title(_title(plan, "estimate per GPU, the pipeline rank that needs most"), loc="left")
     _save(figure, file)
@@ -99,9 +96,9 @@ def _formula_bars(program: Program, added: Sequence[int]) -> tuple[list[str], di
         *(f"stage {i + 1}\n{n} + {k} layers" for i, (n, k) in enumerate(zip(old, added, strict=True))),
     ]
     return names, {
-        "trained layers": ([program.vanilla_bytes, *(16.0 * n * size for n in added)], PARTS[0][2]),
-        "frozen layers": ([0, *(2.0 * n * size for n in old)], PARTS[3][2]),
-        "adapters": ([0, *(16.0 * n * adapter for n in old)], PARTS[1][2]),
+        "trained layers": ([program.vanilla_bytes, *(16.0 * n * size for n in added)], PART_COLOURS["weights"]),
+        "frozen layers": ([0, *(2.0 * n * size for n in old)], PART_COLOURS["moments"]),
+        "adapters": ([0, *(16.0 * n * adapter for n in old)], PART_COLOURS["gradients"]),
     }
 
 
@@ -144,7 +141,7 @@ def _save(figure: Any, file: str | Path) -> None:
         raise UserError(
             f"cannot write the picture: {error}",
             where=str(file),
-            fix="give a .png, .svg or .pdf in a folder that is there",
+            fix="give a .png, .svg or .pdf in a folder that exists",
         ) from None
     except OSError as error:
         raise StorageError(f"cannot write the picture: {error}", where=str(file), fix="look at the disk") from None

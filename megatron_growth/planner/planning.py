@@ -11,7 +11,7 @@ from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, take_inventory
-from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory, save_words
+from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import Parameters, RunPlan, StagePlan
 from megatron_growth.planner.training import (
@@ -43,7 +43,6 @@ class _Draft:
     inventory: Inventory
     nominal: float
     counted: flops.Counted
-
     sequence_length: int
     norm_epsilon: float
     accounting: str = "paper"
@@ -61,7 +60,7 @@ class _Draft:
 
     @property
     def rate(self) -> float:
-        """FLOPs of a token by the accounting of the budget."""
+        """FLOPs of a token by the accounting that the budget uses."""
         return self.exact_rate if self.accounting == "exact" else self.counted.flops_per_token
 
     def costs(self) -> budgets.Costs:
@@ -76,7 +75,7 @@ def plan_run(recipe: Recipe, gpus: int | None = None) -> RunPlan:
     Args:
         recipe: from `recipes.load`.
         gpus: GPUs that a stage without a data-parallel size of its own runs on; None for as many of one node of eight
-            as its batch goes round.
+            as divide its batch.
 
     Raises:
         ParallelLayoutError: a layout does not fit its model.
@@ -125,24 +124,20 @@ def _draft(
     inventory = take_inventory(shape, stage.freeze, (*chosen_rates(recipe, stage, path, shape), *taken))
     check_frozen(recipe, stage, path, shape, inventory)
     relora = stage.method("relora")
-    rank = relora.rank if relora else 0
     rule = model.nominal_parameters
     nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
-    size = flops.counted(inventory, recipe.vocab, rule, nominal, rank)
-    epsilon = _norm_epsilon(recipe, stage, path, shape, source)
-    layout = ParallelLayout(**chosen)
     return _Draft(
-        stage,
-        path,
-        shape,
-        layout,
-        taken,
-        inventory,
-        nominal,
-        size,
-        model.sequence_length,
-        epsilon,
-        recipe.budget.accounting,
+        stage=stage,
+        path=path,
+        shape=shape,
+        layout=ParallelLayout(**chosen),
+        methods=taken,
+        inventory=inventory,
+        nominal=nominal,
+        counted=flops.counted(inventory, recipe.vocab, rule, nominal, relora.rank if relora else 0),
+        sequence_length=model.sequence_length,
+        norm_epsilon=_norm_epsilon(recipe, stage, path, shape, source),
+        accounting=recipe.budget.accounting,
     )
 
 
@@ -168,7 +163,7 @@ def _shape(recipe: Recipe, stage: Stage) -> ModelShape:
 
 
 def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None) -> float:
-    """The norm epsilon: an operator that pads the residual stream rescales that of the stage it grows from."""
+    """The norm epsilon: an operator that pads the residual stream rescales the epsilon of the source stage."""
     if source is None:
         return recipe.model.norm_epsilon
     try:
@@ -203,7 +198,7 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
     exact = draft.exact_rate
     growth = stage.growth.spec if stage.source is not None else None
     samples = steps * stage.global_batch_size
-    setting = setting_of(recipe, draft)
+    setting = _setting(recipe, draft)
     memory = peak_memory(draft.inventory, setting)
     flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
@@ -230,15 +225,15 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         data_pool=samples,
         source=stage.source,
         growth=growth,
-        freeze=draft.stage.freeze,
+        freeze=stage.freeze,
         rules=written_rules(stage),
         methods=tuple(map(methods.written, draft.methods)),
         schedule=schedules.to_dict(schedule),
         optimizer=stage.optimizer.model_dump(),
         stop_iterations=stage.stop_iterations,
-        precision=precision_of(recipe, stage),
+        precision=stage.precision or recipe.precision,
         megatron=flags.merged(stage.megatron),
-        state_is_grown=state_is_grown(recipe, stage),
+        state_is_grown=_state_is_grown(recipe, stage),
         note=getattr(stage, "note", ""),
         formulas=_formulas(draft, budget, steps, exact, memory),
     )
@@ -262,42 +257,33 @@ def _formulas(
     """How the derived numbers came about, in numbers."""
     rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
-    parts = ("weights", "gradients", "masters", "moments", "activations", "logits")
-    sizes = [(name, getattr(memory, f"{name}_bytes")) for name in parts]
     return {
         "FLOPs": budget.formula,
         "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
         "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
         f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
-        "memory per GPU": " + ".join(f"{name} {size(number)}" for name, number in sizes if number)
-        + f" = {size(memory.total_bytes)}"
+        "memory per GPU": memory.training_in_words
         + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else "")
-        + f"; a save {save_words(memory)}",
+        + f"; a save {size(memory.saving_bytes)} on the GPU, {size(memory.save_host_bytes)} of host memory a rank",
     }
 
 
-def precision_of(recipe: Recipe, stage: Stage) -> str:
-    """The precision that a stage trains in."""
-    return stage.precision or recipe.precision
-
-
-def state_is_grown(recipe: Recipe, stage: Stage) -> bool:
-    """Whether a later stage grows this one's optimizer state, too."""
+def _state_is_grown(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a later stage grows this one's optimizer state too."""
     return any(s.source == stage.name and s.growth.optimizer_state != "reset" for s in recipe.stages)
 
 
-def setting_of(recipe: Recipe, draft: _Draft) -> Setting:
-    """What memory depends on, from a stage's layout."""
+def _setting(recipe: Recipe, draft: _Draft) -> Setting:
     stage = draft.stage
-    precision, given = precision_of(recipe, stage), flags.merged(stage.megatron)
+    precision, given = stage.precision or recipe.precision, flags.merged(stage.megatron)
     return Setting.of_layout(
         draft.layout,
         precision=precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,
-        **habits(recipe.checkpoint, precision, state_is_grown(recipe, stage), given),
+        **habits(recipe.checkpoint, precision, _state_is_grown(recipe, stage), given),
     )
 
 
@@ -339,15 +325,10 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int | None) ->
         if baseline.match == "iterations":
             budget = budgets.by_iterations([costs])[0]
         else:
-            tokens = round(_tokens_for(whole, draft))
-            budget = budgets.StageBudget(whole, tokens, f"all stages together: {whole:.4g} FLOPs")
+            formula = f"all stages together: {whole:.4g} FLOPs"
+            budget = budgets.StageBudget(whole, round(whole / draft.rate), formula)
         plans.append(_stage_plan(recipe, draft, budget, iterations))
     return plans
-
-
-def _tokens_for(whole: float, draft: _Draft) -> float:
-    """Tokens that `whole` FLOPs buy."""
-    return whole / draft.rate
 
 
 def _step_matched(

@@ -71,14 +71,14 @@ class StagePlan:
         freeze: patterns of parameters that do not train.
         rules: (pattern, schedule) pairs beyond freezing.
         methods: written forms of the `megatron_growth.methods` that train parameters besides.
-        schedule: written form of a `megatron_growth.schedules` schedule.
+        schedule: a schedule as `megatron_growth.schedules.to_dict` writes it.
         optimizer: settings of the optimizer.
         memory: estimate for the rank that needs most.
         state_bytes: (pp,) weights, gradients, masters and moments of every pipeline rank.
         stop_iterations: where the paper stopped early.
         precision: `fp32`, `bf16` or `fp8` (bf16 with the layers' matrices in FP8).
         megatron: further Megatron flags, see `recipes.flags`.
-        state_is_grown: a later stage grows this one's optimizer state, too.
+        state_is_grown: a later stage grows this one's optimizer state too.
         formulas: how each derived number came about, by its name.
     """
 
@@ -207,7 +207,7 @@ class RunPlan:
         """The plan that `to_text` wrote, here or in an earlier release, whose missing keys take their defaults.
 
         Raises:
-            ValueError: the text is not JSON, or no plan; with the first key that is wrong.
+            ValueError: the text is not JSON, or not a plan; with the first key that is wrong.
         """
         try:
             return _reader().validate_json(text)

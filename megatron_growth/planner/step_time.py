@@ -110,7 +110,7 @@ def step_time(
 
 
 def _computing(inventory: Inventory, setting: Setting, profile: ClusterProfile) -> tuple[float, str]:
-    """Seconds of computing one step, were all ranks busy alike."""
+    """Seconds of computing one step if all ranks were equally busy, and their formula."""
     parts = flops.exact_flops_by_part(inventory, setting.sequence_length, recompute=setting.recompute == "full")
     tokens = setting.sequence_length * setting.micro_batch_size * setting.micro_batches * setting.dp
     gpu, count = profile.gpu, profile.gpus

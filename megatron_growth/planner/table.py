@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
 from megatron_growth.records.human import count, size
 
@@ -20,7 +21,7 @@ def render(plan: RunPlan) -> RenderableType:
     title = Text.assemble((plan.name, "bold"), f" {plan.variant}" if plan.variant else "", f"  {plan.summary}")
     parts: list[RenderableType] = [title, Text(), _models(plan), Text(), _training(plan), Text(), *_totals(plan)]
     if plan.integer_program is not None:
-        parts += [Text(), _integer_program(plan)]
+        parts += [Text(), _integer_program(plan.integer_program)]
     parts += [Text(), *_formulas(plan)]
     if plan.notes:
         parts += [Text("\nNotes", style="bold"), *(Padding(Text(note), (0, 0, 0, 2)) for note in plan.notes)]
@@ -94,9 +95,7 @@ def _saving(what: str, saving: Saving, last: StagePlan) -> str:
     return f"{what} saved{stop}: {saving.paper:.2%} by the paper's formula, {saving.exact:.2%} exact{printed}."
 
 
-def _integer_program(plan: RunPlan) -> Table:
-    program = plan.integer_program
-    assert program is not None
+def _integer_program(program: Program) -> Table:
     title = f"Layers that each stage adds; standard pre-training takes {size(program.vanilla_bytes, '.2f')}"
     table = plain_table(title, "integer program", "layers added", "peak", "each stage")
     rows = [("solver", program.solver, program.solver_stage_bytes), ("paper", program.paper, program.paper_stage_bytes)]

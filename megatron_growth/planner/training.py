@@ -1,6 +1,6 @@
-"""How the parameters of a stage train, worked out for a plan, and refused here where its ranks would refuse it.
+"""How the parameters of a stage train, worked out for a plan and refused where its ranks would refuse it.
 
-Freezing, rules and methods are decided on every rank when the stage starts, which for the last stage of a run is weeks
+Every rank decides freezing, rules and methods again when the stage starts, which for the last stage of a run is weeks
 after its plan.
 """
 
@@ -50,7 +50,7 @@ def chosen_methods(
 
 
 def rates_of(rules: Sequence[tuple[str, str]]) -> tuple[Method, ...]:
-    """The method that (pattern, schedule) rules are, in a training process as well; none without rules."""
+    """The method that (pattern, schedule) rules become, as in a training process; none without rules."""
     words = [f"{pattern}={schedule}" for pattern, schedule in rules]
     return (methods.get({"name": "rates", "rules": words}),) if words else ()
 
@@ -92,7 +92,7 @@ def check_frozen(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape,
 
 
 def check_schedules(recipe: Recipe, stage: Stage, path: KeyPath, schedule: Schedule) -> None:
-    """Refuse what the stage's length decides: a rule's schedule that does not fit it, an early stop that never comes.
+    """Refuse a rule's schedule that does not fit the length of the stage.
 
     Args:
         schedule: of the stage.
@@ -104,7 +104,7 @@ def check_schedules(recipe: Recipe, stage: Stage, path: KeyPath, schedule: Sched
     run = RunSchedule(schedule.peak, schedule.iterations, schedule.warmup_iterations, ratio)
     for number, rule in enumerate(written_rules(stage)):
         try:
-            for text in [text for rate in rates_of([rule]) for text in rate.schedules()]:
+            for text in rates_of([rule])[0].schedules():
                 parse_schedule(text, run)
         except RecipeError as error:
             raise _at(recipe, stage, (*path, "rules", number), error) from None
@@ -127,7 +127,7 @@ def check_stop(recipe: Recipe, stage: Stage, path: KeyPath, steps: int) -> None:
 
 
 def at_growth(recipe: Recipe, stage: Stage, path: KeyPath, error: GrowthPlanError) -> RecipeError:
-    """What is wrong with a stage's growth, at its line and in a recipe's words."""
+    """An error of a stage's growth, at its line and in a recipe's words."""
     where = recipe.where(*path, "growth")
     return RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=reworded(error.fix, "recipe"))
 

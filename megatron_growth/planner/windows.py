@@ -27,9 +27,8 @@ def assign(
     for stage in stages:
         starts.append(0 if recipe.data.stages == "same" else end)
         end = starts[-1] + stage.samples
-    needed = max([start + stage.samples for start, stage in zip(starts, stages, strict=True)])
-    needed = max([needed, *(baseline.samples for baseline in baselines)])
-    pool = needed
+    ends = [start + stage.samples for start, stage in zip(starts, stages, strict=True)]
+    pool = max([*ends, *(baseline.samples for baseline in baselines)])
     if recipe.data.pool_tokens is not None:
         pool = recipe.data.pool_tokens // recipe.model.sequence_length
         _check_pool(recipe, stages, starts, pool)

@@ -20,11 +20,11 @@ def planned():
 
 def test_choices_are_valid_and_fit(planned):
     recipe, profile, cluster = planned
-    for stage, asked in zip(cluster.stages, recipe.stages, strict=True):
+    for stage, asked, plan in zip(cluster.stages, recipe.stages, plan_run(recipe).stages, strict=True):
         for choice in (stage.recommended, *stage.alternatives):
             layout = choice.layout
             assert layout.tp * layout.pp * layout.dp == profile.gpus
-            assert layout.tp in tensor_parallel_sizes(asked.heads, asked.heads, asked.ffn)
+            assert layout.tp in tensor_parallel_sizes(plan.shape)
             assert profile.gpus_per_node % layout.tp == 0
             assert sum(layout.layers_per_chunk) == asked.layers
             batch = layout.dp * choice.micro_batch_size * choice.gradient_accumulation

@@ -5,6 +5,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import ParallelLayoutError, RecipeError
 from megatron_growth.planner import layouts, plan_run
+from megatron_growth.shape import ModelShape
 
 EXAMPLE = recipes.path_of("progressive-8b").read_text()
 
@@ -18,11 +19,13 @@ def changed(*pairs):
 
 
 def test_the_4b_model_splits_by_1_5_and_25():
-    assert layouts.tensor_parallel_sizes(25, 25, 11200) == [1, 5, 25]
+    shape = ModelShape(hidden=3200, ffn=11200, layers=1, heads=25, vocab=1)
+    assert layouts.tensor_parallel_sizes(shape) == [1, 5, 25]
 
 
 def test_query_groups_limit_tensor_parallelism():
-    assert layouts.tensor_parallel_sizes(32, 8, 14336) == [1, 2, 4, 8]
+    shape = ModelShape(hidden=4096, ffn=14336, layers=1, heads=32, query_groups=8, vocab=1)
+    assert layouts.tensor_parallel_sizes(shape) == [1, 2, 4, 8]
 
 
 def test_33_layers_split_by_3_11_or_unevenly():
