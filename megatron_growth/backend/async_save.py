@@ -1,9 +1,9 @@
 """Asynchronous saving on the host: a forked process writes the checkpoint as memory was when the save was scheduled.
 
 Megatron hands the tensors to a lasting worker process, which copies them off the GPU before training goes on.  On the
-host that copy is none: the worker would share the memory that the next steps overwrite.  It is also started afresh,
-without this package's `torch.cuda`, and dies.  A fork has the memory of its moment for free, page by page as training
-changes it.
+host nothing is copied: the worker would share the memory that the next steps overwrite.  It is also started afresh,
+without this package's `torch.cuda`, and dies.  A fork keeps the memory of its moment: pages are copied only as
+training changes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def replacements() -> list[Replacement]:
             """Fork, and write there."""
             super().schedule_async_call(async_req._replace(async_fn=_alone(async_req.async_fn)))
 
-    # The first save starts a manager process; a spawned one imports the main script again, which takes seconds.
+    # The first save starts a manager process; if spawned, it would import the main script again, which takes seconds.
     queue = functools.partial(filesystem_async.get_write_results_queue, mp_mode="fork")
     why = "a save on the host is written by a fork, which no later step can change"
     calls = async_utils.AsyncCallsQueue
@@ -38,7 +38,7 @@ def replacements() -> list[Replacement]:
 
 
 def _alone(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """The function with one thread: those of the parent do not exist in a fork, and torch would wait for them."""
+    """The function with one thread: the parent's threads do not exist in a fork, and torch would wait for them."""
     if function is None:
         return None
 

@@ -126,7 +126,7 @@ class FusedAttention(MegatronModule):
 
 
 _CAUSAL = object()
-# Torch's kernel for the host took twice as long with heads of 8 as with the same padded to 16 (128 tokens, torch 2.11).
+# Torch's kernel for the host took twice as long for heads of 8 as for the same padded to 16 (128 tokens, torch 2.11).
 _NARROWEST_HEAD = 16
 
 

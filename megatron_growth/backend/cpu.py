@@ -39,7 +39,7 @@ _undo: Callable[[], None] | None = None
 
 
 def cpu_flags(argv: Sequence[str] = ()) -> list[str]:
-    """The flags that Megatron needs on the host and that `argv` does not hold, ready to be appended to it."""
+    """The flags that Megatron needs on the host and `argv` lacks, ready to be appended to it."""
     return missing_words(_rows(), argv)
 
 
@@ -112,10 +112,10 @@ def torch_replacements() -> list[Replacement]:
 
 
 def _without_a_draw(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A data loader's iterator that leaves the generator as it was.
+    """A data loader's `__iter__` that leaves the generator as it was.
 
-    It draws a seed for its workers from the host's generator.  On a GPU dropout has another one; here it would drop
-    otherwise after a restart, and otherwise on the tensor-parallel ranks without a loader.
+    It draws a seed for its workers from the host's generator.  On a GPU dropout has a generator of its own; here
+    dropout would differ after a restart, and on the tensor-parallel ranks without a loader.
     """
 
     @functools.wraps(original)
@@ -137,7 +137,7 @@ def megatron_replacements() -> list[Replacement]:
 
     found = [*async_save.replacements(), *(one for row in _rows() for one in row.replacements())]
     if load_transformer_engine():
-        # Megatron takes its norm where it is installed, whatever the layers are.
+        # Where it is installed, Megatron uses its norm, whatever the layers are.
         from megatron_growth.backend import te_on_host
 
         found += te_on_host.replacements()
@@ -160,12 +160,12 @@ def _without_device_ids(barrier: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _not_about_the_host_generator(record: logging.LogRecord) -> bool:
-    """False for the RNG tracker's warning that the host's generator moved: here it is the one that must move."""
+    """False for the RNG tracker's warning that the host's generator moved: here that is the one that must move."""
     return "CPU RNG state changed" not in record.getMessage()
 
 
 def _settings() -> list[Callable[[], None]]:
-    """Settings that are not attributes; each is returned as the call that takes it back."""
+    """Make the settings that are not attributes; returns a call for each that takes it back."""
     import torch
 
     rng_log = logging.getLogger("megatron.core.tensor_parallel.random")

@@ -37,7 +37,7 @@ class Diagnosis:
     """All that was found.
 
     Attributes:
-        here: what there is.
+        here: what is installed.
         devices: all GPUs of the machine.
         driver: its version, "" for none.
         versions: of Python and the packages that matter, "" for what is not installed.
@@ -102,7 +102,7 @@ def diagnose() -> Diagnosis:
     try:
         here = detect()
     except UnsupportedError as error:
-        # The rest is looked at as if it were not installed.
+        # Look at the rest as if it were not installed.
         here = detect(with_transformer_engine=False)
         if not problems:
             problems.append(Problem(error.what, error.fix))
@@ -140,7 +140,7 @@ def _problems_of_megatron() -> list[Problem]:
             )
         ]
     if not has_helpers() and not has_makefile():
-        what = "Megatron's data set helpers are neither compiled nor can they be: there is no Makefile beside them"
+        what = "Megatron's data set helpers are not compiled and cannot be: there is no Makefile beside them"
         return [Problem(what, "pip install --force-reinstall --no-deps 'megatron-core>=0.19.2,<0.20'")]
     return []
 

@@ -127,7 +127,7 @@ def peak_resident_bytes(*_: Any, **__: Any) -> int:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """A call that has no meaning on the host."""
+    """Stands for a call that has no meaning on the host."""
 
 
 def _zero(*_: Any, **__: Any) -> int:

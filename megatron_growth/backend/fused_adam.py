@@ -24,7 +24,7 @@ class FusedAdam(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: factor of the weight decay.
         adam_w_mode: decay the weights (AdamW); otherwise add the decay to the gradient (Adam with L2).
-        capturable: accepted and unused; it is about CUDA graphs.
+        capturable: unused, for CUDA graphs.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and type.
     """

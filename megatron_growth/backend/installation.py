@@ -1,7 +1,7 @@
 """What is installed on this machine of what Megatron may want: a GPU, Transformer Engine, Apex, a Makefile.
 
-`detect()` looks; `INSTALLATIONS` are those that this package supports, for whoever plans for another machine.  What
-stands in for what is missing is in `stand_ins`.
+`detect()` looks at this machine; `INSTALLATIONS` are the ones that this package supports, for plans for another one.
+`stand_ins` has what replaces what is missing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TE_ON_HOST = "MEGATRON_GROWTH_TE_ON_HOST"
 
 @dataclass(frozen=True)
 class Installation:
-    """What there is.
+    """What is installed.
 
     Attributes:
         gpu: name of the GPU; "" for the host alone.
         capability: its compute capability.
-        transformer_engine: version of the one whose layers can run here; "" for none.
-        apex: its kernel that accumulates weight gradients is there.
-        makefile: Megatron can compile its data set helpers, as from a clone of its repository.
+        transformer_engine: version of the Transformer Engine whose layers can run here; "" for none.
+        apex: whether its kernel that accumulates weight gradients is installed.
+        makefile: whether Megatron can compile its data set helpers, as from a clone of its repository.
     """
 
     gpu: str = ""
@@ -78,7 +78,7 @@ def transformer_engine(gpu: bool) -> str:
     """Version of the Transformer Engine whose layers can run here; "" for none.
 
     Args:
-        gpu: whether there is a GPU, and it is to be loaded; without one its layers run only where TE_ON_HOST says so.
+        gpu: whether there is a GPU: then it is loaded; otherwise its layers run only where TE_ON_HOST says so.
 
     Raises:
         UnsupportedError: it is installed and cannot be loaded.

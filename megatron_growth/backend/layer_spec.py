@@ -40,7 +40,7 @@ def layer_spec(
         A function that Megatron calls with the model's configuration; None where Megatron's own choice is wanted.
 
     Raises:
-        UserError: no such kind or sub-layers.
+        UserError: there is no such kind, or no such sub-layers.
     """
     for name, value, known in (("kind", kind, get_args(Kind)), ("sublayers", sublayers, get_args(Sublayers))):
         if value not in known:

@@ -1,6 +1,6 @@
 """Which GPUs this machine has, asked of NVIDIA's driver: no CUDA context, no torch, a few milliseconds.
 
-What a process's environment must say before it touches CUDA (`stand_ins`) depends on the kind of GPU, so torch, which
+What must be in a process's environment before it touches CUDA (`stand_ins`) depends on the kind of GPU, so torch, which
 makes a context to answer, cannot be asked.
 """
 
@@ -85,7 +85,7 @@ def _loaded(name: str) -> Any:
 
 
 def _device(library: Any, index: int) -> Device | None:
-    """The device of this number; None when the driver does not tell (a GPU that has fallen off the bus)."""
+    """The device of this number; None when the driver cannot describe it (a GPU that has fallen off the bus)."""
     handle, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(_NAME_BYTES), _Memory()
     major, minor = ctypes.c_int(), ctypes.c_int()
     failed = (

@@ -1,4 +1,4 @@
-"""What a training process does before its own work, done once before ranks are forked: it outlasts many steps."""
+"""What every training process does first, done once before ranks are forked: it takes as long as many steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_growth.backend.processes import without_collection
 def import_megatron() -> None:
     """Import Megatron's training loop and its tokenizers, with the host standing in for a GPU."""
     with warnings.catch_warnings(), without_collection():
-        # Megatron warns a dozen times that Transformer Engine and Apex are absent.
+        # Megatron warns a dozen times that Transformer Engine and Apex are missing.
         warnings.simplefilter("ignore")
         cpu.install()
         # After install(): Megatron compiles some functions while it is imported.

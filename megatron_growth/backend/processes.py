@@ -15,7 +15,7 @@ def die_with_parent() -> None:
     """Ask Linux to kill this process, and those it forks from now on, when its parent ends.
 
     The parent is the thread that started the process: start processes that call this from a thread that stays.
-    Elsewhere than on Linux this does nothing.
+    On other systems this does nothing.
     """
     if sys.platform == "linux":
         request_death_signal()
@@ -30,7 +30,7 @@ def request_death_signal() -> None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Without Python's garbage collector, which goes through all modules again and again while they are loaded."""
+    """Run without Python's garbage collector, which would go through all modules again and again during imports."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,26 +29,19 @@ class Replacement:
         return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}: {self.why}"
 
 
-@dataclass(frozen=True)
-class Undo:
-    """The former values of a set of replacements, in the order in which they were made."""
+def apply(replacements: Iterable[Replacement]) -> Callable[[], None]:
+    """Make all replacements; returns a call that puts the former values back, the last one first."""
+    former: list[tuple[Any, str, Any]] = []
+    for item in replacements:
+        # vars(), not getattr(): an attribute that a class inherits must be deleted again, not pinned.
+        former.append((item.owner, item.name, vars(item.owner).get(item.name, _MISSING)))
+        setattr(item.owner, item.name, item.value)
 
-    former: tuple[tuple[Any, str, Any], ...]
-
-    def __call__(self) -> None:
-        """Put every former value back, last one first."""
-        for owner, name, value in reversed(self.former):
+    def undo() -> None:
+        for owner, name, value in reversed(former):
             if value is _MISSING:
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
 
-
-def apply(replacements: Iterable[Replacement]) -> Undo:
-    """Make all replacements and return the `Undo` that takes them back."""
-    former = []
-    for item in replacements:
-        # vars(), not getattr(): an attribute that a class inherits must be deleted again, not pinned.
-        former.append((item.owner, item.name, vars(item.owner).get(item.name, _MISSING)))
-        setattr(item.owner, item.name, item.value)
-    return Undo(tuple(former))
+    return undo

@@ -1,7 +1,7 @@
 """The one table of what may be missing on a machine, and what then stands in: as flags, environment, replacements.
 
-Both starts ask it, a GPU's and the host's, and so does whoever only writes down a command line.  Reading the table
-imports neither torch nor Megatron; a row's replacements do.
+Both starts ask it, a GPU's and the host's, and so does code that only writes a command line.  Reading the table imports
+neither torch nor Megatron; making a row's replacements does.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ..
     """What stands in for all that `here` does not have.
 
     Args:
-        here: what there is; `installation.detect()` or one of `installation.INSTALLATIONS`.
+        here: what is installed: `installation.detect()` or one of `installation.INSTALLATIONS`.
         tensor_parallel: tensor-parallel size of the run.
 
     Returns:
-        The rows that apply.  What the host needs in torch itself, before Megatron is imported, is `cpu.install()`.
+        The rows that apply.  What the host needs in torch itself, before Megatron is imported, `cpu.install()` does.
     """
     on_gpu = bool(here.gpu)
     table = (
@@ -70,12 +70,12 @@ def environment(rows: Iterable[StandIn]) -> dict[str, str]:
 
 
 def missing_words(rows: Iterable[StandIn], argv: Sequence[str]) -> list[str]:
-    """The words of the rows' flags that `argv` does not hold, ready to be appended to it."""
+    """The words of the rows' flags that `argv` lacks, ready to be appended to it."""
     given = {word.split("=")[0] for word in argv}
     return [word for name, values in flags(rows).items() if name not in given for word in (name, *values)]
 
 
-# What nothing stands in for on the host, and why; Megatron's own words.
+# Flags of Megatron that nothing on the host can stand in for, and why.
 ONLY_ON_A_GPU = {
     "--optimizer-cpu-offload": "the optimizer is on the host already, and moves no state to a GPU",
     "--use-torch-fsdp2": "torch's FSDP2 shards over GPUs only",
@@ -84,7 +84,7 @@ ONLY_ON_A_GPU = {
 
 
 def refuse_on_host(argv: Sequence[str]) -> None:
-    """Refuse words that only a GPU can carry out.
+    """Refuse flags that only a GPU can carry out.
 
     Raises:
         UserError: names the word, why, and what to do.

@@ -1,8 +1,8 @@
-"""The start of a training process: what this machine lacks is replaced, and Megatron is told so by its own flags.
+"""The start of a training process: what this machine lacks is replaced, and Megatron's own flags say so.
 
     torchrun --nproc-per-node 8 -m megatron_growth.backend.start pretrain_gpt.py --num-layers 18 ...
 
-runs a stock script so, on GPUs and without; stages of a run start the same way.
+starts a stock script like this, with or without GPUs; stages of a run start the same way.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def prepare(argv: Sequence[str]) -> list[str]:
         argv: words of Megatron's command line.
 
     Returns:
-        `argv`, and behind it the flags that Megatron needs on this machine and that are not in it.
+        `argv`, followed by the flags that Megatron needs on this machine and `argv` lacks.
 
     Raises:
         UnsupportedError: Transformer Engine is installed and cannot be loaded.
-        UserError: the words ask for what this machine cannot do.
+        UserError: they ask for what this machine cannot do.
     """
     here = detect()
     refuse_impossible(here, argv)
@@ -50,16 +50,16 @@ def prepare(argv: Sequence[str]) -> list[str]:
 
 
 def variables(tensor_parallel: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the environment of a rank must say on this machine before it touches CUDA, and does not say yet."""
+    """Variables that a rank needs on this machine before it touches CUDA, and that `inherited` does not set yet."""
     rows = stand_ins(detect(with_transformer_engine=False), tensor_parallel)
     return {name: value for name, value in environment(rows).items() if name not in inherited}
 
 
 def refuse_impossible(here: Installation, argv: Sequence[str]) -> None:
-    """Refuse words that only a better installation or another GPU could carry out, before a GPU is used.
+    """Refuse flags that only a better installation or another GPU could carry out, before a GPU is used.
 
     Raises:
-        UserError: naming the word, what is missing, and what to do.
+        UserError: naming the flag, what is missing, and what to do.
     """
     if not here.gpu:
         refuse_on_host(argv)

@@ -3,8 +3,8 @@
 Everything about them but the kernels is as on a GPU: the classes that Megatron builds, their parameters and names,
 initialisation, extra state and sharded state, the optimizer's class and how it saves and loads.  So whatever depends on
 these can be tested where there is no GPU.  `cpu.install()` puts these forwards in place where Transformer Engine is
-installed.  Layers are made of it, and the optimizer is its, only where MEGATRON_GROWTH_TE_ON_HOST is 1; Megatron takes
-its norm behind the last layer in any case.
+installed.  Layers and optimizer are Transformer Engine's only where MEGATRON_GROWTH_TE_ON_HOST is 1; Megatron uses its
+norm behind the last layer in any case.
 
 Shape legend: S sequence (a rank's part of it under sequence parallelism), B batch, I inputs and O outputs of a matrix
 on this rank, A query heads and G query groups of this rank, D head dim.
@@ -43,7 +43,7 @@ def replacements() -> list[Replacement]:
 def optimizer_replacements() -> list[Replacement]:
     """Transformer Engine's own FusedAdam in Megatron, as on a GPU, over torch's kernel; imports both.
 
-    They come after what `optimizers.py` puts in their place.
+    They are made after those of `optimizers.py`, which they override.
     """
     import transformer_engine_torch as kernels
     from megatron.core import optimizer
@@ -142,7 +142,7 @@ def attention(
     unknown = [name for name, value in options.items() if value is not None and name != "qkv_format"]
     if kind not in ("causal", "no_mask") or unknown or (self.training and self.attention_dropout):
         raise UnsupportedError(
-            f"attention on the host knows no mask of type {kind}, no dropout and no {', '.join(unknown) or 'options'}",
+            f"attention on the host has no mask of type {kind}, no dropout and no {', '.join(unknown) or 'options'}",
             where="Transformer Engine on the host",
         )
     query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
