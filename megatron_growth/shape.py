@@ -56,6 +56,10 @@ class ModelShape:
     def __post_init__(self) -> None:
         object.__setattr__(self, "qkv_bias", self.qkv_bias or self.bias)
         object.__setattr__(self, "query_groups", self.query_groups or self.heads)
+        least = dict.fromkeys(("hidden", "ffn", "heads", "vocab", "query_groups"), 1) | {"layers": 0, "head_dim": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise GrowthPlanError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
         if not self.head_dim:
             if self.hidden % self.heads:
                 raise GrowthPlanError(
@@ -63,11 +67,6 @@ class ModelShape:
                     fix="give head_dim, or a hidden size that the heads divide",
                 )
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
-        for name in ("hidden", "ffn", "heads", "vocab", "query_groups", "head_dim"):
-            if getattr(self, name) < 1:
-                raise GrowthPlanError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.layers < 0:
-            raise GrowthPlanError(f"layers is {self.layers}; it must not be negative")
         if self.heads % self.query_groups:
             raise GrowthPlanError(
                 f"{self.heads} query heads cannot be shared by {self.query_groups} query groups",

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_growth.axes import INIT
 from megatron_growth.checkpoint.sides import sides
-from megatron_growth.errors import UnsupportedError
+from megatron_growth.errors import GrowthPlanError, UnsupportedError
 from megatron_growth.layout import ModelKey, canonical, lookup, parameters_of, parse_key, spellings
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import build_map, get
@@ -128,3 +128,11 @@ def test_a_shape_is_written_as_before_it_had_later_switches():
     assert repr(SHAPES[5]).endswith("sublayers='full', qkv_bias=True)")
     assert repr(SHAPES[6]).endswith("sublayers='full', qk_norm=True)")
     assert all(eval(repr(shape)) == shape for shape in SHAPES)
+
+
+@pytest.mark.parametrize("size", ["hidden", "ffn", "layers", "heads", "vocab", "query_groups", "head_dim"])
+def test_a_shape_without_a_size_is_refused_by_name(size):
+    fine = {"hidden": 8, "ffn": 6, "layers": 1, "heads": 2, "vocab": 10}
+    for number in (-1, *([] if size in ("layers", "query_groups", "head_dim") else [0])):
+        with pytest.raises(GrowthPlanError, match=f"{size} is {number}; it must be at least"):
+            ModelShape(**fine | {size: number})
