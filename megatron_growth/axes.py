@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ class Side:
         return len(self.source)
 
     @property
+    def parts(self) -> tuple[NDArray[Any], ...]:
+        """The four arrays, in the order of the fields."""
+        return self.source, self.coefficient, self.from_next, self.noise
+
+    @property
     def is_identity(self) -> bool:
         """Every index takes itself, unscaled."""
         return bool(
@@ -89,16 +95,11 @@ class Side:
     @staticmethod
     def join(sides: Sequence[Side]) -> Side:
         """Sides one after the other, as the parts of a fused axis are stored."""
-        return Side(
-            np.concatenate([s.source for s in sides]),
-            np.concatenate([s.coefficient for s in sides]),
-            np.concatenate([s.from_next for s in sides]),
-            np.concatenate([s.noise for s in sides]),
-        )
+        return Side(*map(np.concatenate, zip(*(side.parts for side in sides), strict=True)))
 
     def take(self, order: Indices) -> Side:
         """The indices `order` of this side, in that order."""
-        return Side(self.source[order], self.coefficient[order], self.from_next[order], self.noise[order])
+        return Side(*(part[order] for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)

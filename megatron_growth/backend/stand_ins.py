@@ -21,9 +21,7 @@ class StandIn:
     """One thing that is missing.
 
     Attributes:
-        missing: what, in words.
-        instead: what stands in, in words.
-        cost: what that costs, in words.
+        missing, instead, cost: what is missing, what stands in, and what that costs, in words.
         flags: Megatron's flags with their values, () for a bare one.
         environment: variables that must be set before CUDA is used.
         replacements: makes the list of what must change in foreign modules, and imports them.
@@ -97,7 +95,7 @@ def refuse_on_host(argv: Sequence[str]) -> None:
 
 
 def tensor_parallel_size(argv: Sequence[str]) -> int:
-    """The value of --tensor-model-parallel-size in a command line; 1 where it is not there."""
+    """The value of --tensor-model-parallel-size in a command line; 1 without it."""
     name, size = "--tensor-model-parallel-size", "1"
     for position, word in enumerate(argv):
         if word == name and position + 1 < len(argv):

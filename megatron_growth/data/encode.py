@@ -22,6 +22,7 @@ from megatron_growth.errors import DataError, GrowthError, first_line
 from megatron_growth.records.storage import atomic_path, storage_errors
 
 SPLITS = ("train", "valid")
+_PARTS = ("tokens", "lengths", "sizes")  # arrays of a shard, of which each split has its own
 _BATCH_CHARACTERS = 1 << 20
 
 
@@ -92,8 +93,8 @@ def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
             empty += 1
             continue
         writers["valid" if split.is_validation(data) else "train"].add(text, len(data), origin)
-    parts = {name: writer.finish() for name, writer in writers.items()}
-    tokens, lengths, sizes = ({name: part[index] for name, part in parts.items()} for index in range(3))
+    finished = {name: writer.finish() for name, writer in writers.items()}
+    tokens, lengths, sizes = ({name: arrays[index] for name, arrays in finished.items()} for index in range(3))
     return Shard(tokens, lengths, sizes, empty)
 
 
@@ -176,20 +177,16 @@ def _tokenizing(what: str, where: str) -> Iterator[None]:
 
 def save_shard(shard: Shard, path: Path) -> None:
     """Write `shard` to `path` atomically."""
-    arrays = {f"{name}_tokens": shard.tokens[name] for name in SPLITS}
-    arrays |= {f"{name}_lengths": shard.lengths[name] for name in SPLITS}
-    arrays |= {f"{name}_sizes": shard.sizes[name] for name in SPLITS}
+    arrays = {f"{name}_{part}": getattr(shard, part)[name] for part in _PARTS for name in SPLITS}
     counts = np.array([shard.empty, len(shard.tokens["train"])])
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, counts=counts, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, counts=counts, **arrays)
 
 
 def load_shard(path: Path) -> Shard:
     """The shard stored at `path`."""
     with np.load(path) as stored:
-        tokens = {name: stored[f"{name}_tokens"] for name in SPLITS}
-        lengths = {name: stored[f"{name}_lengths"] for name in SPLITS}
-        sizes = {name: stored[f"{name}_sizes"] for name in SPLITS}
+        tokens, lengths, sizes = ({name: stored[f"{name}_{part}"] for name in SPLITS} for part in _PARTS)
         return Shard(tokens, lengths, sizes, int(stored["counts"][0]))
 
 

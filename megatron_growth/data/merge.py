@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,9 @@ def _builder_class() -> type:
 
 
 def _append(builder: Any, shard: Shard, split: str) -> None:
-    for document in _documents(shard.tokens[split], shard.lengths[split]):
-        builder.add_document(document, [len(document)])
-
-
-def _documents(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
     begin = 0
-    for end in np.cumsum(lengths).tolist():
-        yield tokens[begin:end]
+    for end in np.cumsum(shard.lengths[split]).tolist():
+        builder.add_document(shard.tokens[split][begin:end], [end - begin])
         begin = end
 
 

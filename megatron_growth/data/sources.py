@@ -32,7 +32,7 @@ def discover(inputs: Sequence[str]) -> Corpus:
     """The sources of files, folders, built-in corpora and data sets of the hub, in the order given and by name inside
     each, and what of them is not read.
 
-    Raises DataError for a path that is not there or a folder without a file of a known kind.
+    Raises DataError for a path that does not exist or a folder without a file of a known kind.
     """
     sources: list[InputFile] = []
     skipped: dict[str, list[str]] = {}

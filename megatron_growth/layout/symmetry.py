@@ -1,6 +1,6 @@
 """How many residual dimensions, heads and FFN units of a model are still copies of another: pure numpy.
 
-Two copies with equal values get equal gradients and stay copies, so a model grown by duplication can train for ever
+Two copies with equal values get equal gradients and stay copies, so a model grown by duplication can train forever
 with less width than it has.
 
 What is compared: of a residual dimension, what the embedding and all output projections write into it (embedding

@@ -139,14 +139,12 @@ class Cost:
         factors: matrices added beside it, in the order in which a token passes them.
         optimizer_numbers: fp32 numbers of optimizer state on one rank, without the factors'; None is AdamW's two for
             each trained weight.
-        kept_bytes: what the method keeps beside it on one rank, such as fp32 masters of frozen weights.
         step_flops: FLOPs that it adds to an optimizer step over the whole matrix, on average (a merge, a projection).
     """
 
     trains: bool = True
     factors: tuple[Factor, ...] = ()
     optimizer_numbers: int | None = None
-    kept_bytes: int = 0
     step_flops: float = 0.0
 
 
@@ -343,6 +341,5 @@ def cost_of(methods: Sequence[Method], parameter: CountedParameter, tp: int = 1)
         trains=all(cost.trains for cost in costs),
         factors=tuple(factor for cost in costs for factor in cost.factors),
         optimizer_numbers=numbers[0] if numbers else None,
-        kept_bytes=sum(cost.kept_bytes for cost in costs),
         step_flops=sum(cost.step_flops for cost in costs),
     )

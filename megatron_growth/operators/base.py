@@ -117,7 +117,7 @@ class GrowthMap:
         digest = hashlib.sha256(repr(parts).encode())
         for axis in (self.width.hidden, *(a for u in self.width.units for a in (u.heads, u.groups, u.ffn))):
             for side in (axis.write, axis.read, axis.norm):
-                for part in (side.source, side.coefficient, side.from_next, side.noise):
+                for part in side.parts:
                     digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 

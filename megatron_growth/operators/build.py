@@ -124,7 +124,7 @@ def _axis_problems(name: str, axis: AxisMap, old: int, new: int) -> Iterator[str
     for use in ("write", "read", "norm"):
         side: Side = getattr(axis, use)
         where = f"the {use} side of {name}"
-        lengths = {len(part) for part in (side.source, side.coefficient, side.from_next, side.noise)}
+        lengths = {len(part) for part in side.parts}
         if lengths != {new}:
             yield f"{where} has {'/'.join(map(str, sorted(lengths)))} entries, the target {new}"
         elif not ((side.source >= MEAN) & (side.source < old)).all():

@@ -29,11 +29,6 @@ class Counted:
     frozen: float = 0.0
 
     @property
-    def total(self) -> float:
-        """N of the whole model."""
-        return self.trainable + self.frozen
-
-    @property
     def flops_per_token(self) -> float:
         """6 N_trainable + 2 N_untrainable."""
         return 6 * self.trainable + 2 * self.frozen

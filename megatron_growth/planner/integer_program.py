@@ -106,7 +106,7 @@ def smallest_stages(
     """The inverse question: the smallest K whose best tuple fits a memory, and that tuple.
 
     Raises:
-        RecipeError: no number of stages fits; the smallest peak that there is is named.
+        RecipeError: no number of stages fits; names the smallest peak.
     """
     best = float("inf")
     for stages in range(1, layers + 1):

@@ -68,11 +68,6 @@ class Inventory:
         return sum(p.size for p in self.parameters if p.trainable)
 
     @cached_property
-    def total(self) -> int:
-        """All weights, adapters not counted."""
-        return sum(p.size for p in self.parameters)
-
-    @cached_property
     def adapters(self) -> int:
         """Weights of all adapters."""
         return sum(p.adapter for p in self.parameters)

@@ -62,7 +62,7 @@ class TokenizerSpec:
 def parse_spec(text: str, files: str = "") -> TokenizerSpec:
     """The spec that `text` names on the command line; `files` is the folder of `--tokenizer-files`.
 
-    Raises DataError for an unknown kind, a path that is not there, or a vocabulary size that is not a number.
+    Raises DataError for an unknown kind, a path that does not exist, or a vocabulary size that is not a number.
     """
     if text == "gpt2":
         return TokenizerSpec("gpt2", files)

@@ -29,8 +29,8 @@ FILES = {
 FINGERPRINT = hashlib.sha256(" ".join(FILES.values()).encode()).hexdigest()
 
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# A long row of blanks exhausts the regular expression's stack.  GPT-2 takes such a row but its last blank as one piece,
-# which is also what it makes of blanks at the end of a text: so a text may be cut there without changing an id.
+# A long row of blanks exhausts the regular expression's stack.  GPT-2 makes all but the last blank of such a row one
+# piece, as it does with blanks at the end of a text: so a text may be cut there without changing an id.
 _LONG_BLANKS = re.compile(r"[ \t\r\n]{2000,}+")
 _BLANK = re.compile(r"[\s\x1c-\x1f]")
 _END_OF_TEXT = "<|endoftext|>"

@@ -65,7 +65,7 @@ class Half(Method):
     def cost(self, parameter, tp=1):
         if not parameter.name.endswith(self.ending):
             return None
-        return Cost(False, (Factor(4, 2), Factor(2, 8, "column")), optimizer_numbers=3, kept_bytes=5)
+        return Cost(False, (Factor(4, 2), Factor(2, 8, "column")), optimizer_numbers=3)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_to_add_a_method_is_one_class_and_one_decorator(half):
     assert chain[1] == half(ranks=(1, 2))
     assert frozen_names(chain, NAMES) == NAMES
     cost = cost_of([*chain, methods.get("half")], Counted)
-    assert (cost.trains, len(cost.factors), cost.optimizer_numbers, cost.kept_bytes) == (False, 4, 3, 10)
+    assert (cost.trains, len(cost.factors), cost.optimizer_numbers) == (False, 4, 3)
     assert [factor.on_rank(2) for factor in cost.factors[:2]] == [8, 8]
     assert chain[1].merge({"a": 1}) == {"a": 1}
     assert "method half: 2 parameters" in chain[1].describe(NAMES)
