@@ -14,17 +14,36 @@ from typing import Any
 from megatron_growth import __version__
 from megatron_growth.errors import GrowthError
 from megatron_growth.exchange.folder import MANIFEST, is_huggingface
-from megatron_growth.posttrain import presets
+from megatron_growth.posttrain import inputs, presets
 from megatron_growth.posttrain.examples import RECORD
 from megatron_growth.posttrain.folder import Result, Work
 from megatron_growth.posttrain.request import FILE_NAME as REQUEST
 from megatron_growth.posttrain.request import Request
-from megatron_growth.records.storage import foreign_refusals, sha256_of, storage_errors, write_json, write_whole
+from megatron_growth.records.storage import (
+    foreign_refusals,
+    made_of,
+    reading_record,
+    sha256_of,
+    storage_errors,
+    write_json,
+    write_whole,
+)
 
 FILE_NAME = "posttrain.json"
 METRICS = "metrics.jsonl"
 _GATHERING = "gathering.json"
-_SCRATCH = ("base", "tokenizer", "data", "cache", "rates", "failures", _GATHERING, REQUEST, "processes.lock")
+_SCRATCH = (
+    "base",
+    "tokenizer",
+    "data",
+    "cache",
+    "rates",
+    "failures",
+    _GATHERING,
+    REQUEST,
+    inputs.FILE_NAME,
+    "processes.lock",
+)
 _PACKAGES = ("trl", "transformers", "torch", "datasets", "accelerate", "deepspeed")
 
 
@@ -151,8 +170,14 @@ def _umask() -> int:
 def provenance(
     work: Work, request: Request, base: Path, found: list[Result], kept: Result, processes: int
 ) -> dict[str, Any]:
-    """What posttrain.json holds."""
-    weights = sorted(base.glob("*.safetensors"))
+    """What posttrain.json holds.
+
+    Raises:
+        RunError: the model, its tokenizer or the chat template changed while it was tuned.
+    """
+    known = recorded_inputs(work)
+    inputs.check_unchanged(known, request, work.path, model=base != work.base)
+    weights = {file.name: known.get(f"model: {file.name}") or sha256_of(file) for file in base.glob("*.safetensors")}
     return {
         "kind": request.kind,
         "preset": request.preset,
@@ -160,9 +185,10 @@ def provenance(
         "not_in_the_paper": dict(presets.PRESETS[request.preset].open),
         "model": {
             "path": str(Path(request.model).resolve()),
-            "weights_sha256": {file.name: sha256_of(file) for file in weights},
+            "weights_sha256": dict(sorted(weights.items())),
             "export": _json(base / MANIFEST),
             "posttrain": _json(base / FILE_NAME),
+            "inputs": known,
         },
         "data": _json(work.data / RECORD),
         "processes": processes,
@@ -170,6 +196,13 @@ def provenance(
         "sweep": [asdict(result) for result in found] if len(found) > 1 else [],
         "versions": {"megatron_growth": __version__, **{name: _version(name) for name in _PACKAGES}},
     }
+
+
+def recorded_inputs(work: Work) -> dict[str, str]:
+    """SHA-256 of what training began with."""
+    record = work.path / inputs.FILE_NAME
+    with reading_record(record, "the record of the model that training began with", f"remove {work.path}"):
+        return made_of(dict[str, str], json.loads(record.read_text("utf-8")))
 
 
 def _json(file: Path) -> Any:

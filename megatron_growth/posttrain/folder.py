@@ -2,6 +2,7 @@
 
 WORK/                    TARGET.partial, locked and claimed (records/unfinished.py)
   request.json           what was asked for
+  inputs.json            SHA-256 of the model, its tokenizer and its chat template
   base/                  the exported model, when a Megatron checkpoint was given
   tokenizer/             with its chat template
   data/                  train.jsonl, valid.jsonl, examples.json

@@ -15,7 +15,7 @@ from typing import Any
 from megatron_growth.checkpoint.paths import resolve
 from megatron_growth.errors import CheckpointError, RunError, UserError
 from megatron_growth.exchange.folder import is_huggingface
-from megatron_growth.posttrain import base_model, examples, extra, finish
+from megatron_growth.posttrain import base_model, examples, extra, finish, inputs
 from megatron_growth.posttrain.folder import RateFolder, Work
 from megatron_growth.posttrain.line import Line
 from megatron_growth.posttrain.request import FILE_NAME, Request
@@ -93,6 +93,8 @@ def existing(target: Path, request: Request) -> Document:
         ) from None
     same_request(found, request, target)
     _same_checkpoint(document, request, target)
+    if "inputs" in document["model"]:  # earlier releases kept no account of them
+        inputs.check_unchanged(document["model"]["inputs"], request, target)
     known = (document.get("data") or {}).get("files") or {}
     if known:
         examples.check_unchanged(known, request.data, request.valid_data, target)
@@ -125,7 +127,7 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
 
     Raises:
         UserError: as `posttrain`; a folder in which nothing has been trained is removed.
-        RunError: the folder was begun with another request.
+        RunError: the folder was begun with another request, or the model has changed since.
     """
     file = work.path / FILE_NAME
     if file.is_file():
@@ -135,6 +137,7 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
         with storage_errors(file):
             write_json(file, request.to_json())
     try:
+        _same_inputs(work, request)
         base = base_model.base_model(Path(request.model), work.base, request.tokenizer)
         tokenizer = base_model.load_tokenizer_of(base, request.kind, request.chat_template, request.tokenizer)
         found = examples.prepare(
@@ -158,6 +161,23 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
             owned.remove(work.path, PURPOSE)
         raise
     say(examples.in_words(found))
+
+
+def _same_inputs(work: Work, request: Request) -> None:
+    """Write down what training starts from, or refuse something else than was written down.
+
+    Raises:
+        RunError: the model, its tokenizer or the chat template has changed since an earlier command.
+    """
+    record = work.path / inputs.FILE_NAME
+    if not record.is_file():
+        found = inputs.fingerprints(request)
+        with storage_errors(record):
+            write_json(record, found)
+        return
+    # Training goes on from what was exported, though the checkpoint may have moved on.
+    exported = is_huggingface(work.base)
+    inputs.check_unchanged(finish.recorded_inputs(work), request, work.path, model=not exported)
 
 
 def same_request(found: Request, wanted: Request, where: Path) -> None:

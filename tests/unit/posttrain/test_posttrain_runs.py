@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 pytest.importorskip("trl")
 
 from megatron_growth.errors import DataError, RunError, StorageError
+from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.examples import TRAIN, VALID
 from megatron_growth.posttrain.folder import Work
@@ -217,6 +219,68 @@ def test_the_model_of_other_examples_is_not_the_result(place: Path, undisturbed:
     assert posttrain(request, undisturbed)["result"]["steps"] == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.safetensors", None), ("tokenizer_config.json", None), ("chat_template.jinja", "{{ messages }}")],
+)
+def test_the_model_of_another_model_is_not_the_result(
+    place: Path, undisturbed: Path, tmp_path: Path, name: str, content: str | None
+) -> None:
+    """The same folder with other weights, another tokenizer or template: neither its result nor its half is taken."""
+    request, file = runs.request(place / "model", place / "chat.jsonl"), place / "model" / name
+    before = file.read_bytes() if file.exists() else None
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_before_the_end(patch)
+        with pytest.raises(KeyboardInterrupt):
+            posttrain(request, tmp_path / "half")
+    try:
+        file.write_bytes(content.encode() if content else _another(before or b""))
+        for target in (undisturbed, tmp_path / "half"):
+            with pytest.raises(RunError, match=f"the model is not what {target.name}.* was made from: {name}"):
+                posttrain(request, target)
+    finally:
+        file.write_bytes(before) if before is not None else file.unlink()
+    assert posttrain(request, undisturbed)["result"]["steps"] == 6
+    assert partial_of(tmp_path / "half").exists()
+
+
+def test_a_model_that_changes_while_it_is_tuned_is_refused(place: Path, tmp_path: Path) -> None:
+    """The rates of a sweep would start from two models."""
+    model, gather = shutil.copytree(place / "model", tmp_path / "model"), running.finish.gather
+    target = tmp_path / "out"
+
+    def change(*given: object) -> None:
+        (model / "model.safetensors").write_bytes(
+            tiny.write_model(tmp_path / "other", 1).joinpath("model.safetensors").read_bytes()
+        )
+        gather(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.finish, "gather", change)
+        with pytest.raises(RunError, match=r"the model is not what out.* was made from: model.safetensors"):
+            posttrain(runs.request(model, place / "chat.jsonl", max_steps=1), target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("option", ["tokenizer", "chat_template"])
+def test_what_was_given_beside_the_model_is_the_same_on_resume(place: Path, tmp_path: Path, option: str) -> None:
+    given = tmp_path / option
+    if option == "tokenizer":
+        shutil.copytree(place / "model", given)
+        file = given / "tokenizer.json"
+    else:
+        file = given
+        file.write_text(base_model.TEMPLATE.read_text())
+    request = runs.request(place / "model", place / "chat.jsonl", **{option: str(given)})
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_before_the_end(patch)
+        with pytest.raises(KeyboardInterrupt):
+            posttrain(request, tmp_path / "out")
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(RunError, match=f"the {option.replace('_', ' ')} is not what out.* was made from"):
+        posttrain(request, tmp_path / "out")
+
+
 def test_formats_of_one_conversation_train_alike(place: Path, undisturbed: Path) -> None:
     posttrain(runs.request(place / "model", place / "chat.parquet"), place / "parquet")
     ours, theirs = runs.load(place / "parquet")[0], runs.load(undisturbed)[0]
@@ -297,3 +361,14 @@ def test_a_checkpoint_that_was_trained_further_is_another_model(place: Path, tmp
 
 def _killed(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _kill_before_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Something is trained, and nothing is made of it."""
+    patch.setattr(running, "train_rate", lambda work, *_: (work.path / "rates").mkdir())
+    patch.setattr(running.finish, "gather", _killed)
+
+
+def _another(content: bytes) -> bytes:
+    """As long, and not the same."""
+    return content[:-1] + bytes([content[-1] ^ 1])

@@ -1,0 +1,113 @@
+"""What a run starts from, by its bytes: the model, its tokenizer, the chat template.
+
+A request names folders, and a folder may hold something else tomorrow.  Of a Megatron checkpoint, which may be large,
+`.metadata` and `common.pt` stand for all of it: torch writes an id of the save into the first, Megatron all arguments
+into the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+
+from megatron_growth.checkpoint.paths import METADATA, resolve
+from megatron_growth.errors import CheckpointError, RunError
+from megatron_growth.exchange.folder import is_huggingface
+from megatron_growth.posttrain.base_model import OURS
+from megatron_growth.posttrain.request import Request
+from megatron_growth.records.storage import sha256_of, storage_errors
+
+FILE_NAME = "inputs.json"
+_MODEL, _TOKENIZER, _TEMPLATE = "model", "tokenizer", "chat template"
+_CHECKPOINT_FILES = (METADATA, "common.pt")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors*", "pytorch_model*", *_TOKENIZER_FILES)
+
+
+def fingerprints(request: Request, *, model: bool = True) -> dict[str, str]:
+    """SHA-256 of every file that the trained model depends on, besides its examples; by what it is, and its name.
+
+    Args:
+        request: names them; what is not there is left out.
+        model: whether the model counts, which it does not once a checkpoint has been exported.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    found: dict[str, str] = {}
+    for part, files in _files(request).items():
+        if part == _MODEL and not model:
+            continue
+        for file in files:
+            with storage_errors(file):
+                found[f"{part}: {file.name}"] = sha256_of(file)
+    return found
+
+
+def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, model: bool = True) -> None:
+    """Refuse a model, a tokenizer or a chat template that is not that of an earlier command.
+
+    A folder or a template that has gone is not looked at.
+
+    Args:
+        known: what `fingerprints` gave the earlier command.
+        request: of this command.
+        where: what the earlier command made.
+        model: as of `fingerprints`.
+
+    Raises:
+        RunError: names a file.
+    """
+    there = {part for part, files in _files(request).items() if files} - (set() if model else {_MODEL})
+    now = fingerprints(request, model=model)
+    before = {name: digest for name, digest in known.items() if name.partition(": ")[0] in there}
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            part, _, file = name.partition(": ")
+            change = (
+                "it has gone" if name not in now else "it was not there" if name not in before else "it has changed"
+            )
+            raise RunError(
+                f"the {part} is not what {where.name} was made from: {file}: {change}",
+                where=str(_folder(request, part)),
+                fix="name another folder with --output, or restore the file",
+            )
+
+
+def _files(request: Request) -> dict[str, list[Path]]:
+    """The files of every part, by name."""
+    model, tokenizer = Path(request.model), Path(request.tokenizer)
+    found: dict[str, list[Path]] = {_MODEL: [], _TOKENIZER: [], _TEMPLATE: []}
+    if is_huggingface(model):
+        found[_MODEL] = _matching(model, _MODEL_FILES)
+    else:
+        with suppress(CheckpointError):  # it has gone, and what was made of it may be there
+            found[_MODEL] = [file for name in _CHECKPOINT_FILES if (file := resolve(model) / name).is_file()]
+    if request.tokenizer and tokenizer.is_dir():
+        found[_TOKENIZER] = _matching(tokenizer, _TOKENIZER_FILES)
+    elif request.tokenizer and tokenizer.is_file():
+        found[_TOKENIZER] = [tokenizer]
+    if request.chat_template not in ("", OURS) and Path(request.chat_template).is_file():
+        found[_TEMPLATE] = [Path(request.chat_template)]
+    return found
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    with storage_errors(folder):
+        return sorted(
+            file for file in folder.iterdir() if file.is_file() and any(fnmatch(file.name, one) for one in patterns)
+        )
+
+
+def _folder(request: Request, part: str) -> str:
+    return {_MODEL: request.model, _TOKENIZER: request.tokenizer, _TEMPLATE: request.chat_template}[part]
