@@ -24,10 +24,10 @@ Chunks = list[torch.nn.Module]
 
 
 class ActiveMethods:
-    """The methods of a run, in the order in which they were given; none leaves Megatron's training as it is.
+    """The methods of a run, in the order given; without any, Megatron's training stays as it is.
 
     Args:
-        methods: of the run.
+        methods: the run's methods; the first that matches a parameter decides.
         record: receives events for the run's metrics.
 
     Attributes:
@@ -58,7 +58,7 @@ class ActiveMethods:
         return chunks
 
     def table(self) -> str:
-        """What every method takes, and what none does, as lines for a log."""
+        """Which parameters each method takes, and how many no method takes, as lines for a log."""
         lines, frozen, taken = ["how parameters train (the first match wins):"], set[str](), set[str]()
         for method in self.methods:
             lines.append(method.describe(self.model.names, frozen))
@@ -88,7 +88,7 @@ class ActiveMethods:
         return tuple(dict.fromkeys(text for method in self.methods for text in method.schedules()))
 
     def addition(self) -> Addition:
-        """What the methods of this run need."""
+        """The hook, and the replacements that some method of this run needs."""
         bind: dict[str, Wrap] = {}
         if self._has("group"):
             bind["get_megatron_optimizer_config"] = self.around_optimizer_config
@@ -103,13 +103,13 @@ class ActiveMethods:
         return Addition(before_wrap=self.apply, bind=bind)
 
     def _has(self, hook: str) -> bool:
-        """Whether any method of this run has a hook of its own."""
+        """Whether any method of this run overrides a hook."""
         return any(getattr(type(method), hook) is not getattr(Method, hook) for method in self.methods)
 
     # Replacements -------------------------------------------------------------------------------------------------
 
     def around_optimizer_config(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Give parameters with settings of their own a group of their own, through Megatron's own overrides."""
+        """Put parameters with their own settings into separate groups, through Megatron's overrides."""
 
         def get_megatron_optimizer_config(args: Any) -> Any:
             config, overrides = original(args)
@@ -118,7 +118,7 @@ class ActiveMethods:
         return get_megatron_optimizer_config
 
     def overrides(self, config: Any) -> dict[ParamKey, dict[str, Any]]:
-        """Marks on this rank's parameters, and what the group of each mark has of its own; the first method decides."""
+        """Mark this rank's parameters by group and return the settings of each mark; the first method decides."""
         found: list[GroupSettings] = []
         for name, parameter in named_parameters(self.model.chunks):
             asked = (method.group(name) for method in self.methods if parameter.requires_grad)
@@ -131,13 +131,13 @@ class ActiveMethods:
         return {ParamKey(attr=_mark(i)): settings.as_group(*rates) for i, settings in enumerate(found)}
 
     def around_optimizer(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Let each method build the optimizer around what those before it build."""
+        """Let each method wrap the optimizer that those before it build."""
         for method in self.methods:
             original = method.optimizer(original)
         return original
 
     def around_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Call `after_setup` when model, optimizer and scheduler are ready; the optimizer is needed at every save."""
+        """Call `after_setup` when model, optimizer and scheduler are ready; keep the optimizer for every save."""
 
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
             chunks, optimizer, scheduler = original(*args, **kwargs)
@@ -165,15 +165,15 @@ class ActiveMethods:
         return post_training_step_callbacks
 
     def _end(self) -> None:
-        """Let every method make the model a plain one; optimizer state that no longer fits is not saved."""
+        """Let every method turn the model back into a plain one; optimizer state that no longer fits is not saved."""
         for method in reversed(self.methods):
             if method.end(self.model):
                 get_args().no_save_optim = True
 
     def around_metadata(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Save layers under a key each when only some of them have optimizer state, or when a method asks for it.
+        """Save each layer under its own key when only some have optimizer state, or when a method asks for it.
 
-        Adam's step is noted, too: Megatron takes it from the first rank, which may train nothing.
+        Adam's step is saved too: Megatron takes it from the first rank, which may train nothing.
 
         Megatron stacks the layers of a parameter into one global tensor, which must be complete.  The checkpoint
         says how its layers are stored, so a later run loads it with or without the plugin.
@@ -194,7 +194,7 @@ class ActiveMethods:
 
     @contextlib.contextmanager
     def loading(self, folder: str) -> Iterator[None]:
-        """Lasts while the checkpoint of an iteration is loaded."""
+        """Wraps the loading of a checkpoint; refuses one that holds state of a method this run does not use."""
         with contextlib.ExitStack() as stack:
             saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
             self._refuse_foreign(folder, saved)
@@ -203,7 +203,7 @@ class ActiveMethods:
             yield
 
     def _refuse_foreign(self, folder: str, saved: Collection[str]) -> None:
-        """Megatron passes over tensors that the model does not have: what a method added would be lost unseen."""
+        """Megatron ignores tensors that the model does not have: what a method added would be lost silently."""
         active = {method.name for method in self.methods}
         for name in METHODS.names():
             owned = sorted(key for key in saved if METHODS.find(name).owns(key)) if name not in active else []
@@ -211,7 +211,7 @@ class ActiveMethods:
                 raise CheckpointError(
                     f"the checkpoint was saved with the method {name}, which this run does not use",
                     where=f"{folder}: {owned[0]} and {len(owned) - 1} more",
-                    fix=f"add --growth-method {name}:... as it was, or load a checkpoint of that run's end",
+                    fix=f"add --growth-method {name}:... as it was, or load that run's last checkpoint",
                 )
 
 

@@ -1,4 +1,4 @@
-"""One thing that the plugin adds to a run, and how: the form in which `plug.py` loops over all of them."""
+"""What one part of the plugin adds to a run; `plug.py` loops over all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Addition:
-    """What one part of the plugin needs, when it is wanted.
+    """What one part of the plugin adds; empty when the flags do not ask for it.
 
     Attributes:
         configure: changes Megatron's model configuration.

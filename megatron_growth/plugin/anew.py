@@ -1,4 +1,4 @@
-"""A stage that begins with the optimizer state that was grown into it, at iteration 0 of its own schedule and data.
+"""Start a stage with the optimizer state that was grown into it, at iteration 0 of its own schedule and data.
 
 Megatron starts at 0 only without optimizer state (--finetune, or a release checkpoint).  Adam's moments and its step
 count stay as they were loaded.
@@ -19,7 +19,7 @@ _COUNTED = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_s
 
 
 def addition(options: PluginOptions) -> Addition:
-    """Nothing without --growth-start-anew."""
+    """Resets the counters after loading; nothing without --growth-start-anew."""
     return Addition(bind={"load_checkpoint": around_load}) if options.start_anew else Addition()
 
 
@@ -35,7 +35,7 @@ def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
         if opt_param_scheduler is not None:
             opt_param_scheduler.num_steps = 0
             opt_param_scheduler.step(increment=0)
-        print_rank_0(f"growth: loaded at iteration {iteration}; this stage starts at 0, with that optimizer state")
+        print_rank_0(f"growth: loaded at iteration {iteration}; this stage starts at 0 with that optimizer state")
         return 0, 0
 
     return load_checkpoint

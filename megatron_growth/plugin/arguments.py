@@ -17,11 +17,11 @@ from megatron_growth.records.numbers import SEED, finite, whole
 
 LayerSpec = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
-ASKS = {"asks": True}  # marks an option that, when it is not as by default, asks the plugin to do something
+ASKS = {"asks": True}  # marks an option that asks something of the plugin when it differs from its default
 
 
 def _path(text: str) -> Path:
-    """A path; an empty word, which a variable of the shell that is not set gives, would be the folder of the run."""
+    """A path; an unset shell variable gives an empty word, which would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return Path(text)
@@ -47,7 +47,7 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         type=_path,
         help="grow the weights from this Megatron checkpoint of a smaller model (any parallel layout) when --load "
-        "holds no checkpoint yet; iteration, samples, learning rate and optimizer start anew",
+        "holds no checkpoint yet; iteration, samples, learning rate and optimizer start from scratch",
     )
     group.add_argument(
         "--growth-width",
@@ -66,14 +66,14 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         type=whole(0, SEED),
         default=0,
-        help="of the operators' random choices (default: %(default)s)",
+        help="seed of the operators' random choices (default: %(default)s)",
     )
     group.add_argument(
         "--growth-optimizer-state",
         choices=get_args(OptimizerState),
         default="reset",
-        help="what becomes of the source's optimizer state: reset starts anew; grow (with the weights) and asymmetric "
-        "(old entries keep theirs) need a checkpoint from `megatron-growth grow` (default: %(default)s)",
+        help="what becomes of the source's optimizer state: reset starts from scratch; grow (with the weights) and "
+        "asymmetric (old entries keep theirs) need a checkpoint from `megatron-growth grow` (default: %(default)s)",
     )
 
 
@@ -108,7 +108,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="METHOD",
         nargs="+",
         default=[],
-        help="how parameters train besides, as NAME or NAME:parameter=value,... each",
+        help="further training methods, each as NAME or NAME:parameter=value,...",
     )
 
 
@@ -161,7 +161,7 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-reshardable-end",
         action="store_true",
         help="save the distributed optimizer's state of the last checkpoint as --dist-ckpt-optim-fully-reshardable "
-        "does, so that it can be grown; those before it in Megatron's cheaper form",
+        "does, so that it can be grown; earlier ones stay in Megatron's cheaper form",
     )
 
 
@@ -184,7 +184,7 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 
 @dataclass(frozen=True)
 class PluginOptions:
-    """The --growth-* arguments of one run, checked.  Attributes are named after their flags."""
+    """The --growth-* arguments of one run, checked; attributes are named after their flags."""
 
     source: Path | None = field(default=None, metadata=ASKS)
     growth: GrowthSpec = field(default_factory=GrowthSpec)
@@ -260,8 +260,8 @@ class PluginOptions:
                 raise UnsupportedError(f"growing and freezing do not support {flag}", fix=f"leave out {flag}")
         if self.methods and (optimizer := getattr(args, "optimizer", "adam")) != "adam":
             raise UnsupportedError(
-                "with --growth-freeze, --growth-schedule or --growth-method a run goes on from the saved state of Adam "
-                f"only; with --optimizer {optimizer} it could not resume",
+                "with --growth-freeze, --growth-schedule or --growth-method a run can resume only from the saved state "
+                f"of Adam, not with --optimizer {optimizer}",
                 fix="leave out --optimizer",
             )
         if self.methods and getattr(args, "decoupled_lr", None) is not None:
@@ -273,9 +273,7 @@ class PluginOptions:
     def _check_evaluation(self, args: argparse.Namespace) -> None:
         if self.evaluate_at_start and not args.eval_iters:
             raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
-        if self.stop_below is None:
-            return
-        if not (args.eval_iters and args.eval_interval):
+        if self.stop_below is not None and not (args.eval_iters and args.eval_interval):
             raise UserError(
                 "--growth-stop-below needs evaluations during training",
                 fix="set --eval-iters and --eval-interval above 0",
@@ -286,7 +284,7 @@ class PluginOptions:
             return
         if self.growth.optimizer_state != "reset":
             raise UnsupportedError(
-                f"growing on load starts the optimizer anew; it cannot {self.growth.optimizer_state} its state",
+                f"growing on load starts the optimizer from scratch; it cannot {self.growth.optimizer_state} its state",
                 fix=f"`megatron-growth grow --from DIR --to DIR --optimizer-state {self.growth.optimizer_state}` "
                 "writes a checkpoint to --load",
             )
@@ -297,7 +295,9 @@ class PluginOptions:
                 fix="leave out --fp8-param-gather; --fp8-format stays",
             )
         if not self.source.is_dir():
-            raise UserError("--growth-from names no folder", where=str(self.source), fix="name a Megatron checkpoint")
+            raise UserError(
+                "--growth-from does not name a folder", where=str(self.source), fix="name a Megatron checkpoint"
+            )
         if args.pretrained_checkpoint is not None:
             raise UserError("--growth-from and --pretrained-checkpoint both set the first weights", fix="keep one")
         for flag in ("load", "save"):
@@ -333,7 +333,7 @@ def _growth_of(args: argparse.Namespace) -> GrowthSpec:
 
 
 def methods_of(args: argparse.Namespace) -> tuple[Method, ...]:
-    """The methods that arguments name, those of a checkpoint as well as a run's; freezing before rates.
+    """The methods that the arguments of a run or of a checkpoint name; freezing comes before rates.
 
     Raises:
         RecipeError: a method cannot be read.

@@ -13,7 +13,7 @@ from megatron_growth.plugin.arguments import PluginOptions
 
 
 def addition(options: PluginOptions) -> Addition:
-    """Nothing for a run that reads all of its data, and only when it trains."""
+    """Cuts the training set where the run reads a window, and adds samples for an evaluation at the start."""
     if not (options.windowed or options.evaluate_at_start):
         return Addition()
     return Addition(bind={"build_train_valid_test_datasets": lambda original: around_build(original, options)})
@@ -22,8 +22,8 @@ def addition(options: PluginOptions) -> Addition:
 def around_build(original: Callable[..., Any], options: PluginOptions) -> Callable[..., Any]:
     """Build the training set at the size of the pool and keep this run's window of it.
 
-    Megatron shuffles a dataset by its size, so every stage builds the whole pool and reads its own part.  One more
-    evaluation needs validation samples for it.
+    Megatron shuffles a dataset by its size, so every stage builds the whole pool and reads its own part.  An
+    evaluation at the start needs validation samples of its own.
     """
 
     def build_train_valid_test_datasets(

@@ -1,7 +1,7 @@
 """What the plugin does at Megatron's events: wrappers around functions of `megatron.training.training`.
 
 Each `around_*` method takes an original function and returns one that calls it and adds a little; `rebind.py` puts it
-in place.  A wrapper takes the arguments that it does not use as they come.
+in place.  A wrapper passes on the arguments that it does not use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Events:
 
     Args:
         options: of the run.
-        after_setup, after_iteration: the user's functions, see `plug_into`.
+        after_setup, after_iteration: the user's functions (`plug_into`).
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Events:
             training.enable_forward_pre_hook(model)
 
     def around_training_log(self, original: Function) -> Function:
-        """Write the figures of one iteration, without a wait for the GPU that Megatron does not make."""
+        """Write the figures of one iteration without waiting for the GPU where Megatron does not."""
 
         def training_log(
             loss_dict: dict[str, torch.Tensor],
@@ -215,7 +215,7 @@ class Events:
         return training.reduce_max_stat_across_model_parallel_group(own) if self._lacks_rate else own
 
     def around_evaluate_and_print(self, original: Function) -> Function:
-        """Know which evaluation is being made, and leave its time out of the step time."""
+        """Note which evaluation this is, and leave its time out of the step time."""
 
         def evaluate_and_print_results(
             prefix: str,
@@ -264,7 +264,7 @@ class Events:
         return evaluate
 
     def around_save(self, original: Function) -> Function:
-        """Note a checkpoint."""
+        """Write down each checkpoint and how long it took."""
 
         def save_checkpoint_and_time(iteration: int, *rest: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
@@ -278,7 +278,7 @@ class Events:
         return save_checkpoint_and_time
 
     def around_callbacks(self, original: Function) -> Function:
-        """Run `after_iteration`."""
+        """Run `after_iteration` before the checkpoint."""
 
         def post_training_step_callbacks(
             model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
@@ -316,6 +316,6 @@ def _loss_tensor(losses: dict[str, torch.Tensor]) -> torch.Tensor | None:
 
 
 def _loss(losses: dict[str, torch.Tensor]) -> float | None:
-    """The same as a number: nats per token, exact in float32."""
+    """The language-model loss as a number, in nats per token."""
     value = _loss_tensor(losses)
     return None if value is None else float(value)

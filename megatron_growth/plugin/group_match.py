@@ -1,4 +1,4 @@
-"""Which saved parameter group a group of this run goes on from, and with which learning rates.
+"""Which saved parameter group a group of this run continues, and with which learning rates.
 
 Megatron finds a saved group by values that include its peak learning rate, so a stage with another rate cannot load the
 last stage's optimizer.  Here a group is known by what it is: its weight decay and the like, and the rule, multiple and
@@ -8,7 +8,7 @@ schedule that made it; never by its place in a list.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.optimizer.optimizer import param_group_identifier_keys
@@ -40,17 +40,18 @@ def match_group(group: Group, saved_groups: Sequence[Group], args: argparse.Name
     """
     saved = counterpart(group, saved_groups)
     takes_saved = args.use_checkpoint_opt_param_scheduler
+    where = f"now {_described(group)}; in the checkpoint {' / '.join(map(_described, saved_groups))}"
     if saved is None and takes_saved:
         raise RunError(
             "the checkpoint has no learning rate for a parameter group of this run",
-            where=f"now {describe(group)}; in the checkpoint {' / '.join(map(describe, saved_groups))}",
+            where=where,
             fix="--override-opt_param-scheduler takes this run's",
         )
     same = saved is not None and _same(saved, group, RATES)
     if not (same or takes_saved or args.override_opt_param_scheduler):
         raise RunError(
             "a parameter group of this run has other learning rates than the checkpoint's",
-            where=f"now {describe(group)}; in the checkpoint {' / '.join(map(describe, saved_groups))}",
+            where=where,
             fix=WHICH_SCHEDULE,
         )
     rates = saved if takes_saved and saved is not None else group
@@ -60,7 +61,7 @@ def match_group(group: Group, saved_groups: Sequence[Group], args: argparse.Name
 
 
 def counterpart(group: Group, saved_groups: Sequence[Group]) -> Group | None:
-    """The saved group that is this one: the same in all but its rates; else the only one of the same rule."""
+    """The saved group that matches this one in all but its rates; else the only one of the same rule."""
     alike = [saved for saved in saved_groups if _same(saved, group, _STRUCTURE)]
     for keys in (IDENTITY, (RULE_KEY,)):
         found = [saved for saved in alike if _same(saved, group, keys)]
@@ -73,12 +74,7 @@ def _same(one: Group, other: Group, keys: Sequence[str]) -> bool:
     return all(one.get(key) == other.get(key) for key in keys)
 
 
-def describe(group: Group) -> str:
+def _described(group: Group) -> str:
     """Rule and rates of a group, for a message."""
-    return ", ".join(_described(group))
-
-
-def _described(group: Group) -> Iterator[str]:
-    if group.get(RULE_KEY):
-        yield f"rule {group[RULE_KEY]!r}"
-    yield from (f"{key} {group[key]}" for key in RATES if group.get(key) is not None)
+    rule = [f"rule {group[RULE_KEY]!r}"] if group.get(RULE_KEY) else []
+    return ", ".join([*rule, *(f"{key} {group[key]}" for key in RATES if group.get(key) is not None)])

@@ -24,7 +24,7 @@ Chunks = list[torch.nn.Module]
 
 
 def addition(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Addition:
-    """Growth where there is a source; the vocabulary is recorded in every run, for what may grow from it."""
+    """Growth where there is a source; every run records its vocabulary for models that may grow from it."""
     return Addition(before_wrap=grow_hook(options, record) if options.source else record_vocabulary)
 
 
@@ -36,7 +36,7 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
         save: the run's --save.
 
     Raises:
-        UserError: a checkpoint lies in --save where --load will not find it; training would start anew over it.
+        UserError: a checkpoint lies in --save where --load will not find it; training would start again over it.
     """
     look = checkpoint_exists if dist.get_rank() == 0 else bool
     found = [together(partial(look, path), str(path)) for path in (load, save)]
@@ -58,12 +58,12 @@ def record_vocabulary(chunks: Chunks) -> Chunks:
 
 
 def vocabulary_of_run() -> Vocabulary:
-    """The tokens of this run, as its tokenizer counts them."""
+    """The vocabulary of this run, with the number of tokens that its tokenizer has."""
     return Vocabulary.of_run(get_args(), int(get_tokenizer().vocab_size))
 
 
 def check_source(source: Path) -> None:
-    """Refuse a source whose embedding belongs to other tokens; it would pass for one with other padding.
+    """Refuse a source whose embedding belongs to another tokenizer; it would look like other padding only.
 
     Raises:
         CheckpointError: the tokens differ.
@@ -82,10 +82,10 @@ def check_source(source: Path) -> None:
 def check_grown(folder: Path) -> None:
     """Refuse to load what was grown offline into a model that computes another function.
 
-    Only the first load is compared: what a run makes of the grown model afterwards is its own affair.
+    Only the first load is compared: a run may change the grown model afterwards.
 
     Args:
-        folder: of the checkpoint's iteration.
+        folder: the iteration's folder in the checkpoint.
 
     Raises:
         GrowthPlanError: names the flags to give.
@@ -126,8 +126,8 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         with at_door("script"):
             report = fill(chunks, source, open_source=open_source, arguments=args, **operators)
         if report.not_compared:
-            told = ", ".join(report.not_compared)
-            print_rank_0(f"growth: the source does not tell {told}; taken to be this run's")
+            unknown = ", ".join(report.not_compared)
+            print_rank_0(f"growth: the source does not say {unknown}; taken to be this run's")
         args.growth_provenance = report.provenance  # saved with the arguments in every checkpoint of this run
         print_rank_0(f"growth: grown in {report.seconds:.1f} s; rank 0 read {report.bytes_read:,} bytes")
         record(

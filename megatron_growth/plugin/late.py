@@ -1,8 +1,8 @@
 """Losses that are written down without making the host wait for the GPU.
 
-Reading a number from a GPU waits for all work that is queued there.  Megatron does it where it logs, so a loss is
-copied to the host behind the work that makes it, and read when it has arrived: at once after Megatron's own log line,
-else at a later iteration, or when something else is written.
+Reading a number from a GPU waits for all work that is queued there.  So a loss is copied to the host behind the work
+that computes it, and read when it has arrived: right after Megatron's own log line (which waits), at a later iteration,
+or when something else is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class LateNumber:
     """One number on its way from a device to the host.
 
     Args:
-        value: of one element, on any device; None for no number.
+        value: tensor of one element, on any device; None for no number.
     """
 
     def __init__(self, value: torch.Tensor | None) -> None:
@@ -31,7 +31,7 @@ class LateNumber:
             self._arrival.record()
 
     def is_here(self) -> bool:
-        """Whether reading it takes no time."""
+        """Whether it can be read without waiting."""
         return self._arrival is None or bool(self._arrival.query())
 
     def read(self) -> float | None:
@@ -45,7 +45,7 @@ class LateLines:
     """Lines whose loss may still be on its way, written in their order.
 
     Args:
-        write: takes a line that is complete.
+        write: receives each complete line.
     """
 
     def __init__(self, write: Callable[[MetricsLine], None]) -> None:
@@ -53,7 +53,7 @@ class LateLines:
         self._waiting: deque[tuple[MetricsLine, LateNumber]] = deque()
 
     def add(self, line: MetricsLine, loss: LateNumber) -> None:
-        """Take a line that has a place for its loss."""
+        """Queue a line; its `loss` is filled in when it is written."""
         self._waiting.append((line, loss))
 
     def flush(self, *, wait: bool) -> None:

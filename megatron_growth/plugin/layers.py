@@ -20,7 +20,7 @@ from megatron_growth.plugin.arguments import PluginOptions
 
 
 def addition(options: PluginOptions) -> Addition:
-    """Nothing for Megatron's own layers."""
+    """Sets the layer spec; nothing where Megatron's own layers are wanted."""
     if options.layer_spec == "stock" and options.sublayers == "full":
         return Addition()
     bind = {"_load_global_dist_base_checkpoint": around_load} if options.layer_spec == "auto" else {}
@@ -42,7 +42,7 @@ def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
 
 
 def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Load as Megatron does, without asking for extra states of norms that the checkpoint does not hold."""
+    """Load as Megatron does, but do not ask for extra states of norms that the checkpoint lacks."""
 
     def _load_global_dist_base_checkpoint(
         load_dir: str,

@@ -31,7 +31,7 @@ Chunks = list[torch.nn.Module]
 
 
 def addition(active: ActiveMethods) -> Addition:
-    """Loading across a stage boundary."""
+    """Replaces the loading of checkpoints."""
     return Addition(bind={"load_checkpoint": lambda original: around_load(original, active)})
 
 
@@ -70,7 +70,7 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
 
 
 def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
-    """Whether optimizer state is read by parameter; state in flat buckets only when it must be, to say why not."""
+    """Whether optimizer state is read by parameter; for flat buckets only where it must be, which is then refused."""
     if getattr(common["args"], "no_save_optim", False):  # a merged model has none
         return False
     saved = methods_of(common["args"])

@@ -1,7 +1,7 @@
-"""What a training process really holds: bytes of allocated storages, counted once each, after the first step.
+"""What a training process really holds after the first step: bytes of allocated storages, each counted once.
 
 Counted are weights, gradients and optimizer state (main weights and moments), which the planner predicts by formula
-(`planner/memory.py`).  Activations are not state; on a GPU the allocator's own peak stands beside.
+(`planner/memory.py`).  Activations are not state; on a GPU the allocator's peak is recorded too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS = ("weights", "gradients", "optimizer")
 
 
 def addition(options: PluginOptions, record: Callable[[Record], None]) -> Addition:
-    """One "memory" event a process, where metrics are written."""
+    """Records one "memory" event after the first step, where metrics are written."""
     if options.metrics is None:
         return Addition()
     done: list[bool] = []
@@ -59,7 +59,7 @@ def state_bytes(chunks: Iterable[torch.nn.Module], optimizer: Any) -> dict[str, 
 def by_pipeline_rank(chunks: Iterable[torch.nn.Module], optimizer: Any) -> list[dict[str, int]]:
     """`state_bytes` of the fullest rank of every pipeline stage, in the order of the stages.  A collective.
 
-    On a GPU with `device_peak`, the most bytes that torch's allocator has had in use there.
+    On a GPU `device_peak` is added: the most bytes that torch's allocator has had in use there.
     """
     own = state_bytes(chunks, optimizer)
     if dist.get_backend() == "nccl":
@@ -68,12 +68,11 @@ def by_pipeline_rank(chunks: Iterable[torch.nn.Module], optimizer: Any) -> list[
     dist.all_gather_object(gathered, (parallel_state.get_pipeline_model_parallel_rank(), own))
     fullest: dict[int, dict[str, int]] = {}
     for stage, of_rank in gathered:
-        fullest[stage] = max(fullest.get(stage, of_rank), of_rank, key=total)
+        fullest[stage] = max(fullest.get(stage, of_rank), of_rank, key=_total)
     return [fullest[stage] for stage in range(get_args().pipeline_model_parallel_size)]
 
 
-def total(of_rank: dict[str, int]) -> int:
-    """Weights, gradients and optimizer state together."""
+def _total(of_rank: dict[str, int]) -> int:
     return sum(of_rank[part] for part in PARTS)
 
 

@@ -25,15 +25,15 @@ def plug_into(
 ) -> Any:
     """Add the behaviour that the --growth-* arguments ask for; without any of them, add nothing.
 
-    In either case --rope-scaling-factor is handed on, which Megatron 0.19 forgets: stages of one chain, and of one
-    script, must be the same function whether they grow or not.
+    In either case --rope-scaling-factor is handed on, which Megatron 0.19 forgets: the stages of a chain must compute
+    the same function whether they grow or not.
 
     Args:
         model_cfg: what `gpt_config_from_args(args)` returned.
         args: what `parse_and_validate_args` returned.
-        after_setup: functions of yours, called with (model chunks, optimizer, scheduler) when all three exist and the
+        after_setup: your functions, called with (model chunks, optimizer, scheduler) when all three exist and the
             run's checkpoint, if there is one, is loaded.
-        after_iteration: functions of yours, called with (model chunks, optimizer, scheduler, iteration) after the
+        after_iteration: your functions, called with (model chunks, optimizer, scheduler, iteration) after the
             optimizer's step, the log and the evaluation, and before the checkpoint.
 
     Returns:
@@ -63,7 +63,7 @@ def plug_into(
 
 
 def unplug() -> None:
-    """Put back every function of Megatron that plug_into() replaced, and how the process ends.
+    """Put back every function of Megatron, and the exception hook, that plug_into() replaced.
 
     Hooks that were added to a `model_cfg` stay with that `model_cfg`.
     """
@@ -72,7 +72,7 @@ def unplug() -> None:
 
 
 def _keep_rope_factor(model_cfg: Any, args: argparse.Namespace) -> None:
-    """Give the model the factor of --use-rope-scaling; a value that a script has set itself stays."""
+    """Give the model the factor of --use-rope-scaling; a value that the script has set stays."""
     asked = getattr(args, "rope_scaling_factor", None)
     if not getattr(args, "use_rope_scaling", False) or asked is None:
         return
@@ -85,7 +85,7 @@ def _keep_rope_factor(model_cfg: Any, args: argparse.Namespace) -> None:
 
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
-    """What every part of the plugin adds to this run, in the order in which the parts act; each knows when."""
+    """What every part of the plugin adds to this run, in the order in which the parts act."""
     from megatron_growth.plugin import anew, datasets, growing, layers, loading, memory, reshardable, scheduler
     from megatron_growth.plugin.active import ActiveMethods
 

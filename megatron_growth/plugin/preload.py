@@ -1,4 +1,4 @@
-"""The parts that a plugged training imports when it comes to need them, imported once for ranks that are forked."""
+"""Import once, for ranks that are forked, the parts that a plugged run imports only when it needs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from megatron_growth.backend.processes import without_collection
 
 
 def import_parts() -> None:
-    """Call it after `backend.preload.import_megatron`: some parts take Megatron's functions as they find them."""
+    """Call it after `backend.preload.import_megatron`: some parts bind Megatron's functions at import."""
     with without_collection():
         import megatron_growth.backend.attention
         import megatron_growth.backend.layer_spec

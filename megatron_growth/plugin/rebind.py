@@ -30,7 +30,7 @@ class Target:
     Attributes:
         name: its name in `module`.
         why: what the plugin needs it for.
-        parameters: the names of its parameters in order, separated by spaces; others mean an unknown Megatron.
+        parameters: the names of its parameters in order, separated by spaces; any others mean an unknown Megatron.
         module: where `megatron.training` looks it up.
     """
 
@@ -140,7 +140,7 @@ _bound: list[_Binding] = []
 
 
 def check_version() -> None:
-    """Refuse a Megatron-Core whose inside we do not know.
+    """Refuse a Megatron-Core whose internals we do not know.
 
     Raises:
         UnsupportedError: naming the supported versions.
@@ -159,7 +159,7 @@ def bind(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
     Args:
         name: a name in TARGETS.
-        wrap: receives what stands there now and returns the replacement, with the same signature.
+        wrap: receives the present function and returns the replacement, with the same signature.
 
     Raises:
         UnsupportedError: the function has gone, or its signature is not the known one.
@@ -176,12 +176,12 @@ def bind(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
 
 def original(name: str) -> Any:
-    """What stands in Megatron under a name of the table now; None when nothing does."""
+    """The present function of Megatron under a name of the table; None when there is none."""
     return getattr(importlib.import_module(TARGETS[name].module), name, None)
 
 
 def bound() -> tuple[str, ...]:
-    """The names of what is replaced now, in the order of replacement."""
+    """Names of the functions that are replaced now, in the order of replacement."""
     return tuple(binding.name for binding in _bound)
 
 

@@ -1,8 +1,9 @@
-"""In which form the distributed optimizer's state is saved (--growth-reshardable-end), and loaded at other sizes.
+"""The form in which the distributed optimizer's state is saved (--growth-reshardable-end) and loaded at other sizes.
 
-Megatron's default form writes the buckets of every rank as they are.  It costs nothing at a save, and loads at another
-data-parallel size only.  The fully reshardable form loads in every layout and can be grown, but gathers the whole state
-of a tensor-parallel shard on one rank at every save.  A stage whose state is grown needs it once, at its end.
+Megatron's default form writes the buckets of every rank as they are.  It costs nothing extra at a save, but only the
+data-parallel size may change at a load.  The fully reshardable form loads in every layout and can be grown, but gathers
+the whole state of a tensor-parallel shard on one rank at every save.  A stage whose state is grown needs it once, at
+its end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from megatron_growth.plugin.arguments import PluginOptions
 
 
 def addition(options: PluginOptions) -> Addition:
-    """Nothing without --growth-reshardable-end."""
+    """Changes the form of the last save; nothing without --growth-reshardable-end."""
     if not options.reshardable_end:
         return Addition()
     return Addition(bind={"_build_sharded_state_dict_metadata": around_metadata})
@@ -50,7 +51,7 @@ def _at_the_end(args: argparse.Namespace) -> bool:
 
 
 def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argparse.Namespace, folder: str) -> None:
-    """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes; Megatron fails without a reason.
+    """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, where Megatron gives no reason.
 
     Args:
         saved: arguments that the checkpoint holds.
@@ -73,5 +74,6 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
         f"the optimizer state of this checkpoint was saved at {was} in a form that does not load at {asked}",
         where=folder,
         fix=f"go on at {was}; or save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe "
-        "checkpoint.reshardable: always) and change the layout then; or start the optimizer anew with --no-load-optim",
+        "checkpoint.reshardable: always) and change the layout then; or start the optimizer from scratch with "
+        "--no-load-optim",
     )

@@ -1,4 +1,4 @@
-"""Megatron's learning-rate scheduler with a schedule per parameter group, and with nothing left out of its state."""
+"""Megatron's learning-rate scheduler with a schedule per parameter group, and its whole state in checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RuleScheduler(OptimizerParamScheduler):
     """
 
     def __init__(self, stock: OptimizerParamScheduler, rules: dict[str, Schedule]) -> None:
-        # Megatron has worked the arguments into the stock scheduler; this one goes on from what came out.
+        # Megatron has derived the stock scheduler's attributes from the arguments; this one takes them over.
         self.__dict__.update(vars(stock))
         self.rules = rules
         self.step(0)
@@ -104,7 +104,7 @@ def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callab
         named = {text: parse_schedule(text, run) for text in written}
         if named and getattr(args, "rampup_batch_size", None):
             raise UnsupportedError(
-                "a schedule of its own counts iterations of one size, but --rampup-batch-size changes it",
+                "a parameter group's own schedule counts iterations of one size, but --rampup-batch-size changes it",
                 fix="leave out --rampup-batch-size, or use Megatron's --lr-decay-style",
             )
         return RuleScheduler(stock, named)
@@ -113,7 +113,7 @@ def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callab
 
 
 def run_schedule(args: argparse.Namespace, stock: OptimizerParamScheduler) -> RunSchedule:
-    """What the run's own flags ask for, in samples, as Megatron counts: its steps need not be whole iterations."""
+    """The schedule of the run's own flags, in samples as Megatron counts them: steps need not be whole iterations."""
     return RunSchedule(
         peak=args.lr,
         iterations=stock.lr_decay_steps,

@@ -1,13 +1,13 @@
-"""Optimizer state read by the names of the parameters, whatever the groups, ranks and layouts are.
+"""Read optimizer state by the names of the parameters, whatever the groups, ranks and layouts are.
 
 Moments and fp32 masters of the parameters that a checkpoint has them for are read one by one, into any optimizer of
 Megatron's; newly trainable parameters start with zero moments.  Megatron keeps one Adam step for all parameters, so the
-bias correction of new ones starts at the saved step: give them a warm-up.  State that is no moment of the weight's
-shape (GaLore's) is read as the optimizer describes it, in `own_sharded_state(main, weight)`.
+bias correction of new ones starts at the saved step: give them a warm-up.  State that does not have the
+weight's shape (GaLore's) is read as the optimizer describes it, in `own_sharded_state(main, weight)`.
 
 Megatron's own loading pairs groups by their number and takes everything that has no tensor (Adam's step among it) from
-the first rank.  It fails, or starts Adam anew without a word, when a rank has no parameter in some group: a rule that
-takes one pipeline stage's parameters only, or a stage that is frozen.
+the first rank.  It fails, or silently starts Adam from scratch, when a rank has no parameter in some group: a rule
+that takes one pipeline stage's parameters only, or a stage that is frozen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from megatron_growth.plugin.group_match import IDENTITY, RATES, match_group
 
 Chunks = list[torch.nn.Module]
 
-STEP_KEY = "growth_optimizer_step"  # in a checkpoint's content metadata: Adam's step, of whichever rank has one
+STEP_KEY = "growth_optimizer_step"  # in a checkpoint's content metadata: Adam's step, from any rank that has one
 _MASTERS = {"distributed": MASTER, "plain": "fp32_param"}  # keys of the fp32 weights, by the optimizer that saved
 _FLAT_FORMATS = ("dp_reshardable", "dp_zero_gather_scatter", "fully_sharded_bucket_space")
 
@@ -60,8 +60,8 @@ def load_state_by_name(
         raise CheckpointError(
             "freezing has changed since this checkpoint, and its optimizer state cannot be read by parameter",
             where=str(folder),
-            fix="save with --dist-ckpt-optim-fully-reshardable before freezing changes, or start the optimizer anew "
-            "with --no-load-optim",
+            fix="save with --dist-ckpt-optim-fully-reshardable before freezing changes, or start the optimizer from "
+            "scratch with --no-load-optim",
         )
     parts = list(leaves(optimizer))
     for part in parts:
@@ -81,11 +81,11 @@ def load_state_by_name(
     step = _load_groups(parts, common)
     print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
     if any_rank(new):
-        print_rank_0("growth: what trains anew since then starts with zero moments")
+        print_rank_0("growth: parameters without saved state start with zero moments")
 
 
 def _load_groups(parts: Sequence[Any], common: dict[str, Any]) -> int:
-    """What optimizers keep beside tensors: loss scale, rates of the groups, and the step, which is returned."""
+    """Load what optimizers keep besides tensors: loss scale, rates of the groups, and the step, which is returned."""
     step, groups = saved_step(common), saved_groups(common)
     scalers = [state["grad_scaler"] for state in saved_optimizers(common) if "grad_scaler" in state]
     for part in parts:
@@ -102,7 +102,7 @@ def _load_groups(parts: Sequence[Any], common: dict[str, Any]) -> int:
 
 
 def content_metadata(common: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its content."""
+    """The metadata in which a checkpoint describes its content."""
     return dist_checkpointing.load_content_metadata(preloaded_state_dict=common) or {}
 
 
@@ -128,7 +128,7 @@ def saved_groups(common: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def saved_step(common: dict[str, Any]) -> int:
-    """Megatron's one Adam step: as the plugin notes it, or from the first rank's groups (fused Adam) or shared step."""
+    """Megatron's one Adam step: the plugin's note, else from the first rank's groups (fused Adam) or shared step."""
     noted = content_metadata(common).get(STEP_KEY)
     if noted is not None:
         return int(noted)
@@ -139,7 +139,7 @@ def saved_step(common: dict[str, Any]) -> int:
 
 
 def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
-    """The key under which a checkpoint has the optimizer's fp32 weights, if it has any beside the model's."""
+    """The key under which a checkpoint has the optimizer's fp32 weights, if it has any besides the model's."""
     if metadata.get("distrib_optim_sharding_type"):
         return [_MASTERS["distributed"]]
     return [_MASTERS["plain"]] if common["args"].bf16 or common["args"].fp16 else []
@@ -173,7 +173,7 @@ def _saved_and_new(
             raise CheckpointError(
                 f"the checkpoint has no optimizer state of {names[key]}, which was trained",
                 where=str(folder),
-                fix="start the optimizer anew with --no-load-optim",
+                fix="start the optimizer from scratch with --no-load-optim",
             )
     return found, len(found) < len(names)
 
@@ -204,9 +204,9 @@ def _read(sharded: dict[int, ShardedBase], moment: str, folder: str | Path) -> d
 def _read_own(
     parts: list[Any], sharded: dict[int, ShardedBase], saved: Collection[str], folder: str | Path
 ) -> dict[int, bool]:
-    """Load state of another shape than its weight's, where the optimizer has such.
+    """Load optimizer state that does not have its weight's shape, where there is any.
 
-    The optimizer's `begins_anew` is told of what the checkpoint lacks, on every rank the same.
+    The optimizer's `begins_anew` is called for what the checkpoint lacks, alike on every rank.
 
     Returns:
         {id of each such parameter: whether the checkpoint had its state}

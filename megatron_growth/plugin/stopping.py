@@ -13,7 +13,7 @@ def known_to_all(loss: float | None) -> float:
     """The validation loss on every rank; only the last pipeline stage has computed it.
 
     Args:
-        loss: of this rank, or None where there is none; a loss that is not finite counts as none.
+        loss: of this rank, None without one; a loss that is not finite counts as None.
 
     Returns:
         The smallest over all ranks, infinity when no rank has one.
@@ -26,7 +26,7 @@ def known_to_all(loss: float | None) -> float:
 
 
 def stop_after_this_iteration() -> None:
-    """Let Megatron save and exit when this iteration ends, as --exit-interval does; call it on every rank."""
+    """Make Megatron save and exit when this iteration ends, as --exit-interval does; call it on every rank."""
     args = get_args()
     args.exit_interval = 1
     args.growth_stopped = True

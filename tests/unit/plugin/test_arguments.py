@@ -52,7 +52,7 @@ def test_only_what_asks_for_something_is_wanted():
 @pytest.mark.parametrize(
     ("words", "megatrons", "error", "message"),
     [
-        (["--growth-from", "/no/such/folder"], {}, UserError, "names no folder"),
+        (["--growth-from", "/no/such/folder"], {}, UserError, "does not name a folder"),
         (["--growth-from", ".", "--growth-width", "akii"], {}, GrowthPlanError, "no width operator is called 'akii'"),
         (["--growth-from", "."], {"save": "."}, UserError, "--growth-from and --save name the same folder"),
         (["--growth-from", "."], {"pretrained_checkpoint": "x"}, UserError, "both set the first weights"),
@@ -84,7 +84,7 @@ def test_only_what_asks_for_something_is_wanted():
             ["--growth-schedule", "a.*=0.5"],
             {"optimizer": "muon"},
             UnsupportedError,
-            "--optimizer muon it could not resume",
+            "not with --optimizer muon",
         ),
         (["--growth-freeze", "a.*"], {"decoupled_lr": 1e-4}, UserError, "both set the embedding's learning rate"),
         (["--growth-freeze", "a.{0"], {}, RecipeError, "braces"),
