@@ -1,1 +1,1 @@
-"""What a trained model knows, measured on its weights: word similarity and neighbours of embedding and output rows."""
+"""What a trained model has learned: perplexity, benchmarks, agreement, word vectors, and answers for judges."""

@@ -1,10 +1,10 @@
-"""How far two models predict the same: KL divergence and top-1 agreement on a text (Family: neighbouring sizes).
+"""How far two models' predictions agree: KL divergence and top-1 agreement on a text (Family: neighbouring sizes).
 
     KL(A || B) = sum over v of p_A(v) (log p_A(v) - log p_B(v)), averaged over the predicted positions, in nats
     top-1      = share of positions at which both put the same token first
 
-The vocabulary is gone through in blocks, with a running maximum and running sums, so memory is bounded by
-positions x block and not by positions x vocabulary.
+The vocabulary is read in blocks, with a running maximum and running sums, so memory is bounded by positions x block,
+not positions x vocabulary.
 
 Shape legend: N positions, H hidden (the models' may differ), V vocabulary rows, B rows of a block.
 """
@@ -28,13 +28,13 @@ VOCABULARY_BLOCK = 8192
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two models on one text.
+    """How far models A and B agree on one text.
 
     Attributes:
         kl: mean KL(A || B) in nats.
-        kl_reverse: mean KL(B || A).
-        top1: share of positions with the same first token.
-        positions: predicted tokens.
+        kl_reverse: mean KL(B || A) in nats.
+        top1: share of positions at which both put the same token first.
+        positions: number of predicted tokens.
     """
 
     kl: float
@@ -55,9 +55,9 @@ def agreement(
     """Compare two models on a text.
 
     Args:
-        a, b: with the same tokenizer.
+        a, b: models with the same tokenizer.
         documents: the text.
-        length: tokens of a window.
+        length: tokens in a window.
         block: rows of the vocabulary at a time.
         progress: called with (windows done, windows in all).
 
@@ -66,7 +66,7 @@ def agreement(
     """
     if a.tokenizer.fingerprint != b.tokenizer.fingerprint or len(a.output) != len(b.output):
         raise DataError(
-            f"the models have other tokenizers: {len(a.output)} and {len(b.output)} tokens",
+            f"the models have different tokenizers: {len(a.output)} and {len(b.output)} tokens",
             where=f"{a.folder}, {b.folder}",
             fix="compare models that were trained with the same tokenizer",
         )
@@ -92,7 +92,7 @@ def compare(
     """Sums over positions of KL(A || B), KL(B || A) and equal first tokens: (3,) in float64.
 
     Args:
-        hidden_a, hidden_b: (N, H) of each model.
+        hidden_a, hidden_b: (N, H) what each model's output layer reads.
         output_a, output_b: (V, H) output weights.
         block: B.
     """
@@ -100,7 +100,7 @@ def compare(
     for at, a, b in _logits(hidden_a, output_a, hidden_b, output_b, block):
         total_a.add(a, b, at)
         total_b.add(b, a, at)
-    # Both totals' own log Z; the cross term is the expectation of the other's logits under this one's softmax.
+    # log p = logit - log Z; the cross term is the expectation of the other model's logits under this one's softmax.
     kl = total_a.mean_own - total_a.log_z - total_a.mean_other + total_b.log_z
     reverse = total_b.mean_own - total_b.log_z - total_b.mean_other + total_a.log_z
     same = (total_a.best == total_b.best).double()
@@ -110,7 +110,7 @@ def compare(
 def _logits(
     hidden_a: torch.Tensor, output_a: torch.Tensor, hidden_b: torch.Tensor, output_b: torch.Tensor, block: int
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """First row of a block, and both models' logits (N, B) of it."""
+    """The first row of each block, and both models' logits (N, B) for it."""
     for rows in blocks(len(output_a), block):
         yield (
             rows.start,
@@ -120,7 +120,7 @@ def _logits(
 
 
 class _Softmax:
-    """A softmax seen block by block: log Z, first token, and expectations of its own and another model's logits."""
+    """A softmax seen block by block: log Z, likeliest token, expectations of its own and of another model's logits."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._peak = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
@@ -128,7 +128,7 @@ class _Softmax:
         self.best = torch.zeros(count, dtype=torch.int64, device=device)
 
     def add(self, own: torch.Tensor, other: torch.Tensor, at: int) -> None:
-        """Take a block that begins at row `at` of the vocabulary; sums are rescaled where it has a new maximum."""
+        """Add a block that begins at row `at` of the vocabulary; sums are rescaled where it has a new maximum."""
         high, place = own.max(dim=1)
         self.best = torch.where(high > self._peak, place + at, self.best)
         peak = torch.maximum(high, self._peak)
@@ -140,15 +140,15 @@ class _Softmax:
 
     @property
     def log_z(self) -> torch.Tensor:
-        """(N,)."""
+        """(N,) log of the sum of exponentials."""
         return self._peak + torch.log(self._z)
 
     @property
     def mean_own(self) -> torch.Tensor:
-        """(N,) of its own logits."""
+        """(N,) expectation of its own logits."""
         return self._own / self._z
 
     @property
     def mean_other(self) -> torch.Tensor:
-        """(N,) of the other model's logits."""
+        """(N,) expectation of the other model's logits."""
         return self._other / self._z

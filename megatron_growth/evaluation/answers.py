@@ -1,4 +1,4 @@
-"""Answers to the questions of MT-Bench and AlpacaEval, in the files that those projects' judges read.
+"""Answers to the questions of MT-Bench and AlpacaEval, in the files that these projects' judges read.
 
 mt-bench      questions: FastChat's question.jsonl (question_id, category, turns)
               answers:   data/mt_bench/model_answer/NAME.jsonl (question_id, answer_id, model_id, choices, tstamp)
@@ -6,8 +6,8 @@ alpaca-eval   questions: a JSON list (instruction, dataset)
               answers:   a JSON list for --model_outputs (dataset, instruction, output, generator, and our answer_id)
 
 Answers are written batch by batch to FILE.partial, one JSON object a line, and to FILE at the end; a command that was
-stopped goes on with the first question that has no answer.  Nothing here judges: that is the projects' own step, with a
-judge of the user's (docs/evaluation.md).
+stopped goes on with the first question that has no answer.  Nothing is judged here: that is the projects' own step,
+with a judge that the user chooses (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError, RunError
-from megatron_growth.evaluation.documents import records
+from megatron_growth.evaluation.documents import check_columns, records
 from megatron_growth.evaluation.generate import Answerer, Message
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.records.storage import parse_json, sha256_of, storage_errors, write_json, write_whole
@@ -31,7 +32,7 @@ COLUMNS: Mapping[Format, tuple[str, ...]] = {
     "mt-bench": ("question_id", "category", "turns"),
     "alpaca-eval": ("instruction",),
 }
-# FastChat's gen_model_answer.py: sampling is for categories without a right answer.
+# Of FastChat's gen_model_answer.py: it samples in categories without a right answer.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 
 
@@ -40,9 +41,9 @@ class Question:
     """One question.
 
     Attributes:
-        key: that tells it from others.
-        turns: what the user says, one after the other.
-        temperature: of its answers.
+        key: identifies it within its file.
+        turns: what the user says, turn by turn.
+        temperature: at which its answers are sampled.
         record: as it was read.
     """
 
@@ -56,21 +57,16 @@ def read_questions(path: Path, kind: Format) -> list[Question]:
     """The questions of a file.
 
     Raises:
-        DataError: it is missing, is no JSON, or has other columns (found and wanted).
+        DataError: it is missing, is not JSON, or has other columns (found and wanted).
     """
     if not path.is_file():
         raise DataError("there is no file of questions", where=str(path), fix=_SOURCE[kind])
     found = []
     for number, entry in enumerate(_entries(path), 1):
-        if lacking := [name for name in COLUMNS[kind] if name not in entry]:
-            raise DataError(
-                f"columns found: {', '.join(sorted(entry)) or 'none'}; wanted for {kind}: {', '.join(COLUMNS[kind])} "
-                f"({', '.join(lacking)} missing)",
-                where=f"{path}, question {number}",
-                fix=_SOURCE[kind],
-            )
+        where = f"{path}, question {number}"
+        check_columns(entry, COLUMNS[kind], where, _SOURCE[kind], purpose=f" for {kind}")
         if wrong := _not_text(entry, kind):
-            raise DataError(wrong, where=f"{path}, question {number}", fix=_SOURCE[kind])
+            raise DataError(wrong, where=where, fix=_SOURCE[kind])
         found.append(_question(entry, kind))
     if not found:
         raise DataError("the file holds no questions", where=str(path), fix=_SOURCE[kind])
@@ -84,26 +80,27 @@ _SOURCE: Mapping[Format, str] = {
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file, or of a JSON list."""
+    """The objects of a JSONL file, or of a JSON list."""
     if path.suffix == ".jsonl":
         yield from records(path)
         return
     try:
-        found = parse_json(path.read_text("utf-8"))
+        with reading(path):
+            found = parse_json(path.read_text("utf-8"))
     except ValueError as error:
-        raise DataError(f"the questions are no JSON: {error}", where=str(path), fix="write a JSON list") from None
+        raise DataError(f"the questions are not JSON: {error}", where=str(path), fix="write a JSON list") from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise DataError("the questions are no list of JSON objects", where=str(path), fix="write a JSON list")
+        raise DataError("the questions are not a list of JSON objects", where=str(path), fix="write a JSON list")
     yield from found
 
 
 def _not_text(entry: dict[str, Any], kind: Format) -> str:
-    """What is wrong with the text of a question; "" when it is text."""
+    """What is wrong with a question whose text is not text; "" when it is."""
     if kind == "alpaca-eval":
-        return "" if isinstance(entry["instruction"], str) else "the instruction is no text"
+        return "" if isinstance(entry["instruction"], str) else "the instruction is not text"
     turns = entry["turns"]
     right = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
-    return "" if right else "the turns are no list of texts"
+    return "" if right else "the turns are not a list of texts"
 
 
 def _question(entry: dict[str, Any], kind: Format) -> Question:
@@ -129,17 +126,17 @@ def answer(
     """Answer every question that has no answer yet; returns how many were answered now.
 
     Args:
-        questions: of `read_questions`.
+        questions: from `read_questions`.
         kind: of the files.
         target: file of answers.
         name: of the model, as the judge will show it.
-        identity: of model and settings; answers of another one are not continued.
+        identity: from `identity_of`; answers with another one are not continued.
         answerer: opens the model; called only when something is left to answer.
         batch: questions at a time.
         progress: called with (questions answered, questions in all).
 
     Raises:
-        RunError: the target, or the file of unfinished answers beside it, is there and holds other answers.
+        RunError: the target, or the file of unfinished answers beside it, exists and holds other answers.
         StorageError: the file system refused.
     """
     done = _finished(target, kind, name)
@@ -172,7 +169,7 @@ def answer(
 
 
 def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Questions of one temperature and as many turns, in order."""
+    """At most `size` questions of equal temperature and number of turns, in order."""
     kinds = dict.fromkeys((question.temperature, len(question.turns)) for question in questions)
     for kind in kinds:
         same = [question for question in questions if (question.temperature, len(question.turns)) == kind]
@@ -195,7 +192,7 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
 
 
 def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
-    """Answers of an earlier command for the same model; a last line that was cut off goes."""
+    """Answers of an earlier command for the same model; a last line that was cut off is dropped."""
     head = json.dumps({"identity": identity})
     if not partial.exists():
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +201,7 @@ def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
     lines = partial.read_text("utf-8", errors="replace").split("\n")
     if lines[0] != head:
         raise RunError(
-            "the unfinished answers there are of another model, other questions or settings, or not ours",
+            "the unfinished answers there are another model's, to other questions or with other settings, or not ours",
             where=str(partial),
             fix="name another file with --to, or remove this one",
         )
@@ -214,12 +211,12 @@ def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
 
 
 def _answer_id(identity: str, question: Question) -> str:
-    """Names one answer, and with it the model and the settings that it is of."""
+    """Identifies one answer, and with it the model and the settings that gave it."""
     return hashlib.sha256(f"{identity} {question.key}".encode()).hexdigest()[:22]
 
 
 def _finished(target: Path, kind: Format, name: str) -> dict[str, str] | None:
-    """Keys of the questions that a finished file answers for this model, and its answers' ids; None without a file."""
+    """Key of each question that a finished file answers for this model -> the answer's id; None without a file."""
     if not target.exists():
         return None
     try:
@@ -263,6 +260,6 @@ def _write(
 
 
 def identity_of(model_hash: str, questions: Path, settings: Mapping[str, Any]) -> str:
-    """What must be the same for answers to be continued."""
+    """A hash of what must be the same for answers to be continued."""
     document = {"model": model_hash, "questions": sha256_of(questions), **settings}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """The benchmarks of the papers, and the sets in which the papers report them; all zero-shot, by lm-eval's definitions.
 
-`acc_norm` (the likelihood of an answer divided by its length) is taken where lm-eval gives it.  The papers do not say
-which of the two they print; their ARC-c, OBQA and HellaSwag (37.5, 39.2 and 55.0 at 1B) lie where acc_norm lies.  Every
-other figure that lm-eval computes is kept beside it.
+`acc_norm` (log-likelihood of an answer over its length) is taken where lm-eval has it, `acc` elsewhere.  The papers do
+not say which of the two they print; their ARC-c, OBQA and HellaSwag (37.5, 39.2 and 55.0 at 1B) lie where acc_norm
+lies.  Every other figure that lm-eval computes is kept beside it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: lm-eval's name of the task, or of the group of tasks.
-        definition: YAML file of the task below lm-eval's folder of tasks; for a group with {} for the part.
-        metric: what the papers report.
-        split: that is evaluated.
-        columns: without which the definition cannot work.
+        name: lm-eval's name for the task, or for the group of tasks.
+        definition: YAML file of the task below lm-eval's folder of tasks; of a group, with {} for the task.
+        metric: the one that the papers report.
+        split: the one that is evaluated.
+        columns: those that the definition needs.
         parts: tasks of a group; their metric is averaged by number of questions, as lm-eval does.
         higher_is_better: False for a perplexity, which no task average includes.
     """
@@ -39,7 +39,7 @@ class Benchmark:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of lm-eval's tasks."""
+        """Names of its tasks in lm-eval: one, or those of a group."""
         return tuple(f"{self.name}_{part}" for part in self.parts) or (self.name,)
 
     def file(self, task: str) -> str:
@@ -104,10 +104,10 @@ SHORT = {
 
 
 def chosen(names: str) -> list[Benchmark]:
-    """The benchmarks that a list apart by commas names, each once, in the order given.
+    """The benchmarks that a comma-separated list names, each once, in the order given.
 
     Raises:
-        UserError: a name is no benchmark, short form or set.
+        UserError: a name is not a benchmark's, a short form or a set.
     """
     found: dict[str, Benchmark] = {}
     for name in (word.strip() for word in names.split(",")):

@@ -1,4 +1,4 @@
-"""Packages of the extra `eval`: imported where they are used, and missed in one sentence."""
+"""Packages of the extra `eval`: imported where they are used, with one sentence where they are missing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from megatron_growth.errors import UnsupportedError
 
 
 def need(name: str) -> ModuleType:
-    """A module of the extra.
+    """Import a module of the extra.
 
     Raises:
         UnsupportedError: it is not installed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Its warnings are the retries on a machine without a network; what comes of them is said once, by us.
+    # It warns of every retry on a machine without a network; we report the outcome once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return importlib.import_module(name)

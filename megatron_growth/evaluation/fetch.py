@@ -1,7 +1,7 @@
-"""Fill a folder of questions on a machine with a network: what `evaluate tasks --data-dir` reads.
+"""Fill a folder of questions on a machine with a network; `evaluate tasks --data-dir` reads it.
 
-Of every task the split that lm-eval scores, from the data set that lm-eval's definition names, one JSON object a line
-in the hub's own columns.  Files that are there already stay.
+For every task, the split that lm-eval scores is fetched from the data set that lm-eval's definition names, and written
+as one JSON object a line in the hub's own columns.  Existing files stay.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Fetched:
     """One file.
 
     Attributes:
-        task: whose questions.
+        task: lm-eval's name of it.
         path: of the file.
-        questions: in it; 0 when it was there already.
+        questions: how many were written; 0 when the file existed already.
     """
 
     task: str
@@ -39,7 +39,7 @@ def fetch(
     """Write the questions of every task that has no file yet.
 
     Args:
-        benchmarks: whose tasks.
+        benchmarks: those whose tasks are fetched.
         data: folder to fill.
         told: called after every file.
 
@@ -66,7 +66,7 @@ def _write(benchmark: Benchmark, task: str, path: Path) -> int:
         raise DataError(
             f"the questions of {task} cannot be fetched: {first_line(error)}",
             where=f"{name}{f', {configuration}' if configuration else ''}, {benchmark.split}",
-            fix="give this command on a machine that reaches huggingface.co, or set HF_ENDPOINT to a mirror",
+            fix="run this command on a machine that reaches huggingface.co, or set HF_ENDPOINT to a mirror",
         ) from error
     lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
     with storage_errors(path):

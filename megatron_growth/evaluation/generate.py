@@ -21,8 +21,8 @@ class Answerer:
 
     Args:
         opened: the model.
-        longest: most new tokens of an answer.
-        plain: a question as it is, followed by a line break, instead of the tokenizer's chat template.
+        longest: most new tokens in an answer.
+        plain: give each question as it is, followed by a line break, instead of using the tokenizer's chat template.
 
     Raises:
         UserError: the tokenizer has no chat template, and plain was not asked for.
@@ -49,8 +49,8 @@ class Answerer:
         """The next answer in each conversation.
 
         Args:
-            conversations: (b,) lists of {role, content}, the last from the user.
-            temperature: 0 takes the likeliest token.
+            conversations: (b,) lists of {role, content}, the last message from the user.
+            temperature: of sampling; 0 takes the likeliest token.
             seed: of sampling.
 
         Raises:
@@ -85,7 +85,7 @@ class Answerer:
             return [self._opened.start, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
         try:
             text = self._tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # a template may raise anything
             raise UserError(
                 f"the chat template refuses a conversation: {first_line(error)}", where=str(self._opened.folder)
             ) from error

@@ -31,11 +31,11 @@ LONGEST = 2048  # tokens of a window, where the model takes more
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a result besides model and questions.
+    """What a result depends on besides model and questions.
 
     Attributes:
-        dtype: that the model computes in.
-        limit: first questions of each task, all when None.
+        dtype: the one that the model computes in.
+        limit: how many of each task's first questions are asked; all when None.
         length: most tokens of a question with its answer.
     """
 
@@ -49,10 +49,10 @@ class Score:
     """One benchmark of one model.
 
     Attributes:
-        metric: name of what is reported.
-        value: of it.
-        questions: that entered it.
-        metrics: everything that lm-eval computed, standard errors included.
+        metric: name of the figure that is reported.
+        value: that figure.
+        questions: how many entered it.
+        metrics: every figure that lm-eval computed, standard errors included.
         cached: whether it was on disk already.
     """
 
@@ -64,7 +64,7 @@ class Score:
 
 
 class Harness:
-    """Evaluates one Hugging Face folder; the model is loaded when the first result is not on disk yet.
+    """Evaluates one Hugging Face folder; the model is loaded for the first result that is not on disk yet.
 
     Args:
         folder: of the model.
@@ -100,8 +100,7 @@ class Harness:
             told: called with a line after every task.
 
         Raises:
-            DataError: the questions cannot be had.
-            GrowthError: lm-eval fails.
+            DataError: the questions cannot be read or fetched, or lm-eval fails on them.
         """
         entries = [self._entry(benchmark, task, told) for task in benchmark.tasks]
         questions = [int(entry["questions"]) for entry in entries]
@@ -150,10 +149,10 @@ class Harness:
                     where=str(self.data or "the hub"),
                     fix="look at its questions: a value is missing or of another kind; --debug shows where",
                 ) from error
-        # lm-eval logs a question whose right answer is none of its choices, and counts it as wrong.
+        # Where the right answer is not among a question's choices, lm-eval logs that and counts a wrong answer.
         if strange := [line for line in warnings if _STRANGE_LABEL in line]:
             raise DataError(
-                f"{task}: the right answer of a question is none of its choices ({first_line(ValueError(strange[0]))})",
+                f"{task}: a question's right answer is not among its choices ({first_line(ValueError(strange[0]))})",
                 where=str(self.data or "the hub"),
                 fix="write the questions in the columns and values of the hub's data set, as `evaluate fetch` does",
             )
@@ -200,7 +199,7 @@ class Harness:
 
 @contextlib.contextmanager
 def _calm(quiet: bool) -> Iterator[list[str]]:
-    """lm-eval's bars belong on a terminal only; yields the warnings that it logs instead of showing them."""
+    """Keep lm-eval's progress off everything but a terminal, and collect the warnings that it logs; yields them."""
     warnings: list[str] = []
 
     class Handler(logging.Handler):

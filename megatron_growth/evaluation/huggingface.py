@@ -30,7 +30,7 @@ ROWS = 256  # positions whose logits are held at a time
 
 
 def device_here() -> str:
-    """Where a model is evaluated unless the user says otherwise."""
+    """The device on which a model is evaluated unless the user names one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -39,12 +39,12 @@ class HuggingFaceModel:
 
     Args:
         folder: with config.json, safetensors and the tokenizer's files.
-        dtype: that it computes in.
-        device: cpu, cuda, cuda:1 ...; the GPU where there is one when empty.
+        dtype: the one that it computes in.
+        device: cpu, cuda, cuda:1 ...; when empty, the GPU if there is one.
         batch: windows at a time.
 
     Raises:
-        CheckpointError: the folder is no model, or is damaged.
+        CheckpointError: the folder is not a model's, or is damaged.
         DataError: it holds no tokenizer.
         UnsupportedError: its architecture or the dtype is unknown.
         UserError: there is no such device.
@@ -58,13 +58,13 @@ class HuggingFaceModel:
         self.start = start_of(folder, self.tokenizer.eod)
 
     def hidden(self, inputs: np.ndarray) -> torch.Tensor:
-        """(b, t, H) what the output layer reads."""
+        """What the output layer reads for token ids (b, t): (b, t, H)."""
         ids = torch.from_numpy(inputs).to(self.device)
         return self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
 
     @property
     def output(self) -> torch.Tensor:
-        """(V, H) of the output layer."""
+        """(V, H) weight of the output layer."""
         return self.model.get_output_embeddings().weight
 
     @torch.inference_mode()
@@ -84,7 +84,7 @@ class HuggingFaceModel:
         return sums
 
     def scored(self, batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        """Hidden states (N, H) and targets (N,) of the scored positions, and which they are (b, t)."""
+        """Hidden states (N, H) and targets (N,) of the scored positions, and a mask (b, t) of these positions."""
         inputs, targets, counts = padded(batch)
         hidden = self.hidden(inputs)[torch.from_numpy(counts).to(self.device)]
         return hidden, torch.from_numpy(targets[counts]).to(self.device), counts
@@ -100,7 +100,7 @@ def load(folder: Path, dtype: str, device: str) -> Any:
     """The model of a folder, in evaluation mode.
 
     Raises:
-        CheckpointError, UnsupportedError: as the class says.
+        CheckpointError, UnsupportedError: as for `HuggingFaceModel`.
     """
     import transformers
 
@@ -128,7 +128,7 @@ def load(folder: Path, dtype: str, device: str) -> Any:
 
 
 def _usable(device: str) -> str:
-    """The device, once a tensor has been put on it; "" for none.
+    """The device's name, after putting a tensor there; "" stays "".
 
     Raises:
         UserError: torch cannot use it here.
@@ -137,7 +137,7 @@ def _usable(device: str) -> str:
         # Where Megatron's stand-in for CUDA is installed, a tensor for a GPU lies on the host.
         if device and torch.empty(1, device=device).device.type != torch.device(device).type:
             raise RuntimeError("there is none")
-    except Exception as error:  # torch raises several types for what is no device, and for one that is not there
+    except Exception as error:  # torch raises several types for a wrong name, and for a device that is missing
         raise UserError(
             f"the device {device!r} cannot be used here: {first_line(error)}",
             where="--device",
@@ -147,7 +147,7 @@ def _usable(device: str) -> str:
 
 
 def start_of(folder: Path, eod: int) -> int:
-    """The token before a document: what separated documents in training, or the BOS of a model from elsewhere."""
+    """The token before a document: the one that separated documents in training, or the BOS of a foreign model."""
     if (folder / MANIFEST).is_file() or not is_huggingface(folder):
         return eod
     for name in ("generation_config.json", "config.json"):

@@ -1,7 +1,7 @@
-"""A small check of instruction following that needs no judge: generated questions whose answer is right or wrong.
+"""A small check of instruction following that needs no judge: generated questions whose answers are right or wrong.
 
-Small models learn such things from a few thousand examples, so that what tuning did to a nano model can be counted.
-`examples` of one seed are for training, of another for checking; equal seeds give equal questions.
+Small models learn this from a few thousand examples, so the effect of tuning on a nano model can be counted.  Train on
+`examples` of one seed and check on another's; equal seeds give equal questions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """A question with its only right answer, and the kind that it belongs to."""
+    """A question of some kind, with its only right answer."""
 
     kind: str
     question: str
@@ -62,11 +62,11 @@ KINDS: dict[str, Callable[[Sequence[str]], tuple[str, str]]] = {
 
 
 def examples(count: int, seed: int) -> Iterator[Instruction]:
-    """That many questions, kind by kind in turn.
+    """Questions, one of each kind in turn.
 
     Args:
-        count: of them.
-        seed: of their words.
+        count: how many.
+        seed: of the choice of words.
     """
     rng = random.Random(seed)
     names = list(KINDS)
@@ -77,7 +77,7 @@ def examples(count: int, seed: int) -> Iterator[Instruction]:
 
 
 def is_right(wanted: Instruction, given: str) -> bool:
-    """Exact match of the answer's first line, blanks and a full stop at its end left aside; capitals count."""
+    """Whether the first line given is the answer, but for blanks around it and a full stop; capitals count."""
     lines = given.strip().splitlines()
     return bool(lines) and lines[0].strip().removesuffix(".") == wanted.answer
 

@@ -40,13 +40,14 @@ class MegatronModel:
         checkpoint: a --save folder or one of its iter_* folders.
         tokenizer, tokenizer_files: as for `models.folder_of`.
         tensor, pipeline: sizes of the layout; those that saved it when None.
-        dtype: that it computes in.
+        dtype: the one that it computes in.
         batch: windows at a time.
         trust_checkpoint: unpickle its objects freely.
 
     Raises:
         CheckpointError: it cannot be read.
         DataError: its tokenizer is not known.
+        UnsupportedError: models are not evaluated in this dtype.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class MegatronModel:
         self.length = int(getattr(args, "max_position_embeddings", None) or args.seq_length)
 
     def job(self, found: Sequence[Window]) -> tuple[Job, list[list[int]]]:
-        """What the processes are asked for, and which windows each of its batches holds."""
+        """What the processes are asked to score, and the numbers of the windows in each of its batches."""
         numbers = list(batches(found, self.batch))
         rectangles = tuple(padded([found[number] for number in batch]) for batch in numbers)
         layout = (self.layout.tensor, self.layout.pipeline)
@@ -89,8 +90,8 @@ class MegatronModel:
         """Sum of -log p of each window's targets, in nats.
 
         Raises:
-            GrowthError: what a process met, as it met it.
-            StageFailed: a process ended without saying why.
+            GrowthError: the error that a process recorded.
+            StageFailed: a process ended without recording one.
         """
         job, numbers = self.job(found)
         done = np.cumsum([0, *map(len, numbers)])
@@ -128,7 +129,7 @@ class MegatronModel:
 
 
 def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:
-    """What the first rank met; an error of this package as it was."""
+    """What ended the first rank that failed; an error of this package is raised again as it was."""
     failure = failures.first(folder / _FAILURES)
     if failure is None:
         lines = (folder / _LOG).read_text("utf-8", errors="replace").splitlines()

@@ -1,12 +1,12 @@
-"""Which models a path means, each as the Hugging Face folder that is evaluated.
+"""Which models a path names, each as the Hugging Face folder that is evaluated.
 
 RUN                            every finished stage and baseline of a run, or of every variant in a folder of variants
 RUN/stages/STAGE/checkpoints   one Megatron checkpoint (a --save folder or one of its iter_* folders)
 FOLDER with config.json        a Hugging Face model, as it is
 
-A Megatron checkpoint is exported first.  Exports and results lie in RUN/evaluation, or outside of a run in the user's
-cache folder; both are named by a hash of the weights and the tokenizer, so that nothing is computed twice and nothing
-old is taken for new.  Either may be removed at any time.
+A Megatron checkpoint is exported first.  Exports and results lie in RUN/evaluation, or outside a run in the user's
+cache folder; both are named by a hash of the weights and the tokenizer, so nothing is computed twice and nothing stale
+is used.  Either may be removed at any time.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
         cache: folder of exports and results; the run's own, or the user's, when None.
 
     Raises:
-        RunError: no stage of the run is finished.
-        CheckpointError: there is nothing here.
+        RunError: no stage of the run, or of any variant, is finished.
+        CheckpointError: the path does not exist.
     """
     if is_run(path):
         return _finished(RunDirectory(path), cache)
@@ -85,18 +85,19 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
 
 
 def every_checkpoint(models: Sequence[Model]) -> list[Model]:
-    """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder is only itself."""
+    """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder has only itself."""
     found = []
     for model in models:
         there = [] if model.is_huggingface else iterations(model.path)
-        kept = [one for one in there if (folder_of_iteration(model.path, one) / METADATA).is_file()]  # not in mid-save
+        # One that is being saved has no metadata yet.
+        kept = [one for one in there if (folder_of_iteration(model.path, one) / METADATA).is_file()]
         found += [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in kept]
         found += [] if kept else [model]
     return found
 
 
 def user_cache() -> Path:
-    """Where exports and results lie that belong to no run."""
+    """The folder of exports and results that belong to no run."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "megatron-growth" / "evaluation"
 
@@ -129,21 +130,21 @@ def folder_of(
     """The Hugging Face folder of a model; a Megatron checkpoint is exported into the cache if it is not there yet.
 
     Args:
-        model: of `models_of`.
+        model: from `models_of`.
         tokenizer: as for `prepare --tokenizer`; the run's own when empty.
         tokenizer_files: folder with GPT-2's vocab.bpe and encoder.json.
         trust_checkpoint: unpickle its objects freely.
         progress: of the export.
 
     Raises:
-        DataError: outside of a run no tokenizer was named.
+        DataError: no tokenizer was named outside a run.
         UserError: a tokenizer was named for a Hugging Face folder.
-        GrowthError: as of `plan_export` and `export`.
+        GrowthError: as `plan_export` and `export` raise it.
     """
     if model.is_huggingface:
         if tokenizer or tokenizer_files:
             raise UserError(
-                "a Hugging Face model has a tokenizer of its own, and no other is taken",
+                "a Hugging Face model has its own tokenizer, and no other is used",
                 where=str(model.path),
                 fix="leave out --tokenizer and --tokenizer-files, or put the tokenizer's files into the folder",
             )

@@ -11,7 +11,7 @@ BLOCK = 1024
 
 
 def nearest_rows(rows: torch.Tensor, k: int, start: int, stop: int) -> torch.Tensor:
-    """The k rows of largest cosine to each of the rows start..stop, the row itself left out.
+    """The k rows of largest cosine to each of the rows start ... stop - 1, the row itself left out.
 
     Args:
         rows: (V, H) rows of unit length.
@@ -25,13 +25,14 @@ def nearest_rows(rows: torch.Tensor, k: int, start: int, stop: int) -> torch.Ten
 
 
 def neighbour_agreement(first: torch.Tensor, second: torch.Tensor, k: int = 100, block: int = BLOCK) -> float:
-    """Mean share of the top-k cosine neighbours that both matrices give to a row.
+    """Mean share of a row's top-k cosine neighbours on which both matrices agree.
 
-    Memory is bounded by a few (block, V) matrices, whatever V.
+    Memory is bounded by a few (block, V) matrices.
 
     Args:
         first, second: (V, H) weights of two models over one vocabulary.
         k: neighbours of each row.
+        block: B.
 
     Raises:
         ValueError: the vocabularies differ, or k is not below V.

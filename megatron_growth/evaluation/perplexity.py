@@ -1,4 +1,4 @@
-"""Perplexity of held-out text, per token and per word, whoever computes the losses.
+"""Perplexity of held-out text, per token and per word, from the losses that any scorer computes.
 
     token_perplexity = exp(sum of -log p over all tokens / number of tokens)
     word_perplexity  = exp(sum of -log p over all tokens / number of words)
@@ -25,9 +25,9 @@ class Scorer(Protocol):
     """Something that predicts tokens.
 
     Attributes:
-        length: most tokens that it can take at once.
+        length: most tokens that it takes at once.
         start: id of the token that stands before a document.
-        tokenizer: of its vocabulary.
+        tokenizer: the model's.
     """
 
     length: int
@@ -35,7 +35,7 @@ class Scorer(Protocol):
     tokenizer: Tokenizer
 
     def losses(self, found: Sequence[Window], progress: OnProgress) -> list[float]:
-        """Sum of -log p of each window's targets, in nats; `progress` is told (windows done, windows in all)."""
+        """Sum of -log p of each window's targets, in nats; `progress` gets (windows done, windows in all)."""
         ...
 
 
@@ -45,9 +45,9 @@ class Perplexity:
 
     Attributes:
         nats: sum of -log p over all tokens.
-        tokens, words, documents: of the text.
-        length: most tokens of a window.
-        stride: tokens predicted in one.
+        tokens, words, documents: how many the text has.
+        length: most tokens in a window.
+        stride: tokens predicted in each window but the first.
     """
 
     nats: float
@@ -64,11 +64,11 @@ class Perplexity:
 
     @property
     def word_perplexity(self) -> float:
-        """Per word, as WikiText's is given."""
+        """Per word, as it is reported for WikiText."""
         return _exp(self.nats / self.words)
 
     def to_json(self) -> dict[str, Any]:
-        """Both perplexities and what they were computed from."""
+        """Both perplexities and the figures behind them."""
         return {
             "token_perplexity": self.token_perplexity,
             "word_perplexity": self.word_perplexity,
@@ -94,9 +94,12 @@ def perplexity(
     Args:
         scorer: the model.
         documents: at least one.
-        length: tokens of a window; the model's own when None.
+        length: tokens in a window; the model's own length when None.
         stride: tokens predicted in a window; all of them when None.
         progress: called with (windows done, windows in all).
+
+    Raises:
+        ValueError: stride is not between 1 and length.
     """
     length = length or scorer.length
     ids = scorer.tokenizer.encode_batch([document.text for document in documents])
@@ -112,5 +115,5 @@ def perplexity(
 
 
 def _exp(value: float) -> float:
-    """A loss that no number holds any more is infinite, not an error."""
+    """exp, infinite where the result is too large for a float."""
     return math.exp(value) if value < 700 else math.inf

@@ -1,8 +1,8 @@
-"""What has been measured of a run's models, in one file that reports read: RUN/evaluation/summary.json.
+"""What has been measured on a run's models, in one file that reports read: RUN/evaluation/summary.json.
 
     {"models": {NAME: {"hash": ..., "tasks": {TASK: {"metric": ..., "value": ..., "questions": ...}}}}}
 
-An entry belongs to the model of its hash: when a stage has been trained further, its old figures go.
+An entry belongs to the model with its hash: when a stage has been trained further, its old figures are dropped.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class TaskResults:
 
     @property
     def average(self) -> float | None:
-        """Of the accuracies."""
+        """Mean of the accuracies; None without any."""
         return average({name: score.value for name, score in self.scores.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """`results` has one figure for each task; `metrics` everything that lm-eval computed."""
+        """`results` has one figure for each task, `metrics` every figure that lm-eval computed."""
         return {
             "path": self.path,
             "hash": self.hash,
@@ -64,9 +64,9 @@ class TaskResults:
 
 
 def record(model: Model, found: TaskResults) -> None:
-    """Add a model's figures to the summary beside its results; each variant is a run with a summary of its own.
+    """Add a model's figures to the summary beside its results; each variant is a run with its own summary.
 
-    Several commands may evaluate models of one run at a time: each adds to what the others have written.
+    Several commands may evaluate models of one run at the same time: each adds to what the others have written.
 
     Raises:
         StorageError: the file system refused.
@@ -95,11 +95,11 @@ def early_stops(averages: Mapping[str, float | None], baselines: Sequence[str]) 
     """Where each model's task average reaches the final one of the baseline, as Reuse stops its second stage.
 
     Args:
-        averages: by name; checkpoints are named NAME@ITERATION, oldest first.
-        baselines: names of models (their part before @ or /) whose last average is the mark; the first found is taken.
+        averages: by model; checkpoints are named NAME@ITERATION, oldest first.
+        baselines: names (what stands before @ or /) of models whose last average is the mark; the first found counts.
 
     Returns:
-        Model -> first iteration at or above the mark, None where there is none; empty without a baseline.
+        Model -> first iteration at or above the mark, None where it never gets there; empty without a baseline.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, value in averages.items():
@@ -121,15 +121,15 @@ def results_of(run: Path) -> dict[str, Tasks]:
 
 
 def task_average(tasks: Tasks) -> float | None:
-    """Of the accuracies of one model of `results_of`."""
+    """Mean of one model's accuracies, from `results_of`; None without any."""
     return average({name: entry["value"] for name, entry in tasks.items() if name in BENCHMARKS})
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The summary; an empty one only where there is none.
+    """The summary; an empty one only where there is no file.
 
     Raises:
-        RunError: the file holds something else: nothing is written over what cannot be read.
+        RunError: the file holds something else; what cannot be read is never overwritten.
         StorageError: the file system refused.
     """
     try:

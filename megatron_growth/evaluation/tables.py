@@ -1,4 +1,4 @@
-"""Embedding and output rows of a checkpoint: read by row or whole, from any parallel layout.
+"""The embedding and output tables of a checkpoint, read by row or whole, from any parallel layout.
 
 Shape legend: V vocabulary rows, H hidden.
 """
@@ -26,7 +26,7 @@ def is_tied(source: Source) -> bool:
 
 
 def vocabulary_of(source: Source, *, trust: bool = False) -> int:
-    """Tokens of the model's vocabulary, without the padding of its tables where the checkpoint tells that.
+    """Number of tokens in the model's vocabulary, without the padding of its tables where the checkpoint says so.
 
     Args:
         source: the checkpoint.
@@ -41,14 +41,14 @@ def vocabulary_of(source: Source, *, trust: bool = False) -> int:
 
 
 def check_vocabulary(source: Source, tokenizer_size: int, *, trust: bool = False) -> None:
-    """Refuse a tokenizer that the model was not trained with, as far as sizes tell.
+    """Refuse a tokenizer that the model cannot have been trained with, judged by its size.
 
     Raises:
         DataError: the numbers of tokens differ.
     """
     size, rows = vocabulary_of(source, trust=trust), _tensor(source, "embedding").shape[0]
     least = size
-    if size == rows:  # the checkpoint tells the padded size only
+    if size == rows:  # the checkpoint says only the padded size
         args = metadata.common_state(source, trust=trust).get("args")
         least = token_range(args)[0] if args is not None else 0
     if not least <= tokenizer_size <= size:
@@ -85,11 +85,11 @@ def read_rows(source: Source, table: Table, rows: Sequence[int]) -> torch.Tensor
 
 
 def _tensor(source: Source, table: Table) -> SourceTensor:
-    """The stored table; the output rows of a tied model are its embedding."""
+    """The stored table; the output table of a tied model is its embedding."""
     name = _NAMES["embedding" if is_tied(source) else table]
     tensor = source.tensors.get((name, None))
     if tensor is None:
         raise CheckpointError(
-            f"the checkpoint has no {name}", where=str(source.path), fix="give a checkpoint of a GPT model in Megatron"
+            f"the checkpoint has no {name}", where=str(source.path), fix="give a Megatron checkpoint of a GPT model"
         )
     return tensor

@@ -3,7 +3,7 @@
 DIR/TASK.jsonl        the split that lm-eval scores, one question a line, in the columns of the hub's data set
 DIR/mmlu_PART.jsonl   one file for each of MMLU's 57 subjects
 
-lm-eval's packaged definitions are used as they are, by YAML `include`; with a folder only their source is replaced.
+lm-eval's packaged definitions are used as they are, through YAML's `include`; a folder replaces only their source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from megatron_growth.errors import DataError, UnsupportedError, UserError
 from megatron_growth.evaluation.benchmarks import Benchmark, Split
-from megatron_growth.evaluation.documents import records
+from megatron_growth.evaluation.documents import check_columns, records
 from megatron_growth.evaluation.extra import need
 from megatron_growth.records.storage import sha256_of
 
@@ -38,7 +38,7 @@ def packaged(benchmark: Benchmark, task: str) -> Path:
 
 
 def file_of(data: Path, task: str) -> Path:
-    """The questions of a task in a folder."""
+    """The file in a folder that holds a task's questions."""
     return data / f"{task}.jsonl"
 
 
@@ -47,7 +47,7 @@ def check(benchmark: Benchmark, data: Path) -> None:
 
     Raises:
         UserError: files are missing; says how to get them.
-        DataError: a file is no JSONL, is empty, or has other columns (found and wanted).
+        DataError: a file is not JSONL, is empty, or lacks columns (with those found and wanted).
     """
     missing = [task for task in benchmark.tasks if not file_of(data, task).is_file()]
     if missing:
@@ -61,13 +61,8 @@ def check(benchmark: Benchmark, data: Path) -> None:
         path = file_of(data, task)
         count = 0
         for count, entry in enumerate(records(path), 1):
-            if lacking := [name for name in benchmark.columns if name not in entry]:
-                raise DataError(
-                    f"columns found: {', '.join(sorted(entry)) or 'none'}; wanted: {', '.join(benchmark.columns)} "
-                    f"({', '.join(lacking)} missing)",
-                    where=f"{path}, question {count}",
-                    fix="write the file in the columns of the hub's data set, as `evaluate fetch` does",
-                )
+            fix = "write the file in the columns of the hub's data set, as `evaluate fetch` does"
+            check_columns(entry, benchmark.columns, f"{path}, question {count}", fix)
         if not count:
             raise DataError("the file holds no questions", where=str(path), fix=fetch_advice(benchmark.name, data))
 
@@ -89,7 +84,7 @@ def write_definitions(benchmark: Benchmark, data: Path | None, folder: Path) -> 
 
 
 def definition(benchmark: Benchmark, task: str, data: Path | None, cache: Path) -> dict[str, Any]:
-    """The packaged definition by `include`, its source overridden where there is a folder."""
+    """A definition that includes the packaged one, its source overridden where there is a folder."""
     document: dict[str, Any] = {"include": str(packaged(benchmark, task)), "task": task}
     if data is None:
         return document

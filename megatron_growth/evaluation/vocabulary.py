@@ -1,4 +1,4 @@
-"""The tokenizer that a word table belongs to: of a prepared dataset, or as named on the command line."""
+"""The tokenizer that a word table belongs to: a prepared dataset's, or the one named on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def open_tokenizer(data: Path | None, kind: str, files: str) -> Tokenizer:
     """Open the tokenizer.
 
     Args:
-        data: folder of a prepared dataset; its own tokenizer is used, or `kind` checked against it.
+        data: folder of a prepared dataset, whose own tokenizer is used, or against which `kind` is checked.
         kind: as for `prepare --tokenizer`, or "" for the dataset's.
         files: folder with GPT-2's vocab.bpe and encoder.json, or "".
 
@@ -32,7 +32,7 @@ def open_tokenizer(data: Path | None, kind: str, files: str) -> Tokenizer:
         tokenizer = load_tokenizer(parse_spec(kind or record.name, files))
     else:
         raise DataError(
-            f"the dataset was made with the tokenizer {record.name}, which does not lie in its folder",
+            f"the dataset was made with the tokenizer {record.name}, which is not in its folder",
             where=str(data),
             fix="add --tokenizer with its path",
         )

@@ -1,8 +1,8 @@
 """Documents cut into windows that a model of limited length can score; each token is predicted exactly once.
 
-A document of n tokens is preceded by one token that starts it, so that its first token is predicted too.  With stride =
-length the windows are disjoint, as lm-eval's rolling log-likelihood has them; with a smaller stride every window but
-the first sees at least length - stride tokens of context before the first token that it predicts.
+A start token stands before a document of n tokens, so that its first token is predicted too.  With stride = length the
+windows are disjoint, as in lm-eval's rolling log-likelihood; with a smaller stride every window but the first sees at
+least length - stride tokens of context before the first token that it predicts.
 
 Shape legend: n tokens of a document, t inputs of a window, s targets (the last s of the t positions are scored).
 """
@@ -20,7 +20,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Window:
-    """One forward pass.
+    """What one forward pass scores.
 
     Attributes:
         inputs: (t,) token ids.
@@ -35,10 +35,10 @@ def windows(tokens: Sequence[int] | Ids, start: int, length: int, stride: int | 
     """The windows of one document.
 
     Args:
-        tokens: (n,) of the document.
+        tokens: (n,) ids of the document.
         start: id of the token that stands before it.
-        length: most inputs of a window.
-        stride: targets of a window; `length` when None.
+        length: most inputs in a window.
+        stride: most targets in a window but the first; `length` when None.
 
     Raises:
         ValueError: stride is not between 1 and length.
@@ -56,9 +56,9 @@ def windows(tokens: Sequence[int] | Ids, start: int, length: int, stride: int | 
 
 
 def padded(batch: Sequence[Window]) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-    """A batch as rectangles: inputs, targets and which places count, each (b, t); padding stands behind.
+    """A batch as rectangles: inputs, targets and which positions count, each (b, t); padding comes last.
 
-    Causal attention never looks behind a token, so that padding changes nothing before it.
+    Causal attention never looks ahead, so padding changes nothing before it.
     """
     longest = max(len(window.inputs) for window in batch)
     inputs, targets = np.zeros((2, len(batch), longest), dtype=np.int64)
@@ -72,7 +72,7 @@ def padded(batch: Sequence[Window]) -> tuple[Ids, Ids, NDArray[np.bool_]]:
 
 
 def batches(found: Sequence[Window], size: int) -> Iterator[list[int]]:
-    """Numbers of windows of about the same length, longest first, `size` of them at a time."""
+    """Numbers of windows of similar length, longest first, at most `size` at a time."""
     order = sorted(range(len(found)), key=lambda number: -len(found[number].inputs))
     for at in range(0, len(order), size):
         yield order[at : at + size]

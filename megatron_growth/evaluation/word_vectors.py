@@ -1,8 +1,8 @@
 """Word similarity of embedding and output rows (Reuse, section 5.2, Table 3).
 
-Spearman correlation between human similarity scores of word pairs and the cosine of the words' rows.  A word is the
-row of its token with a leading space where that is one token, of the bare word otherwise; a pair with a word that is
-not one token is dropped.
+Spearman correlation between human similarity scores of word pairs and the cosines of the words' rows.  A word's row is
+that of the word with a leading space where that is one token, else of the bare word; a pair with a word that is not a
+single token is dropped.
 
 Shape legend: V vocabulary rows, H hidden.
 """
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from megatron_growth.data.pieces import reading
 from megatron_growth.data.readers import lines_of
 from megatron_growth.errors import DataError
+from megatron_growth.evaluation.documents import read_text
 
 Encode = Callable[[str], Sequence[int]]
 Pair = tuple[str, str, float]
@@ -42,7 +42,7 @@ class Similarity:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Word pairs with a score from a text file: `word word score`, apart by tabs, commas or spaces.
+    """Word pairs with a score from a text file: `word word score`, separated by tabs, commas or spaces.
 
     Comment lines (#) and a header line are skipped.  Reads SimLex-999, WordSim-353 and its similarity and relatedness
     splits as they are distributed.
@@ -53,7 +53,7 @@ def read_pairs(path: Path) -> list[Pair]:
     if not path.is_file():
         raise DataError(f"there is no file of word pairs at {path}", fix="give the path of SimLex-999 or WordSim-353")
     pairs: list[Pair] = []
-    for number, line in enumerate(map(str.strip, _lines(path)), 1):
+    for number, line in enumerate(map(str.strip, lines_of(read_text(path))), 1):
         if not line or line.startswith("#"):
             continue
         parts = line.replace(",", "\t").split("\t") if "\t" in line or "," in line else line.split()
@@ -71,21 +71,8 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def _lines(path: Path) -> list[str]:
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        return lines_of(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the word pairs are not text: byte {error.start} is not UTF-8",
-            where=str(path),
-            fix="write the file again as UTF-8",
-        ) from None
-
-
 def _score(parts: Sequence[str]) -> float:
-    """Third column; SimLex-999 as distributed has the part of speech there and the score in the fourth."""
+    """The third column; in SimLex-999 as distributed that is the part of speech, and the fourth has the score."""
     score = float(parts[3]) if len(parts) > 3 and parts[2] in ("A", "N", "V") else float(parts[2])
     if not math.isfinite(score):
         raise ValueError(score)
@@ -93,7 +80,7 @@ def _score(parts: Sequence[str]) -> float:
 
 
 def word_row(word: str, encode: Encode) -> int | None:
-    """Row of a word: its token with a leading space, the bare one otherwise; None when neither is one token."""
+    """Row of a word: its token with a leading space, else without; None when neither is a single token."""
     for text in (f" {word}", word):
         tokens = encode(text)
         if len(tokens) == 1:
@@ -107,7 +94,7 @@ def similarity(rows: NDArray[np.floating], pairs: Sequence[Pair], encode: Encode
     Args:
         rows: (V, H) embedding or output weights.
         pairs: word, word, score.
-        encode: text to token ids, without special tokens.
+        encode: gives a text's token ids, without special tokens.
 
     Raises:
         DataError: fewer than three pairs are left, for which no correlation is defined.

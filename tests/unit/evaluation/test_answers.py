@@ -158,7 +158,7 @@ def test_what_cannot_be_answered_is_refused(tuned, tmp_path, capsys):
     message = error(tmp_path / "q.jsonl", "mt-bench")
     assert "columns found: prompt, question_id; wanted for mt-bench: question_id, category, turns" in message
     (tmp_path / "q.json").write_text("{}")
-    assert "no list" in error(tmp_path / "q.json", "alpaca-eval")
+    assert "not a list" in error(tmp_path / "q.json", "alpaca-eval")
     (tmp_path / "q.json").write_text("[" * 100_000)
     assert "nested too deeply" in error(tmp_path / "q.json", "alpaca-eval")
     for turns in ("Say 1.", 1, [], [None]):

@@ -118,7 +118,7 @@ def test_options_that_transformers_does_not_have_are_refused(folder, tmp_path, c
     (tmp_path / "a.txt").write_text("Some text.")
     words = ("perplexity", folder[0], "--text", tmp_path / "a.txt")
     assert "--tensor would do nothing" in error(capsys, *words, "--tensor", 2)
-    assert "a tokenizer of its own" in error(capsys, *words, "--tokenizer", "gpt2")
+    assert "has its own tokenizer" in error(capsys, *words, "--tokenizer", "gpt2")
     assert "--stride 5000 is larger" in error(capsys, *words, "--stride", 5000)
     for device in ("tpu", "cuda:99"):
         assert f"the device '{device}' cannot be used here" in error(capsys, *words, "--device", device)

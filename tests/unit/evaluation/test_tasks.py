@@ -195,11 +195,11 @@ def test_questions_that_are_missing_or_wrong_are_refused_before_a_model_is_loade
     assert "columns found: answer, goal, sol1; wanted: goal, sol1, sol2, label (sol2, label missing)" in message
     assert "question 2" in message
     (tmp_path / "piqa.jsonl").write_text('{"goal": \n')
-    assert "no JSON object" in error(capsys, *words, "piqa")
+    assert "not a JSON object" in error(capsys, *words, "piqa")
     (tmp_path / "piqa.jsonl").write_text("")
     assert "holds no questions" in error(capsys, *words, "piqa")
     write_lines(tmp_path / "piqa.jsonl", [QUESTIONS["piqa"](0) | {"label": "left"}])
-    assert "none of its choices" in error(capsys, *words, "piqa", "--cache", tmp_path / "cache")
+    assert "not among its choices" in error(capsys, *words, "piqa", "--cache", tmp_path / "cache")
     entry = QUESTIONS["arc_easy"](0) | {"answerKey": "Z"}
     write_lines(tmp_path / "arc_easy.jsonl", [entry])
     assert "'Z' is not in list" in error(capsys, *words, "arc_easy", "--cache", tmp_path / "cache")

@@ -111,7 +111,7 @@ def test_counting_a_word_as_its_own_neighbour_is_caught(monkeypatch):
 def test_a_file_of_word_pairs_that_is_no_text_or_has_no_numbers(tmp_path):
     path = tmp_path / "pairs.txt"
     path.write_bytes(b"cat dog 3\nbird \xff 2\n")
-    with pytest.raises(DataError, match="byte 15 is not UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8: byte 15"):
         read_pairs(path)
     path.write_text("cat dog 3\nbird fish nan\n")
     with pytest.raises(DataError, match="has no score"):
