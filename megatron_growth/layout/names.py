@@ -61,6 +61,12 @@ def canonical(name: str) -> str:
     return full_name(key.name, key.layer)
 
 
+def is_layer_matrix(name: str) -> bool:
+    """Whether a full name is that of a matrix of a layer: QKV, output projection or FFN."""
+    parameter = PARAMETERS.get(parse_key(name).name)
+    return parameter is not None and parameter.layered and parameter.kind == "linear"
+
+
 @lru_cache(maxsize=1 << 16)
 def spellings(name: str) -> tuple[str, ...]:
     """Every spelling of a full name, the canonical one first."""

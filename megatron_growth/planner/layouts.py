@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from megatron_growth.recipes.blocks import Layout
 from megatron_growth.records.human import plural
 from megatron_growth.shape import ModelShape
 
@@ -109,19 +110,10 @@ def uneven_layout(layers: int, chunks: int) -> str:
 
 
 def problems(
-    shape: ModelShape,
-    *,
-    tp: int,
-    pp: int,
-    vpp: int,
-    dp: int,
-    pipeline_layout: str | None,
-    sequence_parallel: bool,
-    sequence_length: int,
-    global_batch_size: int,
-    micro_batch_size: int,
+    shape: ModelShape, layout: Layout, *, dp: int, sequence_length: int, global_batch_size: int, micro_batch_size: int
 ) -> Iterator[tuple[str, str]]:
-    """(key, message) for everything that does not fit."""
+    """(key of the layout, message) for everything that does not fit; `dp` may be open in the layout itself."""
+    tp, pp, vpp = layout.tp, layout.pp, layout.vpp
     possible = tensor_parallel_sizes(shape)
     if tp not in possible:
         what = f"{shape.heads} heads" if shape.heads == shape.query_groups else f"{shape.query_groups} query groups"
@@ -129,14 +121,14 @@ def problems(
             what = f"ffn {shape.ffn}"
         yield "tp", f"{what} cannot be split by TP {tp}; possible TP: {_listed(possible)}"
     try:
-        layers_per_chunk(shape.layers, pp, vpp, pipeline_layout)
+        layers_per_chunk(shape.layers, pp, vpp, layout.pipeline_layout)
     except ValueError as error:
-        yield "pipeline_layout" if pipeline_layout else "pp", str(error)
+        yield "pipeline_layout" if layout.pipeline_layout else "pp", str(error)
     if vpp > 1 and pp == 1:
         yield "vpp", "virtual pipeline stages need PP > 1"
-    if sequence_parallel and tp == 1:
+    if layout.sequence_parallel and tp == 1:
         yield "sequence_parallel", "sequence parallelism needs TP > 1"
-    if sequence_parallel and sequence_length % tp:
+    if layout.sequence_parallel and sequence_length % tp:
         yield "sequence_parallel", f"{sequence_length} tokens of a sequence cannot be split by TP {tp}"
     step = micro_batch_size * dp
     if global_batch_size % step:

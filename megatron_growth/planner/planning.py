@@ -108,7 +108,7 @@ def _draft(
     shape = _shape(recipe, stage)
     found = layouts.problems(
         shape,
-        **given.model_dump(include={"tp", "pp", "vpp", "pipeline_layout", "sequence_parallel"}),
+        given,
         dp=dp,
         sequence_length=model.sequence_length,
         global_batch_size=stage.global_batch_size,

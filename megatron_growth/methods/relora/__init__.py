@@ -22,13 +22,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from megatron_growth.errors import CheckpointError, RecipeError, UnsupportedError
+from megatron_growth.layout.names import is_layer_matrix, parse_key
 from megatron_growth.methods.base import Cost, CountedParameter, Factor, Method, StageFacts, TrainedModel
 from megatron_growth.methods.registry import register
 from megatron_growth.records.numbers import COUNT, SEED, SIZE
 from megatron_growth.shape import ModelShape
 
-_LINEAR = re.compile(r"^decoder\.layers\.(\d+)\.(?:self_attention|mlp)\.linear_\w+\.weight$")
-_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _OWN = re.compile(r"\.lora_(?:a|b|master)$")
 
 # Flags of Megatron under which an adapter's optimizer state or weight cannot be reached, or its layers are not called.
@@ -99,7 +98,8 @@ class ReLoRA(Method):
 
     def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:  # noqa: ARG002
         """The weights of the adapted linear layers."""
-        linear = {name: int(match[1]) for name in names if (match := _LINEAR.match(name))}
+        matrices = [name for name in names if is_layer_matrix(name)]
+        linear = {name: layer for name in matrices if (layer := parse_key(name).layer) is not None}
         missing = [] if isinstance(self.layers, str) else sorted(set(self.layers) - set(linear.values()))
         if missing or not linear:
             last = max(linear.values(), default=-1)
@@ -115,8 +115,8 @@ class ReLoRA(Method):
         taken = self.select(names, frozen)
         if not self.freeze_layers:
             return taken
-        adapted = {match[0] for name in taken if (match := _LAYER.match(name))}
-        return tuple(sorted(name for name in names if (match := _LAYER.match(name)) and match[0] in adapted))
+        adapted = {parse_key(name).layer for name in taken}
+        return tuple(sorted(name for name in names if parse_key(name).layer in adapted))
 
     def check(self, shape: ModelShape) -> None:
         """Refuse a rank above a side of a matrix."""
@@ -141,10 +141,10 @@ class ReLoRA(Method):
 
     def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
         """Two trained factors beside a frozen matrix; masters of bf16 weights lie on the host."""
-        match = _LAYER.match(parameter.name)
-        if match is None or not self._adapts(int(match[1])):
+        layer = parse_key(parameter.name).layer
+        if layer is None or not self._adapts(layer):
             return None
-        if not _LINEAR.match(parameter.name):
+        if parameter.kind != "linear":
             return Cost(trains=False) if self.freeze_layers else None
         inputs, outputs = parameter.ends
         a = Factor(inputs, self.rank, "row" if parameter.split == "row" else "none")
