@@ -140,7 +140,7 @@ def lookup(name: str) -> Parameter:
         raise UnsupportedError(
             f"growth does not know the parameter {name!r}",
             where="Megatron-Core dense GPT models: attention with fused QKV, SwiGLU or plain FFN, RMSNorm or LayerNorm",
-            fix=nearest(name, PARAMETERS) + " Mixture-of-experts, MLA and Mamba layers are not supported.",
+            fix=f"{nearest(name, PARAMETERS)}; mixture-of-experts, MLA and Mamba layers are not supported",
         ) from None
 
 

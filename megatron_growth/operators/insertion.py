@@ -57,6 +57,8 @@ def insertions(places: int, count: int, positions: Literal["even", "upper", "low
     Raises:
         GrowthPlanError: there is no place, or a list names another number of layers or a place that does not exist.
     """
+    if count and not places:
+        raise GrowthPlanError("there are no two layers to put a new one between", fix="use --depth stack")
     if isinstance(positions, tuple):
         if len(positions) != count or not all(0 <= place < places for place in positions):
             raise GrowthPlanError(
@@ -64,8 +66,6 @@ def insertions(places: int, count: int, positions: Literal["even", "upper", "low
                 fix=f"name {count} old layers to put one above, each from 0 to {places - 1}",
             )
         return np.bincount(np.array(positions, dtype=np.int64), minlength=places).tolist()
-    if count and not places:
-        raise GrowthPlanError("there are no two layers to put a new one between", fix="use --depth stack")
     whole, rest = divmod(count, places) if places else (0, 0)
     chosen = {
         "even": [(i + 1) * places // rest - 1 for i in range(rest)],

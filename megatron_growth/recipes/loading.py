@@ -85,7 +85,7 @@ def _extend(document: dict[str, Any], source: YamlText, depth: int = 0) -> tuple
         return document, source
     place, name = source.where(("extends",)), str(document.pop("extends"))
     if depth > MOST_EXTENSIONS:
-        raise RecipeError(f"more than {MOST_EXTENSIONS} recipes extend each other", where=place, fix="end the circle")
+        raise RecipeError(f"more than {MOST_EXTENSIONS} recipes extend each other", where=place, fix="break the circle")
     beside = Path(source.file).parent / name
     try:
         base, below = read_yaml(beside if beside.is_file() else path_of(name))

@@ -110,6 +110,7 @@ def test_means_are_taken_over_layers_that_were_grown_in_width_first(width):
         ("stack", 0, 2, "--depth random"),
         ("middle", 2, 5, "at most 4 layers"),
         ("interpolate", 1, 2, "--depth stack"),
+        ("interpolate:positions=0", 1, 2, "--depth stack"),
         ("interpolate:positions=0+3", 3, 5, "from 0 to 1"),
         ("identity:positions=1", 3, 5, "name 2 old layers"),
         ("reuse:middle=attn", 0, 2, "reuse:middle=none"),
