@@ -44,7 +44,6 @@ def cpu_flags(argv: Sequence[str] = ()) -> list[str]:
 
 
 def _rows() -> tuple[StandIn, ...]:
-    """What stands in on the host."""
     return stand_ins(Installation(transformer_engine=transformer_engine(gpu=False), makefile=has_makefile()))
 
 

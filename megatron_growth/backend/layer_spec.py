@@ -128,7 +128,6 @@ def _fused(self_attention: Any, norm: type, document_masks: bool) -> Any:
 
 
 def _keep(submodules: Any, sublayers: Sublayers) -> Any:
-    """TransformerLayerSubmodules with only the sub-layers that are wanted."""
     from megatron.core.transformer.identity_op import IdentityFuncOp, IdentityOp
 
     if sublayers == "full":

@@ -141,7 +141,6 @@ class Preset(WidthOperator):
 
 
 def _unit_axis(choice: Units, own: AxisMap, upper: AxisMap | None) -> AxisMap:
-    """Apply one choice to heads or FFN units."""
     if own.is_identity or choice == "duplicate":
         return own
     if choice == "next-layer":

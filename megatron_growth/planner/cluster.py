@@ -207,7 +207,6 @@ def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[Par
 
 
 def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: ParallelLayout, micro: int) -> Choice:
-    """Memory and time of one layout."""
     inventory = _inventory(recipe, stage, layout.tp)
     given = flags.merged(profile.megatron, stage.megatron)
     setting = Setting.of_layout(

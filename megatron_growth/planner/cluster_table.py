@@ -60,7 +60,6 @@ def _reasons(plan: ClusterPlan) -> Iterator[RenderableType]:
 
 
 def _terms(choice: Choice) -> Iterator[RenderableType]:
-    """How step time and memory came about."""
     for name, words in choice.time.formulas.items():
         yield Padding(Text.assemble((f"{name}: ", "dim"), words), (0, 0, 0, 6))
     yield Padding(Text.assemble(("memory: ", "dim"), choice.memory.training_in_words), (0, 0, 0, 6))

@@ -229,7 +229,6 @@ class _OnRank:
 
 
 def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list[_OnRank]:
-    """Every parameter that one rank holds."""
     owner = _pipeline_rank_of_layer(setting)
     found = []
     for p in inventory.parameters:

@@ -142,7 +142,6 @@ def _draft(
 
 
 def _shape(recipe: Recipe, stage: Stage) -> ModelShape:
-    """The stage's model, its vocabulary padded for the layout."""
     model = recipe.model
     return ModelShape(
         hidden=stage.hidden,
@@ -254,7 +253,6 @@ def _parameters(draft: _Draft, vocab: int) -> Parameters:
 def _formulas(
     draft: _Draft, budget: budgets.StageBudget, steps: int, exact: float, memory: RankMemory
 ) -> dict[str, str]:
-    """How the derived numbers came about, in numbers."""
     rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
     return {

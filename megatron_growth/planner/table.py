@@ -107,7 +107,6 @@ def _integer_program(program: Program) -> Table:
 
 
 def _formulas(plan: RunPlan) -> Iterator[RenderableType]:
-    """How each derived number came about."""
     yield Text("Formulas", style="bold")
     for stage in (*plan.stages, *plan.baselines):
         yield Text(f"  {stage.name}")

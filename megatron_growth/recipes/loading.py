@@ -136,7 +136,6 @@ def _merge(
 def _merge_stages(
     stages: list[Any], changes: Mapping[str, Any], at: KeyPath, origin: KeyPath, places: Places, of_changes: Places
 ) -> None:
-    """Changes to stages by name."""
     index = {str(stage.get("name")): i for i, stage in enumerate(stages) if isinstance(stage, dict)}
     for name, change in changes.items():
         where = YamlText("", of_changes).where((*origin, name))

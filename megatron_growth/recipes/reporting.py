@@ -181,5 +181,4 @@ def _models_at(root: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
 
 
 def _keys_at(root: type[BaseModel], path: KeyPath) -> list[str]:
-    """The keys that a model knows at a path."""
     return [field.alias or name for model in _models_at(root, path) for name, field in model.model_fields.items()]

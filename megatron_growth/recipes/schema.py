@@ -56,7 +56,6 @@ def _as_value_error() -> Iterator[None]:
 
 
 def _method(spec: Any) -> methods.Method:
-    """A method of a recipe, validated through the registry."""
     if not isinstance(spec, str | dict | methods.Method):
         raise ValueError("a method is NAME, NAME:parameter=value,... or a mapping with a name")
     with _as_value_error():
