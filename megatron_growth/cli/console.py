@@ -1,4 +1,4 @@
-"""Where the verbs print: names stay whole in a pipe, and text from a file is shown, not obeyed."""
+"""How the verbs print: names stay whole in a pipe, and control characters in a file's text have no effect."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def console() -> Console:
 
 
 def show(line: str) -> None:
-    """Print a line that may hold text from a file; its control characters are spelt out."""
+    """Print a line that may hold text from a file, with its control characters spelled out."""
     print(printable(line))
 
 
 def plain(text: str) -> Text:
-    """A table's cell with text from a file: neither its control characters nor its brackets mean anything."""
+    """A table's cell with text from a file, whose control characters and brackets have no effect."""
     from rich.text import Text
 
     return Text(printable(text))

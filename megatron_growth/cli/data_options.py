@@ -1,4 +1,4 @@
-"""What `train` and `submit` may say about text: options that replace the `data` of a recipe."""
+"""Options of `train` and `submit` that replace the `data` of a recipe."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--tokenizer",
         metavar="KIND",
-        help="in place of the recipe's; KIND as for `prepare`; the model follows its size",
+        help="in place of the recipe's; KIND as for `prepare`; the model's vocabulary follows it",
     )
     add("--text-field", metavar="NAME", help="JSONL field or Parquet column with the text, in place of the recipe's")
     add(
         "--max-tokens",
         type=whole(powers=True),
         metavar="N",
-        help="prepare no more training tokens than these, such as 20e9",
+        help="prepare at most this many training tokens, such as 20e9",
     )
-    add("--workers", type=whole(most=PROCESSES), metavar="N", help="processes that tokenize (default: one a core)")
+    add("--workers", type=whole(most=PROCESSES), metavar="N", help="processes that tokenize (default: one per core)")
 
 
 def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    """The recipe with what the command line says about its data; another tokenizer brings its vocabulary, and another
-    corpus is read whole.
+    """The recipe with the command line's data; another tokenizer brings its vocabulary, another corpus is read whole.
 
     Raises:
         UserError: two of the options contradict each other.
-        DataError: the tokenizer, or the prepared dataset, is not there or damaged.
+        DataError: the tokenizer, or the prepared dataset, is missing or damaged.
     """
     from megatron_growth.errors import UserError
 
@@ -68,7 +67,7 @@ def _path(text: str) -> str:
 
 
 def _with_vocabulary(recipe: Recipe) -> Recipe:
-    """The model's vocabulary is that of the tokenizer, which is opened when its name does not tell its size."""
+    """The recipe with its tokenizer's vocabulary; the tokenizer is opened when its name does not say its size."""
     from megatron_growth.data.manifest import load_manifest
     from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
     from megatron_growth.recipes.blocks import vocabulary_of

@@ -1,8 +1,8 @@
 """Train a nano family on this machine beside a baseline from scratch, and write the report: no download, no GPU.
 
-Four stages from 92k to 542k parameters, each grown from the last into another parallel layout, through Megatron's own
-training loop, on the text of Python's standard library; then the largest model from scratch with the compute of all
-four.  It takes some minutes on two cores.  Interrupted, the same words go on where it was.
+Four stages from 92k to 542k parameters are trained in Megatron's own training loop on the text of Python's standard
+library, each grown from the last into another parallel layout; then the largest model from scratch with the compute of
+all four.  It takes some minutes on two cores.  After an interruption the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ RECIPE = "nano-progressive"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="folder", type=Path, default=Path("runs/demo"), metavar="DIR", help="(runs/demo)")
-    parser.add_argument("--corpus", metavar="WHAT", help="your own text, in place of the standard library's")
+    parser.add_argument(
+        "--run", dest="folder", type=Path, default=Path("runs/demo"), metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.add_argument("--corpus", metavar="WHAT", help="text to train on, in place of the standard library's")
     parser.add_argument(
         "--baseline",
         action="append",

@@ -1,11 +1,11 @@
 """Show what this machine has for training, what stands in for what it lacks, and what that costs.
 
-Exit code 2: a run could not start here; the reasons and what to do are printed.
+Exit code 2 means that a run could not start here; the reasons and what to do are printed.
 
 examples:
   megatron-growth doctor
   megatron-growth doctor --json
-  srun --nodes=1 megatron-growth doctor            on a compute node: a login node has no GPU
+  srun --nodes=1 megatron-growth doctor            on a compute node, as a login node has no GPU
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HELP = "what this machine has, what stands in, and whether a run could start"
 
 _INSTALLATIONS = {
     "container": "Transformer Engine and Apex, as in NVIDIA's container",
-    "gpu": "Transformer Engine, as of pip install '.[gpu]'",
+    "gpu": "Transformer Engine, as after pip install '.[gpu]'",
     "pip": "neither Transformer Engine nor Apex",
     "host": "no GPU: for tests, examples and nano models",
 }

@@ -13,7 +13,6 @@ hf/nano-4 --source CHECKPOINT` compares the two afterwards.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 from dataclasses import asdict
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import add_processes, add_trust, processes_of
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
-from megatron_growth.records.numbers import COUNT, PROCESSES, whole
+from megatron_growth.records.numbers import COUNT
 from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
@@ -46,15 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
     parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
-    parser.add_argument(
-        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
-    )
+    add_processes(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle its objects freely; this can run any code",
-    )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.exchange.export import export
     from megatron_growth.exchange.tokenizer_files import write_tokenizer
 
-    processes = args.processes or min(4, os.cpu_count() or 1)
     with Progress({"write": "exporting"}, quiet=args.json) as progress:
         report = export(
             plan,
@@ -76,16 +69,16 @@ def run(args: argparse.Namespace) -> int:
             companions=lambda folder: write_tokenizer(tokenizer, folder) if tokenizer else None,
             tokenizer=fingerprint,
             card=card,
-            processes=processes,
+            processes=processes_of(args),
             progress=progress,
         )
     if args.json:
         print(json_text(asdict(report)))
         return 0
-    resumed = f"; there already: {plural(report.files_resumed, 'file')}" if report.files_resumed else ""
+    resumed = f"; {plural(report.files_resumed, 'file')} already there" if report.files_resumed else ""
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
     if tokenizer is None:
-        print("no tokenizer was exported; put its files there, or name it with --tokenizer")
+        print("no tokenizer was exported: put its files there, or name it with --tokenizer")
     print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
     return 0
 
@@ -126,7 +119,7 @@ def _adapters(args: argparse.Namespace) -> int:
     """Export the adapters alone.
 
     Raises:
-        UserError: an option asks for what adapters do not have.
+        UserError: an option does not apply to adapters.
     """
     of_a_model = {"--dtype": args.dtype, "--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
     refuse_idle(of_a_model, "adapters are written as they are stored, without a tokenizer")
@@ -142,18 +135,18 @@ def _adapters(args: argparse.Namespace) -> int:
 
 
 def _tokenizer(args: argparse.Namespace) -> tuple[TokenizerSpec | None, TokenizerRecord | Tokenizer | None]:
-    """What to export as tokenizer: the one that is named, else that of the run directory, else none."""
+    """The tokenizer to export: the one that is named, else that of the run directory, else none."""
     from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
     from megatron_growth.exchange.tokenizer_files import tokenizer_of_run
 
     if args.no_tokenizer:
         named = {"--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
-        refuse_idle(named, "--no-tokenizer leaves out the tokenizer")
+        refuse_idle(named, "--no-tokenizer leaves the tokenizer out")
         return None, None
     if args.tokenizer:
         spec = parse_spec(args.tokenizer, args.tokenizer_files)
         return spec, load_tokenizer(spec)
-    refuse_idle({"--tokenizer-files": args.tokenizer_files}, "they are those of --tokenizer gpt2")
+    refuse_idle({"--tokenizer-files": args.tokenizer_files}, "they belong to --tokenizer gpt2")
     return tokenizer_of_run(args.source) or (None, None)
 
 
@@ -161,10 +154,10 @@ def bytes_of(text: str) -> int:
     """Bytes of a size such as 500MB or 2GB.
 
     Raises:
-        UserError: it is no size.
+        UserError: it is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B", text.strip(), re.IGNORECASE)
     number = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()] if match else 0
     if not 1 <= number <= COUNT:
-        raise UserError(f"--shard-size {text!r} is no size", fix="write 500MB or 2GB")
+        raise UserError(f"--shard-size {text!r} is not a size", fix="write 500MB or 2GB")
     return int(number)

@@ -3,7 +3,7 @@
   megatron-growth grow --from runs/1B/checkpoints --to 2B --num-layers 22 --hidden-size 2560 \\
       --ffn-hidden-size 8960 --num-attention-heads 20 --width aki --depth stack --seed 0
   megatron-growth grow --from runs/1B/checkpoints --to 2B --recipe progressive-8b --stage 2B
-  megatron-growth grow --from small --to large --num-layers 8 --dry-run    what would be read and written; no more
+  megatron-growth grow --from small --to large --num-layers 8 --dry-run    only prints what would be read and written
 
 The source may have any parallel layout, and so may the run that loads the target.  A killed growth goes on when the
 same command is given again.  Sizes that are not given stay as they are.
@@ -12,7 +12,6 @@ same command is given again.  Sizes that are not given stay as they are.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -20,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
 from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import add_processes, add_trust, processes_of
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
-from megatron_growth.records.numbers import PROCESSES, SEED, SIZE, finite, whole
+from megatron_growth.records.numbers import SEED, SIZE, finite, whole
 from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import GrowthJob
     from megatron_growth.checkpoint.summary import Row
     from megatron_growth.operators import GrowthSpec
+    from megatron_growth.planner import StagePlan
     from megatron_growth.shape import ModelShape
 
 HELP = "grow a checkpoint into a larger model's, offline"
@@ -57,28 +58,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--" + name.replace("_", "-"),
             type=whole(0 if name == "num_layers" else 1, SIZE),
             metavar="N",
-            help="of the target",
+            help="of the target (default: the source's)",
         )
-    parser.add_argument("--recipe", help="take sizes and operators from a recipe's stage")
-    parser.add_argument("--stage", help="stage of the recipe to grow into")
+    parser.add_argument("--recipe", help="take sizes and operators from a stage of this recipe")
+    parser.add_argument("--stage", metavar="NAME", help="stage of the recipe to grow into")
     parser.add_argument("--width", metavar="NAME", help="width operator (default: aki, or the recipe's)")
     parser.add_argument("--depth", metavar="NAME", help="depth operator (default: stack, or the recipe's)")
     parser.add_argument(
-        "--seed", type=whole(0, SEED), metavar="N", help="of every random choice (default: 0, or the recipe's)"
+        "--seed", type=whole(0, SEED), metavar="N", help="of all random choices (default: 0, or the recipe's)"
     )
     parser.add_argument("--optimizer-state", metavar="POLICY", help="reset (default), grow or asymmetric")
     parser.add_argument(
-        "--lr", type=finite(above=True), help="--lr of the run that will load grown optimizer state, when changed"
+        "--lr",
+        type=finite(above=True),
+        metavar="RATE",
+        help="with grown optimizer state: --lr of the run that will load it, if it differs from the source's",
     )
-    parser.add_argument("--min-lr", type=finite(), help="--min-lr of that run, when changed")
-    parser.add_argument(
-        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
-    )
+    parser.add_argument("--min-lr", type=finite(), metavar="RATE", help="likewise, --min-lr of that run")
+    add_processes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle the source's objects freely; this can run any code"
-    )
+    add_trust(parser, "the source's")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,15 +105,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _print_plan(job, args.json)
         return 0
-    processes = args.processes or min(4, os.cpu_count() or 1)
     with Progress({"check": "checking the source", "write": "growing"}, quiet=args.json) as progress:
         report = grow_offline.grow(
-            job, args.target, processes=processes, rates=(args.lr, args.min_lr), progress=progress
+            job, args.target, processes=processes_of(args), rates=(args.lr, args.min_lr), progress=progress
         )
     if args.json:
         print(json_text(asdict(report)))
     else:
-        resumed = f"; there already: {plural(report.parts_resumed, 'part')}" if report.parts_resumed else ""
+        resumed = f"; {plural(report.parts_resumed, 'part')} already there" if report.parts_resumed else ""
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {shlex.quote(report.path)}" + _epsilon_hint(job))
         print(_where_training_goes_on(report.iteration))
@@ -141,8 +140,8 @@ def _epsilon_hint(job: GrowthJob) -> str:
 
 
 def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, dict[str, Any]]:
-    """How to grow, from the command line, else from the recipe's stage, else the defaults; and, of a stage, its sizes
-    and what it says of its function."""
+    """How to grow: from the command line, else the recipe's stage, else the defaults; and a stage's sizes and the
+    arguments that decide its function."""
     from megatron_growth.operators.spec import FIELDS, GrowthSpec
 
     if bool(args.recipe) != bool(args.stage):
@@ -160,8 +159,8 @@ def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, di
     return GrowthSpec.of(**settings), shape, architecture
 
 
-def _architecture(recipe: str, stage: Any) -> dict[str, Any]:
-    """What a recipe says of a stage's function beside its sizes, as Megatron's arguments (`layout/architecture.py`)."""
+def _architecture(recipe: str, stage: StagePlan) -> dict[str, Any]:
+    """What decides a stage's function beside its sizes, as Megatron's arguments (`layout/architecture.py`)."""
     from megatron_growth import recipes
 
     model, shape = recipes.load(recipe).model, stage.shape
@@ -181,7 +180,7 @@ def _architecture(recipe: str, stage: Any) -> dict[str, Any]:
 
 
 def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
-    """The grown checkpoint keeps its source's arguments; a recipe that says otherwise would train another function."""
+    """Refuse a recipe that differs from the arguments that the checkpoint keeps: it would train another function."""
     from megatron_growth.checkpoint import architecture, metadata
 
     saved = metadata.saved_arguments(job.common, job.source)
@@ -195,18 +194,18 @@ def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
 
 
 def _first_steps(job: GrowthJob) -> str:
-    """What moments of zero do at a late step of Adam's."""
+    """A warning of what zero moments do at a late step of Adam."""
     from megatron_growth.checkpoint.optimizer_state import first_steps
 
     betas = [float(getattr(job.common.get("args"), name, None) or 0.9) for name in ("adam_beta1", "adam_beta2")]
     most, when = first_steps(betas[0], betas[1])
     return (
-        "entries without an old one start with zero moments at the source's Adam step: their updates reach "
+        "new entries start with zero moments at the source's Adam step: their updates reach "
         f"{most:.1f} times the learning rate, at step {when}; a warm-up keeps them small"
     )
 
 
-def _stage(recipe: str, name: str) -> Any:
+def _stage(recipe: str, name: str) -> StagePlan:
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
 

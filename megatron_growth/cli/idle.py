@@ -1,4 +1,4 @@
-"""Options that a command would pass over: refused, because who gave them takes them for done."""
+"""Options that a command would ignore are refused: their user would believe that they had taken effect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def refuse_idle(given: Mapping[str, object], why: str) -> None:
 
     Args:
         given: value of each flag; None, "" and False where it was not given.
-        why: they do nothing.
+        why: the reason that they do nothing.
 
     Raises:
-        UserError: names those that were given.
+        UserError: with the names of those that were given.
     """
     if names := [flag for flag, value in given.items() if value not in (None, "", False)]:
         several = " and ".join(names)

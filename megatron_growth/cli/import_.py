@@ -2,8 +2,8 @@
 
 examples:
   megatron-growth import hf/SmolLM2-135M --to smol
-  torchrun ... pretrain_gpt.py ... --load smol        goes on training from it, iteration 0
-  megatron-growth grow --from hf/SmolLM2-135M --to large --num-layers 40    grows it without importing first
+  torchrun ... pretrain_gpt.py ... --load smol        trains it further, from iteration 0
+  megatron-growth grow --from hf/SmolLM2-135M --to large --num-layers 40    grows it without an import
 
 The flags that Megatron needs for this architecture are printed at the end.  A killed import goes on when the same
 command is given again.
@@ -12,13 +12,12 @@ command is given again.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_growth.cli.options import add_processes, processes_of
 from megatron_growth.progress import Progress, size
-from megatron_growth.records.numbers import PROCESSES, whole
 from megatron_growth.records.storage import json_text
 
 MEGATRONS_FACTOR = 8.0
@@ -28,9 +27,7 @@ HELP = "write a Hugging Face model as a Megatron checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FOLDER", help="with config.json and safetensors weights")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument(
-        "--processes", type=whole(most=PROCESSES), metavar="N", help="default: one for each core, at most 4"
-    )
+    add_processes(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -46,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     source = HuggingFaceSource(args.source)
     job = grow_offline.plan(source, lambda shape: shape, get("width", "zero-pad"), get("depth", "identity"))
-    processes = args.processes or min(4, os.cpu_count() or 1)
     with Progress({"check": "checking the source", "write": "importing"}, quiet=args.json) as progress:
-        report = grow_offline.grow(job, args.target, processes=processes, progress=progress)
+        report = grow_offline.grow(job, args.target, processes=processes_of(args), progress=progress)
     flags = megatron_flags(source.shape, source.arguments)
     if args.json:
         print(json_text({**asdict(report), "megatron_flags": flags}))
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print("  " + shlex.join(flags))
     if source.arguments.use_rope_scaling and source.arguments.rope_scaling_factor != MEGATRONS_FACTOR:
         print(
-            f"Megatron-Core 0.19's gpt_config_from_args() forgets --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
+            f"Megatron-Core 0.19's gpt_config_from_args() ignores --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
         )
         print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")
     return 0

@@ -3,8 +3,8 @@
   megatron-growth inspect runs/2B/checkpoints
   megatron-growth inspect runs/2B/checkpoints/iter_0001000 --json
 
-Duplicated residual dimensions, heads and FFN units whose gradients are equal stay copies for ever; what is counted is
-what the layers write, so this can be looked at after growth and again after training.
+Duplicated residual dimensions, heads and FFN units stay copies for ever if their gradients are equal.  Copies are
+counted in what the layers write, so look at a checkpoint after growth and again after training.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain, show
+from megatron_growth.cli.options import add_trust
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.storage import json_text
 
@@ -27,14 +28,12 @@ HELP = "print a checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--no-copies", action="store_true", help="read no weights; do not look for copies")
-    parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle its objects freely; this can run any code"
-    )
+    parser.add_argument("--no-copies", action="store_true", help="do not look for copies, so that no weights are read")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the checkpoint says and shows."""
+    """Describe the checkpoint."""
     document = describe(args.checkpoint, copies=not args.no_copies, trust=args.trust_checkpoint)
     if args.json:
         print(json_text(document, default=str))
@@ -81,7 +80,7 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
 
 
 def _optimizer(source: Source) -> str:
-    """In which form optimizer state is stored."""
+    """The form in which optimizer state is stored."""
     if source.has_optimizer:
         return "by parameter"
     return (
@@ -116,7 +115,7 @@ def _print(document: dict[str, Any]) -> None:
 
 
 def _origin(origin: Any) -> str:
-    """Where it was grown from, as far as it says."""
+    """What it was grown from, as far as it says."""
     if not isinstance(origin, dict):
         return f"from {origin}"
     said = {name: origin.get(name, "?") for name in ("source", "source_iteration", "width", "depth", "seed")}

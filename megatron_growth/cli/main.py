@@ -37,7 +37,7 @@ VERBS = (
 
 EPILOG = """\
 a first run, on a laptop:
-  megatron-growth plan nano-progressive            what will be trained, and what it costs
+  megatron-growth plan nano-progressive            what will be trained, and what it will cost
   megatron-growth train nano-progressive           four stages, each grown from the last
   megatron-growth report runs/nano-progressive     loss against FLOPs, and what was saved
 """
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", "") == "strict" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text in this locale
-    # torch warns of a CUDA toolkit without a GPU, as on a login node; no verb needs one here.
+    # torch warns where there is a CUDA toolkit but no GPU, as on a login node; no verb needs one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         _refuse_unreadable(words)
@@ -105,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:
-    """Refuse a word that is empty, which as a path would be the folder of the command and as an option would not be
-    given; and one that is no UTF-8, which not every library takes as a path.
+    """Refuse an empty word, which would be the current folder as a path, and no value at all to an option; and a word
+    that is not UTF-8, which some libraries do not take as a path.
 
     Raises:
-        UserError: names what it belongs to.
+        UserError: with the option that the word belongs to.
     """
     for before, word in pairwise(("", *words)):
         option, equals, value = word.partition("=")
@@ -118,14 +118,14 @@ def _refuse_unreadable(words: Sequence[str]) -> None:
             raise UserError(
                 f"a word of the command is empty{f', after {of}' if of.startswith('-') else ''}",
                 where=of if of.startswith("-") else "",
-                fix="a variable of the shell that is not set gives such a word: set it, or leave the word out",
+                fix="a shell variable that is not set gives such a word: set it, or leave the word out",
             )
         if not word.isascii() and word != word.encode(errors="replace").decode():
-            raise UserError("a word of the command is no UTF-8", where=word, fix="rename the file or folder")
+            raise UserError("a word of the command is not UTF-8", where=word, fix="rename the file or folder")
 
 
 def _respelled(words: list[str]) -> list[str]:
-    """The command line in today's spelling: a verb that once had another knows how to read that."""
+    """The command line in today's spelling; `evaluate` reads an older one."""
     if words[:1] != ["evaluate"]:
         return words
     from megatron_growth.cli.evaluate import respelled
@@ -134,7 +134,7 @@ def _respelled(words: list[str]) -> list[str]:
 
 
 def _refused_by_the_machine(error: OSError | MemoryError, debug: bool) -> int:
-    """What no part of the program expected the machine to refuse, as one message."""
+    """Report as one message that the machine refused something which no part of the program expected."""
     if debug:
         traceback.print_exc()
     found = GrowthError("no memory left") if isinstance(error, MemoryError) else refusal(error, error.filename or "")

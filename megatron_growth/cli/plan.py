@@ -1,6 +1,6 @@
 """Print what a recipe will train and what it costs: parameters, FLOPs, tokens, memory, layouts, hours.
 
-Nothing is trained and no GPU is needed.  `plan` without a recipe lists the shipped ones.
+Nothing is trained and no GPU is needed.  Without a recipe, `plan` lists those that are shipped.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ HELP = "what will be trained, and what it costs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a YAML file")
-    parser.add_argument("--variant", help="one of the recipe's variants")
-    parser.add_argument("--cluster", metavar="PROFILE", help="layouts, hours and checkpoints on this cluster")
-    parser.add_argument("--nodes", type=whole(most=GPUS), metavar="N", help="nodes to use instead of the profile's")
+    parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
+    parser.add_argument("--cluster", metavar="PROFILE", help="also plan layouts, hours and checkpoints on this cluster")
+    parser.add_argument("--nodes", type=whole(most=GPUS), metavar="N", help="nodes, in place of the profile's number")
     parser.add_argument(
         "--fit-gb",
         type=finite(above=True),
         metavar="GB",
-        help="STEP: the fewest stages whose model state fits this much memory",
+        help="STEP: find the fewest stages whose model state fits into this much memory",
     )
     parser.add_argument("--plot-lr", metavar="FILE", help="draw the learning rate of all stages in one picture")
     parser.add_argument("--plot-memory", metavar="FILE", help="draw the memory of all stages in one picture")
     parser.add_argument(
-        "--command", metavar="STAGE", help="print Megatron's words of this stage or baseline, one flag a line, instead"
+        "--command", metavar="STAGE", help="print only Megatron's words for this stage or baseline, one flag a line"
     )
     parser.add_argument(
         "--gpus",
         type=whole(most=GPUS),
         metavar="N",
-        help="data-parallel sizes that the recipe leaves open fill so many GPUs (default: a node of 8, or --cluster)",
+        help="GPUs that data-parallel sizes which the recipe leaves open fill (default: a node of 8, or --cluster's)",
     )
-    parser.add_argument("--host", action="store_true", help="--command: the words of a machine without a GPU")
+    parser.add_argument("--host", action="store_true", help="--command: the words for a machine without a GPU")
     parser.add_argument(
         "--installation",
         choices=("container", "gpu", "pip"),
-        help="--command: what the GPUs' machine has: NVIDIA's container (Transformer Engine and Apex; the default), "
-        "pip install '.[gpu]' (Transformer Engine), or plain pip (neither)",
+        help="--command: what is installed beside the GPUs: NVIDIA's container (Transformer Engine and Apex; the "
+        "default), pip install '.[gpu]' (Transformer Engine), or plain pip (neither)",
     )
-    parser.add_argument("--run", metavar="DIR", type=Path, help="--command: the folders and data of this run directory")
+    parser.add_argument("--run", metavar="DIR", type=Path, help="--command: with this run's folders and data")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipes.load(args.recipe, args.variant)
     if args.command is not None:
         drawn = {"--plot-lr": args.plot_lr, "--plot-memory": args.plot_memory, "--fit-gb": args.fit_gb}
-        refuse_idle(drawn, "--command prints the words of one stage")
+        refuse_idle(drawn, "--command prints only the words of one stage")
         return _command(recipe, args)
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)

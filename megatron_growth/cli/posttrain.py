@@ -6,10 +6,10 @@ examples:
   megatron-growth posttrain sft runs/step/stages/2/checkpoints --preset step-alpaca --output runs/step/posttrain/2
   megatron-growth posttrain sft hf/wso --preset wso-tulu --lr-sweep --output hf/wso-sft     eight rates, the best kept
 
-MODEL is what `export` wrote, or a Megatron checkpoint, which is exported first.  --data is a .jsonl, .json or .parquet
-file, a folder of them, or hf:OWNER/NAME/SPLIT; without it, the paper's data are read from the hub.  A killed command
-goes on when it is given again.  With --cluster, or as `submit posttrain`, it is a Slurm job.
-Outputs in RUN/posttrain/ belong to that run, where `report --compare` finds them.
+MODEL is what `export` wrote, or a Megatron checkpoint, which is exported first.  --data names a .jsonl, .json or
+.parquet file, a folder of them, or hf:OWNER/NAME/SPLIT; without it, the paper's data are read from the hub.  A killed
+command goes on when it is given again.  With --cluster, or as `submit posttrain`, it becomes a Slurm job.  `report
+--compare` finds the outputs in RUN/posttrain/ by themselves.
 """
 
 from __future__ import annotations
@@ -34,30 +34,29 @@ HELP = "tune a model on instructions or preferences (SFT, DPO)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `posttrain`."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind, text in (("sft", "supervised fine-tuning"), ("dpo", "direct preference optimisation")):
         words = kinds.add_parser(
             kind, help=text, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         add_request_arguments(words, kind)
-        words.add_argument("--processes", type=whole(), metavar="N", help="default: one for each GPU, else 1")
-        words.add_argument("--cluster", metavar="PROFILE", help="submit it to Slurm with this profile, instead")
-        words.add_argument("--nodes", type=whole(), metavar="N", help="nodes of the job (1)")
-        words.add_argument("--dry-run", action="store_true", help="print the job's command and script, and do nothing")
+        words.add_argument("--processes", type=whole(), metavar="N", help="that train (default: one per GPU, or 1)")
+        words.add_argument("--cluster", metavar="PROFILE", help="submit it to Slurm with this profile instead")
+        words.add_argument("--nodes", type=whole(), metavar="N", help="nodes of the job (default: 1)")
+        words.add_argument("--dry-run", action="store_true", help="only print the job's command and script")
         words.add_argument("--json", action="store_true", help="print posttrain.json")
         words.add_argument("--submit", action="store_true", help=argparse.SUPPRESS)  # see cli.main.spelled_out
         words.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
-    """What the result depends on."""
+    """The options that the result depends on."""
     from megatron_growth.posttrain.presets import PRESETS
 
     presets = ", ".join(preset.name for preset in PRESETS.values() if preset.kind == kind)
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a Megatron checkpoint")
     parser.add_argument("--preset", required=True, metavar="NAME", help=f"settings of a paper: {presets}")
-    parser.add_argument("--data", default="", metavar="FILE", help="default: the paper's data, from the hub")
+    parser.add_argument("--data", default="", metavar="FILE", help="examples (default: the paper's, from the hub)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--lr", type=finite(above=True), metavar="RATE", help="learning rate, instead of the preset's")
     if kind == "sft":
@@ -66,26 +65,26 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
             nargs="*",
             type=finite(above=True),
             metavar="RATE",
-            help="train once for each of these rates (default: the preset's; WSO's eight), and keep the best",
+            help="train once with each of these rates (default: the preset's, such as WSO's eight); keep the best",
         )
         parser.add_argument(
             "--best-by",
             choices=("valid_loss", "valid_accuracy"),
             default="valid_loss",
-            help="what the best rate is chosen by, on the held-out examples (the paper: AlpacaEval, by a judge)",
+            help="figure on the held-out examples that chooses the best rate (the paper uses a judge on AlpacaEval)",
         )
-        parser.add_argument("--packing", action="store_true", help="several examples in one sequence")
+        parser.add_argument("--packing", action="store_true", help="put several examples into one sequence")
     else:
         parser.add_argument("--beta", type=finite(above=True), metavar="B", help="weight of the reference model")
     parser.add_argument("--valid-share", type=finite(), metavar="S", help="share of the examples to hold out")
-    parser.add_argument("--valid-data", default="", metavar="FILE", help="held-out examples of their own")
+    parser.add_argument("--valid-data", default="", metavar="FILE", help="held-out examples, instead of a share")
     parser.add_argument("--epochs", type=finite(above=True), metavar="N", help="instead of the preset's")
-    parser.add_argument("--max-steps", type=whole(0), default=0, metavar="N", help="end earlier (0: all epochs)")
-    parser.add_argument("--batch", type=whole(), metavar="N", help="examples of a step, over all processes")
+    parser.add_argument("--max-steps", type=whole(0), default=0, metavar="N", help="stop after these (0: all epochs)")
+    parser.add_argument("--batch", type=whole(), metavar="N", help="examples per step, over all processes")
     parser.add_argument(
-        "--micro-batch", type=whole(), default=4, metavar="N", help="of them in one process at a time (4)"
+        "--micro-batch", type=whole(), default=4, metavar="N", help="at most so many in a process at once (default: 4)"
     )
-    parser.add_argument("--max-length", type=whole(2), metavar="N", help="tokens of an example, at most")
+    parser.add_argument("--max-length", type=whole(2), metavar="N", help="most tokens in an example")
     parser.add_argument("--tokenizer", default="", metavar="T", help="folder with tokenizer files, when MODEL has none")
     parser.add_argument(
         "--chat-template",
@@ -101,7 +100,7 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, and say where the model is."""
+    """Tune here, or submit a job."""
     from megatron_growth.posttrain import extra
 
     if args.submit and not args.cluster:
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         return _submit(args)
     if args.dry_run:
         raise UserError("--dry-run shows a job, and no cluster is named", fix="add --cluster PROFILE")
-    refuse_idle({"--nodes": args.nodes}, "they are those of a job, and no --cluster is named")
+    refuse_idle({"--nodes": args.nodes}, "nodes belong to a job, and no --cluster is named")
     extra.require("trl", "datasets", "accelerate")
     import torch
 
@@ -130,10 +129,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Request:
-    """The preset's settings, and what the command line says instead.
+    """The preset's settings, with those of the command line in their place.
 
     Raises:
-        UserError: no preset, no data, or words that contradict each other.
+        UserError: there is no such preset, there are no data, or options contradict each other.
     """
     from megatron_growth.posttrain.presets import find
     from megatron_growth.posttrain.request import Request
@@ -141,11 +140,9 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
     preset = find(args.preset, args.kind)
     data = args.data or preset.data
     if not data:
-        raise UserError(
-            f"the preset {preset.name} has no data of its own", where="--data", fix="name a file with --data"
-        )
+        raise UserError(f"the preset {preset.name} comes without data", where="--data", fix="name a file with --data")
     if args.valid_data:
-        refuse_idle({"--valid-share": args.valid_share}, "--valid-data are the held-out examples")
+        refuse_idle({"--valid-share": args.valid_share}, "--valid-data holds the held-out examples")
     share = preset.valid if args.valid_share is None else args.valid_share
     if share >= 1:
         raise UserError(f"--valid-share {share:g} leaves nothing to train on", fix="give less than 1, such as 0.1")

@@ -1,17 +1,17 @@
 """Turn text into the token dataset that training reads: Megatron's indexed dataset (.bin, .idx) and a manifest.
 
-The corpus is files or folders of text, JSONL (.gz, .zst) or Parquet, a data set of the Hugging Face hub
-(hf:OWNER/NAME[:CONFIG][/SPLIT]; HF_ENDPOINT names another hub), whose Parquet files are fetched and deleted one by one,
-or a built-in corpus that needs no download.  What a folder holds and is not read is counted and named.
+The corpus is files or folders of text, JSONL (.gz, .zst) or Parquet; or a data set of the Hugging Face hub
+(hf:OWNER/NAME[:CONFIG][/SPLIT]; HF_ENDPOINT names another hub), whose Parquet files are fetched and deleted one by one;
+or a built-in corpus that needs no download.  Files in a folder that are not read are counted and named.
 
-The result does not depend on the number of workers.  The command can be killed at any moment; the same words go on
-where it was, and do nothing when the dataset is complete.
+The result does not depend on the number of workers.  The command can be killed at any moment; given again, it goes on
+where it was, and does nothing when the dataset is complete.
 
 examples:
   megatron-growth prepare --output data/demo
   megatron-growth prepare --corpus my-texts/ more.jsonl.zst --tokenizer gpt2 --output data/mine --workers 32
   megatron-growth prepare --corpus wiki.parquet --text-field body --tokenizer my-tokenizer/ --output data/wiki
-  megatron-growth prepare --corpus hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --max-tokens 1e9 \
+  megatron-growth prepare --corpus hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer gpt2 --max-tokens 1e9 \\
       --output data/web
 """
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders, hf:OWNER/NAME[:CONFIG][/SPLIT], or the built-in 'stdlib': Python's own documentation and "
         "sources, about 9.5 MB (default)",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="folder to write; made in one step at the end")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to create; it appears when it is complete")
     add(
         "--tokenizer",
         default="sentencepiece:1024",
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(powers=True),
         default=0,
         metavar="N",
-        help="stop at the document with which this many training tokens are reached, such as 20e9 (default: no limit)",
+        help="stop at the document that reaches this many training tokens, such as 20e9 (default: no limit)",
     )
     _add_document_options(parser)
     _add_output_options(parser)
@@ -69,12 +69,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_document_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--text-field", default="text", metavar="NAME", help="JSONL field or Parquet column with the text (text)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="JSONL field or Parquet column with the text (default: text)",
+    )
     add(
         "--document-per",
         default="file",
         metavar="UNIT",
-        help="what one document of a plain text file is: file, paragraph (between blank lines) or line (file)",
+        help="what is one document in a plain text file: the file, a paragraph (between blank lines) or a line "
+        "(default: file)",
     )
 
 
@@ -85,21 +91,21 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         type=finite(0, 1, below=True),
         default=0.01,
         metavar="F",
-        help="share of the documents set aside for validation, chosen by a hash of their text; 0 for none (0.01)",
+        help="share of documents set aside for validation, chosen by a hash of their text; 0 for none (default: 0.01)",
     )
-    add("--seed", type=whole(0, SEED), default=1234, metavar="N", help="which documents are for validation (1234)")
+    add("--seed", type=whole(0, SEED), default=1234, metavar="N", help="of that choice (default: 1234)")
     add(
         "--dtype",
         default="auto",
         metavar="TYPE",
-        help="of the stored ids: uint16, int32, or auto by vocabulary size (auto)",
+        help="of the stored ids: uint16, int32, or auto by vocabulary size (default: auto)",
     )
     add(
         "--workers",
         type=whole(most=PROCESSES),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
-        help="processes that tokenize (default: the cores of this process, %(default)s)",
+        help="processes that tokenize (default: one per core, %(default)s here)",
     )
     add("--json", action="store_true", help="print a summary of the manifest as JSON")
 
@@ -132,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) -> None:
-    print(f"{output}: {'written' if written else 'complete already, nothing to do'}")
+    print(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     for name, split in manifest.splits.items():
         print(f"  {name:<6} {split.documents:>12,} documents {split.tokens:>16,} tokens ({manifest.dtype})")
     tokenizer = manifest.tokenizer

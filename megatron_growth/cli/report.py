@@ -5,8 +5,8 @@
   megatron-growth report --compare runs/grown-seed1 runs/grown-seed2 runs/scratch-seed1
 
 A run that is still training can be reported too; the page says what is missing.  --compare puts every stage of several
-runs into one table: loss and tasks before, after SFT and after DPO (what `posttrain` wrote into RUN/posttrain/, or
-wherever it is named beside the runs), mean and standard deviation over the seeds of a recipe.
+runs into one table, with mean and standard deviation over the seeds of a recipe: loss and tasks before post-training,
+after SFT and after DPO (models that `posttrain` wrote into RUN/posttrain/, or that are named beside the runs).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="several runs, folders of variants and tuned models in one table",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="of --compare: folder of the page (default: compare)"
+        "--output", type=Path, metavar="DIR", help="--compare: folder to write the page into (default: compare)"
     )
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON; writes no page")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and write no page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.compare:
         return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
-    refuse_idle({"--output": args.output}, "a run's report is written into the run; it is for --compare")
+    refuse_idle({"--output": args.output}, "a run's report is written into the run; --output is for --compare")
     if args.run is None:
         raise UserError(
             "report needs a run", fix="`megatron-growth report RUN`, or `megatron-growth report --compare RUN RUN`"

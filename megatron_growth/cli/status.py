@@ -1,6 +1,6 @@
 """Show how far a run is: stages, iterations, tokens, loss, speed, time left, last checkpoint, and its Slurm jobs.
 
-Everything but the jobs' states comes from the run directory, so it works on any machine that sees it.
+Everything but the jobs' states comes from the run directory, so the command works on any machine that sees it.
 
 examples:
   megatron-growth status runs/nano-progressive
@@ -35,12 +35,12 @@ HELP = "how far a run is"
 _COLUMNS = ("stage", "state", "iteration", "tokens", "loss", "valid", "tokens/s", "ETA", "saved")
 _JOB_COLUMNS = ("stage", "job", "state", "restarts", "MFU", "nodes", "reason")
 _MEASURED_COLUMNS = ("stage", "s/step", "planned s/step", "memory a rank", "planned memory")
-_WORDS = ("stage", "state", "nodes", "reason")  # columns that are not numbers
+_WORDS = ("stage", "state", "nodes", "reason")  # columns of text
 _MOST_NODES_SHOWN = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory, or --output of a post-training job")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run directory, or a post-training job's --output")
     parser.add_argument("--json", action="store_true", help="print the status as one JSON document")
     parser.add_argument(
         "--watch",
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="show it again every so many seconds (10) until the run is complete",
+        help="show it again every SECONDS (default: 10) until the run is complete",
     )
 
 
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     folder = directory.existing(args.folder)
     if args.watch is None:
         _print(_look(folder), args.json)
-        _print_smoke(folder, args.json)
+        if not args.json:
+            _print_smoke(folder)
         return 0
     return _watch(folder, args.watch, args.json)
 
 
 def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
-    """Of the job of a post-training."""
     if as_json:
         print(json_text(document))
         return
@@ -82,23 +82,21 @@ def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
         print(f"  gave up: {document['failure']}")
 
 
-def _print_smoke(folder: RunDirectory, as_json: bool) -> None:
-    """Of a smoke job, the verdicts; RUN/smoke.json holds them, too."""
+def _print_smoke(folder: RunDirectory) -> None:
+    """The verdicts of a smoke job, which RUN/smoke.json holds too."""
     from megatron_growth.run import smoke
 
     if smoke.is_smoke(folder):
-        found = smoke.verdicts(folder)
-        if not as_json:
-            print("\n" + smoke.as_text(found), end="")
+        print("\n" + smoke.as_text(smoke.verdicts(folder)), end="")
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What there is to say now.
+    """What is shown of a run at one time.
 
     Attributes:
         status: of the run.
-        jobs: of a run that was submitted, by stage.
+        jobs: by stage; empty for a run that was not submitted.
         silence: why Slurm could not be asked, or None.
         go_on: the command that goes on with the run.
     """
@@ -123,7 +121,7 @@ def _look(folder: RunDirectory) -> _Look:
 
 
 def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
-    """On a terminal the table stays in its place; elsewhere, and as JSON, each look is printed below the last."""
+    """Show the status until the run is complete: in place on a terminal, else (and as JSON) each below the last."""
     from rich.live import Live
 
     out = console()
@@ -151,7 +149,7 @@ def _print(look: _Look, as_json: bool) -> None:
 
 
 def _document(look: _Look) -> dict[str, Any]:
-    """The JSON document; a submitted run's stages have the figures of their jobs beside their own."""
+    """The JSON document; a submitted run's stages include the figures of their jobs."""
     document = look.status.to_json()
     for stage in document["stages"]:
         if stage["name"] in look.jobs:
@@ -199,7 +197,7 @@ def _cells(stage: StageStatus) -> list[str]:
 
 
 def _measured(stage: StageStatus, job: StageJobStatus | None) -> list[str]:
-    """What one step takes beside what was planned; the time is planned for a cluster only."""
+    """What one step takes, measured and planned; its time is planned only for a cluster."""
     planned = job.step_seconds_planned if job else None
     return [
         stage.name,
@@ -235,10 +233,10 @@ def _sentence(look: _Look) -> str:
     if status.active:
         return "a command is working on it"
     if look.silence:
-        return f"what its Slurm jobs do is not known here: {look.silence}"
+        return f"what its Slurm jobs are doing is not known here: {look.silence}"
     states = {job.job_state for job in look.jobs.values()}
     if states & {"RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED"}:
         return "its Slurm jobs are working on it"
     if look.jobs:
-        return f"no Slurm job of it is left; `{look.go_on}` goes on where it was"
+        return f"it has no Slurm job left; `{look.go_on}` goes on where it was"
     return f"nothing is working on it here; `{look.go_on}` goes on where it was"

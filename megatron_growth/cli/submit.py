@@ -1,8 +1,8 @@
-"""Submit the stages of recipes to Slurm: one job a stage, each after the one that it grows from.
+"""Submit the stages of recipes to Slurm: one job per stage, each after the one that it grows from.
 
-Jobs checkpoint before their time limit and requeue themselves, go on after preemption and node failures, and end the
-chain when training is ill.  Giving the command again submits only what is missing.  --dry-run shows everything and
-needs no Slurm.
+Jobs save a checkpoint before their time limit and requeue themselves, go on after preemption and node failures, and end
+the chain when training goes wrong.  Given again, the command submits only what is missing.  --dry-run shows everything
+and needs no Slurm.
 
 examples:
   megatron-growth submit progressive-8b --cluster my-cluster.yaml --dry-run
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from megatron_growth.slurm.stage_jobs import StageJob
 
 SMOKE_TIME_LIMIT = "00:30:00"
-HELP = "train on a Slurm cluster: one job a stage"
+HELP = "train on a Slurm cluster: one job per stage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="shipped recipes' names, or YAML files")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of shipped recipes, or YAML files")
     parser.add_argument("--cluster", metavar="PROFILE", help="a shipped cluster profile's name, or a YAML file")
     parser.add_argument(
-        "--nodes", type=whole(most=GPUS), metavar="N", help="nodes that one stage may use, instead of the profile's"
+        "--nodes", type=whole(most=GPUS), metavar="N", help="nodes that a stage may use, in place of the profile's"
     )
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
     parser.add_argument(
@@ -59,18 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
     parser.add_argument(
-        "--recommended", action="store_true", help="layouts that `plan --cluster` recommends, not the recipe's"
+        "--recommended", action="store_true", help="use the layouts that `plan --cluster` recommends, not the recipe's"
     )
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="before the long run: a short job a stage, at full shape for 20 steps, saved, requeued, resumed and "
-        "measured, on made-up tokens unless --data names a prepared dataset; the jobs and `status` show a verdict each",
+        help="before the long run: one short job per stage, at full shape for 20 steps, saved, requeued, resumed and "
+        "measured, on made-up tokens unless --data names a prepared dataset; `status` shows a verdict for each",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the command and the script of every job, and do nothing: text is neither fetched nor tokenized",
+        help="only print the command and the script of every job; text is neither fetched nor tokenized",
     )
     parser.add_argument("--cancel", type=Path, metavar="RUN", help="cancel all jobs of this run")
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON document")
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _short(profile: ClusterProfile, args: argparse.Namespace) -> ClusterProfile:
-    """The profile for jobs of minutes."""
+    """The profile with a time limit for jobs of minutes."""
     if args.baseline or args.wandb:
         raise UserError("--smoke tries the stages alone", fix="leave out --baseline and --wandb")
     if profile.slurm is None:
@@ -109,12 +109,12 @@ def _short(profile: ClusterProfile, args: argparse.Namespace) -> ClusterProfile:
 
 @dataclass(frozen=True)
 class _Request:
-    """One run to submit; `stages` has the wanted baselines behind the plan's stages.
+    """One run to submit; in `stages`, the baselines that are wanted follow the plan's stages.
 
     Attributes:
         smoke_of: the real recipe, when this is its smoke job.
-        step_seconds: planned, of the stages in their own layouts.
-        peak_tflops: dense bf16 peak of a GPU of the cluster.
+        step_seconds: planned time of a step, by stage, in the recipe's own layout.
+        peak_tflops: dense bf16 peak of one of the cluster's GPUs.
     """
 
     recipe: Recipe
@@ -135,12 +135,12 @@ class _Request:
 
 
 def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Request]:
-    """One per recipe and seed; every one is planned, and fits the profile, before any is submitted."""
+    """One per recipe and seed; all are planned, and fit the profile, before any is submitted."""
     from megatron_growth.cli.train import default_folder, load_recipe
 
     seeds = args.seeds or [None]
     if args.folder and len(args.recipes) * len(seeds) > 1:
-        raise UserError("--run names one run directory, and several runs are asked for", fix="leave out --run")
+        raise UserError("--run names one directory, and several runs are asked for", fix="leave out --run")
     requests = []
     for name in args.recipes:
         recipe = load_recipe(name, args.variant, args)
@@ -184,7 +184,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
 
 
 def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
-    """--dry-run: every command, and the script that they submit."""
+    """--dry-run: print every command, and the script that they submit."""
     from megatron_growth.run.storage import bytes_needed
     from megatron_growth.slurm.stage_jobs import SCRIPT
 
@@ -207,7 +207,7 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
 
 
 def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:
-    """Make the run directories with their data, then submit all chains."""
+    """Create the run directories with their data, then submit all chains."""
     from megatron_growth.slurm import commands as slurm
     from megatron_growth.slurm.submit import submit_chain, to_json
 
@@ -261,12 +261,12 @@ def _cancel(folder: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": str(folder), "cancelled": cancelled}))
     else:
-        print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: no job was there'}")
+        print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: there was no job'}")
     return 0
 
 
 def _cancelled_posttraining(folder: Path) -> list[str] | None:
-    """The cancelled job of a post-training; None for any other folder."""
+    """Cancel a post-training's job and return its id; None for any other folder."""
     from megatron_growth.posttrain import slurm_jobs
 
     return slurm_jobs.cancel(folder) if slurm_jobs.is_job(folder) else None

@@ -1,7 +1,7 @@
 """Train the stages of a recipe on this machine, each grown from the last one's checkpoint into its own layout.
 
-The command can be killed at any moment; the same words go on where the run was.  What Megatron prints goes to
-RUN/stages/STAGE/log.txt, every figure to metrics.jsonl and TensorBoard beside it.
+The command can be killed at any moment; given again, it goes on where the run was.  What Megatron prints goes to
+RUN/stages/STAGE/log.txt, and every figure to metrics.jsonl and TensorBoard's files beside it.
 
 examples:
   megatron-growth train nano-progressive
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name, or a YAML file")
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants (default: all of them)")
     parser.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run directory (default: runs/RECIPE)")
-    parser.add_argument("--stage", metavar="NAME", help="only this stage, or this baseline")
+    parser.add_argument("--stage", metavar="NAME", help="train only this stage, or this baseline")
     parser.add_argument(
         "--baseline",
         action="append",
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--smoke",
         action="store_true",
-        help="before a long run: every stage at full shape for 20 steps, saved, resumed and measured, with a verdict "
-        "each; into runs/RECIPE-smoke, on made-up tokens unless --data names a prepared dataset",
+        help="before a long run: train every stage at full shape for 20 steps, save, resume, measure, and give a "
+        "verdict on each; into runs/RECIPE-smoke, on made-up tokens unless --data names a prepared dataset",
     )
     parser.add_argument("--wandb", metavar="PROJECT", default="", help="log to this Weights & Biases project, too")
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
-    """The smoke job; 0 when every stage may be trained, 1 when one may not."""
+    """Run the smoke job; 0 when every stage may be trained, 1 when one may not."""
     from megatron_growth.errors import UserError
     from megatron_growth.run.screen import Screen
     from megatron_growth.run.smoke import as_text, run_smoke
@@ -98,7 +98,7 @@ def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
 
 
 def load_recipe(name: str, variant: str | None, options: argparse.Namespace | None = None) -> Recipe:
-    """The recipe, with the data that the command line's options say in place of its own."""
+    """The recipe, its data replaced by those of the command line's options."""
     from megatron_growth import recipes
 
     recipe = recipes.load(name, variant)

@@ -10,27 +10,32 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_growth.cli.options import add_trust
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import SEED, whole
 from megatron_growth.records.storage import json_text
 
-HELP = "check a grown checkpoint against its source"
+HELP = "check a grown checkpoint, or an export, against its source"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint")
+    parser.add_argument("target", type=Path, metavar="DIR", help="the grown checkpoint, or the export")
     parser.add_argument("--source", type=Path, metavar="DIR", help="what it was grown or exported from")
     parser.add_argument(
-        "--samples", type=whole(most=1_000_000), default=4, metavar="N", help="random slices of each tensor"
+        "--samples",
+        type=whole(most=1_000_000),
+        default=4,
+        metavar="N",
+        help="random slices of each tensor of a grown checkpoint (default: 4)",
     )
-    parser.add_argument("--all", action="store_true", help="recompute every element")
-    parser.add_argument("--seed", type=whole(0, SEED), default=0, help="of the choice of slices")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--all", action="store_true", help="compare every element")
     parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle their objects freely; this can run any code"
+        "--seed", type=whole(0, SEED), default=0, metavar="N", help="of the choice of slices (default: 0)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_trust(parser, "their")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if is_export(args.target):
         return _verify_export(args)
     if args.source is None:
-        raise UserError("a grown checkpoint is checked against its source", fix="name that with --source DIR")
+        raise UserError("a grown checkpoint is checked against its source", fix="name the source with --source DIR")
     with Progress({"check": "checking the target"}, quiet=args.json) as progress:
         result = verify(
             args.target,

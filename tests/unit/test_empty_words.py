@@ -15,7 +15,7 @@ COMMANDS = {
     "a corpus": (["train", "nano-progressive", "--corpus", ""], "after --corpus"),
     "a stage": (["train", "nano-progressive", "--stage="], "after --stage"),
     "a path": (["inspect", ""], "a word of the command is empty"),
-    "no UTF-8": (["inspect", "/nowhere/\udcff"], "is no UTF-8"),
+    "no UTF-8": (["inspect", "/nowhere/\udcff"], "is not UTF-8"),
     "data": (["posttrain", "sft", "model", "--preset", "nano-sft", "--output", "out", "--data", ""], "after --data"),
 }
 

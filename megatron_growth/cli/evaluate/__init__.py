@@ -4,8 +4,8 @@
   megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
   megatron-growth evaluate agree A/checkpoints B/checkpoints --text held-out.txt
 
-Each sub-verb's --help has examples of its own.  A MODEL is a Megatron checkpoint or a Hugging Face folder, for `tasks`
-also a whole run.  The spelling from before there were sub-verbs, with --pairs or --agree-with, still means `words`.
+The --help of each sub-verb has more examples.  A MODEL is a Megatron checkpoint or a Hugging Face folder, for `tasks`
+also a whole run.  The older spelling without a sub-verb, with --pairs or --agree-with, still means `words`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,13 @@ from pathlib import Path
 from megatron_growth.errors import UserError, nearest
 
 HELP = "measure models: perplexity, benchmarks, agreement, word vectors, answers"
-# Module of this folder by sub-verb.
-SUBVERBS = {
-    "perplexity": "perplexity",
-    "tasks": "tasks",
-    "agree": "agree",
-    "fetch": "fetch",
-    "answers": "answers",
-    "follow": "follow",
-    "words": "words",
-}
+SUBVERBS = ("perplexity", "tasks", "agree", "fetch", "answers", "follow", "words")  # a module of this folder each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The sub-verbs of `evaluate`, each with its own arguments."""
     commands = parser.add_subparsers(dest="measure", metavar="SUBVERB", required=True)
-    for name, file in SUBVERBS.items():
-        module = importlib.import_module(f"megatron_growth.cli.evaluate.{file}")
+    for name in SUBVERBS:
+        module = importlib.import_module(f"megatron_growth.cli.evaluate.{name}")
         command = commands.add_parser(
             name,
             help=module.HELP,
@@ -47,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def respelled(words: Sequence[str]) -> list[str]:
-    """The words behind `evaluate`, with the sub-verb that an older spelling leaves out.
+    """The words after `evaluate`, with the sub-verb that the older spelling leaves out.
 
     Raises:
         UserError: the first word is neither a sub-verb nor a path.
@@ -61,5 +51,5 @@ def respelled(words: Sequence[str]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure."""
+    """Run the sub-verb."""
     return int(args.execute_measure(args) or 0)

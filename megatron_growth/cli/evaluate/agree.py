@@ -1,9 +1,9 @@
-"""How far two models predict the same: KL divergence and top-1 agreement on a text.
+"""Measure how far two models' predictions agree: KL divergence and top-1 agreement on a text.
 
   megatron-growth evaluate agree runs/p/stages/1B/checkpoints runs/p/stages/2B/checkpoints --text held-out.txt
 
-Models of a grown family agree more than models trained apart (Family).  Both need the same tokenizer; checkpoints are
-exported first.  KL is given both ways, in nats per predicted token.
+Models of a grown family agree more than models trained separately (Family).  Both need the same tokenizer; checkpoints
+are exported first.  KL is given both ways, in nats per predicted token.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ from pathlib import Path
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Counter
-from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
 HELP = "KL divergence and top-1 agreement of two models on a text"
-LONGEST = 2048
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate agree`."""
     parser.add_argument("first", type=Path, metavar="A", help="a Megatron checkpoint or a Hugging Face folder")
     parser.add_argument("second", type=Path, metavar="B", help="another one with the same tokenizer")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="what both predict")
-    parser.add_argument(
-        "--length", type=whole(2), metavar="N", help=f"tokens of a window (default: the models', at most {LONGEST})"
-    )
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="the text that both predict")
+    common.add_length(parser, "models'")
     common.add_model(parser)
 
 
@@ -47,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.length and args.length > most:
         raise UserError(f"--length {args.length}: the models take {most} tokens", fix="give a smaller length")
     counter = Counter("windows", quiet=args.json)
-    found = agreement(a, b, documents, length=args.length or min(most, LONGEST), progress=counter)
+    found = agreement(a, b, documents, length=args.length or min(most, common.LONGEST), progress=counter)
     if args.json:
         print(json_text({"a": str(args.first), "b": str(args.second), **asdict(found)}))
         return 0

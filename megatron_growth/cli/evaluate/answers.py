@@ -1,10 +1,10 @@
-"""Answers to MT-Bench's or AlpacaEval's questions, in the files that those projects' judges read.
+"""Answer MT-Bench's or AlpacaEval's questions, in the files that these projects' judges read.
 
   megatron-growth evaluate answers tuned/2B --questions question.jsonl --format mt-bench --to model_answer/2B.jsonl
   megatron-growth evaluate answers tuned/2B --questions alpaca_eval.json --format alpaca-eval --to 2B.json
 
-A command that was stopped goes on where it was.  The judge is a step of its own, with a judge of your own: the command
-to give is printed at the end (docs/evaluation.md).
+A command that was stopped goes on where it was.  Judging is a separate step with a judge of your choice: its command is
+printed at the end (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_growth.evaluation.generate import Answerer
 
 HELP = "answers for the judges of MT-Bench and AlpacaEval"
-# The judge's own command, with the place of the answers.
+# Each judge's own command.
 JUDGES = {
     "mt-bench": "put the file into FastChat's fastchat/llm_judge/data/mt_bench/model_answer/, then there:\n"
     "  python gen_judgment.py --model-list {name} --judge-model gpt-4; python show_result.py --model-list {name}",
@@ -31,12 +31,13 @@ JUDGES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate answers`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="an instruction-tuned model")
-    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="of the project")
-    parser.add_argument("--format", required=True, choices=sorted(JUDGES), help="whose files")
-    parser.add_argument("--to", dest="target", type=Path, required=True, metavar="FILE", help="of the answers")
-    parser.add_argument("--name", default="", help="of the model in the file (default: its folder's)")
+    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="the project's file of questions")
+    parser.add_argument("--format", required=True, choices=sorted(JUDGES), help="the project whose files these are")
+    parser.add_argument(
+        "--to", dest="target", type=Path, required=True, metavar="FILE", help="file of answers to write"
+    )
+    parser.add_argument("--name", default="", help="of the model in that file (default: its folder's)")
     parser.add_argument("--max-tokens", type=whole(), default=1024, metavar="N", help="of an answer (default: 1024)")
     parser.add_argument("--plain", action="store_true", help="give questions as they are, without a chat template")
     common.add_model(parser)

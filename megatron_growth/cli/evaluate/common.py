@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from megatron_growth.cli.options import add_trust
 from megatron_growth.progress import Progress
 from megatron_growth.records.numbers import whole
 
@@ -13,20 +14,29 @@ if TYPE_CHECKING:
     from megatron_growth.evaluation.models import Model
 
 
+LONGEST = 2048  # most tokens in a window, unless the user says otherwise
+
+
+def add_length(parser: argparse.ArgumentParser, whose: str) -> None:
+    """--length of windows; `whose` length it is by default, in words."""
+    words = f"tokens in a window (default: the {whose}, at most {LONGEST})"
+    parser.add_argument("--length", type=whole(2), metavar="N", help=words)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """How a model is found and computed."""
-    parser.add_argument("--tokenizer", default="", metavar="KIND", help="of a checkpoint outside of a run: gpt2, ...")
+    parser.add_argument("--tokenizer", default="", metavar="KIND", help="of a checkpoint outside a run: gpt2, ...")
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="exports and results (default: RUN/evaluation)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="folder of exports and results (default: RUN/evaluation)"
+    )
     parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32 (default) or bfloat16")
     parser.add_argument(
         "--device", default="", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
     )
     parser.add_argument("--batch", type=whole(), default=8, metavar="N", help="sequences at a time (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle its objects freely; this can run any code"
-    )
+    add_trust(parser)
 
 
 def exported(model: Model, args: argparse.Namespace) -> Path:
@@ -44,7 +54,7 @@ def exported(model: Model, args: argparse.Namespace) -> Path:
         )
 
 
-def single(path: Path, cache: Path | None) -> Any:
+def single(path: Path, cache: Path | None) -> Model:
     """The one model behind a path.
 
     Raises:

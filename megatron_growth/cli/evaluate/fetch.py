@@ -2,8 +2,8 @@
 
   megatron-growth evaluate fetch --tasks family,wso-post --data-dir questions
 
-The folder then holds TASK.jsonl for every task (57 for MMLU), in the hub's own columns: copy it to the cluster and give
-`evaluate tasks --data-dir questions`.  Files that are there already stay.
+The folder then holds TASK.jsonl for every task (57 for MMLU), in the hub's own columns: copy it to the cluster and use
+`evaluate tasks --data-dir questions` there.  Existing files stay.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from megatron_growth.records.storage import json_text
 if TYPE_CHECKING:
     from megatron_growth.evaluation.fetch import Fetched
 
-HELP = "questions of benchmarks from the hub into a folder"
+HELP = "fetch the questions of benchmarks from the hub into a folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate fetch`."""
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="benchmarks, or a set of them")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder to fill")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     def told(one: Fetched) -> None:
         if not args.json:
-            print(f"{one.path}: {one.questions or 'there already'}", file=sys.stderr)
+            print(f"{one.path}: {one.questions or 'already there'}", file=sys.stderr)
 
     found = fetch(chosen(args.tasks), args.data_dir, told)
     if args.json:

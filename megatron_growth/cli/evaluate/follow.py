@@ -1,4 +1,4 @@
-"""Count how many simple instructions a tuned model follows: generated questions with one right answer each, no judge.
+"""Count how many simple instructions a tuned model follows: generated questions with one right answer each, unjudged.
 
   megatron-growth evaluate follow --write train.jsonl --count 5000 --seed 1      examples for `posttrain sft --data`
   megatron-growth evaluate follow tuned/nano --count 300                         other questions, exact match
@@ -27,7 +27,6 @@ CHECK_SEED = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate follow`."""
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="an instruction-tuned model")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write training examples (chat messages) instead")
     parser.add_argument("--count", type=whole(), default=300, metavar="N", help="questions (default: 300)")
@@ -73,10 +72,10 @@ def _write(args: argparse.Namespace, wanted: list[Instruction]) -> int:
     from megatron_growth.records.storage import storage_errors, write_whole
 
     if args.write.exists():
-        raise UserError("the file is there already", where=str(args.write), fix="name another one")
+        raise UserError("the file exists already", where=str(args.write), fix="name another one")
     if args.seed == CHECK_SEED:
         raise UserError(
-            f"seed {CHECK_SEED} is that of the check: a model would be trained on its own questions",
+            f"seed {CHECK_SEED} is the check's: the model would be trained on the questions that it is checked with",
             where="--seed",
             fix="add --seed 1",
         )

@@ -1,15 +1,15 @@
-"""Perplexity of held-out text, per token and per word.
+"""Measure the perplexity of held-out text, per token and per word.
 
   megatron-growth evaluate perplexity runs/nano/stages/4/checkpoints --text held-out.txt
   megatron-growth evaluate perplexity hf/nano-4 --text wikitext.jsonl --json
 
-FILE.txt is one document, FILE.jsonl one a line (column `text` or `page`).  A document is scored in windows of --length
-tokens, each token once; with --stride smaller than --length every window sees length - stride tokens before those that
-it predicts.  Words are counted as lm-eval counts WikiText's: len(re.split(r"\\s+", document)).
+FILE.txt is one document, each line of FILE.jsonl another (column `text` or `page`).  A document is scored in windows of
+--length tokens, each token once; with a smaller --stride every window sees length - stride tokens before those that it
+predicts.  Words are counted as lm-eval counts WikiText's: len(re.split(r"\\s+", document)).
 
-A Megatron checkpoint is scored by Megatron itself, with as many processes as its layout (tensor x pipeline) has, a
-Hugging Face folder by transformers; the two agree to 1e-4.  The rows that Megatron pads its vocabulary with take no
-probability, as they are not in an export.
+A Megatron checkpoint is scored by Megatron itself, with as many processes as its layout (tensor x pipeline) has, and a
+Hugging Face folder by transformers; the two agree to 1e-4.  The rows with which Megatron pads its vocabulary get no
+probability, as an export does not have them.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ from megatron_growth.records.storage import json_text
 if TYPE_CHECKING:
     from megatron_growth.evaluation.perplexity import Scorer
 
-HELP = "of held-out text, per token and per word"
-LONGEST = 2048
+HELP = "perplexity of held-out text, per token and per word"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate perplexity`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a Megatron checkpoint or a Hugging Face folder")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="what is scored")
-    parser.add_argument(
-        "--length", type=whole(2), metavar="N", help=f"tokens of a window (default: the model's, at most {LONGEST})"
-    )
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="the text to score")
+    common.add_length(parser, "model's")
     parser.add_argument("--stride", type=whole(), metavar="N", help="tokens predicted in a window (default: --length)")
     parser.add_argument("--tensor", type=whole(), metavar="N", help="tensor-parallel size (default: the checkpoint's)")
     parser.add_argument("--pipeline", type=whole(), metavar="N", help="pipeline-parallel size (likewise)")
-    parser.add_argument("--export", action="store_true", help="score the export, with transformers in one process")
+    parser.add_argument(
+        "--export", action="store_true", help="export it, and score that by transformers in one process"
+    )
     common.add_model(parser)
 
 
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     documents = read_documents(args.text)
     scorer, how = _scorer(args)
-    length = args.length or min(scorer.length, LONGEST)
+    length = args.length or min(scorer.length, common.LONGEST)
     if length > scorer.length:
         raise UserError(f"--length {length}: the model takes {scorer.length} tokens", fix="give a smaller length")
     if args.stride and args.stride > length:
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
-    """The model, and who computes it: Megatron a checkpoint of its own, transformers a Hugging Face folder."""
+    """The model, and how it is computed: a checkpoint by Megatron, a Hugging Face folder by transformers."""
     from megatron_growth.evaluation.huggingface import HuggingFaceModel
     from megatron_growth.evaluation.megatron import MegatronModel
 
@@ -80,7 +78,7 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
         folder = common.exported(model, args)
         opened = HuggingFaceModel(folder, dtype=args.dtype, device=args.device, batch=args.batch)
         return opened, {"computed_by": "transformers"}
-    refuse_idle({"--device": args.device}, "Megatron takes the GPUs that there are, or the host")
+    refuse_idle({"--device": args.device}, "Megatron uses the GPUs if there are any, else the host")
     scorer = MegatronModel(
         model.path,
         tokenizer=args.tokenizer,

@@ -1,40 +1,51 @@
-"""Benchmarks of the papers, zero-shot, by lm-eval: of one model, or of every finished stage and variant of a run.
+"""Run the papers' benchmarks, zero-shot, by lm-eval: on one model, or on every finished stage and variant of a run.
 
   megatron-growth evaluate tasks hf/nano-4 --tasks arc_easy,piqa              questions from the hub
   megatron-growth evaluate fetch --tasks family --data-dir questions          on a machine with a network
   megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
 
-sets: family, reuse, step (WikiText, LAMBADA, ARC, WinoGrande, PIQA, OBQA, HellaSwag), wso-pre, wso-post (MMLU,
-TruthfulQA).  Results are kept by model and questions: a command that was stopped goes on where it was, and a second one
-answers at once.  Those of a run appear in its report.  With --every-checkpoint each variant is told the iteration at
-which its task average reaches the baseline's last one (Reuse's early stop).
+sets: family, reuse and step (WikiText, LAMBADA, ARC, WinoGrande, PIQA, OBQA, HellaSwag), wso-pre (ARC, OBQA, BoolQ,
+HellaSwag, PIQA, WinoGrande), wso-post (MMLU, TruthfulQA).  Results are kept by model and questions: a command that was
+stopped goes on where it was, and a second one answers at once.  Those of a run appear in its report.  With
+--every-checkpoint it is said at which iteration each variant's task average reaches the baseline's last one (Reuse's
+early stop).
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.cli.evaluate import common
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
-BASELINES = ("baseline", "vanilla")  # the names that a recipe may give to its variant without anything
-HELP = "benchmarks (LAMBADA, ARC, MMLU ...) by lm-eval, of a model or a whole run"
+if TYPE_CHECKING:
+    from megatron_growth.evaluation.benchmarks import Benchmark
+    from megatron_growth.evaluation.harness import Score
+    from megatron_growth.evaluation.models import Model
+    from megatron_growth.evaluation.results import TaskResults
+
+HELP = "benchmarks (LAMBADA, ARC, MMLU ...) by lm-eval, on a model or a whole run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate tasks`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint, a Hugging Face folder, or a run")
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="benchmarks, or a set of them")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="questions as JSONL (default: from the hub)")
     parser.add_argument(
-        "--every-checkpoint", action="store_true", help="of all checkpoints that a stage kept, not only its last"
+        "--every-checkpoint", action="store_true", help="on all checkpoints that a stage kept, not only its last"
     )
     parser.add_argument("--limit", type=whole(), metavar="N", help="only the first N questions of each task")
-    parser.add_argument("--length", type=whole(2), default=2048, metavar="N", help="most tokens (default: 2048)")
+    parser.add_argument(
+        "--length",
+        type=whole(2),
+        default=common.LONGEST,
+        metavar="N",
+        help="most tokens of a question with its answer (default: %(default)s)",
+    )
     common.add_model(parser)
 
 
@@ -44,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.extra import need
     from megatron_growth.evaluation.models import every_checkpoint, models_of
-    from megatron_growth.evaluation.results import TaskResults, record
+    from megatron_growth.evaluation.results import record
 
     benchmarks = chosen(args.tasks)
     models = models_of(args.model, args.cache)
@@ -64,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(model: Any, benchmarks: Any, args: argparse.Namespace, title: str) -> Any:
-    """One model on all benchmarks."""
+def _evaluate(model: Model, benchmarks: list[Benchmark], args: argparse.Namespace, title: str) -> TaskResults:
     import sys
 
     from megatron_growth.evaluation.harness import Harness, Settings
@@ -84,14 +94,14 @@ def _evaluate(model: Any, benchmarks: Any, args: argparse.Namespace, title: str)
         device=args.device,
         quiet=args.json,
     )
-    scores: dict[str, Any] = {}
+    scores: dict[str, Score] = {}
     for benchmark in benchmarks:
         scores[benchmark.name] = harness.score(benchmark, told)
     return TaskResults(model.name, str(model.path), harness.hash, scores)
 
 
-def _document(args: argparse.Namespace, found: list[Any]) -> dict[str, Any]:
-    """`results` of a single model, and `models` of all."""
+def _document(args: argparse.Namespace, found: list[TaskResults]) -> dict[str, Any]:
+    """Results of all models under `models`; those of a single one also at the top."""
     document: dict[str, Any] = {"model": str(args.model), "tasks": args.tasks}
     if len(found) == 1:
         document |= found[0].to_json()
@@ -99,14 +109,15 @@ def _document(args: argparse.Namespace, found: list[Any]) -> dict[str, Any]:
     return document | {"models": {one.model: one.to_json() for one in found}} | ({"early_stop": stops} if stops else {})
 
 
-def _early_stops(found: list[Any]) -> dict[str, int | None]:
+def _early_stops(found: list[TaskResults]) -> dict[str, int | None]:
     """Where each variant's checkpoints reach the baseline's task average."""
     from megatron_growth.evaluation.results import early_stops
+    from megatron_growth.report.variants import BASELINES
 
     return early_stops({one.model: one.average for one in found}, BASELINES)
 
 
-def _print(found: list[Any]) -> None:
+def _print(found: list[TaskResults]) -> None:
     from rich.table import Table
 
     names = list(found[0].scores)
@@ -116,7 +127,7 @@ def _print(found: list[Any]) -> None:
         mean = one.average
         table.add_row(one.model, *(f"{value:.4g}" for value in values), "-" if mean is None else f"{mean:.4g}")
     console().print(table)
-    print("average: of the accuracies; a perplexity is not in it")
+    print("average: of the accuracies, without perplexities")
     for name, iteration in _early_stops(found).items():
         at = f"at iteration {iteration}" if iteration else "at none of its checkpoints"
         print(f"{name} reaches the baseline's task average {at}")

@@ -1,12 +1,12 @@
-"""Look into the embedding and the output layer of a checkpoint: word similarity, and neighbours against another model.
+"""Measure the embedding and output layer of a checkpoint: word similarity, and agreement with another model's.
 
   megatron-growth evaluate words runs/nano-reuse/one-layer-attn/stages/stage-2/checkpoints \\
       --data runs/nano-reuse/one-layer-attn/data --pairs simlex999.txt wordsim353.tsv
   megatron-growth evaluate words A/checkpoints --agree-with B/checkpoints --top 100
 
-Word similarity is the rank correlation (Spearman) of the cosines of two words' rows with people's scores; a word is
-its token with a leading space, or the bare one.  Agreement is the mean share of the nearest rows of a token that both
-models name.
+Word similarity is the rank correlation (Spearman) of the cosines of two words' rows with people's scores; a word is its
+token with a leading space, or else without.  Agreement is the mean share of a token's nearest rows that both models
+have in common.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
+from megatron_growth.cli.options import add_trust
 from megatron_growth.errors import DataError, UserError
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
@@ -27,12 +28,11 @@ HELP = "word vectors: similarity with people's scores, neighbours against anothe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `evaluate words`."""
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
     parser.add_argument(
         "--pairs", type=Path, nargs="+", default=[], metavar="FILE", help="word pairs with scores, such as SimLex-999"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared dataset whose tokenizer the model has")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset with the model's tokenizer")
     parser.add_argument("--tokenizer", default="", metavar="KIND", help="gpt2, a FILE.model or a Hugging Face FOLDER")
     parser.add_argument(
         "--tokenizer-files", default="", metavar="DIR", help="folder with GPT-2's vocab.bpe and encoder.json"
@@ -40,13 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agree-with", type=Path, metavar="DIR", help="checkpoint of a model with the same vocabulary")
     parser.add_argument("--top", type=whole(), default=100, metavar="K", help="neighbours of each row (default: 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--trust-checkpoint", action="store_true", help="unpickle their objects freely; this can run any code"
-    )
+    add_trust(parser, "their")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is asked for, and print it."""
+    """Measure, and print."""
     if not args.pairs and args.agree_with is None:
         raise UserError("there is nothing to measure", fix="add --pairs FILE, --agree-with DIR, or both")
     from megatron_growth.checkpoint.source import Source
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def word_similarity(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry for each table and file of pairs."""
+    """Spearman correlation for each table and file of pairs."""
     from dataclasses import asdict
 
     from megatron_growth.evaluation import tables
@@ -103,7 +101,7 @@ def agreement(source: Source, args: argparse.Namespace) -> dict[str, Any]:
     sizes = [tables.vocabulary_of(s, trust=args.trust_checkpoint) for s in (source, other)]
     if sizes[0] != sizes[1]:
         raise DataError(
-            f"the models have other vocabularies: {sizes[0]} and {sizes[1]} tokens",
+            f"the models have different vocabularies: {sizes[0]} and {sizes[1]} tokens",
             where=f"{source.path}, {other.path}",
             fix="compare models that were trained with the same tokenizer",
         )
@@ -119,7 +117,7 @@ def agreement(source: Source, args: argparse.Namespace) -> dict[str, Any]:
 def _print(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    print(f"{document['path']}{': embedding and output layer are one' if document['tied_embeddings'] else ''}")
+    print(f"{document['path']}{': embedding and output layer are tied' if document['tied_embeddings'] else ''}")
     if rows := document.get("word_similarity"):
         table = Table("table", "word pairs", "Spearman", "pairs used", "dropped")
         for row in rows:

@@ -127,7 +127,7 @@ def test_the_tokenizer_of_a_dataset_is_used_and_another_refused(tmp_path, tokeni
         (["--pairs", "{pairs}", "--data", "absent"], "no prepared dataset"),
         (["--agree-with", "absent"], "does not exist"),
         (["--agree-with", "{checkpoint}", "--top", "330"], "give a number from 1 to 329"),
-        (["--agree-with", "{small}"], "other vocabularies: 330 and 200 tokens"),
+        (["--agree-with", "{small}"], "different vocabularies: 330 and 200 tokens"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, tokenizer, pairs, capsys, words, message):

@@ -341,7 +341,7 @@ def test_verify_reads_no_file_outside_of_the_export(checkpoint, tmp_path, name, 
     assert "checksum" not in said
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--dtype", "int8"], "int8"), (["--shard-size", "lots"], "no size")])
+@pytest.mark.parametrize(("words", "said"), [(["--dtype", "int8"], "int8"), (["--shard-size", "lots"], "not a size")])
 def test_bad_words(checkpoint, tmp_path, capsys, words, said):
     assert main(["export", str(checkpoint), "--to", str(tmp_path / "hf"), *words]) == 2
     assert said in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_no_answers_at_all(tmp_path: Path, refused: Refused, model: Path) -> Non
 
 def test_no_data(tmp_path: Path, refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preset without data of its own, a file that is not there, and a hub that does not answer."""
-    assert "no data of its own" in refused("sft", model)
+    assert "comes without data" in refused("sft", model)
     assert "hf:some/where reads it from the hub" in refused("sft", model, "--data", "some/where")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     said = refused("sft", model, preset="step-alpaca")

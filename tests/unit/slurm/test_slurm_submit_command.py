@@ -74,7 +74,7 @@ def test_no_slurm_on_the_machine(no_slurm: None, tmp_path: Path, capsys: pytest.
 def test_run_and_several_runs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", "nano-progressive", "--cluster", "h100-8x", "--dry-run", "--seeds", "1", "2", "--run", "x"]
     assert main(words) == 2
-    assert "--run names one run directory" in capsys.readouterr().err
+    assert "--run names one directory" in capsys.readouterr().err
 
 
 def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

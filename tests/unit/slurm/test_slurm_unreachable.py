@@ -46,8 +46,8 @@ def test_status_says_that_slurm_could_not_be_asked(
 ) -> None:
     assert main(["status", str(run.path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "what its Slurm jobs do is not known here" in said
-    assert "no Slurm job of it is left" not in said
+    assert "what its Slurm jobs are doing is not known here" in said
+    assert "it has no Slurm job left" not in said
     assert main(["status", str(run.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slurm_answered"] is False
 
