@@ -9,6 +9,8 @@ clusters, commands and training come first, the many short tests of units last.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long rooms first; within a room everything stays in its order."""
     items.sort(key=lambda item: (*FIRST, room_of(item.path)).index(room_of(item.path)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cuda_as_it_was() -> Iterator[None]:
+    """A file that leaves Megatron's stand-in for CUDA in its worker changes what later files test."""
+    before = stands_in()
+    yield
+    assert stands_in() == before, "this file installs the host backend and does not take it back"
+
+
+def stands_in() -> bool:
+    """Whether the host backend answers for CUDA in this process."""
+    backend = sys.modules.get("megatron_growth.backend.cpu")
+    return backend is not None and backend.installed()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -180,7 +180,7 @@ def test_no_gpu_is_seen_where_all_are_hidden(monkeypatch):
 
 @pytest.mark.parametrize("word", ["--optimizer-cpu-offload", "--use-torch-fsdp2", "--log-straggler"])
 def test_words_that_only_a_gpu_carries_out_are_refused_on_the_host(word, tmp_path):
-    """At both starts, before Megatron is imported, and with a fix that this command can take."""
+    """At both starts, and with a fix that this command can take."""
     from megatron_growth import mistakes
     from megatron_growth.backend import cpu
 
@@ -193,3 +193,4 @@ def test_words_that_only_a_gpu_carries_out_are_refused_on_the_host(word, tmp_pat
             cpu.main([str(tmp_path / "script.py"), word])
     finally:
         mistakes.uninstall()
+        cpu.uninstall()
