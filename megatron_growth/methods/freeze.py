@@ -14,33 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BeforeValidator
-
-from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter
 from megatron_growth.methods.registry import register
-from megatron_growth.methods.rules import RuleMethod
-from megatron_growth.patterns import Rule, expand, split_patterns
+from megatron_growth.methods.rules import Patterns, RuleMethod
+from megatron_growth.patterns import Rule
 
 if TYPE_CHECKING:
     import torch
-
-
-def as_patterns(value: object) -> object:
-    """Patterns from a comma-separated text or from several; RecipeError for none at all, or braces that do not pair."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        return value
-    patterns = tuple(pattern for word in value for pattern in split_patterns(str(word)))
-    if not patterns:
-        raise RecipeError("no pattern is given, so nothing would be frozen", fix="name parameters, or leave it out")
-    for pattern in patterns:
-        expand(pattern)
-    return patterns
 
 
 @register
@@ -55,7 +38,7 @@ class Freeze(RuleMethod):
     name: ClassVar[str] = "freeze"
     paper: ClassVar[str] = "Reuse, sec. 3.2; STEP (2025), sec. 3"
 
-    patterns: Annotated[tuple[str, ...], BeforeValidator(as_patterns)]
+    patterns: Patterns
 
     @property
     def as_rules(self) -> tuple[Rule, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator
 
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide, near, takes
 from megatron_growth.methods.base import Method
-from megatron_growth.patterns import Rule
+from megatron_growth.patterns import Rule, expand, split_patterns
 from megatron_growth.records.human import plural
 
 
@@ -25,6 +27,23 @@ class Match:
 
     rule: Rule
     names: tuple[str, ...]
+
+
+def _as_patterns(value: object) -> object:
+    """Patterns from a comma-separated text or from several; RecipeError for none at all, or braces that do not pair."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    patterns = tuple(pattern for word in value for pattern in split_patterns(str(word)))
+    if not patterns:
+        raise RecipeError("no pattern is given", fix="name parameters, or leave it out")
+    for pattern in patterns:
+        expand(pattern)
+    return patterns
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_patterns)]
 
 
 def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] = ()) -> tuple[Match, ...]:

@@ -10,9 +10,9 @@ Moments and projector of an M x N matrix take 2 r max(M, N) + r min(M, N) number
 from __future__ import annotations
 
 import argparse
-import fnmatch
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
@@ -23,6 +23,8 @@ from megatron_growth.layout.parameters import PARAMETERS, parameters_of
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
 from megatron_growth.methods.galore.matrices import Matrix, matrices_of
 from megatron_growth.methods.registry import register
+from megatron_growth.methods.rules import Patterns
+from megatron_growth.patterns import Rule
 from megatron_growth.records.numbers import COUNT, SIZE
 from megatron_growth.shape import ModelShape
 
@@ -36,7 +38,8 @@ class GaLore(Method):
         rank: r of every projector.
         gap: steps between two projections.
         scale: alpha, of the projected update.
-        targets: patterns of the matrices that are projected; all matrices of layers when left out.
+        targets: patterns of the matrices that are projected, see `megatron_growth.patterns`; all matrices of layers
+            when left out.
     """
 
     name: ClassVar[str] = "galore"
@@ -47,21 +50,20 @@ class GaLore(Method):
     rank: Annotated[int, Field(ge=1, le=SIZE)] = 128
     gap: Annotated[int, Field(ge=1, le=COUNT)] = 200
     scale: Annotated[float, Field(gt=0, le=1e6)] = 0.25
-    targets: tuple[str, ...] = ("decoder.layers.*",)
+    targets: Patterns = ("decoder.layers.*",)
 
     # Before a run -------------------------------------------------------------------------------------------------
 
     def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
         """The matrices of layers that match a target and train."""
         matrices = [name for name in names if _is_matrix(name)]
-        for pattern in self.targets:
-            if not fnmatch.filter(matrices, pattern):
+        for rule in self._rules:
+            if not any(rule.matches(name) for name in matrices):
                 raise RecipeError(
-                    f"GaLore's target {pattern!r} matches no matrix of a layer",
+                    f"GaLore's target {rule.pattern!r} matches no matrix of a layer",
                     fix="it projects linear_qkv, linear_proj, linear_fc1 and linear_fc2 weights",
                 )
-        taken = {name for pattern in self.targets for name in fnmatch.filter(matrices, pattern)}
-        return tuple(name for name in names if name in taken and name not in frozen)
+        return tuple(name for name in matrices if self._takes(name) and name not in frozen)
 
     def check(self, shape: ModelShape) -> None:
         """Refuse a rank that a matrix does not have."""
@@ -109,22 +111,32 @@ class GaLore(Method):
 
     def transform(self, model: TrainedModel) -> None:
         """Mark the parameters that will be projected, with the matrices in them."""
+        from megatron_growth.layout.model_names import unwrapped
+        from megatron_growth.layout.model_shape import shape_of_modules
         from megatron_growth.methods.galore.build import mark
 
-        mark(model, self)
+        shape = shape_of_modules([unwrapped(chunk) for chunk in model.chunks])
+        self.check(shape)
+        taken = self.select(model.names, model.frozen)
+        mark(model, shape, set(taken), self.rank)
+        model.log(f"galore: rank {self.rank}, projected every {self.gap} steps, {len(taken)} weights")
 
     def group(self, name: str) -> GroupSettings | None:
         """Projected matrices are a group of their own, which a checkpoint knows by this rule."""
         return GroupSettings("galore") if self._takes(name) else None
 
     def _takes(self, name: str) -> bool:
-        return _is_matrix(name) and any(fnmatch.fnmatch(name, pattern) for pattern in self.targets)
+        return _is_matrix(name) and any(rule.matches(name) for rule in self._rules)
+
+    @cached_property
+    def _rules(self) -> tuple[Rule, ...]:
+        return tuple(Rule(pattern) for pattern in self.targets)
 
     def optimizer(self, build: Callable[..., Any]) -> Callable[..., Any]:
         """Megatron's optimizer around an Adam that projects the marked matrices."""
         from megatron_growth.methods.galore.build import around_build
 
-        return around_build(build, self)
+        return around_build(build, self.gap, self.scale)
 
 
 def _is_matrix(name: str) -> bool:

@@ -7,7 +7,7 @@ projectors and moments lie over tensor-parallel ranks as `Place` says and re-sha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -19,8 +19,7 @@ from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_p
 from megatron.core.optimizer import ParamKey
 
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout.model_names import named_parameters, unwrapped
-from megatron_growth.layout.model_shape import shape_of_modules
+from megatron_growth.layout.model_names import named_parameters
 from megatron_growth.layout.names import parse_key
 from megatron_growth.layout.parameters import PARAMETERS
 from megatron_growth.methods.base import TrainedModel
@@ -31,18 +30,14 @@ from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.shape import ModelShape
 
 
-def mark(model: TrainedModel, method: Any) -> None:
+def mark(model: TrainedModel, shape: ModelShape, taken: Collection[str], rank: int) -> None:
     """Give every projected parameter of this rank its `Places`."""
-    shape = shape_of_modules([unwrapped(chunk) for chunk in model.chunks])
-    method.check(shape)
-    taken = set(method.select(model.names, model.frozen))
     tp, number = parallel_state.get_tensor_model_parallel_world_size(), 0
     for name, parameter in named_parameters(model.chunks):
         if name in taken:
-            places = _places(parse_key(name).name, shape, method.rank, tp, number)
+            places = _places(parse_key(name).name, shape, rank, tp, number)
             setattr(parameter, MARK, places)
             number += len(places.places)
-    model.log(f"galore: rank {method.rank}, projected every {method.gap} steps, {len(taken)} weights")
 
 
 def _places(name: str, shape: ModelShape, rank: int, tp: int, number: int) -> Places:
@@ -58,7 +53,7 @@ def _places(name: str, shape: ModelShape, rank: int, tp: int, number: int) -> Pl
     return Places(found, groups)
 
 
-def around_build(build: Callable[..., Any], method: Any) -> Callable[..., Any]:
+def around_build(build: Callable[..., Any], gap: int, scale: float) -> Callable[..., Any]:
     """Megatron's `get_megatron_optimizer`, around an Adam that projects the marked parameters."""
 
     def get_megatron_optimizer(config: Any, model_chunks: Any, config_overrides: Any = None, **rest: Any) -> Any:
@@ -75,13 +70,13 @@ def around_build(build: Callable[..., Any], method: Any) -> Callable[..., Any]:
             optimizer = build(config, model_chunks, config_overrides=overrides, **rest)
         finally:
             factory.Adam = stock
-        _finish(optimizer, method)
+        _finish(optimizer, gap, scale)
         return optimizer
 
     return get_megatron_optimizer
 
 
-def _finish(optimizer: Any, method: Any) -> None:
+def _finish(optimizer: Any, gap: int, scale: float) -> None:
     """Marks of the masters, the settings, and the checkpoint's form."""
     ranks = Ranks(
         parallel_state.get_tensor_model_parallel_group(),
@@ -91,7 +86,7 @@ def _finish(optimizer: Any, method: Any) -> None:
         inner = leaf.optimizer
         if not hasattr(inner, "_galore_step"):
             continue
-        inner.gap, inner.scale, inner.ranks, inner.anew = method.gap, method.scale, ranks, set()
+        inner.gap, inner.scale, inner.ranks, inner.anew = gap, scale, ranks, set()
         for parameter, main in model_and_main(leaf):
             if (places := places_of(parameter)) is not None:
                 setattr(main, MARK, places)

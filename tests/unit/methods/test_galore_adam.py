@@ -175,3 +175,14 @@ def test_flat_slices_are_refused():
 
     with pytest.raises(UserError, match="whole matrices"):
         get("galore").check_arguments(argparse.Namespace(use_distributed_optimizer=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"), [("decoder.layers.{0..1}.*", {0, 1}), ("decoder.layers.{1,3}.mlp.*", {1, 3})]
+)
+def test_targets_are_patterns_as_everywhere(target, layers):
+    names = [f"decoder.layers.{n}.mlp.linear_fc{k}.weight" for n in range(4) for k in (1, 2)]
+    method = get({"name": "galore", "targets": [target]})
+    taken = method.select([*names, "decoder.layers.0.mlp.linear_fc1.layer_norm_weight"])
+    assert taken == tuple(name for name in names if int(name.split(".")[2]) in layers)
+    assert all((method.group(name) is not None) == (name in taken) for name in names)

@@ -37,6 +37,8 @@ def test_a_method_is_written_in_words_and_as_a_mapping():
         ("freeze", "needs patterns"),
         ("freeze:patterns=a.{0", "cannot read"),
         ({"name": "freeze", "patterns": ["a.{0"]}, "braces"),
+        ({"name": "galore", "targets": ["a.{0"]}, "braces"),
+        ({"name": "galore", "targets": []}, "no pattern is given"),
         ({"patterns": ["a"]}, "without a name"),
         ({"name": "rates", "rules": ["a=-1"]}, "not one to train with"),
         ({"name": "rates", "rules": 3}, "valid tuple"),
