@@ -17,7 +17,6 @@ removes what the file knows beyond 20, so that nothing stands in it twice.
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 from collections import deque
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_growth.errors import RunError, StorageError
-from megatron_growth.records.storage import parse_json, write_whole
+from megatron_growth.records.storage import finite, parse_json, write_whole
 
 MetricsLine = dict[str, Any]
 _RECENT = 20  # iterations that speed is averaged over
@@ -274,7 +273,7 @@ class MetricsFile:
         if self._file is None:
             raise StorageError("the metrics file is not open", where=str(self.path), fix="call resume() first")
         try:
-            self._file.write(json.dumps({k: _finite(v) for k, v in record.items()}, allow_nan=False) + "\n")
+            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._refused(error) from error
@@ -306,8 +305,3 @@ def _survives(record: MetricsLine, iteration: int) -> bool:
     at = record.get("iteration", 0)
     repeated = record.get("when") in _REPEATED or record.get("event") == "test"
     return bool(at < iteration or (at == iteration and iteration > 0 and not repeated))
-
-
-def _finite(value: object) -> object:
-    """JSON has no NaN and no infinity: a loss that is not a number is written as null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -150,15 +150,16 @@ def write_json(path: Path, document: Any) -> None:
 
 def json_text(document: Any, *, sort_keys: bool = False, default: Callable[[Any], Any] | None = None) -> str:
     """A document as JSON, which has no NaN and no infinity: what is no finite number is null."""
-    return json.dumps(_finite(document), indent=2, sort_keys=sort_keys, default=default, allow_nan=False)
+    return json.dumps(finite(document), indent=2, sort_keys=sort_keys, default=default, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A document with null for every number that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def parse_json(text: bytes | str) -> Any:

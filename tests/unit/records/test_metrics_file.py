@@ -67,8 +67,8 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 def test_every_line_is_json_even_for_a_loss_that_is_not_a_number(tmp_path):
     path = tmp_path / "m.jsonl"
-    write(path, [{"iteration": 1, "loss": float("nan"), "grad_norm": float("inf")}])
-    assert json.loads(path.read_text()) == {"iteration": 1, "loss": None, "grad_norm": None}
+    write(path, [{"iteration": 1, "loss": float("nan"), "grad_norm": float("inf"), "ranks": [{"seen": float("nan")}]}])
+    assert json.loads(path.read_text()) == {"iteration": 1, "loss": None, "grad_norm": None, "ranks": [{"seen": None}]}
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
