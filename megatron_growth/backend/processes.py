@@ -1,7 +1,8 @@
-"""Processes that do not outlive the one that started them, and that load their modules quickly."""
+"""Processes that do not outlive the one that started them, and that load their modules and end quickly."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
@@ -38,3 +39,8 @@ def without_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def end_without_collection() -> None:
+    """Let this process end without Python's last collection, which goes through all of torch and frees nothing."""
+    atexit.register(gc.freeze)

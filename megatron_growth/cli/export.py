@@ -53,11 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and export."""
+    from megatron_growth.backend.processes import without_collection
     from megatron_growth.records.read_ahead import reading_ahead
 
     if args.adapters:
         return _adapters(args)
-    with reading_ahead(lambda: _weights(args.source)):
+    # Nearly all of this is importing.
+    with reading_ahead(lambda: _weights(args.source)), without_collection():
         plan, tokenizer, fingerprint, card = _planned(args)
     from megatron_growth.exchange.export import export
     from megatron_growth.exchange.tokenizer_files import write_tokenizer

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from megatron_growth import __version__
+from megatron_growth.backend.processes import end_without_collection
 from megatron_growth.errors import GrowthError, UserError, nearest
 from megatron_growth.records.storage import refusal
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns 0, 2 for the user's mistake, or 1 for a failure of ours."""
     words = spelled_out(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else ""
+    end_without_collection()
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2

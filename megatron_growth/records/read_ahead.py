@@ -6,13 +6,16 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
 
 from megatron_growth.errors import GrowthError
 
-CHUNK_BYTES = 16 << 20  # read, not announced: the kernel may read only a first part of what is announced
+# Announced, so that the disk goes on while this thread waits for its turn among Python's, and then read: the kernel may
+# read only a first part of what is announced.
+CHUNK_BYTES = 16 << 20
 LIMIT_BYTES = 8 << 30
 
 
@@ -40,8 +43,15 @@ def _read(files: Callable[[], Sequence[Path]], limit: int, stop: threading.Event
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError, GrowthError):
         streams = [stack.enter_context(path.open("rb")) for path in files()]
         sizes = [os.fstat(stream.fileno()).st_size for stream in streams]
-        for at in range(0, max(sizes, default=0), CHUNK_BYTES):
-            for stream in (stream for stream, size in zip(streams, sizes, strict=True) if at < size):
-                if stop.is_set() or left <= 0:
-                    return
-                left -= os.preadv(stream.fileno(), [buffer], at)
+        turns = [
+            (stream.fileno(), at)
+            for at in range(0, max(sizes, default=0), CHUNK_BYTES)
+            for stream, size in zip(streams, sizes, strict=True)
+            if at < size
+        ]
+        for (file, at), following in zip_longest(turns, turns[1:]):
+            if stop.is_set() or left <= 0:
+                return
+            if following is not None:
+                os.posix_fadvise(following[0], following[1], CHUNK_BYTES, os.POSIX_FADV_WILLNEED)
+            left -= os.preadv(file, [buffer], at)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_growth.backend.processes import die_with_parent, without_collection
+from megatron_growth.backend.processes import die_with_parent, end_without_collection, without_collection
 from megatron_growth.backend.start import prepare
 from megatron_growth.run import failures
 
@@ -185,6 +185,7 @@ def run() -> None:
 def main() -> int:
     """Entry point of one rank; returns its exit code."""
     die_with_parent()
+    end_without_collection()
     with failures.recorded():
         with without_collection():
             sys.argv[1:] = prepare(sys.argv[1:])

@@ -127,7 +127,8 @@ def build(job: Job) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.models.gpt import GPTModelBuilder
 
-    from megatron_growth.checkpoint import grow_on_load, metadata
+    from megatron_growth.checkpoint import metadata
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
     from megatron_growth.exchange import open_source
 
     source = open_source(Path(job.checkpoint))
@@ -139,14 +140,8 @@ def build(job: Job) -> Any:
     tensor_parallel.model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     config = _model_config(job, shape, args)
     model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
-    grow_on_load.fill(
-        [model],
-        Path(job.checkpoint),
-        width="zero-pad",
-        depth="identity",
-        open_source=open_source,
-        trust_checkpoint=job.trust or None,
-    )
+    request = GrowthRequest("zero-pad", "identity", open_source=open_source, trust_checkpoint=job.trust or None)
+    fill([model], Path(job.checkpoint), request)
     return model.to(getattr(torch, job.dtype)).eval()
 
 
