@@ -44,13 +44,14 @@ def fill(case: str, what: str, path: str) -> float:
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
 
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest
     from megatron_growth.checkpoint.grow_on_load import fill as grow
 
     model = build(case)
     dist.barrier()
     begin = time.perf_counter()
     if what == "grow":
-        grow([model], path, width="aki", depth="stack", seed=0)
+        grow([model], path, GrowthRequest("aki", "stack"))
     else:
         state = {k: v for k, v in model.sharded_state_dict().items() if "_extra_state" not in k}
         loaded = dist_checkpointing.load(state, path)

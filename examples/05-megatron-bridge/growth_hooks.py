@@ -19,7 +19,7 @@ from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.utils.checkpoint_utils import checkpoint_exists
 
 from megatron_growth import methods as training_methods
-from megatron_growth.checkpoint.grow_on_load import fill
+from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.exchange import open_source
 from megatron_growth.methods import Method
@@ -48,7 +48,7 @@ class GrowthHooks(Callback):
         seed: int = 0,
         methods: Sequence[str] = (),
     ) -> None:
-        self.source, self.growth = source, {"width": width, "depth": depth, "seed": seed}
+        self.source, self.growth = source, GrowthRequest(width, depth, seed, open_source=open_source)
         self.active = ActiveMethods([training_methods.get(text) for text in methods])
         self.config: Any = None
         for method in self.active.methods:
@@ -71,7 +71,7 @@ class GrowthHooks(Callback):
     def before_wrap(self, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """Grow, unless the run has a checkpoint of its own; then let the methods change and freeze the model."""
         if self.source is not None and not checkpoint_exists(self.config.checkpoint.load):
-            fill(chunks, self.source, open_source=open_source, **self.growth)
+            fill(chunks, self.source, self.growth)
         chunks = self.active.apply(chunks)
         if self.active.splits_layers:  # Megatron stacks a parameter's layers, unless some have no optimizer state
             for chunk in chunks:

@@ -10,11 +10,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_growth.backend import nvml
-from megatron_growth.errors import UnsupportedError
+from megatron_growth.errors import UnsupportedError, first_line
 
 BLACKWELL = (10, 0)
 FIRST_WITH_FP8 = (8, 9)  # Ada; Hopper is (9, 0)
@@ -41,15 +41,15 @@ class Installation:
     makefile: bool = False
 
 
-_H100 = {"gpu": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
+_H100 = Installation("NVIDIA H100 80GB HBM3", (9, 0))
 
 INSTALLATIONS: dict[str, Installation] = {
     # NVIDIA's PyTorch container, and this package in it.
-    "container": Installation(**_H100, transformer_engine="2.12.0", apex=True),  # type: ignore[arg-type]
+    "container": replace(_H100, transformer_engine="2.12.0", apex=True),
     # pip install 'megatron-growth[gpu]'
-    "gpu": Installation(**_H100, transformer_engine="2.12.0"),  # type: ignore[arg-type]
+    "gpu": replace(_H100, transformer_engine="2.12.0"),
     # pip install megatron-growth
-    "pip": Installation(**_H100),  # type: ignore[arg-type]
+    "pip": _H100,
     # The same on a machine without a GPU.
     "host": Installation(),
 }
@@ -108,7 +108,7 @@ def load_transformer_engine() -> str:
             fixes.append("say where its CUDA libraries are: CUDNN_HOME, NVRTC_HOME, CURAND_HOME and LD_LIBRARY_PATH")
         fixes = fixes or ["install the version that goes with this torch, or take it away (docs/gpu.md)"]
         raise UnsupportedError(
-            f"Transformer Engine {version} is installed and cannot be loaded: {_first_line(error)}",
+            f"Transformer Engine {version} is installed and cannot be loaded: {first_line(error)}",
             where=f"torch {version_of('torch')}",
             fix="; ".join(fixes),
         ) from error
@@ -165,8 +165,3 @@ def _numbers(version: str) -> tuple[int, int]:
     """(2, 12) of 2.12.0+local."""
     major, minor, *_ = [*version.split("."), "0"]
     return int(major), int(minor)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -221,8 +221,7 @@ def _write_parts(job: GrowthJob, folder: Path, numbers: Iterable[int], done: Cal
         dimensions = 2 if item.region.parameter.columns else 1
         computer.fill(item.region, values.view(item.sizes[-dimensions:]))
 
-    parts = writer.PartWriter(folder, compute)
-    for number in numbers:
-        parts.write(number, job.parts[number])
-        done(number)
-    parts.close()
+    with writer.PartWriter(folder, compute) as parts:
+        for number in numbers:
+            parts.write(number, job.parts[number])
+            done(number)

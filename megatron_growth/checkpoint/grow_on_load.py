@@ -53,8 +53,18 @@ class GrowthReport:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `fill` was asked for; see there."""
+class GrowthRequest:
+    """What `fill` is to make.
+
+    Attributes:
+        width, depth: operators, or their written form (`operators.get`).
+        seed: of every random choice; the same seed gives the same model in every layout.
+        target_shape: of the whole target; taken from the modules' configuration when None.
+        source_shape: of the source; taken from the checkpoint when None.
+        trust_checkpoint: unpickle the source's saved objects freely; None where there is no such flag.
+        open_source: opens the source; other formats than Megatron's have an opener of their own.
+        arguments: Megatron's of this run, to compare with the source's; what the modules tell when None.
+    """
 
     width: str | WidthOperator
     depth: str | DepthOperator
@@ -66,19 +76,13 @@ class Request:
     arguments: argparse.Namespace | None = None
 
 
-def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request: Any) -> GrowthReport:
+def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, request: GrowthRequest) -> GrowthReport:
     """Fill the parameters of this rank's model chunks with the grown source.
 
     Args:
         model_chunks: Megatron GPT models before they are wrapped (one, or one for each virtual pipeline stage).
         source: a Megatron --save folder or an iter_* folder, in any parallel layout.
-        width, depth: operators, or their written form (`operators.get`).
-        seed: of every random choice; the same seed gives the same model in every layout.
-        target_shape: of the whole target; taken from the modules' configuration when None.
-        source_shape: of the source; taken from the checkpoint when None.
-        trust_checkpoint: unpickle the source's saved objects freely; None where there is no such flag.
-        open_source: opens the source; other formats than Megatron's have an opener of their own.
-        arguments: Megatron's of this run, to compare with the source's; what the modules tell when None.
+        request: the operators, and what else is not to be taken from the modules and the checkpoint.
 
     Returns:
         What was done on this rank.
@@ -88,11 +92,11 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, **request:
     """
     path = Path(source)
     return together(
-        lambda: _fill_local(model_chunks, path, Request(**request)), str(path), lambda report: report.provenance["map"]
+        lambda: _fill_local(model_chunks, path, request), str(path), lambda report: report.provenance["map"]
     )
 
 
-def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Request) -> GrowthReport:
+def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: GrowthRequest) -> GrowthReport:
     begin = time.perf_counter()
     config = model_chunks[0].config
     source = request.open_source(path)

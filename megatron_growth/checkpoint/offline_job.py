@@ -13,11 +13,12 @@ import torch
 from megatron_growth.checkpoint import metadata, optimizer_state
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.init_values import Deviations
-from megatron_growth.checkpoint.optimizer_state import MomentRule, Policy
+from megatron_growth.checkpoint.optimizer_state import MomentRule
 from megatron_growth.checkpoint.plan import Planner
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import Part, target_parts
-from megatron_growth.operators import DepthOperator, GrowthMap, WidthOperator, build_map
+from megatron_growth.operators import DepthOperator, GrowthMap, OptimizerState, WidthOperator, build_map
+from megatron_growth.operators.spec import optimizer_state_policy
 from megatron_growth.shape import ModelShape
 
 
@@ -38,7 +39,7 @@ class GrowthJob:
     source: Source
     common: dict[str, Any]
     growth: GrowthMap
-    policy: Policy
+    policy: OptimizerState
     init_std: Deviations
     parts: list[Part]
     trust: bool = False
@@ -89,7 +90,7 @@ def plan(
     Raises:
         UserError: the source cannot be read, or the target cannot be reached from it.
     """
-    checked = optimizer_state.check_policy(policy)
+    checked = optimizer_state_policy(policy)
     opened = source if isinstance(source, Source) else Source(source)
     common = metadata.common_state(opened, trust=trust_checkpoint)
     args = metadata.saved_arguments(common, opened)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -23,21 +23,11 @@ from megatron_growth.axes import ZERO, LayerMap, Side
 from megatron_growth.checkpoint.plan import COPY
 from megatron_growth.checkpoint.sides import gradient_sides
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.errors import CheckpointError, GrowthPlanError, nearest
+from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import Parameter
 from megatron_growth.layout.parameters import MOMENTS
 from megatron_growth.methods import MULTIPLE_KEY
-from megatron_growth.operators import GrowthMap
-
-Policy = Literal["reset", "grow", "asymmetric"]
-POLICIES: tuple[str, ...] = get_args(Policy)
-
-
-def check_policy(policy: str) -> Policy:
-    """The policy of that name; GrowthPlanError when there is none."""
-    if policy not in POLICIES:
-        raise GrowthPlanError(f"no optimizer-state policy is called {policy!r}", fix=nearest(policy, POLICIES))
-    return policy  # type: ignore[return-value]
+from megatron_growth.operators import GrowthMap, OptimizerState
 
 
 def check_source(source: Source, common: dict[str, Any]) -> None:
@@ -68,13 +58,13 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
 
 
 class MomentRule:
-    """How optimizer moments grow: they follow the gradient (`layout.gradient_sides`), squares of it by the square.
+    """How optimizer moments grow: they follow the gradient (`sides.gradient_sides`), squares of it by the square.
 
     Args:
         policy: "grow", or "asymmetric": only entries that carry on an old one, in a layer that does, have moments.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: OptimizerState) -> None:
         self.policy = policy
 
     def keeps(self, layers: LayerMap, layer: int) -> bool:

@@ -47,7 +47,8 @@ def run_shared(
         _follow(workers, queue, what, sizes, sum(sizes[n] for n in numbers), progress)
     finally:
         for worker in workers:
-            worker.kill() if worker.is_alive() else None
+            if worker.is_alive():
+                worker.kill()
             worker.join()
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class ItemBuffer:
 
 
 class PartWriter:
-    """Writes parts of one checkpoint directory.
+    """Writes parts of one checkpoint directory; when its context ends well, every part is on disk.
 
     Args:
         directory: the unfinished checkpoint.
@@ -81,8 +82,11 @@ class PartWriter:
         self._background = ThreadPoolExecutor(1)
         self._unsynced: list[Future[None]] = []
 
+    def __enter__(self) -> Self:
+        return self
+
     def write(self, number: int, part: Part) -> None:
-        """Compute and write one part; returns before it is on disk, `close` waits for that.
+        """Compute and write one part; returns before it is on disk.
 
         Raises:
             StorageError: the file system refused.
@@ -119,11 +123,11 @@ class PartWriter:
             path.rename(path.with_suffix(""))
             write_whole(done_file(self.directory, number), json.dumps([asdict(r) for r in records]))
 
-    def close(self) -> None:
-        """Wait until every part is on disk."""
-        for future in self._unsynced:
-            future.result()
-        self._background.shutdown()
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        self._background.shutdown()  # waits; a part that is complete stays, whatever the next one met
+        if failed is None:
+            for future in self._unsynced:
+                future.result()
 
 
 class _Recorder:

@@ -19,7 +19,15 @@ from megatron_growth.shape import ModelShape
 
 OptimizerState = Literal["reset", "grow", "asymmetric"]
 DEFAULTS = {"width": "aki", "depth": "stack"}
+POLICIES: Mapping[str, OptimizerState] = {policy: policy for policy in get_args(OptimizerState)}
 FIELDS = ("width", "depth", "seed", "optimizer_state")
+
+
+def optimizer_state_policy(word: str) -> OptimizerState:
+    """The policy of that name; raises GrowthPlanError when there is none."""
+    if word not in POLICIES:
+        raise GrowthPlanError(f"no optimizer-state policy is called {word!r}", fix=nearest(word, POLICIES))
+    return POLICIES[word]
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,7 @@ class GrowthSpec:
         Raises:
             GrowthPlanError: there is no such operator, parameter or policy.
         """
-        if optimizer_state not in (known := get_args(OptimizerState)):
-            raise GrowthPlanError(
-                f"no optimizer-state policy is called {optimizer_state!r}", fix=nearest(optimizer_state, known)
-            )
-        return cls(_words("width", width), _words("depth", depth), seed, optimizer_state)  # type: ignore[arg-type]
+        return cls(_words("width", width), _words("depth", depth), seed, optimizer_state_policy(optimizer_state))
 
     @property
     def width_operator(self) -> WidthOperator:

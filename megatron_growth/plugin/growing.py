@@ -116,15 +116,17 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         if has_own_checkpoint(args.load, args.save):
             print_rank_0(f"growth: {args.load} holds a checkpoint of this run; nothing is grown")
             return chunks
-        from megatron_growth.checkpoint.grow_on_load import fill
+        from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
         from megatron_growth.exchange import open_source
 
         source, spec = Path(str(options.source)), options.growth
         together(lambda: check_source(source), str(source))
         print_rank_0(f"growth: growing from {source} (width {spec.width}, depth {spec.depth})")
-        operators = {"width": spec.width_operator, "depth": spec.depth_operator, "seed": spec.seed}
+        request = GrowthRequest(
+            spec.width_operator, spec.depth_operator, spec.seed, open_source=open_source, arguments=args
+        )
         with at_door("script"):
-            report = fill(chunks, source, open_source=open_source, arguments=args, **operators)
+            report = fill(chunks, source, request)
         if report.not_compared:
             unknown = ", ".join(report.not_compared)
             print_rank_0(f"growth: the source does not say {unknown}; taken to be this run's")

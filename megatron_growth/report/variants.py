@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_growth.records.place import PLAN, STAGES
 from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.run.directory import existing
@@ -81,7 +82,7 @@ class Variant:
 
 def collect_variants(folder: Path) -> tuple[Variant, ...]:
     """The variants in a folder, in the order of their recipe; those without a trained iteration are left out."""
-    paths = {path.parent.name: path.parent for path in folder.glob("*/plan.json")}
+    paths = {path.parent.name: path.parent for path in folder.glob(f"*/{PLAN}")}
     order = existing(next(iter(paths.values()))).planned.variants if paths else ()
     known = sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name))
     found = (_variant(paths[name]) for name in known)
@@ -90,7 +91,7 @@ def collect_variants(folder: Path) -> tuple[Variant, ...]:
 
 def is_variants_folder(folder: Path) -> bool:
     """Whether the folder holds runs of variants rather than one run."""
-    return not (folder / "plan.json").exists() and any(folder.glob("*/plan.json"))
+    return not (folder / PLAN).exists() and any(folder.glob(f"*/{PLAN}"))
 
 
 def _variant(path: Path) -> Variant:
@@ -101,7 +102,7 @@ def _variant(path: Path) -> Variant:
         run=collect(path, started=False),
         trainable=last.parameters.trainable,
         frozen=last.parameters.frozen,
-        state_bytes=state_bytes(path / "stages" / last.name / "checkpoints"),
+        state_bytes=state_bytes(path / STAGES / last.name / "checkpoints"),
         flops=sum(s.flops for s in stages),
         flops_exact=sum(s.flops_exact for s in stages),
         last_flops=last.flops,

@@ -111,14 +111,14 @@ def save(shape: ModelShape, layout: dict, full: dict, path: str, dtype=torch.flo
 
 def grow(shape: ModelShape, layout: dict, source: str, dtype=torch.float32, epsilon=1e-5, **request):
     """Grow on load in a layout; the local shards as (key, layer, box, tensor), and the report's provenance."""
-    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
 
     chunks = build(shape, layout, dtype=dtype, epsilon=epsilon)
     with torch.no_grad():
         for chunk in chunks:
             for parameter in chunk.parameters():
                 parameter.fill_(float("nan"))
-    report = fill(chunks, source, **request)
+    report = fill(chunks, source, GrowthRequest(**request))
     boxes = [
         (key, layer, tuple((s.start, s.stop) for s in box), data.float().numpy().copy())
         for key, layer, box, data in shards(chunks)

@@ -57,10 +57,10 @@ def logits(shape, layout, full, tokens):
 
 def grown_logits(shape, layout, source, tokens, epsilon, **request):
     """On one rank: the logits of a model grown on load."""
-    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
 
     chunks = workers.build(shape, layout, epsilon=epsilon)
-    fill(chunks, source, **request)
+    fill(chunks, source, GrowthRequest(**request))
     return workers.forward(chunks[0], tokens)
 
 
@@ -108,11 +108,11 @@ def test_another_norm_epsilon_is_refused(source):
 
 
 def refused(shape, layout, source, **request):
-    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
     from megatron_growth.errors import GrowthPlanError
 
     try:
-        fill(workers.build(shape, layout), source, **request)
+        fill(workers.build(shape, layout), source, GrowthRequest(**request))
     except GrowthPlanError as error:
         return str(error)
     return "accepted"
@@ -137,7 +137,7 @@ def one_rank_fails(shape, layout, source):
     import torch.distributed as dist
 
     from megatron_growth.checkpoint import source as module
-    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
     from megatron_growth.errors import GrowthError
 
     def fails_with(error):
@@ -152,7 +152,7 @@ def one_rank_fails(shape, layout, source):
         if dist.get_rank() == 1:
             module.os.preadv = read
         try:
-            fill(chunks, source, width="aki", depth="stack")
+            fill(chunks, source, GrowthRequest("aki", "stack"))
             seen.append(("accepted", ""))
         except GrowthError as error:
             seen.append((type(error).__name__, error.what))

@@ -38,12 +38,12 @@ def greedy(path, shape, ids, count, vocab, **options):
 
 def grown_on_load(source, shape, ids, *, width, depth, tensor, epsilon=1e-5, rotary=None):
     """Logits of a model that was filled on load from any source, in a layout of its own."""
-    from megatron_growth.checkpoint.grow_on_load import fill
+    from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
     from megatron_growth.exchange import open_source
     from megatron_growth.testing.models import tiny_gpt
 
     model = tiny_gpt(shape, tensor=tensor, rotary=rotary, layernorm_epsilon=epsilon, sequence=ids.shape[1])
-    fill([model], source, width=width, depth=depth, open_source=open_source)
+    fill([model], source, GrowthRequest(width, depth, open_source=open_source))
     return forward(model.eval(), ids)
 
 
