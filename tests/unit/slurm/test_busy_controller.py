@@ -6,6 +6,7 @@ Slurm's commands are stand-ins that fail as often as FAILURES says, each counted
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -27,12 +28,14 @@ if [ "$done" -lt "$FAILURES" ]; then echo $((done + 1)) > "$CALLS.$(basename $0)
 {success}
 """
 JOB = "7|RUNNING|run-A|a1|N/A|None"
-# The training step lasts until scancel asks it to end; `end` wants the job again.
+# The last line of a check is its exit code.  The training step lasts until scancel asks it to end; `end` wants the job
+# again.
 SRUN = """#!/bin/sh
 case "$*" in
-*--job-name=begin*) echo 4242 ;;
+*--job-name=begin*) echo 4242; echo 0 ;;
+*--job-name=preflight*) echo 0; echo 0 ;;
 *--job-name=train*) touch "$CALLS.training"; until [ -e "$CALLS.asked" ]; do sleep 0.1; done ;;
-*--job-name=end*) exit 75 ;;
+*--job-name=end*) echo 75 ;;
 esac
 """
 HOSTNAMES = '[ "$1" = requeue ] || { echo a1; exit 0; }'
@@ -93,3 +96,48 @@ def test_a_job_near_its_limit_asks_and_requeues_until_it_is_heard(busy, monkeypa
     assert job.returncode == -signal.SIGTERM, said  # as Slurm ends a script whose job it has requeued
     calls = [call for call in busy.calls() if not call.startswith(("squeue", "scontrol show"))]
     assert calls == ["scancel --signal=TERM 7.3", "scontrol requeue 7", "scontrol requeue 7"]
+
+
+# Every step but `train` is refused once.  Training lasts until there is a watch.
+BUSY_SRUN = """#!/bin/sh
+step=$(echo "$*" | sed -n '1s/.*--job-name=\\([a-z]*\\).*/\\1/p')
+echo "$step" >> "$CALLS"
+if [ $step != train ] && [ ! -e "$CALLS.$step" ]; then touch "$CALLS.$step"; {refused}; fi
+case $step in
+begin) echo 4242; echo 0 ;;
+preflight) echo 0; echo 0 ;;
+train) until [ -e "$CALLS.watched" ]; do sleep 0.1; done; echo "$MASTER_PORT" > "$CALLS.port" ;;
+watch) touch "$CALLS.watched" ;;
+end) echo {verdict} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("verdict", [0, 1])
+def test_a_step_that_could_not_start_is_asked_for_again(busy, monkeypatch, tmp_path, verdict):
+    """`end` refused by a busy controller ended the chain; `watch` refused left training unwatched."""
+    busy("srun", body=BUSY_SRUN.replace("{refused}", REFUSED).replace("{verdict}", str(verdict)))
+    busy("squeue", body="#!/bin/sh\n")
+    busy("sleep", body=f"#!/bin/sh\nexec {shutil.which('sleep')} 0.01\n")
+    busy("scontrol", body="#!/bin/sh\necho a1\n")
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a1", "SLURM_CPUS_ON_NODE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    job = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "run"), "A"], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert job.returncode == verdict, job.stdout + job.stderr
+    calls = busy.calls()
+    assert {step: calls.count(step) for step in calls} == {"begin": 2, "preflight": 2, "train": 1, "watch": 2, "end": 2}
+    assert (tmp_path / "calls.port").read_text() == "4242\n"
+
+
+def test_a_check_that_fails_is_not_asked_again(busy, monkeypatch, tmp_path):
+    busy("srun", body='#!/bin/sh\necho "$*" >> "$CALLS"; echo 1\n')
+    busy("scontrol", body="#!/bin/sh\necho a1\n")
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a1", "SLURM_CPUS_ON_NODE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    job = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "run"), "A"], capture_output=True, timeout=500, check=False
+    )
+    assert job.returncode == 1
+    assert len(busy.calls()) == 1

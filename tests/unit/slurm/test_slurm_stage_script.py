@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[3] / "launch" / "stage.sbatch"
-# Prints a port for `begin`; everything else succeeds.  Words go to calls.jsonl, because they may hold spaces.
+# Prints a port for `begin`; every check prints its exit code.  Words go to calls.jsonl, because they may hold spaces.
 SRUN = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
@@ -23,6 +23,7 @@ with open(os.environ["CALLS"] + ".master", "w") as file:
     file.write(os.environ.get("MASTER_ADDR", ""))
 if "--job-name=begin" in sys.argv:
     print(4242)
+print(0)
 """
 SCONTROL = "#!/bin/sh\nprintf 'a1\\na2\\n'\n"
 
