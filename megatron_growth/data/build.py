@@ -176,6 +176,12 @@ def _trained(request: PrepareRequest, batches: Sequence[_Batch], partial: Path) 
             if not split.is_validation(data)
         )
         train_sentencepiece(texts, request.tokenizer.train_vocab_size, model)
+        try:
+            for source in (source for batch in batches for source in batch.sources):
+                source.require_unchanged()
+        except DataError:
+            model.unlink()  # the same command would take it again
+            raise
     return replace(request.tokenizer, path=str(model), train_vocab_size=0)
 
 

@@ -197,8 +197,13 @@ def training_tokens(path: Path) -> int:
 
 
 def encode_to_file(pieces: Sequence[Piece], options: EncodeOptions, path: Path) -> int:
-    """Encode a shard and store it at `path`; returns the bytes of input it covers."""
+    """Encode a shard and store it at `path`; returns the bytes of input it covers.
+
+    Raises DataError for unreadable input, and for input that was changed since it was hashed.
+    """
     shard = encode_shard(pieces, options)  # what fails here is the input, not the output
+    for source in {piece.source for piece in pieces}:
+        source.require_unchanged()
     with storage_errors(path):
         save_shard(shard, path)
     return sum(piece.bytes for piece in pieces)

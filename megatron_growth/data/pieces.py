@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from megatron_growth.errors import DataError, StorageError
 from megatron_growth.records.storage import NOT_FOR_US
@@ -25,6 +26,7 @@ class InputFile:
         format: `text`, `jsonl`, `parquet`, `topics`, or `hub` (Parquet that is not fetched yet).
         bytes: its size on disk.
         sha256: of its content, once hashed; a small file of the hub may have its git object's name instead.
+        modified: its time of modification in ns when it was found; 0 for what cannot change.
     """
 
     name: str
@@ -32,6 +34,30 @@ class InputFile:
     format: str
     bytes: int
     sha256: str = ""
+    modified: int = 0
+
+    @classmethod
+    def of(cls, path: Path, name: str, kind: str) -> Self:
+        """A file of this machine as it is now."""
+        status = path.stat()
+        return cls(name, str(path), kind, status.st_size, modified=status.st_mtime_ns)
+
+    def require_unchanged(self) -> None:
+        """Refuse a file that was written to since it was found: what was read of it is not what was hashed.
+
+        Raises:
+            DataError: its size or its time of modification is another.
+        """
+        if not self.modified:
+            return
+        with reading(self.path):
+            status = Path(self.path).stat()
+        if (status.st_size, status.st_mtime_ns) != (self.bytes, self.modified):
+            raise DataError(
+                "This input was changed while it was read.",
+                where=self.path,
+                fix="Let it be written to its end, then give the same command again.",
+            )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _file(path: Path, name: str, kind: str) -> InputFile:
             where=str(path),
             fix="Name it .jsonl.gz or .jsonl.zst if it is, or decompress the text.",
         )
-    return InputFile(name, str(path), kind, path.stat().st_size)
+    return InputFile.of(path, name, kind)
 
 
 def _folder(folder: Path) -> Corpus:
@@ -154,7 +154,9 @@ def _digest(source: InputFile) -> str:
     if source.sha256:
         return source.sha256
     with reading(source.path):
-        return sha256_of(Path(source.path))
+        digest = sha256_of(Path(source.path))
+    source.require_unchanged()
+    return digest
 
 
 def shard_bytes(total: int) -> int:

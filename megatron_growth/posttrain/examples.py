@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
-from megatron_growth.data.pieces import COMPRESSED, JSONL, reading
+from megatron_growth.data.pieces import COMPRESSED, JSONL, InputFile, reading
 from megatron_growth.errors import DataError, GrowthError, RunError
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
@@ -110,10 +110,12 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
     folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(folder):
         files, unread = files_of(given, folder / "hub")
+        seen = [InputFile.of(file, file.name, "") for file in files]
         count, skipped = _write(files, kind, folder / _ALL)
         held_out, more = 0, list[Path]()
         if valid_data:
             more, others = files_of(valid_data, folder / "hub-valid")
+            seen += [InputFile.of(file, file.name, "") for file in more]
             held_out, left_out = _write(more, kind, folder / VALID)
             skipped.update({f"{reason}, of those to hold out": number for reason, number in left_out.items()})
             unread = [*unread, *others]
@@ -130,6 +132,8 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
             )
         hashes = {file.name: sha256_of(file) for file in files}
         hashes |= {f"{_HELD_OUT}{file.name}": sha256_of(file) for file in more}  # maybe of the same name
+        for file in seen:
+            file.require_unchanged()  # since it was read, and hashed after that
         found = Examples(given, hashes, count, held_out, dict(skipped), unread)
         write_json(record, asdict(found))
     return found
