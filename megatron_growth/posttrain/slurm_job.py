@@ -25,6 +25,7 @@ from megatron_growth.posttrain.request import Request
 from megatron_growth.posttrain.run import PURPOSE, existing, prepare, require
 from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
 from megatron_growth.posttrain.training import newest_checkpoint
+from megatron_growth.records import metrics
 from megatron_growth.records.human import plural
 from megatron_growth.records.storage import write_json
 from megatron_growth.records.unfinished import publish, unfinished
@@ -82,22 +83,37 @@ def reached(work: Work, request: Request) -> int:
     return steps
 
 
-def watch(run: RunDirectory, kind: str, hang_seconds: float) -> None:
+def watch(run: RunDirectory, kind: str, hang_seconds: float, start_seconds: float) -> None:
     """Until USR1 says that training has ended, or no step has ended for too long.
+
+    Args:
+        run: of the job.
+        kind: name of its stage.
+        hang_seconds: time without a step, once one of this start has ended.
+        start_seconds: time without a sign of life before that, and never less than the former.
 
     Raises:
         StageFailed: it hangs.
     """
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
-    work, last, size = work_of(run), time.monotonic(), -1
+    work, last, seen = work_of(run), time.monotonic(), _steps(work_of(run))
+    first = seen[1]
     while not ended.wait(min(_LOOK_SECONDS, hang_seconds / 4)):
-        now = sum(file.stat().st_size for file in work.path.glob("rates/*/metrics.jsonl"))
-        if now != size:
-            last, size = time.monotonic(), now
-        elif time.monotonic() - last > hang_seconds:
-            raise _give_up(run, kind, f"no step has finished for {hang_seconds / 60:.1f} minutes: it hangs")
+        now = _steps(work)
+        silent = time.monotonic() - last
+        if now != seen:
+            first = min(first, now[1])  # what is trained again was cut away
+            last, seen = time.monotonic(), now
+        elif silent > (hang_seconds if seen[1] > first else max(hang_seconds, start_seconds)):
+            raise _give_up(run, kind, f"no step has finished for {silent / 60:.1f} minutes: it hangs")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
+
+
+def _steps(work: Work) -> tuple[int, int]:
+    """(lines, steps among them) that all rates have written."""
+    lines = [line for file in work.path.glob("rates/*/metrics.jsonl") for line in metrics.records(file)]
+    return len(lines), sum("event" not in line for line in lines)
 
 
 def end(run: RunDirectory, kind: str, exit_code: int, asked_to_stop: bool) -> int:
@@ -168,7 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb == "begin":
             print(begin(run, args.kind))
         elif args.verb == "watch":
-            watch(run, args.kind, float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60)
+            hang, start = (
+                float(os.environ.get(f"GROWTH_{name}_MINUTES", default)) * 60
+                for name, default in (("HANG", "30"), ("START", "60"))
+            )
+            watch(run, args.kind, hang, start)
         else:
             return end(run, args.kind, args.exit_code, args.asked_to_stop == "yes")
     except GrowthError as error:

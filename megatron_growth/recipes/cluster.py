@@ -41,6 +41,7 @@ _SET_BY_THE_JOB = {
     "GROWTH_GPUS_PER_NODE": "from the profile's `gpus_per_node`",
     "GROWTH_MAX_RESTARTS": "from the profile's `max_restarts`",
     "GROWTH_HANG_MINUTES": "from the profile's `hang_minutes`",
+    "GROWTH_START_MINUTES": "from the profile's `start_minutes`",
     "GROWTH_MODULES": "from the profile's `environment.modules`",
     "GROWTH_VENV": "from the profile's `environment.venv`",
     "GROWTH_CONTAINER_IMAGE": "from the profile's `environment.container`",
@@ -228,6 +229,7 @@ class ClusterProfile(Block):
         ranks_per_node: training processes of a node; as many as its GPUs when left out.
         max_restarts: restarts in a row without a new checkpoint before a stage gives up.
         hang_minutes: minutes without a finished iteration that count as a hang.
+        start_minutes: the same before the first iteration of a start; never less than `hang_minutes`.
         megatron: further Megatron flags for every stage here, below those of the recipe (`recipes/flags.py`).
     """
 
@@ -246,6 +248,7 @@ class ClusterProfile(Block):
     ranks_per_node: Local | None = None
     max_restarts: Count = 3
     hang_minutes: Rate = 30
+    start_minutes: Rate = 60
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
 
     _source: YamlText = PrivateAttr(default_factory=YamlText)

@@ -22,12 +22,15 @@ class Limits:
     """What counts as ill.
 
     Attributes:
-        hang_seconds: time without a finished iteration.
+        hang_seconds: time without a finished iteration, once one of this start has finished.
+        start_seconds: time without a sign of life before that: a container starts, a checkpoint is loaded or grown,
+            kernels are compiled, a first validation is made.  Never less than `hang_seconds`.
         spike_factor: median loss of the last window against the best one.
         window: iterations of a median.
     """
 
     hang_seconds: float = 1800.0
+    start_seconds: float = 3600.0
     spike_factor: float = 1.5
     window: int = 20
 
@@ -58,10 +61,10 @@ class LossHistory:
 
 
 class Doctor:
-    """Follows one stage's metrics file.
+    """Follows one stage's metrics file from a start of the stage on.
 
     Args:
-        path: the file, which need not exist yet.
+        path: the file, which need not exist yet; what it holds by now is of earlier starts.
         limits: what counts as ill.
         now: the current time in seconds, on any clock that the calls of `examine` share.
     """
@@ -69,6 +72,8 @@ class Doctor:
     def __init__(self, path: Path, limits: Limits, now: float) -> None:
         self._tail, self._limits = Tail(path), limits
         self._history, self._last_progress = LossHistory(limits), now
+        self._earlier, _ = self._tail.records()
+        self._resumes, self._running = bool(self._earlier), False
 
     def examine(self, now: float) -> str | None:
         """What is wrong with the run at this time, or None."""
@@ -77,14 +82,20 @@ class Doctor:
             self._history = LossHistory(self._limits)
         if records:
             self._last_progress = now
+        # A start that resumes writes the file anew, with what stays of earlier ones.
+        if any("event" not in record for record in records) and not (anew and self._resumes):
+            self._running = True
+        records, self._earlier = (records if anew else [*self._earlier, *records]), []
         for record in records:
             if "event" in record:
                 continue
             problem = self._history.add(int(str(record["iteration"])), _number(record["loss"]))
             if problem:
                 return problem
-        if now - self._last_progress > self._limits.hang_seconds:
-            return f"no iteration has finished for {(now - self._last_progress) / 60:.1f} minutes: it hangs"
+        hang, silent = self._limits.hang_seconds, now - self._last_progress
+        if silent > (hang if self._running else max(hang, self._limits.start_seconds)):
+            when = "" if self._running else ", and none of this start before"
+            return f"no iteration has finished for {silent / 60:.1f} minutes{when}: it hangs"
         return None
 
 

@@ -201,7 +201,8 @@ def _run(run: RunDirectory, args: argparse.Namespace) -> int:
             print(begin(run, args.stage))
         case "watch":
             hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
-            watch(run, args.stage, Limits(hang_seconds=hang), min(_LOOK_EVERY_SECONDS, hang / 4))
+            start = float(os.environ.get("GROWTH_START_MINUTES", "60")) * 60
+            watch(run, args.stage, Limits(hang, start), min(_LOOK_EVERY_SECONDS, hang / 4))
         case "end":
             code = 1
             try:

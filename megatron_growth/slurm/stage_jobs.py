@@ -218,6 +218,7 @@ def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
         "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
         "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
         "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
+        "GROWTH_START_MINUTES": str(profile.start_minutes),
     }
     if own.modules:
         variables["GROWTH_MODULES"] = " ".join(own.modules)

@@ -141,8 +141,8 @@ def test_preempted_job_saves_first(queue: Cluster, stand_ins: StandIns, profile:
 def test_failing_stage_ends_the_chain_with_a_reason(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile, trick: dict[str, int], reason: str
 ) -> None:
-    run = stand_ins(A=trick)
-    numbers = submit(run, profile.model_copy(update={"hang_minutes": 0.12 if "hang_at" in trick else 30}))
+    run, short = stand_ins(A=trick), {"hang_minutes": 0.12, "start_minutes": 0.12}
+    numbers = submit(run, profile.model_copy(update=short if "hang_at" in trick else {}))
     wait_for_end()
     assert [job(number)["JobState"] for number in numbers] == ["FAILED", "CANCELLED", "CANCELLED"], said(run, "A")
     failure = slurm_record.read(run.stage("A")).failure

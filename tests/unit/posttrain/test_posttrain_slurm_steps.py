@@ -101,7 +101,28 @@ def test_a_hang_is_found(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> 
     slurm_job.begin(run, "sft")
     monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
     with pytest.raises(StageFailed, match="it hangs"):
-        slurm_job.watch(run, "sft", 0.05)
+        slurm_job.watch(run, "sft", 0.05, 0.05)
+
+
+def test_a_start_has_its_own_time(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading and tokenizing counted as a hang; after a step, silence is one."""
+    slurm_job.begin(run, "sft")
+    clock, metrics_file = [0.0], slurm_job.work_of(run).rate(1e-3).metrics
+    metrics_file.parent.mkdir(parents=True)
+
+    def look(self: object, timeout: float) -> bool:
+        """A quarter of the limit each; a step ends at 50."""
+        clock[0] += timeout
+        if clock[0] == 50:
+            metrics_file.write_text('{"event": "start", "iteration": 0}\n{"iteration": 1, "loss": 2}\n')
+        return False
+
+    monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(slurm_job.threading.Event, "wait", look)
+    monkeypatch.setattr(slurm_job.time, "monotonic", lambda: clock[0])
+    with pytest.raises(StageFailed, match="it hangs"):
+        slurm_job.watch(run, "sft", 10, 100)
+    assert clock[0] == 62.5
 
 
 def test_a_node_that_cannot_train_is_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_growth.slurm.health import Doctor, Limits, LossHistory
 
-LIMITS = Limits(hang_seconds=60, spike_factor=1.5, window=5)
+LIMITS = Limits(hang_seconds=60, start_seconds=200, spike_factor=1.5, window=5)
 
 
 def write(path: Path, *losses: float | None, first: int = 1) -> None:
@@ -43,11 +43,42 @@ def test_blown_up() -> None:
 def test_silence_counts_from_the_last_iteration(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     doctor = Doctor(file, LIMITS, now=0)
-    assert doctor.examine(59) is None
+    assert doctor.examine(99) is None
     write(file, 5.0)
     assert doctor.examine(100) is None
     assert doctor.examine(159) is None
     assert "no iteration has finished for 1.0 minutes" in str(doctor.examine(161))
+
+
+def test_a_start_has_its_own_time(tmp_path: Path) -> None:
+    """A container that is fetched, a checkpoint that is grown or kernels that are compiled are no hang."""
+    file = tmp_path / "metrics.jsonl"
+    doctor = Doctor(file, LIMITS, now=0)
+    assert doctor.examine(199) is None
+    event = '{"event": "start", "iteration": 0}\n'
+    file.write_text(event)
+    assert doctor.examine(200) is None
+    assert doctor.examine(399) is None  # the first iteration compiles
+    assert "3.4 minutes, and none of this start before" in str(doctor.examine(401))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_iterations_of_an_earlier_start_do_not_end_this_one(tmp_path: Path, cut: bool) -> None:
+    """A restart finds the file of the start before, and may write it anew."""
+    file = tmp_path / "metrics.jsonl"
+    write(file, 5.0, 4.0)
+    doctor = Doctor(file, LIMITS, now=0)
+    assert doctor.examine(150) is None
+    if cut:
+        write(tmp_path / "new", 5.0)
+        (tmp_path / "new").replace(file)
+    else:
+        file.write_text(file.read_text() + '{"event": "start", "iteration": 2}\n')
+    assert doctor.examine(160) is None
+    assert doctor.examine(350) is None
+    write(file, 4.0, first=3)
+    assert doctor.examine(355) is None
+    assert "1.0 minutes: it hangs" in str(doctor.examine(417))
 
 
 def test_a_file_that_was_cut_back_is_read_anew(tmp_path: Path) -> None:
