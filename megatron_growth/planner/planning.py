@@ -105,7 +105,7 @@ def _draft(
 ) -> _Draft:
     model, given = recipe.model, stage.layout
     dp = given.dp or layouts.open_dp(gpus, given.tp * given.pp, stage.global_batch_size // stage.micro_batch_size)
-    shape = _shape(recipe, stage)
+    shape = shape_of(recipe, stage)
     found = layouts.problems(
         shape,
         given,
@@ -141,7 +141,8 @@ def _draft(
     )
 
 
-def _shape(recipe: Recipe, stage: Stage) -> ModelShape:
+def shape_of(recipe: Recipe, stage: Stage) -> ModelShape:
+    """The stage's model, its vocabulary padded for the layout."""
     model = recipe.model
     return ModelShape(
         hidden=stage.hidden,

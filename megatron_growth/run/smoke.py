@@ -31,6 +31,7 @@ from megatron_growth.records.human import size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
+from megatron_growth.run.fewer_layers import restricted
 from megatron_growth.run.screen import Screen
 from megatron_growth.run.status import utilisation
 from megatron_growth.run.train import TrainRequest, local_devices, train
@@ -155,6 +156,8 @@ def changes(recipe: Recipe, smoke: Recipe) -> list[str]:
                 f"{real.name} runs with {tried.layers} of its {real.layers} layers: with all of them it, or what grows "
                 "from it, does not fit"
             )
+        if out := restricted(recipe, real, tried.layers)[1]:
+            found.append(f"{real.name} runs without what its recipe says of layers that are left out: {', '.join(out)}")
         if tried.layout.dp != real.layout.dp:
             found.append(
                 f"{real.name} runs with fewer than its {real.layout.dp} data-parallel ranks: there are not so many GPUs"
@@ -170,7 +173,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
     for stage in reversed(recipe.stages):  # growth only adds: no source has more layers than what grows from it
         if stage.source:
             layers[stage.source] = min(layers[stage.source], layers[stage.name])
-    stages = tuple(_stage(stage, layers[stage.name], gpus) for stage in recipe.stages)
+    stages = tuple(_stage(recipe, stage, layers[stage.name], gpus) for stage in recipe.stages)
     interval = Evaluation(interval=HALF, iterations=1)
     checkpoint = recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None})
     smoke = recipe.model_copy(
@@ -189,7 +192,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
     return smoke
 
 
-def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
+def _stage(recipe: Recipe, stage: Stage, layers: int, gpus: int) -> Stage:
     """One stage for a few steps; its first steps at the peak rate would tell nothing, so half of them are warm-up."""
     layout = stage.layout
     if layout.tp * layout.pp * (layout.dp or 1) > gpus >= layout.tp * layout.pp:
@@ -199,8 +202,10 @@ def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
         layout = layout.model_copy(update={"pipeline_layout": split})
     elif layers != stage.layers:
         layout = layout.model_copy(update={"pipeline_layout": None})
+    left, _ = restricted(recipe, stage, layers)
     return stage.model_copy(
-        update={
+        update=left
+        | {
             "layers": layers,
             "layout": layout,
             "nominal_parameters": None,
@@ -209,7 +214,7 @@ def _stage(stage: Stage, layers: int, gpus: int) -> Stage:
             "stop_at": None,
             "stop_below": None,
             "schedule": ScheduleBlock(name="wso", warmup_iterations=HALF),
-            "rules": tuple(map(_constant, stage.rules)),
+            "rules": tuple(map(_constant, left.get("rules", stage.rules))),
         }
     )
 

@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 
-from megatron_growth import recipes
+from megatron_growth import methods, recipes
 from megatron_growth.cli.main import build_parser
-from megatron_growth.errors import ParallelLayoutError, RunError
+from megatron_growth.errors import ParallelLayoutError, RecipeError, RunError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.room import Room
-from megatron_growth.recipes.schema import Budget
+from megatron_growth.recipes.schema import Budget, RateRule
 from megatron_growth.run import directory
 from megatron_growth.run.smoke import HALF, ITERATIONS, begin, changes, refuse_real, smoke_recipe, verdicts
 from megatron_growth.slurm.submit import go_on_command
@@ -68,6 +68,36 @@ def test_fewer_gpus_than_a_layout_asks_for(big):
     assert stage.layout.dp == 8 // last.layout.tp
     assert any(note.startswith("8B runs with fewer than its") for note in changes(recipe, short))
     assert smoke_recipe(recipe, 32, Room(80e9)).stages[-1].layout == fixed.layout
+
+
+def test_rules_of_layers_that_are_left_out_are_left_out_too(big):
+    """A recipe that froze its upper layers by number could not be tried at all; a pattern of no layer is refused."""
+    last = big.stages[-2]
+    top = last.layers - 1
+    told = {
+        "freeze": (f"decoder.layers.{top}.*", "decoder.layers.0.*", f"decoder.layers.{{1..{top}}}.mlp.*"),
+        "rules": (RateRule(pattern=f"decoder.layers.{top}.*norm*", schedule="0.1"),),
+        "methods": (
+            methods.get({"name": "relora", "layers": [0, top]}),
+            methods.get({"name": "rates", "rules": [f"decoder.layers.{top}.*=0.5"]}),
+        ),
+    }
+    recipe = big.model_copy(update={"stages": (*big.stages[:-2], last.model_copy(update=told), big.stages[-1])})
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:-1]})
+    short = smoke_recipe(recipe, 32, Room(0.7 * plan_run(recipe, 32).stages[-1].memory.peak_bytes))
+    stage = short.stages[-1]
+    assert stage.layers <= top
+    assert stage.freeze == ("decoder.layers.0.*", f"decoder.layers.{{1..{top}}}.mlp.*")
+    assert stage.rules == ()
+    assert [(method.name, method.layers) for method in stage.methods] == [("relora", (0,))]
+    (note,) = [note for note in changes(recipe, short) if "without" in note]
+    assert note == (
+        f"{last.name} runs without what its recipe says of layers that are left out: layer {top}, "
+        f"decoder.layers.{top}.*, decoder.layers.{top}.*, decoder.layers.{top}.*norm*"
+    )
+    wrong = last.model_copy(update={"freeze": ("decoder.layers.99.*",)})
+    with pytest.raises(RecipeError, match=r"'decoder.layers.99.\*' matches no parameter"):
+        smoke_recipe(big.model_copy(update={"stages": (*big.stages[:-2], wrong)}), 32, Room(40e9))
 
 
 def test_fewer_layers_still_fill_the_pipeline():
