@@ -149,12 +149,12 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def json_text(document: Any, *, sort_keys: bool = False, default: Callable[[Any], Any] | None = None) -> str:
-    """A document as JSON, which has no NaN and no infinity: what is no finite number is null."""
+    """A document as JSON, which has neither NaN nor infinity: these become null."""
     return json.dumps(finite(document), indent=2, sort_keys=sort_keys, default=default, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A document with null for every number that JSON does not have."""
+    """A document with null in place of NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 Every `gap` steps the top `rank` singular vectors of a gradient become its projector P.  Adam's moments live in the
 subspace, the update is projected back and scaled.  Each matrix that Megatron fuses into a weight (query, key, value;
-gate, up) has a projector of its own, as where they are separate.  What is no matrix of a layer trains with AdamW.
+gate, up) has a projector of its own, as if they were separate.  Everything but matrices of layers trains with AdamW.
 
 Moments and projector of an M x N matrix take 2 r max(M, N) + r min(M, N) numbers instead of Adam's 2 M N.
 """
@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field
 
 from megatron_growth.errors import RecipeError, UserError
-from megatron_growth.layout.names import parse_key
-from megatron_growth.layout.parameters import PARAMETERS, parameters_of
+from megatron_growth.layout.names import is_layer_matrix
+from megatron_growth.layout.parameters import parameters_of
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
 from megatron_growth.methods.galore.matrices import Matrix, matrices_of
 from megatron_growth.methods.registry import register
@@ -56,7 +56,7 @@ class GaLore(Method):
 
     def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
         """The matrices of layers that match a target and train."""
-        matrices = [name for name in names if _is_matrix(name)]
+        matrices = [name for name in names if is_layer_matrix(name)]
         for rule in self._rules:
             if not any(rule.matches(name) for name in matrices):
                 raise RecipeError(
@@ -85,12 +85,12 @@ class GaLore(Method):
             )
         for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer"):
             if getattr(args, flag, False):
-                raise UserError(f"GaLore does not go with --{flag.replace('_', '-')}", fix="leave it out")
+                raise UserError(f"GaLore does not work with --{flag.replace('_', '-')}", fix="leave it out")
         if getattr(args, "optimizer", "adam") != "adam":
             raise UserError(f"GaLore is Adam in a subspace; --optimizer is {args.optimizer}", fix="--optimizer adam")
 
     def planned(self, facts: StageFacts) -> Self:
-        """Checks the stage's optimizer."""
+        """Refuse a stage with the distributed optimizer; nothing else depends on the stage."""
         if facts.distributed_optimizer:
             raise RecipeError(
                 "GaLore needs whole matrices, and the distributed optimizer cuts them into flat slices",
@@ -122,11 +122,11 @@ class GaLore(Method):
         model.log(f"galore: rank {self.rank}, projected every {self.gap} steps, {len(taken)} weights")
 
     def group(self, name: str) -> GroupSettings | None:
-        """Projected matrices are a group of their own, which a checkpoint knows by this rule."""
+        """One group for all projected matrices, which a checkpoint knows by this rule."""
         return GroupSettings("galore") if self._takes(name) else None
 
     def _takes(self, name: str) -> bool:
-        return _is_matrix(name) and any(rule.matches(name) for rule in self._rules)
+        return is_layer_matrix(name) and any(rule.matches(name) for rule in self._rules)
 
     @cached_property
     def _rules(self) -> tuple[Rule, ...]:
@@ -137,9 +137,3 @@ class GaLore(Method):
         from megatron_growth.methods.galore.build import around_build
 
         return around_build(build, self.gap, self.scale)
-
-
-def _is_matrix(name: str) -> bool:
-    """Whether a layout-free name is a matrix of a layer."""
-    parameter = PARAMETERS.get(parse_key(name).name)
-    return parameter is not None and parameter.layered and parameter.columns is not None

@@ -34,7 +34,7 @@ def init_low_rank(optimizer: torch.optim.Optimizer, parameter: Tensor, places: P
 class Projecting:
     """Stands in front of an Adam and projects marked parameters.
 
-    The builder sets `gap`, `scale`, `ranks`, and `anew`: what has no projector yet.
+    The builder sets `gap`, `scale`, `ranks`, and `anew`: parameters that have no projector yet.
     """
 
     param_groups: list[dict[str, Any]]
