@@ -91,7 +91,7 @@ def test_a_verb_ends_with_2_and_names_the_number(words, capsys):
 def test_an_absurd_size_of_files_is_refused():
     from megatron_growth.cli.export import bytes_of
 
-    with pytest.raises(UserError, match="no size"):
+    with pytest.raises(UserError, match="not a size"):
         bytes_of("9" * 400 + "GB")
 
 
