@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         return _command(recipe, args)
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)
+    _check_flags(recipe, args)
     on_cluster = _on_cluster(recipe, plan, args)
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
     written = _draw(plan, args)
@@ -81,6 +82,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(plan, on_cluster, fit, written)
     return 0
+
+
+def _check_flags(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Refuse what Megatron would refuse of `megatron:`; only where it is used, as importing Megatron takes seconds."""
+    profile = _profile(args) if args.cluster else None
+    given = [holder.megatron for holder in (recipe, *recipe.stages, *recipe.baselines.values())]
+    if any(given) or (profile and profile.megatron):
+        from megatron_growth.run import flags
+
+        flags.check(recipe, profile)
 
 
 def _only_with_command(args: argparse.Namespace) -> None:

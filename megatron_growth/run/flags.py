@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,25 @@ from megatron_growth.recipes import ClusterProfile, Recipe, Stage
 from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
 
 Options = dict[str, Any]
+# Megatron's validation takes any number for these, and a rank divides by it, or fails with it, hours later: what they
+# must be at least.  An interval must be 1, but for those that 0 turns off.
+_LEAST = {
+    "manual-gc-interval": 0,
+    "train-sync-interval": 0,
+    "inference-logging-step-interval": 0,
+    "num-workers": 0,
+    "cuda-graph-warmup-steps": 0,
+    "distributed-timeout-minutes": 1,
+    "distributed-timeout-seconds-after-init": 1,
+    "ddp-bucket-size": 1,
+    "ddp-num-buckets": 1,
+    "dist-ckpt-workers": 1,
+    "num-dataset-builder-threads": 1,
+    "exit-duration-in-mins": 1,
+    "flight-recorder-trace-buffer-size": 1,
+    "microbatch-group-size-per-virtual-pipeline-stage": 1,
+    "tensorboard-queue-size": 1,
+}
 
 
 def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
@@ -100,10 +120,24 @@ def _unfit(action: argparse.Action, name: str, value: FlagValue) -> str | None:
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
     parser._add_action(action)
     try:
-        _, rest = parser.parse_known_args(words({name: value}))
+        found, rest = parser.parse_known_args(words({name: value}))
     except argparse.ArgumentError as error:
         return f"--{name}: {error.message}"
-    return f"--{name} takes fewer values (got {value!r})" if rest else None
+    if rest:
+        return f"--{name} takes fewer values (got {value!r})"
+    return _senseless(name, getattr(found, action.dest))
+
+
+def _senseless(name: str, value: object) -> str | None:
+    """Why a number that the parser takes is of no use; None when it may be."""
+    if not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return f"--{name} must be a finite number (got {value})"
+    least = _LEAST.get(name, 1 if name.endswith("-interval") else None)
+    if least is not None and value < least and not (name.startswith("inprocess-") and value > 0):
+        return f"--{name} must be at least {least} (got {value})"
+    return None
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from megatron_growth import recipes
+from megatron_growth.cli.main import main
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.architecture import NORM_EPSILON, SETTINGS
 from megatron_growth.planner import plan_run
@@ -96,6 +97,12 @@ def test_a_flag_of_the_plan_is_refused_by_name(flag):
         ({"log-interval": [1, 2]}, "--log-interval takes fewer values"),
         ({"profile": 1}, "--profile takes no value: write true"),
         ({"cross-entropy-fusion-impl": "tee"}, "invalid choice: 'tee'"),
+        # What its parser takes, and a rank dies of.
+        ({"log-interval": 0}, r"--log-interval must be at least 1 \(got 0\)"),
+        ({"tensorboard_log_interval": -5}, r"--tensorboard-log-interval must be at least 1 \(got -5\)"),
+        ({"manual-gc-interval": -1}, r"--manual-gc-interval must be at least 0 \(got -1\)"),
+        ({"num-workers": -1}, r"--num-workers must be at least 0 \(got -1\)"),
+        ({"initial-loss-scale": "nan"}, r"--initial-loss-scale must be a finite number \(got nan\)"),
     ],
 )
 def test_what_megatron_refuses_is_refused_with_the_line(flags_given, message):
@@ -103,6 +110,19 @@ def test_what_megatron_refuses_is_refused_with_the_line(flags_given, message):
         flags.check(recipe_with(stage=flags_given))
     with pytest.raises(RecipeError, match=rf"cluster.yaml:\d+ .*{message}"):
         flags.check(recipe_with(), profile_with(flags_given))
+
+
+def test_numbers_that_turn_something_off_are_taken():
+    off = {"manual-gc-interval": 0, "train-sync-interval": 0, "num-workers": 0, "inprocess-heartbeat-interval": 0.5}
+    flags.check(recipe_with(recipe=off), profile_with(off))
+
+
+def test_a_plan_refuses_what_a_rank_would_die_of(tmp_path, capsys):
+    """It printed the plan, and the first rank died of a division by zero."""
+    document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text()) | {"megatron": {"log-interval": 0}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    assert main(["plan", str(tmp_path / "mine.yaml")]) == 2
+    assert "--log-interval must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
