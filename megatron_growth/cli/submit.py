@@ -18,7 +18,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,14 +209,14 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
 def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:
     """Create the run directories with their data, then submit all chains."""
     from megatron_growth.slurm import commands as slurm
-    from megatron_growth.slurm.submit import submit_chain, to_json
+    from megatron_growth.slurm.submit import submit_chain
 
     slurm.require()
     runs = [(request, _prepare(request, workers)) for request in requests]
     documents = []
     for request, folder in runs:
         submitted = submit_chain(folder, request.jobs(profile), profile, request.step_seconds)
-        documents.append({"run": str(folder.path), "stages": to_json(submitted)})
+        documents.append({"run": str(folder.path), "stages": [asdict(stage) for stage in submitted]})
         if not as_json:
             print(f"{folder.path}:")
             for stage in submitted:

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape
-from megatron_growth.layout.architecture import SETTINGS, settings_of
+from megatron_growth.layout.architecture import flags_beyond
 from megatron_growth.shape import ModelShape
 
 # Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
@@ -85,7 +85,7 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
         )
         if is_wrong
     ]
-    wrong += _unsaid(args)
+    wrong += flags_beyond(_SAID, args)
     if wrong:
         raise UnsupportedError(
             f"no family that is known ({', '.join(FAMILIES.names())}) has a counterpart of: {', '.join(wrong)}",
@@ -96,23 +96,12 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
     return family
 
 
-# What a configuration says, or what is refused above in words of its own; any other setting must be at its default.
+# Settings that a configuration says or that are refused above; any other must be at its default.
 _SAID = (
     *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "window_size"),
     *("use_rope_scaling", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias", "qk_layernorm"),
     *("untie_embeddings_and_output_weights", "window_attn_skip_freq"),
 )
-
-
-def _unsaid(args: argparse.Namespace) -> list[str]:
-    """Settings that decide the function and that no configuration of these families can say, as flags."""
-    told = {setting.name: setting for setting in SETTINGS if setting.name not in _SAID}
-    defaults = argparse.Namespace()
-    return [
-        told[name].written(value)
-        for name, value in settings_of(args).items()
-        if name in told and (value or None) != (told[name].of(defaults) or None)
-    ]
 
 
 def _rope_out(args: argparse.Namespace) -> dict[str, Any]:

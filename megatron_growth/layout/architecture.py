@@ -8,7 +8,7 @@ each setting knows its older names, and what a Megatron without it did.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,13 @@ def settings_of(args: Namespace) -> Values:
         if setting.counts(values):
             values[setting.name] = value
     return values
+
+
+def flags_beyond(known: Collection[str], args: Namespace) -> list[str]:
+    """Flags of settings that matter to the model of these arguments, are not at their default, and are not `known`."""
+    values, defaults = settings_of(args), Namespace()
+    found = [setting for setting in SETTINGS if setting.name in values and setting.name not in known]
+    return [s.written(values[s.name]) for s in found if (values[s.name] or None) != (s.of(defaults) or None)]
 
 
 def differences(source: Namespace, target: Namespace) -> tuple[list[Difference], list[str]]:

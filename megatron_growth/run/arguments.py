@@ -1,6 +1,6 @@
-"""From a planned stage to the words of Megatron's command line.  A pure function: no files, no Megatron.
+"""From a planned stage to the words of Megatron's command line.  Pure functions: no files, no Megatron.
 
-What follows from the machine instead of the recipe is in `gpu_options.py`, further flags of the user in `flags.py`.
+Options that follow from the machine instead of the recipe are in `gpu_options.py`, the user's own in `flags.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import StagePlan
@@ -19,7 +18,8 @@ from megatron_growth.run.directory import StageDirectory
 from megatron_growth.run.flags import Options, words
 from megatron_growth.run.gpu_options import Machine
 
-_MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd")
+# Schedules that Megatron's own styles express (WSO is constant); the plugin follows any other.
+_MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd", "wso")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Launch:
     Attributes:
         directory: the stage's folder.
         source: checkpoint folder to grow from on load, or None.
-        grown: checkpoint folder that offline growth has written, optimizer state included, to begin with; or None.
+        grown: checkpoint folder that offline growth has written, optimizer state included, to start from; or None.
         data_flags: Megatron's flags of the dataset and its tokenizer.
         data_cache: folder for Megatron's sample indices.
         validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
@@ -39,7 +39,7 @@ class Launch:
         train: False to evaluate the finished stage only; nothing is saved then.
         stop_after: iteration after which this launch saves and ends, to be resumed; None for the stage's last.
         machine: what the stage runs on.
-        cluster_flags: Megatron flags of the cluster's profile; those of the recipe go before them.
+        cluster_flags: Megatron flags of the cluster's profile; those of the recipe take precedence.
     """
 
     directory: StageDirectory
@@ -70,17 +70,18 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         launch: folders and flags.
 
     Returns:
-        Words without those that only a host without GPU needs; True in an option stands for a bare flag.
+        The words, without those that only a host without a GPU needs.
 
     Raises:
-        UnsupportedError: the stage asks for what the host cannot do.
+        UnsupportedError: the stage asks for something that the host cannot do.
         RecipeError: a flag of `megatron:` contradicts the layout.
     """
     _check(stage, launch.machine)
     options: Options = {
         **_model(recipe, stage),
         **gpu_options.precision(stage),
-        **_layout(stage),
+        **stage.layout.flags(),
+        "use-distributed-optimizer": gpu_options.distributed_optimizer(stage),
         **_batches(recipe, stage, launch),
         **_optimizer(stage),
         **_schedule(stage),
@@ -145,10 +146,6 @@ def _model(recipe: Recipe, stage: StagePlan) -> Options:
     return options
 
 
-def _layout(stage: StagePlan) -> Options:
-    return {**stage.layout.flags(), "use-distributed-optimizer": gpu_options.distributed_optimizer(stage)}
-
-
 def _batches(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
     """Batch sizes, duration and evaluation; the plan's iterations stay the same in every launch of a stage."""
     return {
@@ -176,28 +173,24 @@ def _optimizer(stage: StagePlan) -> Options:
 
 
 def _schedule(stage: StagePlan) -> Options:
-    """Megatron's own schedules where it has them, the plugin's otherwise."""
+    """Megatron's own schedules where it has them; the plugin follows any other by a rule for all (`_rules`)."""
     schedule, style = stage.schedule, stage.schedule["name"]
     iterations, warmup = schedule["iterations"], stage.warmup_iterations
     options: Options = {"lr-decay-iters": iterations, "lr-warmup-iters": warmup, "min-lr": stage.min_lr}
-    if style in ("cosine", "linear"):
-        return options | {"lr-decay-style": style}
-    if style in ("constant", "wso"):
-        return options | {"lr-decay-style": "constant"}
     if style == "wsd":
         stable = warmup + schedule["stable_fraction"] * (iterations - warmup)
         decay = {"lr-wsd-decay-style": "linear", "lr-wsd-decay-iters": iterations - round(stable)}
         return options | {"lr-decay-style": "WSD", **decay}
-    # A schedule that Megatron does not have goes through the plugin, for all parameters that no other rule takes.
-    return options | {"lr-decay-style": "constant"}
+    return options | {"lr-decay-style": style if style in ("cosine", "linear") else "constant"}
 
 
 def _rules(stage: StagePlan) -> list[str]:
-    """PATTERN=SCHEDULE for --growth-schedule, the first match wins."""
+    """PATTERN=SCHEDULE for --growth-schedule; the first match wins."""
     rules = [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
-    if stage.schedule["name"] not in (*_MEGATRON_STYLES, "wso"):
-        common = {"peak", "iterations", "warmup_iterations"}
-        rules.append(f"*={written({k: v for k, v in stage.schedule.items() if k not in common})}")
+    if (name := stage.schedule["name"]) not in _MEGATRON_STYLES:
+        common = ("name", "peak", "iterations", "warmup_iterations")
+        own = ",".join(f"{key}={value}" for key, value in stage.schedule.items() if key not in common)
+        rules.append(f"*={name}:{own}" if own else f"*={name}")
     return rules
 
 
@@ -247,11 +240,3 @@ def _growth(stage: StagePlan, launch: Launch) -> Options:
     if stage.methods:
         options["growth-method"] = list(stage.methods)
     return options
-
-
-def written(operator: str | dict[str, Any]) -> str:
-    """An operator as --growth-width takes it: `aki`, or `aki:residual=next-layer`."""
-    if isinstance(operator, str):
-        return operator
-    parameters = ",".join(f"{key}={value}" for key, value in operator.items() if key != "name")
-    return f"{operator['name']}:{parameters}" if parameters else str(operator["name"])

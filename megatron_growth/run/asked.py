@@ -1,4 +1,4 @@
-"""RUN/asked.json: what commands asked of a run beside its recipe, so that the command that goes on can say it again."""
+"""RUN/asked.json: what commands asked of a run besides its recipe, for the command that continues it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) ->
 
     Args:
         run: the run directory.
-        baselines: trained after the stages; those of earlier commands stay.
+        baselines: names of baselines to train after the stages; those of earlier commands stay.
         wandb_project: Weights & Biases project of this command, or "".
     """
     before = _read(run)
@@ -30,7 +30,7 @@ def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) ->
 
 
 def train_command(run: RunDirectory) -> str:
-    """The command that goes on with a run on this machine, with the baselines and the project of earlier ones."""
+    """The command that continues a run on this machine, with the baselines and the project of earlier commands."""
     asked = _read(run)
     words = ["megatron-growth", "train", str(run.recipe), "--run", str(run.path)]
     for baseline in run.planned.baselines:
@@ -45,6 +45,6 @@ def _read(run: RunDirectory) -> dict[str, Any]:
     with reading_record(file, "what was asked of the run"):
         document = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if not isinstance(document, dict) or not isinstance(document.get("wandb", ""), str):
-            raise ValueError("it is of other types")
+            raise ValueError("its values have the wrong types")
         baselines: list[str] = made_of(list[str], document.get("baselines", []))
         return document | {"baselines": baselines}

@@ -1,9 +1,9 @@
-"""What a stage's checkpoint folder holds, putting it right after a crash, and which checkpoints stay.
+"""What a stage's checkpoint folder holds, repairing it after a crash, and which checkpoints stay.
 
 Megatron writes `iter_0000100/` piece by piece, `.metadata` after the data, and names the iteration in
 `latest_checkpointed_iteration.txt` last, with a plain write.  A kill can leave a folder without metadata, a complete
 folder that the tracker does not name, or an empty tracker; a full disk or a copy can leave truncated data under good
-metadata.  `repair` finds the last whole checkpoint, names it, and removes the halves that lie beyond it.
+metadata.  `repair` finds the last whole checkpoint, names it, and removes the incomplete ones beyond it.
 
 Only proven damage removes anything, and only in a folder that we marked while it was empty (`records.owned`): where
 the file system refuses to say, the run stops with a message.
@@ -16,7 +16,6 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_growth.checkpoint.metadata_file import Damaged, read_bare
@@ -41,7 +40,7 @@ def folder_of(checkpoints: Path, iteration: int) -> Path:
 
 
 def iterations(checkpoints: Path) -> list[int]:
-    """Iterations that have a folder, whole or not, ascending; raises OSError when that cannot be known."""
+    """Iterations that have a folder, whole or not, ascending; raises OSError when the folder cannot be read."""
     try:
         entries = list(checkpoints.iterdir())
     except FileNotFoundError:
@@ -62,7 +61,7 @@ def problem_of(folder: Path) -> str | None:
     Every piece that the metadata names must lie inside its file.
 
     Raises:
-        GrowthError: that cannot be known: the file system refused, or the metadata are of an unknown kind.
+        GrowthError: it cannot be known: the file system refused, or the metadata is of an unknown kind.
     """
     with storage_errors(folder):
         for name in (METADATA, "metadata.json"):
@@ -83,7 +82,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None when the file system says that there is none."""
+    """Bytes of a regular file; None when there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -95,7 +94,7 @@ def verify(checkpoints: Path, iteration: int) -> Path:
     """The folder of a whole checkpoint of this iteration, which the tracker names.
 
     Raises:
-        CheckpointError: it is missing, truncated, or not the one that would be loaded.
+        CheckpointError: it is missing or truncated, or another one would be loaded.
         StorageError: the file system refused.
     """
     folder = folder_of(checkpoints, iteration)
@@ -117,16 +116,16 @@ def verify(checkpoints: Path, iteration: int) -> Path:
 
 
 def repair(checkpoints: Path) -> tuple[int, list[str]]:
-    """Leave exactly the whole checkpoints up to the last one, and the tracker naming that.
+    """Leave exactly the whole checkpoints up to the last one, with the tracker naming that one.
 
-    A folder that is not there or is empty becomes ours: it is marked, and only then may anything in it be removed.
+    A missing or empty folder becomes ours: it is marked, and only then may anything in it be removed.
 
     Returns:
-        The iteration to go on from (0 when there is none), and a sentence for everything that was done.
+        The iteration to resume from (0 when there is none), and a sentence for everything that was done.
 
     Raises:
-        CheckpointError: a checkpoint had been finished, but no whole one is left; or a half is in the way and the
-            folder is not ours.
+        CheckpointError: a checkpoint had been finished, but none is left whole; or an incomplete one is in the way and
+            the folder is not ours.
         StorageError: the file system refused; nothing was removed.
     """
     with storage_errors(checkpoints):
@@ -157,7 +156,7 @@ def repair(checkpoints: Path) -> tuple[int, list[str]]:
 
 
 def _remove(checkpoints: Path, iteration: int) -> None:
-    """Remove one checkpoint of a marked folder; files in it that no checkpoint has are somebody's, and stay.
+    """Remove one checkpoint of a marked folder; files in it that no checkpoint has belong to somebody, and stay.
 
     Raises:
         CheckpointError: the folder has no mark of ours, or the checkpoint is a link.
@@ -170,7 +169,7 @@ def _remove(checkpoints: Path, iteration: int) -> None:
             where=str(folder),
             fix="move or remove it, then give the same command again",
         )
-    # Without its metadata it is no checkpoint any more, even when the removal is cut short.
+    # Without its metadata it is not a checkpoint any more, even when the removal is cut short.
     (folder / METADATA).unlink(missing_ok=True)
     for file in list(folder.iterdir()):
         if _WRITTEN.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
@@ -180,7 +179,7 @@ def _remove(checkpoints: Path, iteration: int) -> None:
 
 
 def _set_tracker(checkpoints: Path, named: int | None, last: int) -> None:
-    """Name the last whole checkpoint; a tracker that was cut off before the first one goes."""
+    """Name the last whole checkpoint; remove an empty tracker when there is none."""
     if last and last != named:
         write_whole(checkpoints / TRACKER, str(last))
     elif not last and read_tracker(checkpoints) == "" and owned.is_claimed(checkpoints, PURPOSE):
@@ -190,46 +189,29 @@ def _set_tracker(checkpoints: Path, named: int | None, last: int) -> None:
 # ----------------------------------------------------------------------------------------------------- which ones stay
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints of a running stage stay; never fewer than one that was verified.
-
-    Attributes:
-        last: the newest so many.
-        every: those whose iteration is a multiple of it; None for none.
-    """
-
-    last: int = 2
-    every: int | None = None
-
-    @classmethod
-    def of(cls, settings: Checkpoint) -> Keep:
-        """What a recipe says."""
-        return cls(settings.keep, settings.keep_every)
-
-
-def superfluous(iterations: Sequence[int], newest: int, keep: Keep) -> list[int]:
-    """The iterations that may go.
+def superfluous(iterations: Sequence[int], newest: int, settings: Checkpoint) -> list[int]:
+    """The iterations that may go: all but the newest `keep`, and the multiples of `keep_every`.
 
     Args:
         iterations: of all checkpoints, ascending.
-        newest: the last complete one; what lies beyond is being written, and stays.
-        keep: what stays.
+        newest: the last complete one; later ones are being written, and stay.
+        settings: of the recipe.
     """
     complete = [i for i in iterations if i <= newest]
-    return [i for i in complete[: -keep.last] if not (keep.every and i % keep.every == 0)]
+    every = settings.keep_every
+    return [i for i in complete[: -settings.keep] if not (every and i % every == 0)]
 
 
-def prune(checkpoints: Path, keep: Keep) -> list[int]:
+def prune(checkpoints: Path, settings: Checkpoint) -> list[int]:
     """Remove superfluous checkpoints once the newest one has been verified; returns the iterations that went.
 
-    A newest checkpoint that is not whole, or of which that cannot be known, removes nothing: its predecessors are what
-    the run lives from.  Neither does a folder that is not ours.
+    Nothing is removed when the newest checkpoint is not whole, or cannot be checked, since the run then needs its
+    predecessors; nor from a folder that is not ours.
     """
     checkpoints = Path(os.path.realpath(checkpoints))
     try:
         newest = tracked(checkpoints)
-        gone = superfluous(iterations(checkpoints), newest or 0, keep)
+        gone = superfluous(iterations(checkpoints), newest or 0, settings)
         if newest is None or not gone or not owned.is_claimed(checkpoints, PURPOSE):
             return []
         if problem_of(folder_of(checkpoints, newest)):

@@ -1,11 +1,12 @@
-"""The Megatron words of a stage for a person: `plan RECIPE --command STAGE`.
+"""The Megatron words of a stage, for reading and pasting: `plan RECIPE --command STAGE`.
 
-With a run directory the words are those that its next launch would take; without one, folders are named below
-`RUN/` and the tokenizer's end of a document is its last id: placeholders that Megatron's parser takes.
+With a run directory they are the words of its next launch.  Without one they hold placeholders that Megatron's parser
+accepts: folders below `RUN/`, and the last token id as the end of a document.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def stage_words(
         plan: of the recipe, for the GPUs at hand.
         name: of the stage or baseline.
         run: a run directory with prepared data; None for placeholders.
-        installation: of `backend.installation.INSTALLATIONS`; the words hold what stands in for what it lacks.
+        installation: a name in `backend.installation.INSTALLATIONS`; words that replace what it lacks are added.
         profile: of the cluster, for its Megatron flags.
 
     Raises:
@@ -57,10 +58,10 @@ def stage_words(
     if grows_state(stage):  # grown offline before the stage's first launch
         begun = launch.directory.checkpoints.exists() and checkpoints.tracked(launch.directory.checkpoints)
         launch = replace(launch, source=None, grown=None if begun else launch.directory.grown)
-    machine: Machine = "gpu" if INSTALLATIONS[installation].gpu else "host"
+    here = INSTALLATIONS[installation]
+    machine: Machine = "gpu" if here.gpu else "host"
     launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
     words = megatron_arguments(recipe, stage, launch)
-    here = INSTALLATIONS[installation]
     refuse_impossible(here, words)
     return [*words, *missing_words(stand_ins(here, stage.layout.tp), words)]
 
@@ -84,7 +85,7 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
 
 
 def _fixed_stop(recipe: Recipe, name: str) -> float | None:
-    """A loss at which the recipe itself stops a stage; that of another variant is known in a run only."""
+    """The loss at which the recipe itself stops a stage; that of another variant (`stop_at`) is known only in a run."""
     return next((s.stop_below for s in recipe.stages if s.name == name), None)
 
 
@@ -93,7 +94,7 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
 
     if run.planned.name != recipe.name:
         raise RunError(
-            f"the run is of the recipe {run.planned.name}, and the words of {recipe.name} are asked for",
+            f"the run is of the recipe {run.planned.name}, not of {recipe.name}",
             where=str(run.path),
             fix=f"give its own recipe, {run.recipe}",
         )
@@ -119,8 +120,6 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
 
 def lines(words: list[str]) -> list[str]:
     """One flag a line, with its values, quoted for a shell."""
-    import shlex
-
     found: list[list[str]] = []
     for word in words:
         if word.startswith("--"):

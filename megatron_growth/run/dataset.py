@@ -27,12 +27,12 @@ _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> Manifest:
-    """The run's dataset; made when it is not there yet.
+    """The run's dataset; prepared when the run has none yet.
 
     Args:
         run: of the recipe.
         recipe: names corpus and tokenizer.
-        workers: processes that tokenize; None for one a core.
+        workers: processes that tokenize; None for one per core.
 
     Raises:
         DataError: the corpus or tokenizer is unusable, or the dataset is damaged.
@@ -62,7 +62,7 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
 
 
 def _taken(folder: Path, run: RunDirectory, recipe: Recipe) -> Manifest:
-    """A dataset that was prepared before, as the run's own.
+    """Link a dataset that was prepared before into the run.
 
     Raises:
         DataError: it is damaged, or of another tokenizer than the recipe's.
@@ -81,7 +81,7 @@ def _taken(folder: Path, run: RunDirectory, recipe: Recipe) -> Manifest:
 
 
 def _other_tokenizer(wanted: str, manifest: Manifest) -> str:
-    """What tokenizer a dataset has, when it is not the one that is wanted; "" when it is, or cannot be told apart."""
+    """The tokenizer of a dataset when it is not the wanted one; "" when it is, or when that cannot be decided."""
     from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
     from megatron_growth.data.tokenizers.gpt2 import FINGERPRINT as GPT2_FINGERPRINT
 
@@ -95,11 +95,11 @@ def _other_tokenizer(wanted: str, manifest: Manifest) -> str:
     if spec.kind == "gpt2" or Path(spec.path).exists():
         fingerprint = GPT2_FINGERPRINT if spec.kind == "gpt2" else load_tokenizer(spec).fingerprint
         return "" if fingerprint == manifest.tokenizer.fingerprint else has
-    return ""  # one of the hub: only its size is compared, against the recipe's vocabulary
+    return ""  # from the hub: only its size is compared, with the recipe's vocabulary (`check`)
 
 
 def share(source: RunDirectory, target: RunDirectory) -> None:
-    """Give a run the dataset of another one, unless it has one already.
+    """Give a run the dataset of another run, unless it has one already.
 
     Raises:
         StorageError: the file system refused.
@@ -141,7 +141,7 @@ def flags(run: RunDirectory, manifest: Manifest) -> list[str]:
 
 
 def order_cache(run: RunDirectory) -> Path:
-    """The folder of Megatron's sample orders, without what a kill has cut short."""
+    """The folder of Megatron's sample orders; those that a kill has cut short are removed."""
     cache = run.path.absolute() / "cache"
     drop_broken_orders(cache)
     return cache
@@ -151,7 +151,7 @@ def check(recipe: Recipe, plan: RunPlan, manifest: Manifest) -> None:
     """Refuse a dataset that the run cannot train on, before any process is started.
 
     Raises:
-        DataError: another vocabulary than the recipe's, or too few tokens.
+        DataError: its vocabulary is not the recipe's, or it has too few tokens.
     """
     vocabulary = manifest.tokenizer.vocab_size
     if vocabulary != recipe.vocab:
@@ -174,7 +174,7 @@ def validation_samples(recipe: Recipe, stages: tuple[StagePlan, ...], manifest: 
     """Sequences of one evaluation: what the recipe asks for, or as many as there are.
 
     Raises:
-        DataError: not even one batch.
+        DataError: there are fewer than one batch.
     """
     largest = max(stage.global_batch_size for stage in stages)
     length = stages[0].sequence_length

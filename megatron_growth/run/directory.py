@@ -1,9 +1,9 @@
-"""The run directory: where everything of a run lies, and the rule that it belongs to one recipe for ever.
+"""The run directory: where everything of a run lies, and the rule that it belongs to one recipe.
 
 RUN/recipe.yaml                   the recipe as it was resolved: variant merged in, defaults filled in
 RUN/plan.json                     every derived number
 RUN/state.json                    what has been done (see `state.py`)
-RUN/asked.json                    what commands asked for beside the recipe (see `asked.py`)
+RUN/asked.json                    what commands asked for besides the recipe (see `asked.py`)
 RUN/lock                          held by the command that works on the run (see `lock.py`)
 RUN/data/                         the indexed dataset and its manifest
 RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
     from megatron_growth.recipes import Recipe
 
-# What training depends on; a plan that differs in nothing else may go on with a newer release.
+# What training depends on: a newer release may continue a run whose plan differs in other values only.
 _BINDING = (
     *("name", "shape", "samples", "iterations", "lr", "min_lr", "warmup_iterations", "global_batch_size"),
     *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "schedule"),
@@ -59,7 +59,7 @@ class StageDirectory:
 
     @property
     def grown(self) -> Path:
-        """What the stage begins with where its source's optimizer state is grown too."""
+        """The checkpoint that the stage starts from where its source's optimizer state is grown too."""
         return self.path / "grown"
 
     @property
@@ -76,6 +76,11 @@ class StageDirectory:
     def metrics(self) -> Path:
         """One JSON object a line: see `megatron_growth.records.metrics`."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        """Where ranks leave their errors; see `failures.py`."""
+        return self.path / "failures"
 
     @property
     def done(self) -> Path:
@@ -142,7 +147,7 @@ class RunDirectory:
         """plan.json, read once.
 
         Raises:
-            RunError: it is missing or no plan.
+            RunError: it is missing, or cannot be read as a plan.
         """
         from megatron_growth.planner import RunPlan
 
@@ -158,7 +163,7 @@ class RunDirectory:
         """A stage or baseline of the plan.
 
         Raises:
-            RunError: the run has none of that name.
+            RunError: the run has no stage of that name.
         """
         known = {stage.name: stage for stage in (*self.planned.stages, *self.planned.baselines)}
         if name not in known:
@@ -175,7 +180,7 @@ def existing(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     if not run.recipe.is_file():
         what = "is not a run directory: it has no recipe.yaml" if path.exists() else "does not exist"
-        inside = path.glob("*/recipe.yaml")  # the folder of a recipe's variants holds a run for each
+        inside = path.glob("*/recipe.yaml")  # a folder of variants holds one run for each
         runs = sorted(str(found.parent) for found in (*inside, *Path("runs").glob("*/recipe.yaml")))
         known = f"runs: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
         raise RunError(f"{path} {what}", where=str(path.absolute()), fix=known)
@@ -208,12 +213,12 @@ def create(
 ) -> RunDirectory:
     """Open the run directory of this recipe, or make it; the lock must be held.
 
-    A run in which nothing has been trained takes another recipe, as long as its dataset fits.
+    A run in which nothing has been trained may take another recipe, as long as its dataset fits.
 
     Args:
         path: the folder.
-        recipe: as it is asked for now.
-        plan: of the recipe.
+        recipe: the one asked for now.
+        plan: its plan.
         guard: called before a run takes another recipe; raises RunError when something else works on it.
 
     Raises:
@@ -243,7 +248,7 @@ def has_trained(run: RunDirectory) -> bool:
     """Whether a stage of the run has a finished iteration or a checkpoint.
 
     Raises:
-        StorageError: the file system does not say; globbing would take a folder that may not be read for an empty one.
+        StorageError: the folders cannot be read; globbing would take an unreadable folder for an empty one.
     """
     with storage_errors(run.path):
         folders = [StageDirectory(path) for path in _entries(run.path / "stages")]
@@ -252,7 +257,7 @@ def has_trained(run: RunDirectory) -> bool:
 
 
 def _has_iterations(metrics: Path) -> bool:
-    """Whether something has been trained; what cannot be read was trained."""
+    """Whether the metrics show a finished iteration; a file that cannot be read counts as one."""
     try:
         return bool(read(metrics).iteration)
     except RunError:
@@ -260,7 +265,7 @@ def _has_iterations(metrics: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds; nothing where there is none, an OSError where that is not known."""
+    """The entries of a folder, none where it does not exist; any other OSError is raised."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -299,7 +304,7 @@ def _check_same_recipe(run: RunDirectory, text: str) -> None:
     found = run.recipe.read_text(encoding="utf-8", errors="replace")
     if "\ufffd" in found or not found.strip():
         raise RunError(
-            "the run's recipe cannot be read: it is empty, or no UTF-8",
+            "the run's recipe cannot be read: it is empty, or not UTF-8",
             where=str(run.recipe),
             fix="restore the file from a copy, or name another folder with --run",
         )
@@ -308,7 +313,7 @@ def _check_same_recipe(run: RunDirectory, text: str) -> None:
 
 
 def _completed(text: str, file: Path) -> str:
-    """A resolved recipe with the defaults of keys that an older release did not know; as it is when it is no recipe."""
+    """A resolved recipe with defaults for keys that an older release did not know; unchanged if it cannot be read."""
     from megatron_growth import recipes
 
     try:
@@ -318,7 +323,7 @@ def _completed(text: str, file: Path) -> str:
 
 
 def _check_same_plan(run: RunDirectory, plan: RunPlan) -> None:
-    """A newer release may plan the same recipe differently; then training must not go on as if nothing happened."""
+    """Refuse to continue when a newer release plans the same recipe differently in what training depends on."""
     from megatron_growth.planner import RunPlan
 
     found, wanted = _binding_text(run.planned), _binding_text(RunPlan.from_text(plan.to_text()))

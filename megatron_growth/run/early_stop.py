@@ -16,12 +16,12 @@ def end_of(folder: StageDirectory, planned: int) -> int:
 
 
 def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
-    """The validation loss at which a stage ends, None for a stage that trains to its planned end.
+    """The validation loss at which a stage ends, or None for a stage that trains to its planned end.
 
     Args:
         recipe: of the run.
         stage: name of a stage or baseline.
-        run: the run directory; the variant that `stop_at` names lies beside it.
+        run: the run directory; the variant that `stop_at` names lies in the same folder.
 
     Raises:
         RunError: that variant has not been trained to its end.

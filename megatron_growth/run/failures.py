@@ -1,8 +1,8 @@
 """The error of a rank, carried to the command that started it.
 
 When one rank fails, the others fail after it with errors about lost connections, and torchrun ends them.  Each rank
-writes what it met, with the time, into the folder that FAILURES_VARIABLE names; the first one is the cause.  An error
-of this package arrives as what it was: type, what, where and fix.
+writes down its error, with the time, in the folder that FAILURES_VARIABLE names; the earliest is the cause.  An error
+of this package keeps its type, what, where and fix.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TORCHRUN_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 
 @dataclass(frozen=True)
 class Failure:
-    """What one rank met.
+    """The error of one rank.
 
     Attributes:
         rank: global rank.
@@ -52,7 +52,7 @@ class Failure:
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Write down the exception that ends the block, if one does, and let it pass."""
+    """Write down the exception that ends the block, if there is one, and raise it again."""
     try:
         yield
     except BaseException as error:
@@ -86,7 +86,7 @@ def clear(folder: Path) -> None:
 
 
 def first(folder: Path) -> Failure | None:
-    """The earliest failure, with an error of this package before any other; None when no rank wrote one."""
+    """The earliest failure, but errors of this package come before any other; None when no rank wrote one."""
     found = []
     for path in sorted(folder.glob("rank-*.json")):
         try:
@@ -127,7 +127,7 @@ def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> 
 
 
 def _without_record(tail: str, exit_code: int) -> str:
-    """The reason when no rank could write one: it was killed, or never came to run Python."""
+    """The reason when no rank could write one: it was killed, or Python never ran."""
     codes = [int(code) for code in _TORCHRUN_EXIT.findall(tail)]
     code = next((code for code in codes if code < 0), codes[0] if codes else exit_code)
     if code == -9:
@@ -140,9 +140,7 @@ def _without_record(tail: str, exit_code: int) -> str:
 def _last_words(tail: str) -> str:
     """The last line that reads like an error, or the last line."""
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    wrong = [
-        line for line in lines if re.match(r"(\[\w+\]:)?\s*([\w.]*(Error|Exception)\b|ERROR|AssertionError)", line)
-    ]
+    wrong = [line for line in lines if _ERROR_LINE.match(line)]
     return (wrong or lines or ["it printed nothing"])[-1]
 
 

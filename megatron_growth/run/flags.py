@@ -1,9 +1,9 @@
-"""The escape hatch against Megatron's own parser: flags that it does not have, and values that it does not take; and
-flags that make another function of a stage than of the one that it grows from.
+"""Check the escape hatch `megatron:` before anything starts: unknown flags, values that Megatron's parser refuses, and
+flags with which a stage would compute another function than the stage that it grows from.
 
-What the plan owns is refused when a recipe or a profile is read (`recipes/flags.py`); the names and types of the other
-flags are Megatron's, and only its parser knows them.  Building that parser imports Megatron (seconds), so it is done
-for recipes and profiles that use the hatch, and once.
+Flags that the plan owns are refused when a recipe or a profile is read (`recipes/flags.py`).  Only Megatron's parser
+knows the names and types of the others; building it imports Megatron (seconds), so it is built once, and only for
+recipes and profiles that use the hatch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
 
 
 def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
-    """What Megatron's parser makes of these flags; of no other one."""
+    """What Megatron's parser makes of these flags alone."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for action in dict.fromkeys(_actions()[name] for name in flags):
         parser._add_action(action)
@@ -87,7 +87,7 @@ def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
 
 
 def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:
-    """(who knows the line, key path, flags) of every escape hatch that is used."""
+    """(recipe or profile, key path, flags) of every escape hatch."""
     yield recipe, ("megatron",), recipe.megatron
     for index, stage in enumerate(recipe.stages):
         yield recipe, ("stages", index, "megatron"), stage.megatron
@@ -166,6 +166,3 @@ def words(options: Options) -> list[str]:
         elif value is not True:
             found.append(str(value))
     return found
-
-
-__all__ = ["Options", "check", "merged", "words"]

@@ -2,9 +2,9 @@
 
     python -m megatron_growth.run.forked RANKS MODULE ARGUMENTS...
 
-calls `MODULE.main()` in RANKS processes as `torchrun --nproc-per-node RANKS -m MODULE ARGUMENTS` does, and by the same
-agent of torch.  Imports take a rank longer than many a stage of a small model takes to train; here they are made once.
-On GPUs torchrun itself starts the ranks: CUDA does not outlive a fork, and nobody counts those seconds.
+calls `MODULE.main()` in RANKS processes as `torchrun --nproc-per-node RANKS -m MODULE ARGUMENTS` does, with the same
+agent of torch.  Importing takes longer than training many a stage of a small model; here it is done once.  On GPUs
+torchrun itself starts the ranks: CUDA does not survive a fork, and those seconds do not matter there.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from megatron_growth.run import failures
 
 
 def rank_main(module: str, arguments: Sequence[str]) -> None:
-    """One rank: the agent has set torchrun's variables."""
+    """One rank; the agent has set torchrun's variables."""
     sys.argv[:] = [module, *arguments]
     try:
         code = importlib.import_module(module).main()
     except SystemExit as end:
         code = end.code
-    if code:  # the agent takes a rank that returns for one that has done its work
+    if code:  # the agent counts a rank that returns as successful
         sys.exit(code)
 
 
 @record
 def main(words: Sequence[str] | None = None) -> None:
-    """Fork the ranks and wait for them; ends as torchrun does when one of them fails."""
+    """Fork the ranks and wait for them; end as torchrun does when one of them fails."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     end_without_collection()

@@ -18,15 +18,15 @@ from megatron_growth.run.flags import Options
 
 Machine = Literal["gpu", "host"]
 
-# Python's garbage collector pauses ranks at moments of its own; together and seldom, nobody waits for it.
+# Left alone, Python's garbage collector pauses each rank at other moments; now all pause together, and seldom.
 GC_INTERVAL = 100
-# NCCL's timeout: reading 100 GB of checkpoint, or a sample order built by rank 0, takes longer than Megatron's 10.
+# Reading 100 GB of checkpoint, or building a sample order on rank 0, takes longer than Megatron's 10 minutes.
 TIMEOUT_MINUTES = 60
 LOADER_WORKERS = 2
 
 
 def machine_here() -> Machine:
-    """What this process would train on."""
+    """Whether this process would train on a GPU or on the host."""
     if not nvml.has_driver():
         return "host"
     import torch
@@ -35,7 +35,7 @@ def machine_here() -> Machine:
 
 
 def speed(stage: StagePlan, machine: Machine) -> Options:
-    """What makes training faster on a GPU and changes no result; on the host the loader stays in the process."""
+    """Options that make training faster on a GPU and change no result; on the host the loader stays in the process."""
     if machine == "host":
         return {"num-workers": 0}
     options: Options = {
@@ -47,7 +47,7 @@ def speed(stage: StagePlan, machine: Machine) -> Options:
         "distributed-timeout-minutes": TIMEOUT_MINUTES,
     }
     if (stage.layout.dp or 1) > 1:
-        # Each rank reads a share of the checkpoint and hands it on; else every data-parallel rank reads all of it.
+        # Each rank reads a share of the checkpoint and sends it to the others, which else would all read all of it.
         options |= {"ckpt-fully-parallel-load": True, "overlap-grad-reduce": True}
         if stage.layout.distributed_optimizer:
             options["overlap-param-gather"] = True
@@ -68,11 +68,11 @@ def cluster_flags(profile: ClusterProfile, stage: StagePlan) -> Options:
 
 
 def check_together(stage: StagePlan, options: Options) -> None:
-    """Refuse further flags that contradict the stage's layout or each other; Megatron's assertion comes on every GPU.
+    """Refuse flags that contradict the stage's layout or each other, before Megatron's assertion fails on every GPU.
 
     Args:
         stage: as planned.
-        options: all of a stage's, with those of `megatron:`.
+        options: all options of the stage, those of `megatron:` included.
 
     Raises:
         RecipeError: names the flag, what it needs and what to do.
@@ -103,9 +103,9 @@ def precision(stage: StagePlan) -> Options:
     options: Options = {"bf16": stage.precision != "fp32"}
     if stage.precision == "fp8":
         options |= {"fp8-format": "hybrid", "fp8-recipe": "tensorwise"}
-        # Weights are held, and gathered after a step, in FP8; that is the distributed optimizer's gather.  A stage that
-        # grows holds them in bf16: Megatron takes the masters of FP8 weights from values kept aside before growth.
-        # So does one whose method adds to its weights.
+        # The distributed optimizer then holds weights in FP8 and gathers them so after a step.  A stage that grows
+        # holds them in bf16, since Megatron takes the masters of FP8 weights from values kept aside before growth; so
+        # does a stage whose method adds to its weights.
         held = stage.source is None and all(methods.get(word).takes_fp8_weights for word in stage.methods)
         options["fp8-param-gather"] = held and distributed_optimizer(stage)
     return options
@@ -121,10 +121,10 @@ def saving(recipe: Recipe, stage: StagePlan) -> Options:
 
 
 def resharding(recipe: Recipe, stage: StagePlan) -> Options:
-    """In which form the distributed optimizer's state is stored.
+    """The form in which the distributed optimizer's state is stored.
 
-    The fully reshardable form gathers a tensor-parallel shard's whole state on one rank at every save; the default one
-    writes each rank's buckets as they are, which load at another data-parallel size only, and not at all in fp32.
+    The fully reshardable form gathers a tensor-parallel shard's whole state on one rank at every save.  The default
+    form writes each rank's buckets as they are: only the data-parallel size may change, and fp32 is not supported.
     """
     if not distributed_optimizer(stage):
         return {}

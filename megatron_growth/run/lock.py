@@ -1,8 +1,8 @@
-"""One command at a time on a run directory, and no process of a dead one left.
+"""One command at a time on a run directory, and no process left of a command that died.
 
-The lock is the kernel's (flock), so it goes with the process that holds it, however that ends.  Every process that a
-command starts carries the command's token in its environment; who takes the lock after a crash ends what still carries
-the former token.  A process is never identified by its number alone, which the system gives out again.
+The lock is the kernel's (flock), so it is released when the process that holds it ends, however that happens.  Every
+process that a command starts carries the command's token in its environment; the next command that takes the lock kills
+processes that still carry the former token.  A process is never identified by its number alone, which is reused.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 It takes every argument of Megatron's own `pretrain_gpt.py` that a dense GPT model needs, and the --growth-* ones.
 Without a GPU it runs on the host.  A failure is left as a small file for the command that started the processes
-(`failures.py`), because Megatron's chatter of many ranks is no place to look for it.
+(`failures.py`), because it would be lost in the output of many ranks.
 
 Shapes: b samples of a micro-batch, s tokens of a sample.
 """
@@ -23,7 +23,7 @@ from megatron_growth.run import failures
 
 
 def add_arguments(parser: ArgumentParser) -> ArgumentParser:
-    """The plugin's arguments, and what recipes say that Megatron has no flag for."""
+    """The plugin's arguments, and a flag for what a recipe says and Megatron cannot be told."""
     import megatron_growth as growth
 
     group = growth.add_arguments(parser).add_argument_group("recipe")
@@ -94,10 +94,10 @@ def forward_step(data_iterator: Iterator[dict[str, Any]] | None, model: Any) -> 
 
 
 class Repeated:
-    """A dataset gone through again and again, so that every evaluation sees the same samples.
+    """A dataset that repeats, so that every evaluation sees the same samples.
 
-    Megatron reads the validation set on from one evaluation to the next; a loss before growth can be compared with one
-    after growth only when both are of the same samples.
+    Megatron continues through the validation set from one evaluation to the next, but losses before and after growth
+    can be compared only on the same samples.
 
     Args:
         dataset: at least the samples of one evaluation.
@@ -119,7 +119,7 @@ def datasets(samples: Sequence[int], vp_stage: int | None = None) -> tuple[Any, 
     """Training and validation set, and None for a test set; all None on ranks that read no data.
 
     Args:
-        samples: how many of each.
+        samples: numbers of training, validation and test samples.
         vp_stage: virtual pipeline stage.
     """
     from megatron.core import mpu
@@ -160,7 +160,7 @@ datasets.is_distributed = True  # type: ignore[attr-defined]  # Megatron: call i
 
 
 def configured() -> Any:
-    """Megatron's configuration of everything, from the command line, with the plugin in it."""
+    """Megatron's whole configuration from the command line, plugin included."""
     from megatron.core.utils import init_method_normal
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 JOB, LOSSES, DONE = "job.npz", "losses.npz", "done"
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
-# What `build` makes of Megatron's arguments; any other setting that decides the function must be at its default.
+# Settings that `build` follows; any other setting that decides the function must be at its default.
 _BUILT = (
     *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "use_rope_scaling"),
     *("rotary_seq_len_interpolation_factor", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias"),
@@ -46,13 +46,13 @@ _BUILT = (
 
 @dataclass(frozen=True)
 class Job:
-    """What the ranks are to do.
+    """What the ranks have to compute.
 
     Attributes:
         checkpoint: a --save folder or one of its iter_* folders.
         tensor, pipeline: sizes of the layout.
         dtype: float32, bfloat16 or float16.
-        vocab: ids of the tokenizer; Megatron's padding rows beyond take no probability.
+        vocab: number of the tokenizer's ids; Megatron's padding rows beyond them get no probability.
         trust: unpickle the checkpoint's objects freely.
         batches: inputs, targets and which positions count, each (b, t).
     """
@@ -66,7 +66,7 @@ class Job:
     batches: tuple[Batch, ...]
 
     def save(self, folder: Path) -> None:
-        """Write it where `load` finds it."""
+        """Write FOLDER/job.npz."""
         arrays: dict[str, Any] = {
             f"{n}-{name}": one for n, batch in enumerate(self.batches) for name, one in zip("itc", batch, strict=True)
         }
@@ -75,7 +75,7 @@ class Job:
 
     @classmethod
     def load(cls, folder: Path) -> Job:
-        """Read it."""
+        """Read FOLDER/job.npz."""
         with np.load(folder / JOB) as stored:
             head = json.loads(str(stored["head"]))
             count = (len(stored.files) - 1) // 3
@@ -83,18 +83,18 @@ class Job:
         return cls(**head, batches=tuple(batches))
 
 
-def score(job: Job, told: Callable[[int], None] = lambda _: None) -> list[NDArray[np.float64]] | None:
+def score(job: Job, progress: Callable[[int], None] = lambda _: None) -> list[NDArray[np.float64]] | None:
     """Losses of every batch: (b,) sums of -log p in nats on ranks of the last pipeline stage, None elsewhere.
 
     Collective; the default process group must exist.
 
     Args:
         job: the same on all ranks.
-        told: called with the number of batches that are done.
+        progress: called with the number of batches that are done.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or holds adapters that are not merged.
-        UnsupportedError: its model is none that this can build.
+        UnsupportedError: its model cannot be built here.
         ParallelLayoutError: the layout does not fit the model.
     """
     import torch
@@ -116,7 +116,7 @@ def score(job: Job, told: Callable[[int], None] = lambda _: None) -> list[NDArra
                 forward_only=True,
                 collect_non_loss_data=True,
             )
-            told(len(losses))
+            progress(len(losses))
     return losses if parallel_state.is_pipeline_last_stage() else None
 
 
@@ -155,7 +155,7 @@ def _check_layout(job: Job, shape: ModelShape) -> None:
     for what, (count, parts) in wrong.items():
         if count % parts:
             raise ParallelLayoutError(
-                f"{count} {what} do not divide by {parts}",
+                f"{count} {what} cannot be divided by {parts}",
                 where=job.checkpoint,
                 fix="name another layout with --tensor and --pipeline, or add --export",
             )
@@ -165,75 +165,55 @@ def _model_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     """Megatron's configuration of the whole model.
 
     Raises:
-        UnsupportedError: an argument of the checkpoint asks for what is not built here.
+        UnsupportedError: an argument of the checkpoint asks for something that is not built here.
     """
     from megatron.training.models import GPTModelConfig
 
     from megatron_growth.backend.layer_spec import layer_spec
-    from megatron_growth.layout.architecture import SETTINGS, settings_of
+    from megatron_growth.layout.architecture import SETTINGS, flags_beyond
 
-    told = {setting.name: setting for setting in SETTINGS}
-    for name, value in settings_of(args).items():  # YaRN's numbers, say, decide nothing in a model without YaRN
-        if name not in _BUILT and (value or None) != (told[name].of(Namespace()) or None):
-            raise UnsupportedError(
-                f"models with {told[name].written(value)} are not scored here",
-                where=job.checkpoint,
-                fix="score it with Megatron's own evaluation (--skip-train), or its export with --export",
-            )
+    if beyond := flags_beyond(_BUILT, args):
+        raise UnsupportedError(
+            f"models with {', '.join(beyond)} are not scored here",
+            where=job.checkpoint,
+            fix="score it with Megatron's own evaluation (--skip-train), or its export with --export",
+        )
+    values = {setting.name: setting.of(args) for setting in SETTINGS}
     return GPTModelConfig(
         transformer=_transformer_config(job, shape, args),
         transformer_layer_spec=layer_spec("auto", shape.sublayers if shape.layers else "none"),
         vocab_size=shape.vocab,
         should_pad_vocab=False,
         seq_length=max((batch[0].shape[1] for batch in job.batches), default=1),
-        position_embedding_type=told["position_embedding_type"].of(args),
-        rotary_base=told["rotary_base"].of(args),
-        rotary_percent=told["rotary_percent"].of(args),
-        rope_scaling=told["use_rope_scaling"].of(args),
-        rope_scaling_factor=told["rope_scaling_factor"].of(args),
-        seq_len_interpolation_factor=told["rotary_seq_len_interpolation_factor"].of(args),
+        position_embedding_type=values["position_embedding_type"],
+        rotary_base=values["rotary_base"],
+        rotary_percent=values["rotary_percent"],
+        rope_scaling=values["use_rope_scaling"],
+        rope_scaling_factor=values["rope_scaling_factor"],
+        seq_len_interpolation_factor=values["rotary_seq_len_interpolation_factor"],
         share_embeddings_and_output_weights=shape.tied_embeddings,
     )
 
 
 def _transformer_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     import torch
-    from megatron.core.transformer import TransformerConfig
 
     from megatron_growth.backend.layer_spec import usable_transformer_engine
     from megatron_growth.layout.architecture import NORM_EPSILON
+    from megatron_growth.layout.model_shape import transformer_config
 
-    dtype = getattr(torch, job.dtype)
-    return TransformerConfig(
-        num_layers=shape.layers or 1,  # Megatron refuses none; the layer spec then builds none
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        gated_linear_unit=shape.gated,
-        activation_func=torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
-        normalization=shape.norm,
+    return transformer_config(
+        shape,
+        getattr(torch, job.dtype),
         layernorm_epsilon=NORM_EPSILON.of(args),
-        add_bias_linear=shape.bias,
-        add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
-        bf16=job.dtype == "bfloat16",
-        fp16=job.dtype == "float16",
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
         tensor_model_parallel_size=job.tensor,
         pipeline_model_parallel_size=job.pipeline,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
         transformer_impl="transformer_engine" if usable_transformer_engine() else "local",
     )
 
 
 def _forward_step(data: Iterator[Batch], model: Any, vocab: int) -> tuple[Any, Callable[..., Any]]:
-    """Logits (b, t, V) of a batch on the last pipeline stage, and what makes losses (b,) of them."""
+    """Logits (b, t, V) of a batch on the last pipeline stage, and the function that computes losses (b,) from them."""
     import torch
 
     inputs, targets, counts = (torch.from_numpy(array).cuda() for array in next(data))

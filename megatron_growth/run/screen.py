@@ -1,4 +1,4 @@
-"""What a run shows while it trains: one live line on a terminal, a plain line now and then elsewhere."""
+"""What a run shows while it trains: one live line on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def figures(progress: StageProgress, iterations: int) -> str:
 
 
 class Screen:
-    """Messages and the progress of one stage after the other; a context manager for each stage.
+    """Messages, and the progress of one stage after another; a context manager around each stage.
 
     Args:
-        stream: where to write; a live line is drawn only if it is a terminal.
+        stream: where to write, standard error by default; a live line is drawn only if it is a terminal.
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
@@ -40,7 +40,7 @@ class Screen:
         self._title, self._iterations, self._last, self._shown = "", 0, 0.0, ("", -1)
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live is not None:
             self._live.console.print(text, highlight=False, markup=False)
         else:
@@ -65,7 +65,7 @@ class Screen:
             self._live.remove_task(self._task)
 
     def show(self, what: str, progress: StageProgress) -> None:
-        """The state of the stage now; `what` stands in front until training has begun."""
+        """Show the state of the stage; `what` is shown in place of figures until training has begun."""
         text = what or figures(progress, self._iterations)
         if self._live is not None:
             if self._live.console.width < _WIDE:

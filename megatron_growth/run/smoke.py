@@ -1,22 +1,23 @@
 """The smoke job: every stage of a recipe at full shape and in its own layout, for a few steps, before the real run.
 
 A stage is built, grown from the one before, trained for HALF of the steps, saved and ended, resumed from its checkpoint
-and trained to ITERATIONS.  What it took is put beside the plan, with a verdict a stage, into RUN/smoke.json and as a
-table into RUN/smoke.txt.  Stages that do not fit the memory at hand run with fewer layers, and those whose
-data-parallel size does not fit the GPUs at hand with a smaller one; both say so.
+and trained to ITERATIONS.  What it took is compared with the plan: a verdict per stage goes into RUN/smoke.json, and
+as a table into RUN/smoke.txt.  Stages that do not fit the available memory run with fewer layers, and those with more
+data-parallel ranks than GPUs with fewer ranks; both are reported.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from megatron_growth.backend import nvml
 from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
@@ -40,10 +41,10 @@ ITERATIONS, HALF = 20, 10
 SUFFIX = "-smoke"
 PLAN, RESULT, TABLE = "smoke-plan.json", "smoke.json", "smoke.txt"
 REAL = "real-recipe.yaml"
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the layers, the first that fits
-FILLED = 0.95  # of the memory; the rest is CUDA's, NCCL's or the system's
-MORE = 1.1  # times the planned memory that are still taken as planned
-SLOW = 1.5  # times the planned step time that are still taken as planned: the profile's MFU is an assumption
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the layers; the first that fits is taken
+FILLED = 0.95  # share of the memory; the rest is CUDA's, NCCL's or the system's
+MORE = 1.1  # times the planned memory that still count as planned
+SLOW = 1.5  # times the planned step time that still count as planned: the profile's MFU is an assumption
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Verdict:
     """What the smoke job saw of one stage.
 
     Attributes:
-        layers: of the model that ran, of `layers_planned`.
-        first_loss: of the first step; for a grown stage it shows growth.
-        step_seconds: median of the steps that are not the first of a process.
-        planned_seconds: by the cluster's profile; None without one.
+        layers: number of layers that ran, out of `layers_planned`.
+        first_loss: loss of the first step; in a grown stage it shows the effect of growth.
+        step_seconds: median over the steps that are not the first of a process.
+        planned_seconds: step time by the cluster's profile; None without one.
         model_flops_utilisation: of the profile's peak; None without one.
         memory_bytes: peak of the fullest rank on a GPU, its measured state on the host.
-        planned_bytes: of the same.
+        planned_bytes: the plan's figure for the same.
         problems: empty when the stage may be trained.
     """
 
@@ -78,15 +79,15 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
-    """Every stage on this machine; RUN/smoke.json holds what comes out.
+    """Try every stage on this machine and write the verdicts to RUN/smoke.json.
 
     Args:
-        recipe: the real one; trained on its prepared dataset when it names one, else on made-up tokens.
+        recipe: the real recipe; trained on its prepared dataset when it names one, else on made-up tokens.
         folder: of the smoke job.
         screen: for messages and progress.
 
@@ -103,7 +104,7 @@ def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
     failed = ""
     try:
         train(smoke, folder, TrainRequest(mock=recipe.data.prepared is None, resumed_at=HALF), screen)
-    except StageFailed as error:  # the table says which, beside those that went well
+    except StageFailed as error:  # the table shows it among the stages that went well
         failed = str(error)
     begin(run, recipe)
     found = verdicts(run)
@@ -118,7 +119,7 @@ def _rank_bytes(recipe: Recipe, gpus: int) -> float:
     if devices:
         return min(device.memory for device in devices) * FILLED
     ranks = max(world_size(stage) for stage in plan_run(recipe, gpus).stages)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * FILLED / ranks
+    return psutil.virtual_memory().total * FILLED / ranks
 
 
 def smoke_recipe(recipe: Recipe, gpus: int, room: Room) -> Recipe:
@@ -126,7 +127,7 @@ def smoke_recipe(recipe: Recipe, gpus: int, room: Room) -> Recipe:
 
     Args:
         recipe: the real one.
-        gpus: at hand; also for layouts that leave the data-parallel size open.
+        gpus: GPUs of this machine; also for layouts that leave the data-parallel size open.
         room: memory that one rank may fill.
 
     Raises:
@@ -183,7 +184,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
             "stages": stages,
             "baselines": {},
             "variants": {},
-            "printed": Printed(),  # a paper's figures say nothing of a few steps
+            "printed": Printed(),  # a paper's figures do not apply to a few steps
             "evaluation": interval,
             "checkpoint": Checkpoint.model_validate(checkpoint.model_dump()),
         }
@@ -193,7 +194,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
 
 
 def _stage(recipe: Recipe, stage: Stage, layers: int, gpus: int) -> Stage:
-    """One stage for a few steps; its first steps at the peak rate would tell nothing, so half of them are warm-up."""
+    """One stage for a few steps; half of them are warm-up, since starting at the peak rate would show nothing."""
     layout = stage.layout
     if layout.tp * layout.pp * (layout.dp or 1) > gpus >= layout.tp * layout.pp:
         layout = layout.model_copy(update={"dp": None})  # as many as there are
@@ -220,7 +221,7 @@ def _stage(recipe: Recipe, stage: Stage, layers: int, gpus: int) -> Stage:
 
 
 def _constant(rule: RateRule) -> RateRule:
-    """A rule for a few steps: a schedule by name is made for all of the stage, and becomes the stage's own."""
+    """A rule for a few steps: a named schedule spans the whole stage, so the short stage's own replaces it."""
     named = isinstance(rule.schedule, str) and rule.schedule != FROZEN and multiple(rule.schedule) is None
     return rule.model_copy(update={"schedule": "wso"}) if named else rule
 
@@ -236,8 +237,8 @@ def begin(
     Args:
         run: of the smoke job.
         recipe: the real one.
-        seconds: planned step time of the smoke job's stages on the cluster.
-        peak_tflops: dense bf16 peak of one of its GPUs, for the utilisation.
+        seconds: planned step time on the cluster, by stage.
+        peak_tflops: dense bf16 peak of one of the cluster's GPUs, for the utilisation.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     write_whole(run.path / REAL, recipe_text(recipe))
@@ -251,7 +252,7 @@ def command(run: RunDirectory) -> str:
 
 
 def is_smoke(run: RunDirectory) -> bool:
-    """Whether a run directory is of a smoke job."""
+    """Whether a run directory belongs to a smoke job."""
     return (run.path / PLAN).is_file()
 
 
@@ -269,7 +270,7 @@ def verdicts(run: RunDirectory) -> list[Verdict]:
 
 
 def as_text(found: Sequence[Verdict]) -> str:
-    """The verdicts as a table, a row a stage."""
+    """The verdicts as a table with one row per stage."""
     rows = [("stage", "layout", "layers", "steps", "loss", "s/step", "MFU", "memory", "verdict")]
     for v in found:
         seconds = _three(v.step_seconds) + (f" of {_three(v.planned_seconds)}" if v.planned_seconds else "")
@@ -331,7 +332,7 @@ def _problems(
     checks = {
         "it did not run": not losses,
         f"it ended after {found.iterations} of {ITERATIONS} steps": bool(losses) and found.iterations < ITERATIONS,
-        "a loss is no number": any(loss is None or not math.isfinite(loss) for loss in losses),
+        "a loss is not a number": any(loss is None or not math.isfinite(loss) for loss in losses),
         "it was not grown": bool(losses) and on_load and not any(r.get("event") == "grown" for r in records),
         "it was not resumed from its checkpoint": bool(losses) and HALF not in starts,
         "its last checkpoint is not whole": found.iterations >= ITERATIONS and not done,
@@ -346,7 +347,7 @@ def _problems(
 
 
 def refuse_real(run: RunDirectory) -> None:
-    """A smoke job never goes into the folder of a real run.
+    """Refuse to put a smoke job into the folder of a real run.
 
     Raises:
         RunError: the folder holds one.

@@ -1,8 +1,8 @@
-"""Opening a stage for a launch, and closing it: the one way, for the local command and for a Slurm job.
+"""Open a stage for a launch, and close it; the local command and a Slurm job both do it here.
 
-Opened is: the source is finished and whole, sample orders that a kill has cut short are gone, the checkpoints are put
-right, the last iteration is known, and Megatron's words are built.  One process opens a stage; it holds the run's lock,
-or is the first of the stage's job.
+To open a stage is to verify that its source is finished and whole, remove sample orders that a kill has cut short,
+repair the checkpoints, find the last iteration, and build Megatron's words.  One process does it: the holder of the
+run's lock, or the first process of the stage's job.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class StageLaunch:
     Attributes:
         stage: as planned.
         directory: its folder, absolute.
-        reached: iteration of the checkpoint that training goes on from; 0 when there is none.
-        needed: whether there is anything to do; not when it is trained to its end and evaluated there.
+        reached: iteration of the checkpoint that training resumes from; 0 when there is none.
+        needed: whether there is anything to do; False when it is trained to its end and evaluated there.
         arguments: Megatron's words.
-        notes: a sentence for everything that was put right.
+        notes: a sentence for everything that was repaired.
     """
 
     stage: StagePlan
@@ -80,10 +80,10 @@ def open_stage(
     Args:
         run: the run directory.
         recipe: of the run.
-        plan: of the recipe, for the ranks that there are.
+        plan: of the recipe, for the available ranks.
         name: of the stage or baseline.
         manifest: of the run's dataset; None for made-up tokens.
-        place: where.
+        place: where it is launched.
 
     Raises:
         CheckpointError: the stage that it grows from is not finished or not whole, or no whole checkpoint is left.
@@ -127,7 +127,7 @@ def open_stage(
 
 
 def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StageProgress:
-    """How far the metrics say that a stage is; what a power cut has left behind its checkpoint goes.
+    """How far the stage is by its metrics; damaged lines after its checkpoint, as a power cut leaves them, are dropped.
 
     Raises:
         RunError: a line before the checkpoint is damaged.
@@ -145,10 +145,10 @@ def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StagePr
 def _start(
     stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int
 ) -> tuple[Path | None, Path | None]:
-    """(what it grows from on load, what was grown offline): None each where it is not so."""
+    """(checkpoint to grow from on load, checkpoint that was grown offline); at most one of them is not None."""
     if source is None or not grows_state(stage):
         return source, None
-    # With a checkpoint of its own a stage has no use for the grown one any more.
+    # A stage that has a checkpoint of its own no longer needs the grown one.
     return None, None if reached else _grown_offline(stage, folder, source)
 
 
@@ -185,7 +185,7 @@ def check_stages(
 
     Raises:
         UnsupportedError: this release cannot train one of them.
-        RecipeError: optimizer state that shall be grown cannot be loaded by the stage, or a flag of `megatron:`
+        RecipeError: a stage cannot load the optimizer state that it grows, or a flag of `megatron:`
             contradicts its layout.
     """
     optimizers = {stage.name: distributed_optimizer(stage) for stage in stages}
@@ -216,7 +216,7 @@ def check_wandb(project: str) -> None:
 
 
 def write_arguments(launch: StageLaunch) -> None:
-    """Leave Megatron's words for the ranks of a job."""
+    """Write Megatron's words to a file for the ranks of a job."""
     write_json(_arguments(launch.directory), {"arguments": list(launch.arguments)})
 
 
@@ -224,7 +224,7 @@ def read_arguments(folder: StageDirectory) -> list[str]:
     """The words that `write_arguments` left.
 
     Raises:
-        RunError: there are none.
+        RunError: there is no such file, or it is damaged.
     """
     try:
         words: list[str] = json.loads(_arguments(folder).read_text(encoding="utf-8"))["arguments"]
@@ -242,7 +242,7 @@ def _arguments(folder: StageDirectory) -> Path:
 
 
 def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Path:
-    """The source, grown with its optimizer state into a checkpoint that the stage begins with; made once."""
+    """Grow the source and its optimizer state, once, into the checkpoint that the stage starts from; its folder."""
     from megatron_growth.checkpoint import grow_offline
 
     assert stage.growth is not None
@@ -260,8 +260,8 @@ def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Pa
     processes = min(4, len(os.sched_getaffinity(0)))
     try:
         grow_offline.grow(job, target, processes=processes, rates=(stage.lr, stage.min_lr))
-    except RunError as error:  # the place is the stage's own; nobody can name another one here
-        fix = f"another release grew it, or another command is at it: when none is, remove {target}"
+    except RunError as error:  # its advice is to name another folder, but this one is the stage's own
+        fix = f"another release grew it, or another command is growing it; if none is, remove {target}"
         raise RunError(error.what, where=error.where, fix=fix) from None
     return target
 

@@ -1,7 +1,7 @@
-"""state.json: how far each stage of a run has come.  Written atomically, never the only witness.
+"""state.json: how far each stage of a run has come.  Written atomically, and never the only record.
 
-What decides is on disk beside it: a stage is done when its `done` marker is there, and it goes on from the checkpoint
-that is there.  The state adds what people ask: which stage is at work, how long it took, how often it was started.
+Other files decide: a stage is done when it has its `done` marker, and it resumes from its checkpoint.  The state adds
+what people ask for: which stage is being trained, how long it took, how often it was started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StageState:
         status: `growing` lasts from the first start until the first iteration of a stage that has a source.
         iteration: last finished iteration that was seen.
         launches: how often its processes were started.
-        wall_seconds: time for which its processes ran, start-up included, over all launches.
+        wall_seconds: time that its processes ran, start-up included, over all launches.
     """
 
     status: Status = "pending"
@@ -36,12 +36,12 @@ class StageState:
 
 @dataclass
 class RunState:
-    """All stages that were started, by name."""
+    """The stages that were started, by name."""
 
     stages: dict[str, StageState] = field(default_factory=dict)
 
     def stage(self, name: str) -> StageState:
-        """The state of a stage; made when it is asked for first."""
+        """The state of a stage; a new one when it has none yet."""
         return self.stages.setdefault(name, StageState())
 
 

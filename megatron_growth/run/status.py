@@ -1,4 +1,4 @@
-"""How far a run is, from its directory alone: works while training runs, after a crash, and on a copy."""
+"""How far a run is, from its directory alone: during training, after a crash, and on a copy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from megatron_growth.planner import StagePlan
 from megatron_growth.records import metrics
 from megatron_growth.run import checkpoints, state
+from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 
 
@@ -18,18 +19,18 @@ class StageStatus:
 
     Attributes:
         status: pending, growing, training or done.
-        iteration: last finished one, of `iterations`.
-        tokens: trained on, of `tokens_planned`.
-        loss: of the last iteration, nats per token.
-        validation_loss: the last one.
+        iteration: last finished iteration, out of `iterations`.
+        tokens: tokens trained on, out of `tokens_planned`.
+        loss: of the last iteration, in nats per token.
+        validation_loss: of the last evaluation.
         tokens_per_second: over the last iterations.
         seconds_left: until the stage's end, at the speed of its last iterations; None when it is not training.
-        checkpoint: iteration that a restart goes on from; None before the first one.
+        checkpoint: iteration that a restart resumes from; None before the first checkpoint.
         wall_seconds: time that its processes ran, over all launches.
         launches: how often they were started.
-        step_seconds: of one iteration, the median of the last ones.
+        step_seconds: time of one iteration, the median of the last ones.
         memory_bytes: measured, of the fullest rank: a GPU's peak while it trains, or on the host its state.
-        memory_planned: of the same.
+        memory_planned: the plan's figure for the same.
     """
 
     name: str
@@ -92,8 +93,7 @@ def utilisation(stage: StagePlan, tokens_per_second: float | None, peak_tflops: 
     """Model FLOPs utilisation (exact accounting) of the dense peak of a stage's GPUs; None where one is unknown."""
     if not tokens_per_second or not peak_tflops:
         return None
-    gpus = stage.layout.model_parallel_size * (stage.layout.dp or 1)
-    return stage.flops_exact / stage.tokens_trained * tokens_per_second / (gpus * peak_tflops * 1e12)
+    return stage.flops_exact / stage.tokens_trained * tokens_per_second / (world_size(stage) * peak_tflops * 1e12)
 
 
 def is_active(run: RunDirectory) -> bool:
@@ -132,7 +132,7 @@ def _stage(run: RunDirectory, planned: StagePlan, current: state.RunState, *, ba
         launches=known.launches,
         step_seconds=progress.seconds_per_step,
         memory_bytes=progress.memory,
-        # Before the first step nothing tells on what it trains.
+        # Before the first step it is not known whether it trains on a GPU.
         memory_planned=planned.memory.total_bytes
         if progress.memory_on_gpu or progress.memory is None
         else planned.memory.state_bytes,

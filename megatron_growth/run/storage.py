@@ -1,4 +1,4 @@
-"""Room on the disk for a whole run: counted before the first GPU is booked.  Units: bytes."""
+"""Disk space for a whole run, counted before the first GPU is booked.  Units: bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_growth.run.directory import RunDirectory
 
 
 def checkpoints_kept(stage: StagePlan, recipe: Recipe) -> int:
-    """Checkpoints of a stage on disk at its fullest moment: those that stay, and one that is being written."""
+    """The most checkpoints of a stage that are on disk at once: those that stay, and one that is being written."""
     settings = recipe.checkpoint
     written = -(-stage.iterations // settings.interval)
     milestones = stage.iterations // settings.keep_every if settings.keep_every else 0
@@ -19,7 +19,7 @@ def checkpoints_kept(stage: StagePlan, recipe: Recipe) -> int:
 
 
 def bytes_needed(stages: Sequence[StagePlan], recipe: Recipe) -> int:
-    """What all checkpoints of these stages take at their fullest moment."""
+    """The most bytes that all checkpoints of these stages take."""
     return sum(
         checkpoints_kept(stage, recipe) * checkpoint_bytes(stage.parameters, stage.precision) for stage in stages
     )
@@ -29,7 +29,7 @@ def check_room(run: RunDirectory, stages: Sequence[StagePlan], recipe: Recipe) -
     """Refuse a run that the file system cannot hold; returns the bytes that are still needed.
 
     Raises:
-        StorageError: with what is needed and what is free.
+        StorageError: names what is needed and what is free.
     """
     there = sum(file.stat().st_size for file in run.path.glob("stages/*/checkpoints/**/*") if file.is_file())
     need = max(bytes_needed(stages, recipe) - there, 0)

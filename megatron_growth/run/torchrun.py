@@ -1,8 +1,8 @@
-"""One stage as one launch, by torchrun or `forked`: started, watched, stopped gently or at once, never left behind.
+"""One launch of a stage by torchrun or `forked`: start it, watch it, stop it, leave no process behind.
 
-torchrun asks Linux to be killed when this process ends, each rank when torchrun ends, and what a rank forks when that
-rank ends.  Should any of them stay nevertheless, it carries the token of the run's lock (`lock.py`), and the next
-command on the run directory ends it.
+Linux kills torchrun when this process ends, each rank when torchrun ends, and what a rank forks when that rank ends.
+Should any of them survive, it carries the token of the run's lock (`lock.py`), and the next command on the run
+directory kills it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _GRACE_SECONDS = 120.0  # for the running iteration and its checkpoint after a g
 
 
 def command_of(processes: int, arguments: Sequence[str], entry: str = "") -> list[str]:
-    """The words that train a stage on this machine: torchrun, or where there is no GPU its quicker twin `forked`.
+    """The words that train a stage on this machine: torchrun, or without a GPU the quicker `forked`.
 
     Args:
-        processes: ranks.
-        arguments: of each.
-        entry: module whose `main()` they run; `ENTRY` where none is named.
+        processes: number of ranks.
+        arguments: of each rank.
+        entry: module whose `main()` they run; `ENTRY` by default.
     """
     entry = entry or ENTRY
     if not nvml.devices():
@@ -45,7 +45,7 @@ def command_of(processes: int, arguments: Sequence[str], entry: str = "") -> lis
 
 
 def torchrun_of(processes: int, arguments: Sequence[str], entry: str) -> list[str]:
-    """The words of torchrun itself, whatever this machine has."""
+    """The words of torchrun itself."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, "-m", entry, *arguments]
 
@@ -55,7 +55,7 @@ def environment(
 ) -> dict[str, str]:
     """The environment of a stage's processes."""
     variables = dict(inherited) | start.variables(tensor_parallel_size(command), inherited)
-    # One thread a process where nobody says otherwise: several ranks share the cores.
+    # One thread per process by default: several ranks share the cores.
     variables.setdefault("OMP_NUM_THREADS", "1")
     variables |= {TOKEN_VARIABLE: token, failures.FAILURES_VARIABLE: str(failures_folder), "PYTHONUNBUFFERED": "1"}
     return variables
@@ -74,7 +74,7 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take the signals inside the block, and put the former handlers back."""
+        """Handle the signals inside the block, and put the former handlers back after it."""
         former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -157,7 +157,7 @@ def _wait(
 
 
 def _ask_ranks_to_stop(launcher: int) -> None:
-    """SIGTERM to the ranks, not to their launcher, which would kill them before they have saved."""
+    """Send SIGTERM to the ranks, not to their launcher, which would kill them before they have saved."""
     import psutil
 
     try:

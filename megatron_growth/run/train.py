@@ -1,18 +1,19 @@
-"""`train`: the stages of a recipe one after the other, each grown from the last, each finished before the next begins.
+"""`train`: the stages of a recipe one after another, each grown from the last, each finished before the next begins.
 
-Whatever is on disk decides what is left to do, so the same call after a kill goes on where the run was: a dataset that
-is complete is not prepared again, a stage with its `done` marker is passed over, a stage with a checkpoint goes on from
-it, and a stage without one is grown again from its source.
+The files decide what is left to do, so the same call after a kill continues the run: a complete dataset is not prepared
+again, a stage with its `done` marker is skipped, a stage with a checkpoint resumes from it, and a stage without one is
+grown again from its source.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from megatron_growth import recipes
 from megatron_growth.backend import nvml
@@ -34,18 +35,18 @@ from megatron_growth.run.stage import Place, StageLaunch, check_stages, check_wa
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `train` is asked for beside the recipe.
+    """What `train` is asked for besides the recipe.
 
     Attributes:
         stage: only this stage or baseline; None for all stages.
         baselines: baselines to train after the stages.
         wandb_project: Weights & Biases project, or "".
-        workers: processes that tokenize; None for one a core.
-        dataset_of: a run on the same text, whose dataset is shared instead of made again.
+        workers: processes that tokenize; None for one per core.
+        dataset_of: a run on the same text, whose dataset is shared instead of prepared again.
         guard: called with the run while it is locked; raises RunError when something else, such as a Slurm job, works
             on it.
         mock: train on made-up tokens instead of the recipe's data.
-        resumed_at: iteration after which every stage is ended once, and resumed from its checkpoint.
+        resumed_at: iteration after which every stage is stopped once and resumed from its checkpoint; None for no stop.
     """
 
     stage: str | None = None
@@ -68,16 +69,16 @@ def local_devices() -> int:
 
 
 def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> RunDirectory:
-    """Train what is asked for, and not there yet.
+    """Train what is asked for and not finished yet.
 
     Args:
         recipe: from `recipes.load`.
-        path: the run directory, existing or not.
-        request: which stages.
+        path: the run directory, which need not exist yet.
+        request: which stages, and how.
         screen: for messages and progress.
 
     Raises:
-        RunError: the run directory is another recipe's or in use, or there is no such stage.
+        RunError: the run directory belongs to another recipe or is in use, or there is no such stage.
         DataError, CheckpointError, ParallelLayoutError, UserError: the request cannot be carried out.
         StageFailed, StorageError: training ended without finishing a stage.
         KeyboardInterrupt: the user asked to stop.
@@ -128,29 +129,29 @@ def selected(plan: RunPlan, request: TrainRequest) -> list[StagePlan]:
 def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
     """Refuse a stage that this machine cannot hold; larger ones are for a cluster."""
     processes = world_size(stage)
+    elsewhere = "`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster"
     if gpus and processes > gpus:
         raise ParallelLayoutError(
             f"stage {stage.name} takes {processes} GPUs ({stage.layout}); this machine has {gpus}",
-            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster; or change the stage's layout",
+            fix=f"{elsewhere}; or change the stage's layout",
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     least = min((device.memory for device in nvml.devices()), default=math.inf)
     if lacks := Room(least, memory / processes).lacks(stage.memory):
         raise ParallelLayoutError(
             f"stage {stage.name} does not fit this machine: {lacks}",
-            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster; or change the stage's layout"
-            + _twin(recipe),
+            fix=f"{elsewhere}; or change the stage's layout{_twin(recipe)}",
         )
     need = processes * stage.memory_bytes_per_gpu
     if not gpus and need > memory:
         raise ParallelLayoutError(
             f"stage {stage.name} needs about {size(need)} of memory; this machine has {size(memory)} and no GPU",
-            fix="`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster" + _twin(recipe),
+            fix=elsewhere + _twin(recipe),
         )
 
 
 def _twin(recipe: Recipe) -> str:
-    """Words for the shipped recipe that is this one for a laptop, where there is one."""
+    """Names the shipped recipe that is this one in laptop size, where there is one."""
     twin = f"nano-{recipe.name.split('-')[0]}"
     return f"; {twin} is its twin for a laptop" if twin in recipes.names() else ""
 
@@ -174,7 +175,7 @@ class _Job:
         if folder.is_done:
             self.screen.message(f"{title}  done already")
             return
-        for stop in {self.resumed_at: None, None: None}:  # the same twice is once
+        for stop in dict.fromkeys((self.resumed_at, None)):
             place = replace(self.place, stop_after=stop)
             opened = open_stage(self.run, self.recipe, self.plan, stage.name, self.manifest, place)
             for note in opened.notes:
@@ -184,7 +185,7 @@ class _Job:
         self._finish(stage, title)
 
     def _launch(self, opened: StageLaunch, title: str) -> None:
-        """Run the stage's processes until they end, showing how far they are."""
+        """Run the stage's processes until they end, and show their progress."""
         stage, folder = opened.stage, opened.directory
         progress = _Watch(self, opened, time.time())
         code = -1
@@ -194,7 +195,7 @@ class _Job:
                     torchrun.command_of(world_size(stage), opened.arguments),
                     log=folder.log,
                     token=self.token,
-                    failures_folder=folder.path / "failures",
+                    failures_folder=folder.failures,
                     watch=progress.look,
                     on_stop=lambda: self.screen.message(
                         "stopping after this iteration and its checkpoint; again: at once"
@@ -203,10 +204,10 @@ class _Job:
         finally:
             progress.close()
         if code:
-            raise failures.as_error(stage.name, failures.first(folder.path / "failures"), folder.log, code)
+            raise failures.as_error(stage.name, failures.first(folder.failures), folder.log, code)
 
     def _finish(self, stage: StagePlan, title: str) -> None:
-        """Mark the stage done, and say how it went."""
+        """Mark the stage done, and report how it went."""
         end = close_stage(self.run, stage)
         current, progress = state.load(self.run), read(self.run.stage(stage.name).metrics)
         reached = current.stage(stage.name)
@@ -241,7 +242,7 @@ class _Watch:
             self._save()
         if begun and progress.checkpoint > self._checkpoint:
             self._checkpoint = progress.checkpoint
-            checkpoints.prune(self._folder.checkpoints, checkpoints.Keep.of(self._job.recipe.checkpoint))
+            checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint)
             self._save()
         starting = "growing" if self._status == "growing" else "starting"
         self._job.screen.show("" if begun else starting, progress)

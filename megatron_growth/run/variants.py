@@ -22,10 +22,10 @@ def train_variants(
     """Train every variant of a recipe that is not finished yet.
 
     Args:
-        load: gives the recipe of one variant.
+        load: returns the recipe of a variant by its name.
         names: of the variants, in the order of training.
-        path: folder of all of them.
-        request: as for one run; naming a stage needs naming a variant.
+        path: folder that holds them all.
+        request: as for one run; it must not name a stage.
         screen: for messages and progress.
 
     Raises:

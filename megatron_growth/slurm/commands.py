@@ -1,7 +1,7 @@
 """A thin client of Slurm's own commands: sbatch, squeue, scancel, scontrol.
 
 Every command is started with a list of words, never through a shell, so that a path with spaces, quotes or a semicolon
-is only ever a path.  What Slurm refuses is shown in Slurm's own words beside ours.
+is only ever a path.  A refusal is shown with Slurm's own message.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class QueuedJob:
     """A job that is waiting, running, or about to be either again.
 
     Attributes:
-        id: Slurm's number.
-        state: in Slurm's words, such as PENDING or RUNNING.
-        name: as it was submitted.
+        id: Slurm's job number.
+        state: Slurm's word for its state, such as PENDING or RUNNING.
+        name: the name it was submitted with.
         nodes: Slurm's compact list, empty while it waits.
         start: when it started, or is expected to; N/A when Slurm does not know.
         reason: why it waits.
@@ -94,7 +94,7 @@ def active(names: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Cancel jobs; one that has ended already is none of our business."""
+    """Cancel jobs; those that have ended already are ignored."""
     if ids:
         _run(["scancel", "--quiet", *ids])
 
@@ -102,7 +102,7 @@ def cancel(ids: Sequence[str]) -> None:
 def final_state(number: str) -> str | None:
     """The state in which a job ended, from the controller or, when that has forgotten it, from the accounting.
 
-    None without Slurm, or when neither knows the job.
+    None without Slurm, or when neither of them knows the job.
     """
     queries = (
         ["scontrol", "--oneliner", "show", "job", number],
@@ -121,7 +121,7 @@ def final_state(number: str) -> str | None:
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     require(command[0])
-    # A controller with too much to do closes connections, and its client then dies of SIGPIPE.
+    # An overloaded controller closes connections, and its client then dies of SIGPIPE.
     for trial in range(_TRIES if command[0] in _QUERIES else 1):
         time.sleep(0.5 * trial)
         try:
@@ -149,7 +149,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
 
 
 def _advice(command: str, message: str) -> str:
-    """What to do about a refusal: only sbatch can be helped by another profile, and nothing while nobody answers."""
+    """What to do about a refusal: another profile helps only sbatch, and only when the controller answers."""
     if command != "sbatch" or re.search(r"(?i)unable to contact|connect failure|communication", message):
         return _WAIT
     return "change the cluster profile; `sinfo` and `sacctmgr show associations` list what this cluster offers"

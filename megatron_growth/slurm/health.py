@@ -1,4 +1,5 @@
-"""Is a training run still worth its GPUs?  Judged from the figures it writes: not a number, blown up, or no progress.
+"""Whether a training run is still worth its GPUs, by its metrics: a loss that is not a number or has blown up, or no
+progress.
 
 A single spike is normal and passes.  A run has blown up when the median loss of its last `window` iterations exceeds
 `spike_factor` times the lowest such median that the stage has seen.
@@ -22,10 +23,10 @@ class Limits:
     """What counts as ill.
 
     Attributes:
-        hang_seconds: time without a finished iteration, once one of this start has finished.
-        start_seconds: time without a sign of life before that: a container starts, a checkpoint is loaded or grown,
-            kernels are compiled, a first validation is made.  Never less than `hang_seconds`.
-        spike_factor: median loss of the last window against the best one.
+        hang_seconds: longest time without a finished iteration, once one of this start has finished.
+        start_seconds: longest time without a sign of life before that, while a container starts, a checkpoint is loaded
+            or grown, kernels are compiled, a first validation is made.  Never less than `hang_seconds`.
+        spike_factor: largest median loss of a window, as a multiple of the lowest one.
         window: iterations of a median.
     """
 
@@ -36,7 +37,7 @@ class Limits:
 
 
 class LossHistory:
-    """Judges losses as they come."""
+    """Judges losses one by one."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -1,10 +1,10 @@
 """The parts of stage.sbatch that are more than a few lines of shell.
 
-    python -m megatron_growth.slurm.job begin RUN STAGE     record a start, or give up; prints a free port
+    python -m megatron_growth.slurm.job begin RUN STAGE     records a start, or gives up; prints a free port
     python -m megatron_growth.slurm.job watch RUN STAGE     ends when training is ill; removes old checkpoints
-    python -m megatron_growth.slurm.job end RUN STAGE ...   is the stage done, to be requeued, or over?
+    python -m megatron_growth.slurm.job end RUN STAGE ...   decides whether the stage is done, requeued, or given up
 
-Exit codes: 0; 1 for a failure, and for `end` giving up; 3 when `watch` finds training ill; 75 when `end` asks for a
+Exit codes: 0; 1 for a failure, and when `end` gives up; 3 when `watch` finds training ill; 75 when `end` asks for a
 requeue.  Messages go to standard error, which is the job's own output file.
 """
 
@@ -35,7 +35,7 @@ from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE
 
 REQUEUE, ILL = 75, 3
 _LOOK_EVERY_SECONDS = 10.0
-# Megatron's own checks of loss and gradients; a requeue would meet the same number again.
+# From Megatron's own checks of loss and gradients; a requeue would fail in the same way.
 _NOT_A_NUMBER = ("found NaN in", "found Inf in")
 
 
@@ -44,7 +44,7 @@ def begin(run: RunDirectory, name: str) -> int:
 
     Raises:
         StageFailed: the job was restarted too often in a row without a new checkpoint.
-        GrowthError: as `open_stage`; written down, because another start would meet the same.
+        GrowthError: as `open_stage`; recorded, because another start would fail in the same way.
     """
     run.planned_stage(name)
     stage, limit = run.stage(name), int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
@@ -57,7 +57,7 @@ def begin(run: RunDirectory, name: str) -> int:
     for note in opened.notes:
         _say(note)
     reached = opened.reached
-    failures.clear(_failures(stage))
+    failures.clear(stage.failures)
     start = Start(
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
@@ -75,7 +75,7 @@ def begin(run: RunDirectory, name: str) -> int:
 
 
 def _open(run: RunDirectory, name: str) -> StageLaunch:
-    """The stage, with Megatron's words written down for the ranks.
+    """Open the stage and write Megatron's words for the ranks.
 
     The number of the job's ranks decides the data-parallel size where the recipe leaves it open.
     """
@@ -96,7 +96,7 @@ def _open(run: RunDirectory, name: str) -> StageLaunch:
 
 
 def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
-    """How many starts of the same job, back from now, found the checkpoint that this one finds."""
+    """How many of the job's last starts in a row found the same checkpoint as this one."""
     count = 0
     for start in reversed(earlier):
         if start.job != now.job or start.iteration != now.iteration:
@@ -106,16 +106,16 @@ def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
 
 
 def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> None:
-    """Look after a stage until it is ill, or this process gets USR1 because training has ended.
+    """Watch a stage until it is ill, or until this process gets USR1 because training has ended.
 
     Raises:
-        StageFailed: with what is wrong.
+        StageFailed: names what is wrong.
     """
     from megatron_growth import recipes
 
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
-    stage, keep = run.stage(name), checkpoints.Keep.of(recipes.load(run.recipe).checkpoint)
+    stage, keep = run.stage(name), recipes.load(run.recipe).checkpoint
     doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
     while not over:
         over = ended.wait(look_every)
@@ -126,14 +126,14 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
         if newest != pruned:
             checkpoints.prune(stage.checkpoints, keep)
             pruned = newest
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stage.sbatch repeats it until this process has gone
 
 
 def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> int:
-    """Judge how training ended: 0 when the stage is done, REQUEUE when it shall go on.
+    """Judge how training ended: 0 when the stage is done, REQUEUE when it should continue.
 
     Raises:
-        StageFailed: the stage must not go on.
+        StageFailed: the stage must not continue.
     """
     stage, planned = run.stage(name), run.planned_stage(name)
     found = slurm_record.read(stage).failure
@@ -145,17 +145,11 @@ def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> in
         return 0
     _say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {last}")
     if exit_code != 0 and not asked_to_stop:
-        failure = failures.first(_failures(stage))
-        error = failures.as_error(name, failure, stage.log, exit_code)
+        error = failures.as_error(name, failures.first(stage.failures), stage.log, exit_code)
         if isinstance(error, UserError) or any(text in error.what for text in _NOT_A_NUMBER):
             raise _give_up(stage, error.what, error.fix)
         _say(error.what)
     return REQUEUE
-
-
-def _failures(stage: StageDirectory) -> Path:
-    """Where ranks leave their failures; stage.sbatch tells them."""
-    return stage.path / "failures"
 
 
 def _give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:

@@ -1,5 +1,5 @@
-"""Checks before training: every node of a job sees the same code, recipe, data and file system, and has its GPUs and
-the memory that training and saving take.
+"""Checks before training: every node of a job sees the same code, recipe, data and file system, and has the GPUs and
+the memory that training and saving need.
 
 Each node runs `python -m megatron_growth.slurm.preflight RUN STAGE`.  A node writes what it sees to a file in the run
 directory, which by itself shows that the directory is shared; the first node reads all of them and compares.  The
@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 import megatron_growth
 from megatron_growth import recipes
 from megatron_growth.errors import GrowthError, RunError
@@ -38,7 +40,7 @@ from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory, existing
 from megatron_growth.slurm import record as slurm_record
 
-# Of a large file only the ends are hashed: a node that sees another file, or an unfinished copy, shows all the same.
+# Only the ends of a large file are hashed; that is enough to find another file or an unfinished copy.
 _HASHED_BYTES = 1 << 16
 _WAIT_SECONDS = 60.0
 
@@ -54,7 +56,7 @@ class NodeFacts:
         recipe: hash of recipe.yaml and plan.json.
         data: hash of the names, sizes and ends of the data files.
         gpus: GPUs that Slurm gave to the job on this node.
-        gpu_memory: of its smallest GPU; None where no driver tells.
+        gpu_memory: of its smallest GPU; None where no driver reports it.
         memory: of the node, as far as Slurm gave it to the job.
     """
 
@@ -74,9 +76,9 @@ class Expected:
 
     Attributes:
         hosts: names of all nodes, the first host first.
-        gpus: GPUs a node, None when the job has none to check.
-        memory: of the rank that needs most.
-        ranks: training processes a node.
+        gpus: GPUs per node, None when the job has none to check.
+        memory: needed by the rank that needs most.
+        ranks: training processes per node.
     """
 
     hosts: tuple[str, ...]
@@ -90,7 +92,7 @@ def disagreements(facts: Sequence[NodeFacts], expected: Expected) -> list[str]:
 
     Args:
         facts: of the nodes that reported, in any order.
-        expected: what they are compared with, and the order of the nodes.
+        expected: what they are compared with; also gives the order of the nodes.
     """
     by_host = {f.host: f for f in facts}
     problems = [
@@ -105,8 +107,12 @@ def disagreements(facts: Sequence[NodeFacts], expected: Expected) -> list[str]:
 
 
 def _differences(fact: NodeFacts, first: NodeFacts) -> list[str]:
-    names = {"code": "another megatron_growth", "versions": "other versions", "recipe": "another recipe or plan"}
-    names["data"] = "other data files"
+    names = {
+        "code": "another megatron_growth",
+        "versions": "other versions",
+        "recipe": "another recipe or plan",
+        "data": "other data files",
+    }
     return [
         f"{fact.host} sees {what} than {first.host}: {getattr(fact, key)} against {getattr(first, key)}"
         for key, what in names.items()
@@ -125,7 +131,7 @@ def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
 
 
 def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
-    """Refuse a number of ranks that is not the layout's.
+    """Refuse a number of ranks that does not fit the layout.
 
     Args:
         stage: as planned.
@@ -133,7 +139,7 @@ def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
         open_dp: the recipe leaves the data-parallel size to the machine.
 
     Raises:
-        RunError: with the layout and the number of ranks that it needs.
+        RunError: names the layout and the number of ranks that it needs.
     """
     layout, model = stage.layout, stage.layout.model_parallel_size
     dp = max(ranks // model, 1) if open_dp else layout.dp or 1
@@ -148,7 +154,7 @@ def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
 
 
 def leaves_dp_open(run: RunDirectory, name: str) -> bool:
-    """Whether a stage takes as many data-parallel ranks as the job has."""
+    """Whether the recipe leaves the data-parallel size of a stage to the number of ranks."""
     recipe = recipes.load(run.recipe)
     return next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name).layout.dp is None
 
@@ -190,9 +196,9 @@ def _hash_files(base: Path, files: Iterable[Path]) -> str:
 
 
 def _memory() -> int:
-    """Of this node, or what Slurm gave of it."""
+    """Memory of this node, or the part of it that Slurm gave to the job."""
     given = int(os.environ.get("SLURM_MEM_PER_NODE") or 0) * 2**20  # 0: all of it
-    return min(filter(None, (given, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))))
+    return min(filter(None, (given, psutil.virtual_memory().total)))
 
 
 def _smallest_gpu() -> int | None:
@@ -221,8 +227,8 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
         run: the run directory.
         name: of the stage.
         hosts: of the job, the first host first.
-        ranks_per_node: training processes a node.
-        gpus: GPUs a node, None when there is no number to check.
+        ranks_per_node: training processes per node.
+        gpus: GPUs per node, None when the number is not checked.
 
     Raises:
         RunError: the nodes disagree, or do not fit the plan.
@@ -250,7 +256,7 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
             "the nodes of this job cannot train together:\n  " + "\n  ".join(problems),
             where=f"stage {name} on {' '.join(hosts)}",
             fix="repair the node, or exclude it with sbatch's --exclude, and submit again; too little memory on every "
-            "node wants another layout, or more nodes",
+            "node calls for another layout, or more nodes",
         )
 
 

@@ -1,6 +1,6 @@
 """One rank of a stage under Slurm: `python -m megatron_growth.slurm.rank RUN STAGE`, with torchrun's variables set.
 
-It takes the words that the job's first step has written (`job.begin`), and then is `megatron_growth.run.pretrain`.
+It reads the words that the job's first step has written (`job.begin`), then runs `megatron_growth.run.pretrain`.
 """
 
 from __future__ import annotations

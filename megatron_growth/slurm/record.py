@@ -1,4 +1,4 @@
-"""What a stage's Slurm jobs write down beside its checkpoints: every start, and why the last one gave up.
+"""What a stage's Slurm jobs record beside its checkpoints: every start, and why the last one gave up.
 
 RUN/stages/STAGE/slurm.json is replaced atomically by the one job of the stage that runs; `status` and the job's next
 start read it.
@@ -23,7 +23,7 @@ class Start:
         restart: how often Slurm had requeued the job.
         hosts: names of the nodes, the first host first.
         time: seconds since the epoch.
-        iteration: of the checkpoint that training goes on from; 0 when there is none.
+        iteration: of the checkpoint that training resumes from; 0 when there is none.
     """
 
     job: str
@@ -56,12 +56,12 @@ def read(stage: StageDirectory) -> JobRecord:
 
 
 def add_start(stage: StageDirectory, start: Start) -> None:
-    """Write down a start; the failure of an earlier job is over with it."""
+    """Record a start; it clears the failure of an earlier job."""
     write_json(_file(stage), asdict(JobRecord((*read(stage).starts, start))))
 
 
 def fail(stage: StageDirectory, reason: str) -> None:
-    """Write down why the stage must not go on."""
+    """Record why the stage must not continue."""
     write_json(_file(stage), asdict(replace(read(stage), failure=reason)))
 
 

@@ -1,6 +1,6 @@
 """From a planned stage and a cluster profile to the words of sbatch.  Pure functions: nothing is started or written.
 
-stage.sbatch says what the variables mean.
+stage.sbatch explains the variables.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from megatron_growth.planner.room import Room
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.human import plural
+from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import cluster_flags
 
@@ -34,7 +35,7 @@ class StageJob:
     Attributes:
         stage: name of the stage.
         source: name of the stage that it grows from, or None.
-        name: of the job; the same for the same stage of the same run directory, and for no other.
+        name: of the job; unique to the stage of a run directory, and always the same for it.
         nodes: how many it takes.
         options: of sbatch.
         script: the batch script.
@@ -55,14 +56,14 @@ class StageJob:
         """The words after `sbatch`.
 
         Args:
-            after: ids of jobs that must have ended well before.
+            after: ids of jobs that must end successfully first.
         """
         # singleton: should two jobs of a stage ever exist, Slurm itself does not let them run at the same time.
         dependency = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
         return [*self.options, f"--dependency={dependency}", str(self.script), *self.arguments]
 
     def command(self, after: Sequence[str] = ()) -> str:
-        """The same as a line that a shell takes."""
+        """The same as a shell command."""
         variables = [f"{name}={value}" for name, value in sorted(self.environment.items())]
         return shlex.join(["env", *variables, "sbatch", *self.words(after)])
 
@@ -74,7 +75,7 @@ def stage_jobs(
 
     Args:
         run: the run directory, which need not exist yet.
-        stages: of its plan, baselines among them if they are wanted; a source before what grows from it.
+        stages: of its plan, wanted baselines included; a source before the stage that grows from it.
         profile: of the cluster.
         wandb_project: Weights & Biases project, or "".
 
@@ -93,7 +94,9 @@ def stage_jobs(
         if lacks := room_of(profile, ranks).lacks(stage.memory):
             problems.append(f"stage {stage.name}: {lacks}")
         if stage.precision == "fp8" and profile.gpu.fp8_tflops is None:
-            problems.append(f"stage {stage.name}: it trains in FP8, which {profile.gpu.name} has not (gpu.fp8_tflops)")
+            problems.append(
+                f"stage {stage.name}: it trains in FP8, which {profile.gpu.name} does not have (gpu.fp8_tflops)"
+            )
         jobs.append(_job(run, stage, profile, nodes, _environment(profile, stage, ranks, wandb_project)))
     if problems:
         raise RecipeError(
@@ -106,12 +109,12 @@ def stage_jobs(
 
 
 def room_of(profile: ClusterProfile, ranks: int) -> Room:
-    """Memory that one of a node's `ranks` may fill."""
+    """Memory that each of a node's `ranks` may fill."""
     return Room(profile.usable_bytes, profile.memory_gib * 2**30 / ranks if profile.memory_gib else math.inf)
 
 
 def check_path_and_profile(run: RunDirectory, profile: ClusterProfile) -> None:
-    """Refuse what no job can be made of.
+    """Refuse a run or a profile from which no job can be made.
 
     Raises:
         RunError: the path cannot be given to Slurm.
@@ -133,13 +136,13 @@ def check_path_and_profile(run: RunDirectory, profile: ClusterProfile) -> None:
 
 
 def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
-    """(nodes, ranks a node) of a stage.
+    """(nodes, ranks per node) of a stage.
 
     Raises:
         ValueError: its layout does not fit the nodes of the profile.
     """
     layout, most = stage.layout, profile.ranks_of_a_node
-    ranks = layout.model_parallel_size * (layout.dp or 1)
+    ranks = world_size(stage)
     per_node = min(ranks, most)
     nodes = -(-ranks // per_node)
     words = f"{layout} is {plural(ranks, 'rank')}"
@@ -181,7 +184,7 @@ def options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> 
     slurm = profile.slurm
     assert slurm is not None  # check_path_and_profile() has looked
     gpus = f"{slurm.gpu_type}:{profile.gpus_per_node}" if slurm.gpu_type else str(profile.gpus_per_node)
-    output = str(folder / "job.txt").replace("%", "%%")  # % begins one of Slurm's own patterns
+    output = str(folder / "job.txt").replace("%", "%%")  # % begins a pattern of Slurm's
     options = [
         f"--job-name={name}",
         f"--comment=megatron-growth stage {folder.name}",
@@ -210,7 +213,7 @@ def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_pr
 
 
 def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
-    """What a job sees of its profile, with this number of ranks a node."""
+    """The variables that a job gets from its profile, with this number of ranks per node."""
     own = profile.environment
     variables = dict(own.variables) | {
         "GROWTH_LAUNCHER": profile.launcher,

@@ -1,4 +1,4 @@
-"""What Slurm knows of a run's stages, joined with what their jobs wrote down: job, state, nodes, restarts, MFU."""
+"""What Slurm knows of a run's stages, joined with what their jobs recorded: job, state, nodes, restarts, MFU."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class StageJobStatus:
 
     Attributes:
         job: Slurm's id; None before it was submitted.
-        job_state: in Slurm's words; None when Slurm has forgotten the job, or does not answer.
-        reason: why it waits, in Slurm's words, or why it gave up.
+        job_state: Slurm's word; None when Slurm has forgotten the job or does not answer.
+        reason: why it waits, in Slurm's word, or why it gave up.
         hosts: nodes of its last start.
         restarts: starts beyond the first.
         model_flops_utilisation: of the GPUs' dense peak, by the exact accounting, at the speed of the last iterations.
-        step_seconds_planned: of an iteration, by the cluster's profile.
+        step_seconds_planned: time of an iteration by the cluster's profile.
     """
 
     job: str | None
@@ -45,11 +45,11 @@ def is_submitted(run: RunDirectory) -> bool:
 def jobs_of(
     run: RunDirectory, tokens_per_second: dict[str, float | None]
 ) -> tuple[dict[str, StageJobStatus], str | None]:
-    """The jobs of all stages and started baselines, by name; without Slurm, what the run directory tells alone.
+    """The jobs of all stages and started baselines, by name; without Slurm, what the run directory alone shows.
 
     Args:
         run: a submitted run.
-        tokens_per_second: current speed of each stage.
+        tokens_per_second: current speed of each stage, by name.
 
     Returns:
         The jobs, and why Slurm could not be asked; None when it answered.

@@ -1,8 +1,8 @@
 """A run's stages as a chain of Slurm jobs: submitted once, found again, cancelled whole.
 
-Each stage is one job with a name of its own, so a submission that was killed half-way, or is given twice, finds the
-jobs that are there (squeue) and adds what is missing.  RUN/slurm.json remembers the ids for people and for `status`.
-A job starts when the one that it grows from has ended well; when that fails or is cancelled, Slurm removes the rest.
+Each stage is one job with a unique name, so a submission that was killed half-way, or is repeated, finds the existing
+jobs (squeue) and adds the missing ones.  RUN/slurm.json keeps the ids for people and for `status`.  A job starts when
+the one that it grows from has succeeded; when that fails or is cancelled, Slurm removes the rest.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Submitted:
         stage: its name.
         job: Slurm's id; None when the stage is done.
         nodes: how many nodes the job takes.
-        after: id of the job that must end well first.
-        action: `submitted` now, `kept` because its job was there already, or `done` before.
+        after: id of the job that must succeed first.
+        action: `submitted` now, `kept` because its job exists already, or `done` before.
     """
 
     stage: str
@@ -47,14 +47,14 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Chain:
-    """What RUN/slurm.json remembers.
+    """What RUN/slurm.json holds.
 
     Attributes:
         jobs: id of the last job of each stage, by stage.
         cluster: name of the profile.
         peak_tflops: dense bf16 peak of one of its GPUs in TFLOP/s; None before the first submission.
-        profile: what --cluster names it by: a shipped name, or the path of a file.
-        nodes: that one of its stages may use.
+        profile: what --cluster calls it: a shipped name, or the path of a file.
+        nodes: how many one stage may use.
         step_seconds: planned time of an iteration in each stage's own layout there.
     """
 
@@ -76,12 +76,12 @@ def submit_chain(
 
     Args:
         run: the run directory.
-        jobs: of all its stages, a source before what grows from it.
-        profile: that they were made with.
-        step_seconds: planned, of each stage, for `status`.
+        jobs: of all its stages, a source before the stage that grows from it.
+        profile: the one they were made with.
+        step_seconds: planned time of an iteration, by stage, for `status`.
 
     Raises:
-        SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled again.
+        SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled.
         SlurmMissing: there is no Slurm here.
         RunError: another command works on the run.
     """
@@ -108,7 +108,7 @@ def _submit_one(
     if job.name in active:
         if before is None or before.action != "submitted":
             return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
-        slurm.cancel([active[job.name].id])  # it waits for a job that has failed, and that Slurm has not noticed yet
+        slurm.cancel([active[job.name].id])  # it waits for a job that has failed, which Slurm has not noticed yet
     run.stage(job.stage).path.mkdir(parents=True, exist_ok=True)
     number = slurm.submit(job.words([after] if after else []), job.environment)
     return Submitted(job.stage, number, job.nodes, after, "submitted")
@@ -130,7 +130,7 @@ def _remember(
 
 
 def remembered(run: RunDirectory) -> Chain:
-    """What is remembered of the run's jobs; an empty chain before the first submission."""
+    """RUN/slurm.json; an empty chain before the first submission."""
     file = run.path / FILE_NAME
     with reading_record(file, "what is remembered of the run's jobs", "remove the file; jobs are found by their names"):
         chain: Chain = made_of(Chain, json.loads(file.read_text(encoding="utf-8"))) if file.exists() else Chain()
@@ -138,7 +138,7 @@ def remembered(run: RunDirectory) -> Chain:
 
 
 def go_on_command(run: RunDirectory) -> str:
-    """The command that goes on with a run: on the cluster that it was submitted to, else on this machine."""
+    """The command that continues a run: on the cluster that it was submitted to, else on this machine."""
     chain, words = remembered(run), smoke.command(run) if smoke.is_smoke(run) else train_command(run)
     if not chain.profile:
         return words
@@ -160,10 +160,10 @@ def cancel_chain(run: RunDirectory) -> list[str]:
 
 
 def refuse_while_submitted(run: RunDirectory) -> None:
-    """Refuse to train here what Slurm jobs train, or are going to.
+    """Refuse to train here while the run has Slurm jobs that run or wait.
 
     Raises:
-        RunError: with the jobs' ids.
+        RunError: names the jobs' ids.
     """
     if not (run.path / FILE_NAME).exists() or not slurm.available():
         return
@@ -174,8 +174,3 @@ def refuse_while_submitted(run: RunDirectory) -> None:
             where=str(run.path / FILE_NAME),
             fix=f"wait for them, or cancel them with `megatron-growth submit --cancel {shlex.quote(str(run.path))}`",
         )
-
-
-def to_json(submitted: Sequence[Submitted]) -> list[dict[str, object]]:
-    """Plain types."""
-    return [asdict(s) for s in submitted]

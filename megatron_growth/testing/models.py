@@ -10,7 +10,6 @@ from megatron_growth.shape import ModelShape
 if TYPE_CHECKING:
     import torch
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.transformer import TransformerConfig
 
     from megatron_growth.backend.layer_spec import Kind
 
@@ -51,6 +50,7 @@ def tiny_gpt(
     from megatron.training.models.gpt import GPTModelBuilder
 
     from megatron_growth.backend.layer_spec import layer_spec, usable_transformer_engine
+    from megatron_growth.layout.model_shape import transformer_config
 
     dtype = dtype or torch.float32
     parallel_state.destroy_model_parallel()
@@ -70,39 +70,3 @@ def tiny_gpt(
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return GPTModelBuilder(config).build_model(groups).to(dtype)
-
-
-def transformer_config(shape: ModelShape, dtype: torch.dtype, **options: Any) -> TransformerConfig:
-    """Megatron's configuration of a model of this shape: no dropout, nothing that needs a GPU.
-
-    Args:
-        shape: of the whole model.  Megatron refuses none layers, so a shape without any is given one.
-        dtype: of weights and of what pipeline stages exchange.
-        options: further fields, or others in place of these.
-    """
-    import torch
-    from megatron.core.transformer import TransformerConfig
-
-    fields = {
-        "num_layers": shape.layers or 1,
-        "hidden_size": shape.hidden,
-        "ffn_hidden_size": shape.ffn,
-        "num_attention_heads": shape.heads,
-        "num_query_groups": shape.query_groups,
-        "kv_channels": shape.head_dim,
-        "gated_linear_unit": shape.gated,
-        "activation_func": torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
-        "normalization": shape.norm,
-        "add_bias_linear": shape.bias,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
-        "bf16": dtype == torch.bfloat16,
-        "params_dtype": dtype,
-        "pipeline_dtype": dtype,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "persist_layer_norm": False,
-        "gradient_accumulation_fusion": False,
-        "transformer_impl": "local",
-    }
-    return TransformerConfig(**fields | options)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_growth.layout.model_shape import transformer_config
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import saved_arguments
-from megatron_growth.testing.models import transformer_config
 
 
 def build(shape: ModelShape, layout: dict, *, dtype=torch.float32, epsilon=1e-5):

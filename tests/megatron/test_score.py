@@ -96,7 +96,7 @@ def test_what_cannot_be_scored_is_refused(checkpoint, scored, tmp_path, capsys):
     job = dataclasses.replace(scored[0].job(scored[1])[0], tensor=3)
     source = Source(checkpoint[0])
     shape = metadata.shape_of(source, metadata.saved_arguments(metadata.common_state(source), source))
-    with pytest.raises(ParallelLayoutError, match="do not divide by 3"):
+    with pytest.raises(ParallelLayoutError, match="cannot be divided by 3"):
         score._check_layout(dataclasses.replace(job, pipeline=3), shape)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "latest_checkpointed_iteration.txt").write_text("")  # as Megatron leaves it in mid-save

@@ -9,7 +9,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run.arguments import Launch, megatron_arguments, world_size, written
+from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
 from megatron_growth.run.directory import StageDirectory
 
 
@@ -152,11 +152,6 @@ def test_state_is_gathered_at_a_save_only_where_that_is_needed(nano):
     assert found(replace(bf16, state_is_grown=True)) == {last}
     always = recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"reshardable": "always"})})
     assert found(replace(bf16, state_is_grown=True), always) == {full}
-
-
-def test_operators_are_written_as_the_plugin_reads_them():
-    assert written("aki") == "aki"
-    assert written({"name": "aki", "residual": "next-layer"}) == "aki:residual=next-layer"
 
 
 def test_what_the_host_cannot_train_is_refused(nano):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_growth.recipes.schema import Checkpoint
 from megatron_growth.records import owned
 from megatron_growth.run import checkpoints
-from megatron_growth.run.checkpoints import Keep, prune, superfluous
+from megatron_growth.run.checkpoints import prune, superfluous
 
 
 def stale(_: Path) -> int:
@@ -35,16 +36,16 @@ def folder(tmp_path: Path) -> Path:
 
 def test_last_and_milestones_stay() -> None:
     all_of_them = list(range(10, 110, 10))
-    assert superfluous(all_of_them, 100, Keep(last=2)) == [10, 20, 30, 40, 50, 60, 70, 80]
-    assert superfluous(all_of_them, 100, Keep(last=2, every=40)) == [10, 20, 30, 50, 60, 70]
+    assert superfluous(all_of_them, 100, Checkpoint(keep=2)) == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert superfluous(all_of_them, 100, Checkpoint(keep=2, keep_every=40)) == [10, 20, 30, 50, 60, 70]
 
 
 def test_what_is_being_written_is_not_counted() -> None:
-    assert superfluous([10, 20, 30, 40], 30, Keep(last=2)) == [10]
+    assert superfluous([10, 20, 30, 40], 30, Checkpoint(keep=2)) == [10]
 
 
 def test_prune(folder: Path) -> None:
-    assert prune(folder, Keep(last=2, every=20)) == [10, 30]
+    assert prune(folder, Checkpoint(keep=2, keep_every=20)) == [10, 30]
     assert checkpoints.iterations(folder) == [20, 40, 50]
     assert checkpoints.verify(folder, 50)
 
@@ -52,7 +53,7 @@ def test_prune(folder: Path) -> None:
 def test_nothing_goes_while_the_newest_is_not_whole(folder: Path) -> None:
     data = next(checkpoints.folder_of(folder, 50).glob("*.distcp"))
     data.write_bytes(data.read_bytes()[:-20])
-    assert prune(folder, Keep(last=1)) == []
+    assert prune(folder, Checkpoint(keep=1)) == []
     assert checkpoints.iterations(folder) == [10, 20, 30, 40, 50]
 
 
@@ -73,7 +74,7 @@ def test_doubt_removes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, ob
         there.symlink_to(folder / "elsewhere")
     else:
         monkeypatch.setattr(checkpoints, "_size", stale)
-    gone = prune(folder, Keep(last=1))
+    gone = prune(folder, Checkpoint(keep=1))
     assert gone == ([20, 30, 40] if obstacle == "link" else [])
     assert (there / ".metadata").exists()
 
@@ -84,7 +85,7 @@ def test_somebodys_files_in_a_checkpoint_stay(folder: Path) -> None:
     (old / "results.json").write_text("mine")
     (old / "more").mkdir()
     (old / "__9_0.distcp").symlink_to(folder / "latest_checkpointed_iteration.txt")
-    assert prune(folder, Keep(last=2)) == [10, 20, 30]
+    assert prune(folder, Checkpoint(keep=2)) == [10, 20, 30]
     assert sorted(path.name for path in old.iterdir()) == ["__9_0.distcp", "more", "results.json"]
     assert not checkpoints.folder_of(folder, 20).exists()
     assert checkpoints.repair(folder) == (50, [])

@@ -160,7 +160,7 @@ def test_a_good_stage_is_ok_and_the_first_steps_are_not_timed(run):
 @pytest.mark.parametrize(
     ("name", "changes", "problem"),
     [
-        ("nano-157k", {"losses": {7: None}}, "a loss is no number"),
+        ("nano-157k", {"losses": {7: None}}, "a loss is not a number"),
         ("nano-157k", {"grown": False}, "it was not grown"),
         ("nano-157k", {"starts": (0,)}, "it was not resumed from its checkpoint"),
         ("nano-92k", {"seconds": 0.2}, "its steps take longer than planned"),

@@ -163,7 +163,7 @@ def test_fp8_on_a_gpu_without_it_is_refused(tmp_path: Path) -> None:
     stages, profile = plan_run(recipe, 32).stages, load_cluster("h100-8x")
     assert stage_jobs(RunDirectory(tmp_path / "r"), stages, profile)
     gpu = profile.gpu.model_copy(update={"name": "A100", "fp8_tflops": None})
-    with pytest.raises(RecipeError, match=r"stage 1B: it trains in FP8, which A100 has not"):
+    with pytest.raises(RecipeError, match=r"stage 1B: it trains in FP8, which A100 does not have"):
         stage_jobs(RunDirectory(tmp_path / "r"), stages, profile.model_copy(update={"gpu": gpu}))
 
 
