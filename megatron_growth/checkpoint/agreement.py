@@ -1,4 +1,4 @@
-"""What one rank meets, every rank raises: nobody is left waiting in a collective for a rank that has gone.
+"""An error on one rank is raised on every rank: none is left waiting in a collective for a rank that has gone.
 
 An error of any type counts: a stale file handle on one node is an OSError, a defect of ours a KeyError.
 """
@@ -18,15 +18,15 @@ def together[T](action: Callable[[], T], where: str, seen: Callable[[T], object]
     """Do something on every rank; collective over all ranks.
 
     Args:
-        action: of this rank; must not communicate.
+        action: what this rank does; must not communicate.
         where: what it works on, for errors that do not say so themselves.
-        seen: what of its result has to be the same on every rank.
+        seen: the part of its result that has to be the same on every rank.
 
     Returns:
         The result on this rank.
 
     Raises:
-        GrowthError: of this rank, else of the first rank that failed; or the ranks' results differ.
+        GrowthError: this rank's, else that of the first rank that failed; or the ranks' results differ.
     """
     result, error = None, None
     try:

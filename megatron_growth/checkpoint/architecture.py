@@ -18,7 +18,7 @@ EPSILON_TOLERANCE = 1e-4
 
 
 def refuse_unsupported(args: argparse.Namespace, where: str) -> None:
-    """Name an architecture that growth does not know, before anything is planned.
+    """Refuse an architecture that growth does not know, before anything is planned.
 
     Raises:
         UnsupportedError: some argument asks for it.
@@ -33,7 +33,7 @@ def refuse_unsupported(args: argparse.Namespace, where: str) -> None:
 
 
 def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: GrowthMap, *, where: str) -> None:
-    """Refuse a growth step that does not keep the function of a model whose settings are kept.
+    """Refuse a growth step that would change the function although all settings are kept.
 
     Args:
         source: the source's saved arguments.
@@ -43,7 +43,7 @@ def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: G
 
     Raises:
         UnsupportedError: layers differ by their number, and would move.
-        GrowthPlanError: the norm epsilon is not what the operator makes of the source's.
+        GrowthPlanError: the norm epsilon is not the one that the operator needs.
     """
     check_layer_numbers(source, deeper=growth.source.layers != growth.target.layers, where=where)
     check_norm_epsilon(NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source)), growth)
@@ -66,7 +66,7 @@ def check_same(saved: argparse.Namespace, args: argparse.Namespace, *, where: st
 
 
 def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str) -> list[str]:
-    """Refuse a target that computes another function than what its source's weights were trained in.
+    """Refuse a target that computes another function than its source's weights were trained for.
 
     Args:
         source: the source's saved arguments, of any version of Megatron.
@@ -74,7 +74,7 @@ def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str)
         where: the source, for messages.
 
     Returns:
-        Names of settings that the source does not tell; they could not be compared.
+        Names of settings that the source does not say; they could not be compared.
 
     Raises:
         GrowthPlanError: names every difference, and the flags to give.
@@ -102,7 +102,7 @@ def check_layer_numbers(source: argparse.Namespace, *, deeper: bool, where: str)
         where: the source, for messages.
 
     Raises:
-        UnsupportedError: a layer that moves would become one of another kind.
+        UnsupportedError: a layer that moves would compute something else.
     """
     if not deeper:
         return
@@ -117,10 +117,15 @@ def check_layer_numbers(source: argparse.Namespace, *, deeper: bool, where: str)
 
 
 def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:
-    """Refuse a norm epsilon that is not the source's, or not what the operator makes of it.
+    """Refuse a norm epsilon other than the one that growth needs.
+
+    Args:
+        given: the target's.
+        needed: the source's, rescaled by the operator.
+        growth: for the message.
 
     Raises:
-        GrowthPlanError: names the flag to use; it has to stay with the run, so it is not set behind its back.
+        GrowthPlanError: names the flag to use; the run has to keep it, so it is not set silently.
     """
     if abs(given - needed) <= EPSILON_TOLERANCE * needed:
         return
@@ -134,9 +139,9 @@ def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:
 
 
 def arguments_of_modules(chunks: Sequence[Any], source: argparse.Namespace) -> argparse.Namespace:
-    """What a built Megatron model tells of its arguments; the rest is taken to be as in the source.
+    """The arguments that a built Megatron model shows; the rest is taken to be as in the source.
 
-    For callers that have no arguments of Megatron's; the plugin compares with those of the run.
+    For callers without Megatron's arguments; the plugin compares with those of the run.
     """
     module, config = chunks[0], chunks[0].config
     known = {

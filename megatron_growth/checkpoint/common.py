@@ -9,7 +9,7 @@ from megatron_growth.errors import CheckpointError
 
 _COUNTS = ("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size")
 _NUMBERS = ("layernorm_epsilon", "init_method_std", "embedding_init_method_std")
-_MAY_BE_NONE = "embedding_init_method_std"  # Megatron's word for "as init_method_std"
+_MAY_BE_NONE = "embedding_init_method_std"  # None means "as init_method_std"
 _DICTIONARIES = ("optimizer", "opt_param_scheduler", "content_metadata")
 
 
@@ -21,7 +21,7 @@ def checked(loaded: Any, where: str) -> dict[str, Any]:
         where: for the message.
 
     Raises:
-        CheckpointError: it is of another kind, or names the value that is no number.
+        CheckpointError: it is not a dictionary, or a value in it has the wrong type.
     """
     if isinstance(loaded, list) and loaded:
         loaded = loaded[0]
@@ -37,9 +37,9 @@ def checked(loaded: Any, where: str) -> dict[str, Any]:
     if args is not None and not hasattr(args, "__dict__"):
         raise _wrong(f"the saved arguments are a {type(args).__name__}", where)
     if args is not None and not getattr(args, "num_attention_heads", None):
-        raise _wrong("the saved arguments do not tell the number of attention heads", where)
+        raise _wrong("the saved arguments do not say the number of attention heads", where)
     if getattr(args, "group_query_attention", False) and not getattr(args, "num_query_groups", None):
-        raise _wrong("the saved arguments group queries but do not tell the number of groups", where)
+        raise _wrong("the saved arguments group queries but do not say the number of groups", where)
     for name in _COUNTS:
         value = getattr(args, name, None)
         if value is not None and (type(value) is not int or value < 0):

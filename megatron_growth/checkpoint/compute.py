@@ -39,13 +39,13 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Buffers:
-    """Named scratch tensors that are kept and reused; each is as large as the largest request so far."""
+    """Named scratch memory that is reused; each piece is as large as its largest request so far."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of the given shape and dtype; the same name is the same memory."""
+        """A contiguous tensor of this shape and dtype, in the memory of that name."""
         count = int(np.prod(shape)) * dtype.itemsize
         if name not in self._bytes or self._bytes[name].numel() < count:
             self._bytes.pop(name, None)
@@ -189,13 +189,13 @@ class Computer:
     def _fill_block_rows(
         self, region: Region, record: CopyRecord, x: Tensor, column0: int, y: Tensor, at: int = 0
     ) -> None:
-        """Rows of `x` that lie as they are needed, in cache-sized blocks."""
+        """Rows of `x` that are in the right order already, in cache-sized blocks."""
         for start in range(0, len(y), BLOCK_ROWS):
             stop = start + BLOCK_ROWS
             self._fill_block(region, record, at + start, x[start:stop], column0, y[start:stop])
 
     def _fill_gathered(self, region: Region, record: CopyRecord, window: Range, y: Tensor, at: int) -> None:
-        """Rows in any order: read the ranges that hold them, pick them from memory; halved until they fit."""
+        """Rows in any order: read the ranges that hold them, pick them from memory; split in half until they fit."""
         tensor, source = self._tensor(region, record.layer), record.rows.source[at : at + len(y)]
         width = (window[1] - window[0]) * tensor.dtype.itemsize
         spans = row_spans(source, GAP_ROWS)
@@ -218,7 +218,7 @@ class Computer:
     def _hold(
         self, region: Region, tensor: SourceTensor, layer: int | None, spans: list[Range], columns: Range
     ) -> Tensor:
-        """Old rows of several ranges, one below the other; the last request is remembered."""
+        """Old rows of several ranges, one below the other; the last request is kept."""
         shape = (sum(b - a for a, b in spans), columns[1] - columns[0])
         held = self.buffers.get("held", shape, tensor.dtype)
         key = (region.parameter.name, region.moment, layer, tuple(spans), columns)

@@ -28,9 +28,9 @@ class CopyReport:
     """Copies in a checkpoint.
 
     Attributes:
-        copies: the counts; heads and units over `layers` only.
+        copies: the counts; heads and units in `layers` only.
         layers: layers whose heads and units were compared.
-        residual_of, heads_of, units_of: how many there are to compare.
+        residual_of, heads_of, units_of: how many were compared.
     """
 
     copies: Copies

@@ -1,7 +1,7 @@
 """Grow offline: write the target as a checkpoint that stock Megatron loads, streaming, with several processes.
 
 The target is written as `X.partial` and renamed when it is complete, so it is either absent or whole.  Every stored
-chunk of the source is compared with its checksum first.  A killed growth goes on at the next part, also with another
+chunk of the source is compared with its checksum first.  A killed growth resumes at the next part, also with another
 number of processes.
 """
 
@@ -46,7 +46,7 @@ class OfflineReport:
         parts_resumed: parts that an earlier, interrupted run had finished.
         seconds: wall time of this run.
         provenance: what the target says about its origin.
-        iteration: at which training goes on; None for a fresh start.
+        iteration: at which training resumes; None for a fresh start.
     """
 
     path: str
@@ -73,12 +73,12 @@ def grow(
     Args:
         job: of `plan`.
         target: folder to create; Megatron's --load.
-        processes: that compute and write at the same time.
+        processes: how many compute and write at the same time.
         rates: (--lr, --min-lr) of the run that will load the target, where they differ from the source's.
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
-        RunError: the target is there and is something else, or another process is writing it.
+        RunError: the target exists and is something else, or another process is writing it.
         CheckpointError: the source is corrupt; nothing was written over.
         StorageError: not enough space, or a write failed.
     """
@@ -113,20 +113,19 @@ def _write(
     rates: tuple[float | None, float | None],
     progress: OnProgress,
 ) -> int:
-    """Write what is missing of the target, under its lock, and give it its name; how many parts were there."""
+    """Write the missing parts of the target, under its lock, and give it its name; how many parts existed already."""
     folder = partial / ("release" if job.iteration is None else f"iter_{job.iteration:07d}")
     _prepare(partial, folder, job)
-    resumed = [n for n in range(len(job.parts)) if writer.finished(folder, n) is not None]
-    needed = sum(part.bytes for n, part in enumerate(job.parts) if n not in set(resumed))
-    require_space(partial, needed + SPARE_BYTES, "the target")
-    _run_parts(job, folder, [n for n in range(len(job.parts)) if n not in resumed], processes, progress)
+    todo = [n for n in range(len(job.parts)) if writer.finished(folder, n) is None]
+    require_space(partial, sum(job.parts[n].bytes for n in todo) + SPARE_BYTES, "the target")
+    _run_parts(job, folder, todo, processes, progress)
     keep = job.iteration is not None
     common = grown_common(job.common, job.growth, provenance, keep_progress=keep, rates=rates)
     objects = grown_objects(job.source, job.growth, common, keep_progress=keep, trust=job.trust)
     _complete(job, partial, folder, objects)
     publish(partial, target, PURPOSE)
-    (target / KEY_FILE).unlink()  # not before: a kill in between would leave a whole target that nobody takes up
-    return len(resumed)
+    (target / KEY_FILE).unlink()  # not before: after a kill in between, nothing would complete the target
+    return len(job.parts) - len(todo)
 
 
 def _report(job: GrowthJob, target: Path, provenance: dict[str, Any], resumed: int, begin: float) -> OfflineReport:
@@ -138,7 +137,7 @@ def _report(job: GrowthJob, target: Path, provenance: dict[str, Any], resumed: i
 
 
 def _is_result(job: GrowthJob, target: Path, provenance: dict[str, Any]) -> bool:
-    """Whether a folder is what this job would write: an earlier run of the same command finished it."""
+    """Whether a folder is what this job would write, as when an earlier run of the same command finished it."""
     try:
         found = metadata.provenance_of(Source(target), trust=job.trust)
     except UserError:
@@ -147,7 +146,7 @@ def _is_result(job: GrowthJob, target: Path, provenance: dict[str, Any]) -> bool
 
 
 def _refuse_source(source: Path, partial: Path) -> None:
-    """A source is never written over, whatever it is called."""
+    """Refuse to write over the source."""
     real, place = Path(os.path.realpath(source)), Path(os.path.realpath(partial))
     if place == real or place in real.parents:
         raise RunError(
@@ -158,7 +157,7 @@ def _refuse_source(source: Path, partial: Path) -> None:
 
 
 def _prepare(partial: Path, folder: Path, job: GrowthJob) -> None:
-    """Start the unfinished target, or take up one of the same job."""
+    """Start the unfinished target, or keep one of the same job."""
     key, file = job.key(), partial / KEY_FILE
     if not (file.is_file() and file.read_text(encoding="utf-8") == key):
         if any(partial.glob(f"*/{METADATA}")):
@@ -173,7 +172,7 @@ def _prepare(partial: Path, folder: Path, job: GrowthJob) -> None:
 
 
 def _complete(job: GrowthJob, partial: Path, folder: Path, objects: dict[str, bytes]) -> None:
-    """Metadata, tracker, and away with the records of the parts."""
+    """Write metadata and tracker, and remove the records of the parts."""
     records = []
     for number in range(len(job.parts)):
         part = writer.finished(folder, number)
@@ -208,7 +207,7 @@ def _run_parts(job: GrowthJob, folder: Path, todo: Sequence[int], processes: int
 
 
 def _needed_items(job: GrowthJob) -> list[int]:
-    """Chunks of the source that the target is made of."""
+    """Chunks of the source from which the target is made."""
     optimizer = job.policy != "reset"
     tensors = [t for (_, moment), t in job.source.tensors.items() if moment is None or optimizer]
     return sorted({box.item for tensor in tensors for boxes in tensor.boxes.values() for box in boxes})

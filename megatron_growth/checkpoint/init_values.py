@@ -1,4 +1,4 @@
-"""Values for parts of a grown model that come from no old weight: the model's own initial distribution.
+"""Values for parts of a grown model that no old weight gives: the model's own initial distribution.
 
 The generator is counter-based: element (row, column) of a parameter is a function of (seed, parameter, layer, row,
 column) alone, so every parallel layout, and both doors, draw the same values.  It is SplitMix64 (Steele, Lea and
@@ -54,7 +54,7 @@ class Deviations:
     """Standard deviations of a model's initial weights; None where they are not drawn from N(0, std).
 
     Attributes:
-        weight: of every matrix that is not named below.
+        weight: of every other matrix.
         output: of the output projections of attention and FFN.
         embedding: of the word embedding.
     """
@@ -65,7 +65,7 @@ class Deviations:
 
     @classmethod
     def of_config(cls, config: Any) -> Deviations:
-        """Those of a Megatron TransformerConfig, whatever has been put into it."""
+        """Those of a Megatron TransformerConfig, read from its initialisation functions."""
         return cls(
             _deviation(config.init_method),
             _deviation(config.output_layer_init_method),
@@ -86,7 +86,7 @@ class Deviations:
         return cls(std, std / scale, std if embedding is None else float(embedding))
 
     def of(self, kind: Init) -> float:
-        """The one of a parameter.
+        """The standard deviation of one kind of parameter.
 
         Raises:
             UnsupportedError: the model draws such weights from another distribution.
@@ -94,9 +94,9 @@ class Deviations:
         std = {"weight": self.weight, "output": self.output, "embedding": self.embedding, "zero": 0.0, "one": 0.0}[kind]
         if std is None:
             raise UnsupportedError(
-                "this growth starts some weights from the model's own initialisation, which is no normal distribution "
-                "around zero; only that can be drawn alike in every parallel layout",
-                fix="train with --init-method-std, or take operators that start nothing afresh",
+                "this growth starts some weights from the model's own initialisation, which is not a normal "
+                "distribution around zero; only that can be drawn alike in every parallel layout",
+                fix="train with --init-method-std, or use operators that do not add new weights",
             )
         return std
 
@@ -115,8 +115,8 @@ def initial(
 
     Args:
         kind: distribution, as in `layout.parameters`.
-        start: of `stream()`.
-        std: of `Deviations.of()`.
+        start: from `stream()`.
+        std: from `Deviations.of()`.
     """
     if kind in ("one", "zero"):
         return np.full((len(rows), len(columns)), float(kind == "one"), dtype=np.float32)

@@ -23,7 +23,7 @@ from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup, parameters_of
-from megatron_growth.layout.architecture import NORM_EPSILON, settings_of
+from megatron_growth.layout.architecture import settings_of
 from megatron_growth.layout.parameters import (
     EMBEDDING,
     FC1,
@@ -50,13 +50,13 @@ def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
     """Unpickle one stored object from an allow-list, or freely when it is trusted.
 
     Args:
-        trust: what --trust-checkpoint says; None where a command has no such flag, and does not recommend it.
+        trust: value of --trust-checkpoint; None where a command has no such flag, which is then not recommended.
 
     Raises:
-        CheckpointError: it names a class that is not on the list, or is damaged.
+        CheckpointError: it names a class that is not on the list, or it is damaged.
     """
     torch.serialization.add_safe_globals([argparse.Namespace])
-    if trust or _unsafe_globals(data):  # importing Megatron takes seconds, and not all that is stored names it
+    if trust or _unsafe_globals(data):  # importing Megatron takes seconds, and not every object needs it
         _allow_megatron_classes()
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
@@ -76,7 +76,8 @@ def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
 def _allow_megatron_classes() -> None:
     """Register Megatron's classes with torch's weights-only unpickler, as importing it does the first time.
 
-    Every time anew: who allows some of them for a moment, as transformers' trainer does, takes them away for all.
+    Done every time, because code that allows some of them for a moment, as transformers' trainer does, then removes
+    them for everybody.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of absent extensions
@@ -166,11 +167,11 @@ def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False
 
 
 def _check_tensors(source: Source, shape: ModelShape, *, unmerged: bool) -> None:
-    """Refuse weights that a model of this shape does not have: nothing would take them.
+    """Refuse weights that a model of this shape does not have: growth would lose them.
 
     Raises:
         UnsupportedError: growth does not know such a weight at all.
-        CheckpointError: the rest of the checkpoint says that there is none.
+        CheckpointError: the rest of the checkpoint contradicts it.
     """
     known = {parameter.name for parameter in parameters_of(shape)}
     for name, moment in source.tensors:
@@ -193,21 +194,16 @@ def _owner(name: str) -> str | None:
 
 
 def _not_merged(name: str, owner: str, source: Source) -> CheckpointError:
-    """Weights beside which a method keeps tensors of its own are not yet what the model computes with."""
+    """The error for weights beside which a method keeps tensors: the model computes with both."""
     return CheckpointError(
         f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
         where=f"{source.path}, key {name}",
-        fix="let that run come to its end (--train-iters), where it merges them, and take its last checkpoint",
+        fix="let that run train to its end (--train-iters), where it merges them, and use its last checkpoint",
     )
 
 
-def norm_epsilon(args: argparse.Namespace) -> float:
-    """The --norm-epsilon of a checkpoint's saved arguments; Megatron's default where it is not saved."""
-    return float(NORM_EPSILON.of(args))
-
-
 def content_hash(source: Source) -> str:
-    """A hash of every stored weight: key, place, type and checksum of each chunk; reads no data."""
+    """A hash of every stored chunk's key, place, type and stored checksum; does not read the data."""
     digest = hashlib.sha256()
     for number, item in enumerate(source.items):
         crc = source.stored_checksum(number)
@@ -238,7 +234,7 @@ def provenance(
 
 
 def provenance_of(source: Source, *, trust: bool | None = None) -> dict[str, Any]:
-    """Where a checkpoint says it was grown from.
+    """What a checkpoint says about where it was grown from.
 
     Raises:
         CheckpointError: it does not say so.

@@ -1,8 +1,8 @@
-"""The `.metadata` of a checkpoint in torch's distributed format: read from an allow-list, judged, and without torch.
+"""The `.metadata` of a checkpoint in torch's distributed format, read from an allow-list and checked, without torch.
 
-A command that only asks whether a checkpoint is whole needs the places of its pieces and no tensor; torch takes it
-seconds and memory.  `read_bare` loads objects that hold what the file says and can do nothing; `torch_private` loads
-torch's own.  Both go through `read`, so that one rule says what is damaged.
+A command that only asks whether a checkpoint is whole needs the places of its pieces and no tensors; importing torch
+would cost it seconds and memory.  `read_bare` loads passive objects that hold what the file says; `torch_private` loads
+torch's own.  Both go through `read`, so that one rule decides what is damaged.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ LAYOUTS = frozenset(
 
 
 class Damaged(CheckpointError):
-    """Read without an error, and not what a checkpoint holds: proven, not suspected."""
+    """The metadata was read, and is proven not to be what a checkpoint holds."""
 
 
 class Unlisted(Exception):
-    """A name that metadata have no use for."""
+    """A name that does not belong in metadata."""
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """The classes of what is loaded, to be told apart."""
+    """The classes of the loaded objects, by which they are told apart."""
 
     metadata: type[Any]
     index: type[Any]
@@ -69,13 +69,13 @@ def read(directory: Path, resolve: Callable[[str, str], Any], kinds: Kinds) -> A
     """The metadata of a checkpoint's folder.
 
     Args:
-        directory: of the checkpoint.
-        resolve: what (module, name) in the file stands for; raises Unlisted.
-        kinds: the classes that it gives.
+        directory: the folder.
+        resolve: returns what (module, name) in the file stands for, or raises Unlisted.
+        kinds: the classes that `resolve` returns.
 
     Raises:
-        Damaged: the file was read, and is no metadata.
-        CheckpointError: it is missing, or names a class that metadata has no use for, or a file outside the checkpoint.
+        Damaged: the file was read, but is not valid metadata.
+        CheckpointError: it is missing, or names an unknown class, or a file outside the checkpoint.
         StorageError: the file system refused; nothing is known about the checkpoint.
     """
     path = directory / ".metadata"
@@ -89,7 +89,7 @@ def read(directory: Path, resolve: Callable[[str, str], Any], kinds: Kinds) -> A
             where=str(path),
             fix="restore it from a copy that you trust, or save the checkpoint again",
         ) from None
-    except Exception as error:  # bytes that are no pickle raise almost anything
+    except Exception as error:  # bytes that are not a pickle raise almost anything
         problem = f"{type(error).__name__}: {error}"
     if problem:
         raise Damaged(
@@ -109,7 +109,7 @@ def _bytes_of(path: Path) -> bytes:
     with storage_errors(path):
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                raise CheckpointError("the checkpoint's metadata is no file", where=str(path))
+                raise CheckpointError("the checkpoint's metadata is not a regular file", where=str(path))
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(
@@ -121,7 +121,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads what `resolve` gives and nothing else."""
+    """Loads what `resolve` returns and nothing else."""
 
     def __init__(self, data: bytes, resolve: Callable[[str, str], Any]) -> None:
         super().__init__(io.BytesIO(data))
@@ -132,7 +132,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _problem_of(metadata: Any, kinds: Kinds) -> str | None:
-    """What in unpickled metadata is not as torch writes it; anything may be raised for objects half built."""
+    """What in unpickled metadata is not as torch writes it; half-built objects may raise anything."""
     if not isinstance(metadata, kinds.metadata):
         return f"it holds a {type(metadata).__name__}"
     if not isinstance(metadata.state_dict_metadata, dict) or not isinstance(metadata.storage_data, dict):
@@ -156,7 +156,7 @@ def _are_counts(numbers: Iterable[Any]) -> bool:
 
 
 def _is_tensor(entry: Any, dtype: type) -> bool:
-    """Whether a tensor has a type, and its chunks lie inside of it."""
+    """Whether a tensor has a dtype, and its chunks lie inside it."""
     if not isinstance(entry.properties.dtype, dtype) or not _are_counts(entry.size):
         return False
     for chunk in entry.chunks:
@@ -173,7 +173,7 @@ def _is_tensor(entry: Any, dtype: type) -> bool:
 
 
 class _Bare:
-    """An object of torch's as its pickle describes it: attributes, and nothing that they do."""
+    """One of torch's objects as its pickle describes it: attributes without methods."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -187,7 +187,7 @@ class _Properties(_Bare):
     def __setstate__(self, state: Any) -> None:
         self.dtype, self.layout, self.requires_grad, self.memory_format, self.pin_memory = state
         if not isinstance(self.memory_format, _MemoryFormat):
-            raise TypeError("the memory format of a tensor is none")
+            raise TypeError("a tensor has an unknown memory format")
 
 
 class _MemoryFormat(enum.Enum):
@@ -239,10 +239,10 @@ _DTYPE = re.compile(r"bool|(?:bfloat|float|complex|q?u?int|bits)\d\w*")
 
 
 def bare(module: str, name: str) -> Any:
-    """What stands here for a name in the file; for a dtype, its name.
+    """The stand-in for a name in the file; for a dtype, its name.
 
     Raises:
-        Unlisted: metadata have no use for the name.
+        Unlisted: the name does not belong in metadata.
     """
     if name in CLASSES.get(module, ()):
         return _BARE[name]
@@ -252,5 +252,5 @@ def bare(module: str, name: str) -> Any:
 
 
 def read_bare(directory: Path) -> Any:
-    """The metadata of a checkpoint's folder with attributes named as torch names them; errors as of `read`."""
+    """The metadata of a checkpoint's folder with attributes named as torch names them; raises what `read` raises."""
     return read(directory, bare, _BARE_KINDS)

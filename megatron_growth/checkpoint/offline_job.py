@@ -1,4 +1,4 @@
-"""An offline growth, planned: what is read, how it is mapped, and the parts that will be written.  Writes nothing."""
+"""Plan an offline growth: what is read, how it is mapped, and the parts that will be written.  Writes nothing."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from megatron_growth.shape import ModelShape
 
 @dataclass(frozen=True)
 class GrowthJob:
-    """An offline growth, planned: everything that the processes need.
+    """A planned offline growth: everything that the processes need.
 
     Attributes:
         source: the opened source checkpoint.
         common: its common state.
         growth: the map.
-        policy: of the optimizer state.
+        policy: what becomes of the optimizer state.
         init_std: standard deviations of new values.
         parts: what will be written.
         trust: unpickle the source's saved objects freely.
@@ -46,11 +46,11 @@ class GrowthJob:
 
     @property
     def iteration(self) -> int | None:
-        """Where training of the target goes on: at the source's iteration with its optimizer state, else None."""
+        """Iteration at which the target resumes: the source's when optimizer state is grown, else None."""
         return None if self.policy == "reset" else int(self.common.get("iteration", 0))
 
     def key(self) -> str:
-        """Identifies the result: an interrupted growth is taken up again only when this is the same."""
+        """Identifies the result: an interrupted growth is resumed only when this is the same."""
         words = (
             metadata.content_hash(self.source),
             self.growth.fingerprint(),

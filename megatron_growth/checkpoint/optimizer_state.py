@@ -3,9 +3,9 @@
     reset        no optimizer state is written; training starts with fresh moments
     grow         what Adam would have collected on the grown model: exp_avg with the coefficients of the gradient
                  (`sides.gradient_sides`), exp_avg_sq with their squares, fp32 masters exactly as weights
-    asymmetric   as grow for what carries the old model on; zero for new indices and new layers
+    asymmetric   as grow for what continues the old model; zero for new indices and new layers
 
-What starts afresh, and what no gradient has reached, has moments of zero.  Adam's step stays the source's: Megatron has
+New weights, and those that no gradient has reached, have moments of zero.  Adam's step stays the source's: Megatron has
 one for all parameters, so the bias correction of such entries is that of old ones (`first_steps`).  A weight that was
 frozen in the source has no optimizer state there; it gets moments of zero, and its master is the weight.
 """
@@ -31,10 +31,10 @@ from megatron_growth.operators import GrowthMap, OptimizerState
 
 
 def check_source(source: Source, common: dict[str, Any]) -> None:
-    """Refuse a source whose optimizer state cannot be followed by parameter.
+    """Refuse a source whose optimizer state is not stored by parameter.
 
     Raises:
-        CheckpointError: says which flag to save with.
+        CheckpointError: names the flag to save with.
     """
     if source.has_optimizer and source.passed_over:
         raise CheckpointError(
@@ -61,7 +61,7 @@ class MomentRule:
     """How optimizer moments grow: they follow the gradient (`sides.gradient_sides`), squares of it by the square.
 
     Args:
-        policy: "grow", or "asymmetric": only entries that carry on an old one, in a layer that does, have moments.
+        policy: "grow", or "asymmetric": only entries that continue an old one, in a layer that does, have moments.
     """
 
     def __init__(self, policy: OptimizerState) -> None:
@@ -88,7 +88,7 @@ class MomentRule:
 
 
 def carried_on(side: Side) -> np.ndarray:
-    """Which new indices are the first copy of their old index and come from their own layer."""
+    """Mask of the new indices that are the first copy of their old index and come from their own layer."""
     kept = np.zeros(len(side), dtype=np.bool_)
     own = np.flatnonzero((side.source >= COPY) & ~side.from_next)
     kept[own[np.unique(side.source[own], return_index=True)[1]]] = True
@@ -96,7 +96,7 @@ def carried_on(side: Side) -> np.ndarray:
 
 
 def first_steps(beta1: float, beta2: float) -> tuple[float, int]:
-    """How far moments of zero at a late step overshoot: the largest update, in learning rates, and when it comes.
+    """How far moments of zero at a late step overshoot: (largest update in learning rates, step at which it comes).
 
     With a steady gradient and the bias correction of a late step, update n is (1 - beta1^n) / sqrt(1 - beta2^n)
     learning rates; a fresh optimizer's are 1.
@@ -146,7 +146,7 @@ def _rate(group: dict[str, Any], name: str, old: float, new: float) -> float:
         return float(group[name])
     if MULTIPLE_KEY in group:
         return new * float(group[MULTIPLE_KEY])
-    # Whoever set another rate did not say how: keep its ratio.
+    # It is not known how this other rate was set: keep its ratio.
     return new if group[name] == old or not old else new * (group[name] / old)
 
 

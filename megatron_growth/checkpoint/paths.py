@@ -13,7 +13,7 @@ _TRACKER_BYTES = 256  # the longest that Megatron could write is far shorter
 
 
 def read_tracker(folder: Path) -> str | None:
-    """What the tracker of a --save folder says, None when there is none; "" when it is cut off or no text.
+    """What the tracker of a --save folder says, None when there is none; "" when it is cut off or not text.
 
     Raises:
         OSError: it is there and cannot be read.
@@ -57,12 +57,12 @@ def _resolve(path: Path) -> Path:
     present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
     if not word:
         raise CheckpointError(
-            f"{TRACKER} was cut off, or is no text: it does not name a checkpoint",
+            f"{TRACKER} was cut off, or is not text: it does not name a checkpoint",
             where=str(path / TRACKER),
             fix=f"name one of the folders: {', '.join(present)}" if present else "restore it from another copy",
         )
     raise CheckpointError(
-        f"{TRACKER} names {word!r}, which is no complete torch_dist checkpoint",
+        f"{TRACKER} names {word!r}, which is not a complete torch_dist checkpoint",
         where=str(folder),
-        fix=f"complete ones: {', '.join(present)}" if present else "save with --ckpt-format torch_dist",
+        fix=f"complete checkpoints: {', '.join(present)}" if present else "save with --ckpt-format torch_dist",
     )

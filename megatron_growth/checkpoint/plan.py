@@ -29,7 +29,7 @@ ONE_COLUMN = Side.of(np.zeros(1, dtype=np.int64))
 
 # Runs shorter than these are gathered together instead of copied as slices of their own.
 SHORTEST_ROW_RUN, SHORTEST_COLUMN_RUN = 16, 256
-# Wanted rows with at most so many unwanted ones between them are read in one go.
+# Wanted rows with at most this many unwanted ones between them are read in one go.
 GAP_ROWS = 16
 
 
@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class CopyRecord:
-    """A run of target rows, the old layer they come from (None: from none) and the runs of their columns."""
+    """A run of target rows, the old layer they come from (None without one) and the runs of their columns."""
 
     rows: Run
     layer: int | None
@@ -160,7 +160,7 @@ def _run(side: Side, base: int, a: int, b: int, *, is_slice: bool) -> Run:
 
 
 class Moments(Protocol):
-    """What becomes of optimizer moments (`optimizer_state.MomentRule`); fp32 masters are weights."""
+    """How optimizer moments grow (`optimizer_state.MomentRule`); fp32 masters grow as weights."""
 
     def sides(
         self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
@@ -176,7 +176,7 @@ class Planner:
 
     Args:
         growth: the whole growth step.
-        moments: of optimizer tensors; None where there are none to grow.
+        moments: how optimizer moments grow; None where there are none to grow.
     """
 
     def __init__(self, growth: GrowthMap, moments: Moments | None = None) -> None:
@@ -205,11 +205,11 @@ class Planner:
 
     @staticmethod
     def _constant(parameter: Parameter, take: LayerTake) -> int:
-        """ZERO or INIT where nothing of the layer is taken, 0 otherwise."""
+        """ZERO or INIT where nothing of the layer is taken, COPY otherwise."""
         taken = take.attention if parameter.sublayer == "attention" else take.ffn
         if not taken or not take.sources:
             return INIT
-        return ZERO if take.zero_output and parameter.is_output_projection else 0
+        return ZERO if take.zero_output and parameter.is_output_projection else COPY
 
     def _filled(self, region: Region, code: int) -> tuple[SourcePart, ...]:
         if code == INIT and region.moment in MOMENTS:

@@ -1,4 +1,4 @@
-"""Share work on numbered pieces between forked processes, with progress in bytes; the first error of any stops all."""
+"""Share work on numbered pieces between forked processes, with progress in bytes; the first error stops all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from megatron_growth.errors import GrowthError, unexpected
 
 OnProgress = Callable[[str, int, int], None]
-# What one process does: with its numbers, and a function to call with each that is finished.
+# What one process does; it gets its numbers, and a function to call with each finished one.
 Work = Callable[[Iterable[int], Callable[[int], None]], None]
 
 
@@ -25,7 +25,7 @@ def run_shared(
 
     Args:
         work: called once in every process; must open its own files.
-        numbers: of the pieces to do.
+        numbers: the pieces to do.
         sizes: bytes of every piece, by number.
         processes: how many at most.
         what, progress: `progress` is called with (what, bytes done, bytes in all).
@@ -66,7 +66,7 @@ def _shares(numbers: Sequence[int], sizes: Sequence[int], processes: int) -> lis
 def _follow(
     workers: Sequence[Any], queue: Any, what: str, sizes: Sequence[int], total: int, progress: OnProgress
 ) -> None:
-    """Report what the processes finish, and raise what one of them met."""
+    """Report what the processes finish, and raise the first error of one of them."""
     done, running = 0, len(workers)
     progress(what, 0, total)
     while running:
@@ -92,7 +92,7 @@ def _process(work: Work, share: Sequence[int], queue: Any, parent: int) -> None:
         work(_while_wanted(share, parent), lambda number: queue.put(("done", number)))
         queue.put(("end", None))
     except Exception as error:
-        # Whatever it is, the parent raises it; a process that merely died would leave no reason.
+        # The parent raises it, whatever it is; a process that merely died would leave no reason.
         known = error if isinstance(error, GrowthError) else unexpected(error, "a process that shares the work")
         queue.put(("error", (type(known), (known.what, known.where, known.fix), traceback.format_exc())))
 

@@ -44,7 +44,7 @@ def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[S
     rows = _side(*parameter.rows, growth, layer)
     columns = _side(*parameter.columns, growth, layer) if parameter.columns else None
     if parameter.name.startswith(FINAL_NORM) and growth.source.tied_embeddings:
-        # A tied output layer keeps the embedding's columns (write), so what is missing to `read` goes into the norm.
+        # A tied output layer keeps the embedding's columns (write), so the rest of `read` goes into the norm.
         hidden = growth.width.hidden
         share = hidden.read.coefficient / hidden.write.coefficient
         rows = replace(rows, coefficient=rows.coefficient * np.where(rows.source >= 0, share, 1.0))

@@ -51,12 +51,12 @@ class Item:
 
 @dataclass
 class SourceTensor:
-    """One parameter (or optimizer tensor) of the checkpoint, whatever its keys and chunks.
+    """One parameter (or optimizer tensor) of the checkpoint, however its keys and chunks are stored.
 
     Attributes:
         dtype: of the stored values.
         shape: full size of one layer, (rows,) or (rows, columns).
-        prefix: what stands before the parameter's name in its keys (`optimizer.state.exp_avg.`), "" for weights.
+        prefix: the part of its keys before the parameter's name (`optimizer.state.exp_avg.`), "" for weights.
         per_layer: every layer has a key of its own.
         stacked: how many layers its key should hold, 0 where layers are not stacked.
         boxes: stored rectangles by layer; the layer is None for parameters outside the layers.
@@ -88,11 +88,11 @@ class Source:
 
     Attributes:
         tensors: parameters, and optimizer tensors that show their parameter, by (name, moment).
-        passed_over: keys of optimizer state that does not: the flat buckets of Megatron's distributed optimizer.
+        passed_over: keys of other optimizer state, such as the flat buckets of Megatron's distributed optimizer.
 
     Raises:
-        CheckpointError: there is no readable checkpoint, or files it names are missing or too short, or it names others
-            than its own.
+        CheckpointError: there is no readable checkpoint, or files that it names are missing, too short, or outside its
+            folder.
         StorageError: the file system refused.
     """
 
@@ -103,7 +103,7 @@ class Source:
         self._check_sizes()
 
     def _begin(self, path: Path) -> None:
-        """An empty source; other formats fill `items` and `tensors` in their own way."""
+        """Start empty; other formats fill `items` and `tensors` in their own way."""
         self.path = path
         self.items: list[Item] = []
         self.tensors: dict[tuple[str, str | None], SourceTensor] = {}
@@ -122,7 +122,9 @@ class Source:
             if not isinstance(entry, TensorStorageMetadata):
                 continue
             sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
-            if set(sizes) == {(0,) * len(entry.size)} and len(by_key[key]) == 1:  # whole: torch may leave out where
+            if (
+                set(sizes) == {(0,) * len(entry.size)} and len(by_key[key]) == 1
+            ):  # whole: torch may leave out its offset
                 by_key[key] = [(next(iter(sizes)), by_key[key][0][1])]
             found = [offsets for offsets, _ in by_key[key]]
             if sorted(found) != sorted(sizes):
@@ -136,7 +138,7 @@ class Source:
         self._check_complete()
 
     def _add(self, item: Item, size: torch.Size) -> None:
-        """Register one stored chunk under its parameter."""
+        """Add one stored chunk to its parameter."""
         if item.bytes > item.info.length:
             raise CheckpointError(
                 f"a chunk of {item.key} has {item.bytes} bytes, {item.info.length} are stored",
@@ -157,7 +159,7 @@ class Source:
         new = SourceTensor(item.dtype, shape, prefix, parsed.layer is not None, size[0] if stacked else 0)
         tensor = self.tensors.setdefault((parsed.name, parsed.moment), new)
         offsets, sizes = (item.offsets[1:], item.sizes[1:]) if stacked else (item.offsets, item.sizes)
-        if not 1 <= len(shape) <= 2 or not item.bytes:  # scalars and the like: not a parameter
+        if not 1 <= len(shape) <= 2 or not item.bytes:  # a scalar or the like, not a parameter
             return
         box = [(o, o + n) for o, n in zip(offsets, sizes, strict=True)]
         rows, columns = box[0], (box[1] if len(box) > 1 else (0, 1))
@@ -168,7 +170,7 @@ class Source:
             tensor.boxes[layer].append(Box(rows, columns, number, n * area))
 
     def _check_complete(self) -> None:
-        """Every weight is stored whole: each layer from 0 on (what a method added may be in some layers only)."""
+        """Check that every weight is stored whole, in each layer from 0 on (a method's tensors may be in some only)."""
         for (name, moment), tensor in self.tensors.items():
             if moment is not None or not 1 <= len(tensor.shape) <= 2:
                 continue
@@ -191,7 +193,7 @@ class Source:
                 )
 
     def _check_sizes(self) -> None:
-        """Every file that the metadata names is there and long enough."""
+        """Check that every file that the metadata names exists and is long enough."""
         needed: dict[str, int] = {}
         for info in self.metadata.storage_data.values():
             needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
@@ -217,7 +219,7 @@ class Source:
         return any(moment == "exp_avg" for _, moment in self.tensors)
 
     def was_frozen(self, name: str, layer: int | None) -> bool:
-        """Whether a weight is stored without optimizer state, in a checkpoint that has some for others."""
+        """Whether a weight is stored without optimizer state, in a checkpoint that has some for other weights."""
         moments = (self.tensors.get((name, moment)) for moment in MOMENTS)
         return self.has_optimizer and not any(tensor is not None and layer in tensor.boxes for tensor in moments)
 
@@ -292,7 +294,7 @@ class Source:
             self._read_part(part.box, part.rows, part.columns, target, columns[0], seen)
 
     def advise(self, tensor: SourceTensor, layer: int | None, rows: Range, advice: int) -> None:
-        """Tell the kernel about the file ranges of some rows: os.POSIX_FADV_WILLNEED, or DONTNEED when all is read."""
+        """Tell the kernel about the file ranges of some rows: os.POSIX_FADV_WILLNEED, or DONTNEED after reading."""
         for part in reads(tensor.boxes.get(layer, []), rows, (0, tensor.columns)):
             width = (part.box.columns[1] - part.box.columns[0]) * tensor.dtype.itemsize
             start = self._locate(part.box.item).start + part.box.skip * tensor.dtype.itemsize
@@ -331,7 +333,7 @@ class Source:
         return self._locate(number).crc32
 
     def check_items(self, numbers: Sequence[int]) -> Iterator[int]:
-        """Compare stored chunks with the checksums that their writer stored beside them; yields each that is right.
+        """Compare stored chunks with the checksums that their writer stored; yields the number of each correct one.
 
         The kernel reads the next chunk ahead while the checksum of one is computed.
 
@@ -342,11 +344,8 @@ class Source:
             if following is not None:
                 item, found = self.items[following], self._locate(following)
                 os.posix_fadvise(self._file(item.info.relative_path), found.start, found.bytes, os.POSIX_FADV_WILLNEED)
-            self._check_item(number)
+            self.compare_checksum(number, self.checksum_of(number, (0, self._locate(number).bytes)))
             yield number
-
-    def _check_item(self, number: int) -> None:
-        self.compare_checksum(number, self.checksum_of(number, (0, self._locate(number).bytes)))
 
     def checksum_of(self, number: int, part: Range) -> int:
         """The CRC-32 of a range of one chunk's bytes, read now."""

@@ -1,4 +1,4 @@
-"""The plan of a growth as a table: every parameter, its axes, old and new size, bytes read and written.  Pure."""
+"""The plan of a growth as a table: every parameter with its axes, old and new size, bytes read and written.  Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
         moment: "weight" or the optimizer tensor.
         axes: names of its dimensions.
         old, new: shapes with the layers axis.
-        bytes_read, bytes_written: by the whole growth.
+        bytes_read, bytes_written: in the whole growth.
     """
 
     parameter: str
@@ -67,7 +67,7 @@ def _row(region: Region, tensor: SourceTensor | None, planner: Planner) -> Row:
 
 
 def bytes_read(region: Region, planner: Planner, tensor: SourceTensor) -> int:
-    """Bytes of old rows that computing a region reads: whole stored rows, from every box that holds some."""
+    """Bytes that computing a region reads: whole stored rows, from every box that holds some of them."""
     total = 0
     for part in planner.parts(region):
         for record in part.records:

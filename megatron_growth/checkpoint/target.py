@@ -41,7 +41,7 @@ class TargetItem:
 
     @property
     def bytes(self) -> int:
-        """Size in the file, without what frames it."""
+        """Bytes of its data, without the file format's framing."""
         return torch.Size(self.sizes).numel() * self.dtype.itemsize
 
 
@@ -54,7 +54,7 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """Bytes of data in it."""
+        """Bytes of its items' data."""
         return sum(item.bytes for item in self.items)
 
 
@@ -76,8 +76,8 @@ def target_tensors(
 ) -> Iterator[tuple[tuple[str, str | None], SourceTensor]]:
     """The source tensors that the target has too, with the description of how they are stored.
 
-    A target with sub-layers that the source lacks (Reuse) takes dtype and key style from the embedding; so does
-    optimizer state of what was frozen.
+    Sub-layers that the source lacks (Reuse) take dtype and key style from the embedding; so does the optimizer state of
+    frozen weights.
     """
     known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
     moments = [None, *sorted({m for _, m in known if m})]
@@ -89,7 +89,7 @@ def target_tensors(
 
 
 def _like_others(known: dict[tuple[str, str | None], SourceTensor], moment: str | None) -> SourceTensor:
-    """How a tensor is stored that the source lacks: as others of its kind; what is frozen has no optimizer state."""
+    """How to store a tensor that the source lacks, such as optimizer state of frozen weights: as others of its kind."""
     like = known.get((EMBEDDING, moment)) or next(tensor for (_, m), tensor in known.items() if m == moment)
     return SourceTensor(like.dtype, (), like.prefix, any(tensor.per_layer for tensor in known.values()))
 

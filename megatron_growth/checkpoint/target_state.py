@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, load_object, norm_epsilon
+from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, load_object
 from megatron_growth.checkpoint.optimizer_state import rewrite_rates
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.layout.architecture import NORM_EPSILON
 from megatron_growth.operators import GrowthMap
 
 _EXTRA = re.compile(r"^(decoder\.layers\.)(?:(\d+)\.)?(.+\._extra_state)/shard_(\d+)_(\d+)$")
-# What a run counts; a grown model that starts afresh has seen nothing.
+# What a run counts; a grown model that starts from scratch has seen nothing.
 _COUNTERS = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples", "iteration")
 
 
@@ -32,7 +33,7 @@ def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dic
         "num_query_groups": target.query_groups,
         "kv_channels": target.head_dim,
         "padded_vocab_size": target.vocab,
-        "layernorm_epsilon": growth.norm_epsilon(norm_epsilon(args)),
+        "layernorm_epsilon": growth.norm_epsilon(NORM_EPSILON.of(args)),
     }
     for name, value in sizes.items():
         if hasattr(out, name) or name == "layernorm_epsilon":
@@ -53,8 +54,8 @@ def grown_common(
     """The common state of the target.
 
     Args:
-        keep_progress: iteration, scheduler and optimizer groups stay as they are (optimizer state is grown);
-            otherwise the target starts at iteration 0 with nothing consumed.
+        keep_progress: keep iteration, scheduler and optimizer groups (optimizer state is grown); otherwise the target
+            starts at iteration 0 with nothing consumed.
         rates: (--lr, --min-lr) of the run that will load it, where they differ from the source's.
     """
     out = dict(common)
@@ -74,7 +75,7 @@ def grown_objects(
 ) -> dict[str, bytes]:
     """Every stored object of the target: {key: bytes}.
 
-    No pickle of the source is handed on unread: each is loaded from the allow-list first, unless it is trusted.
+    No pickle of the source is passed on unchecked: each is loaded from the allow-list first, unless it is trusted.
     Random states are kept with the progress: Megatron uses them when the layout is the source's, and ignores them
     otherwise.
 
@@ -103,8 +104,8 @@ def _stored(value: Any) -> bytes:
 def _extra_states(source: Source, growth: GrowthMap, trust: bool) -> dict[str, bytes]:
     """Extra state of every new layer: Transformer Engine's, which is empty unless FP8 was calibrated.
 
-    An empty one follows the first source layer of its new layer.  A calibration is of the source's own activations
-    and a pickle within the pickle: the grown model starts without one and calibrates anew.
+    An empty one follows the first source layer of its new layer.  A calibration describes the source's own activations,
+    and is a pickle within the pickle: the grown model starts without one and calibrates again.
     """
     found: dict[str, dict[int, bytes]] = {}
     out: dict[str, bytes] = {}
@@ -131,7 +132,7 @@ def _extra_states(source: Source, growth: GrowthMap, trust: bool) -> dict[str, b
 
 
 def _is_empty(value: Any) -> bool:
-    """Nothing at all, or a list or dictionary of nothing."""
+    """Whether a value is empty, or a list or dictionary of empty values."""
     if isinstance(value, list | tuple | dict):
         return all(_is_empty(v) for v in (value.values() if isinstance(value, dict) else value))
     if isinstance(value, io.BytesIO):

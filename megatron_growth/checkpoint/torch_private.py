@@ -40,7 +40,7 @@ def _of_torch(module: str, name: str) -> Any:
 def read_metadata(directory: Path) -> Metadata:
     """The `.metadata` of a DCP directory as torch's own objects, unpickled from an allow-list.
 
-    Errors as of `metadata_file.read`.
+    Raises what `metadata_file.read` raises.
     """
     return metadata_file.read(directory, _of_torch, _KINDS)
 
@@ -96,10 +96,10 @@ def locate_tensor(stream: IO[bytes], info: StorageInfo, shape: tuple[int, ...], 
     Args:
         stream: the open `.distcp` file.
         info: where the item lies in it.
-        shape, dtype: what the metadata promises.
+        shape, dtype: what the metadata says.
 
     Raises:
-        ValueError: the item is not the contiguous tensor that the metadata promises, or is damaged.
+        ValueError: the item is damaged, or is not the contiguous tensor that the metadata describes.
         OSError: the file system refused.
     """
     if info.transform_descriptors:

@@ -1,6 +1,6 @@
 """Check a grown checkpoint: its checksums, its origin, and random slices recomputed from the source.
 
-A checkpoint that has trained since it was grown no longer equals its recomputed values; that is said, not hidden.
+A checkpoint that has trained since it was grown no longer equals its recomputed values, and is refused.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def verify(
         target, source: --save folders or iter_* folders; the source may be open already.
         samples: slices of each parameter to recompute.
         everything: recompute every element instead.
-        seed: of the choice of slices.
+        seed: of the random choice of slices.
 
     Raises:
         CheckpointError: names the file and key that are wrong.
@@ -101,7 +101,7 @@ def verify(
 
 
 def check_chunks(source: Source, progress: Callable[[str, int, int], None]) -> int:
-    """Compare every stored chunk with its checksum; bytes checked."""
+    """Compare every stored chunk with its checksum; the number of bytes checked."""
     total, done = sum(item.bytes for item in source.items), 0
     for number in source.check_items(range(len(source.items))):
         done += source.items[number].bytes
@@ -113,7 +113,7 @@ def rebuild(target: Source, source: Source, provenance: dict[str, Any], *, trust
     """The growth map that made the target, from what it says about itself.
 
     Raises:
-        CheckpointError: the source is not the one it was grown from, or the map comes out differently.
+        CheckpointError: the target was grown from another source, or the map comes out differently.
     """
     if metadata.content_hash(source) != provenance["source_hash"]:
         raise CheckpointError(

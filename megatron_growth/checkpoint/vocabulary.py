@@ -1,8 +1,8 @@
-"""Whose tokens the rows of a checkpoint's embedding are, and whether a run, or a tokenizer, means the same ones.
+"""Which tokens the rows of a checkpoint's embedding stand for, and whether a run or a tokenizer has the same ones.
 
-Megatron saves --vocab-size, which is None where the tokenizer tells it (sentencepiece, Hugging Face).  What it always
-saves is the padded size and what it was padded to, so the number of tokens is known up to that padding.  A run of the
-plugin saves the number itself and a hash of the tokenizer's file as well.
+Megatron saves --vocab-size, which is None where the tokenizer knows it (sentencepiece, Hugging Face).  It always saves
+the padded size and its multiple, so the number of tokens is known up to that padding.  A run of the plugin also saves
+the number itself and a hash of the tokenizer's files.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Vocabulary:
     """The tokens of a run.
 
     Attributes:
-        tokens: how many, without padding; 0 when it is not known.
+        tokens: how many, without padding; 0 when not known.
         fingerprint: SHA-256 of the tokenizer's files; "" when it has none that can be read (NullTokenizer, a name).
-        identity: of the tokenizer that wrote the data (--growth-tokenizer); "" when that is not told.
+        identity: of the tokenizer that wrote the data (--growth-tokenizer); "" when not given.
     """
 
     tokens: int
@@ -34,12 +34,12 @@ class Vocabulary:
 
     @classmethod
     def of_run(cls, args: argparse.Namespace, tokens: int) -> Vocabulary:
-        """That of a run with these arguments, whose tokenizer has so many tokens."""
+        """The vocabulary of a run with these arguments, whose tokenizer has `tokens` tokens."""
         return cls(tokens, fingerprint(args), str(getattr(args, "growth_tokenizer", None) or ""))
 
     @classmethod
     def of_saved(cls, args: argparse.Namespace) -> Vocabulary:
-        """What saved arguments tell; files are looked at where they still are."""
+        """The vocabulary that saved arguments describe; the tokenizer's files are read where they still exist."""
         if hasattr(args, SAVED):
             recorded = getattr(args, SAVED)
             if not recorded:
@@ -82,8 +82,8 @@ def refuse_other(saved: argparse.Namespace, run: Vocabulary, where: str) -> None
 
     Args:
         saved: its arguments.
-        run: of the run, or of a tokenizer.
-        where: the checkpoint.
+        run: vocabulary of the run, or of a tokenizer.
+        where: the checkpoint, for messages.
 
     Raises:
         CheckpointError: the numbers of tokens, or the tokenizers' files, differ.

@@ -132,11 +132,11 @@ def _where_training_goes_on(iteration: int | None) -> str:
 
 
 def _epsilon_hint(job: GrowthJob) -> str:
-    from megatron_growth.checkpoint.metadata import norm_epsilon
+    from megatron_growth.layout.architecture import NORM_EPSILON
 
     if job.growth.width.epsilon_scale == 1.0:
         return ""
-    return f" --norm-epsilon {job.growth.norm_epsilon(norm_epsilon(job.common['args']))!r}"
+    return f" --norm-epsilon {job.growth.norm_epsilon(NORM_EPSILON.of(job.common['args']))!r}"
 
 
 def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, dict[str, Any]]:

@@ -30,8 +30,8 @@ SAYS = {
     "arguments-that-are-no-numbers": "num_attention_heads",
     "common-state-that-is-a-text": "common state",
     "terminal-escapes-in-a-key": r"\x1b]0;owned\x07",
-    "tracker-that-is-not-utf8": "was cut off, or is no text",
-    "tracker-that-leads-out": "was cut off, or is no text",
+    "tracker-that-is-not-utf8": "was cut off, or is not text",
+    "tracker-that-leads-out": "was cut off, or is not text",
     "tracker-that-is-a-folder": "refused",
 }
 
