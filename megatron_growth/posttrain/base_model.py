@@ -1,13 +1,12 @@
-"""The model that is tuned: a Hugging Face folder as it is, a Megatron checkpoint exported first; and its tokenizer.
+"""The model that is tuned, a Hugging Face folder or an exported Megatron checkpoint, and its tokenizer.
 
-A base model's tokenizer knows no conversations.  It then gets Tulu 3's chat template (chat.jinja), which needs no new
-tokens: `<|user|>` and `<|assistant|>` are plain text, and an answer ends with the end-of-text token.
+A base model's tokenizer has no chat template.  It gets Tulu 3's (chat.jinja), which needs no new tokens: `<|user|>` and
+`<|assistant|>` are plain text, and an answer ends with the end-of-text token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,21 @@ from megatron_growth.posttrain.presets import Kind
 OURS = "tulu"
 TEMPLATE = Path(__file__).with_name("chat.jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-OnProgress = Callable[[str, int, int], None]
 
 
-def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgress = lambda *_: None) -> Path:
+def base_model(model: Path, folder: Path, tokenizer: str = "") -> Path:
     """The Hugging Face folder of a model; a Megatron checkpoint is exported to `folder`, or found there.
 
     Raises:
         CheckpointError: there is no model.
-        DataError: a checkpoint outside of a run directory, whose tokenizer nobody knows.
+        DataError: no tokenizer is known for a checkpoint outside a run directory, or `tokenizer` is not a folder.
     """
     if is_huggingface(model):
         if tokenizer and not Path(tokenizer).is_dir():
             raise DataError(
-                f"--tokenizer {tokenizer} is no folder, and a Hugging Face model's tokenizer is one of files",
+                f"--tokenizer {tokenizer} is not a folder, and a Hugging Face model's tokenizer is a folder of files",
                 where=str(model),
-                fix="name the folder of its files, or leave --tokenizer out",
+                fix="name that folder, or leave --tokenizer out",
             )
         return model
     if not model.is_dir():
@@ -47,31 +45,25 @@ def base_model(model: Path, folder: Path, tokenizer: str = "", progress: OnProgr
     from megatron_growth.exchange.export_plan import plan_export
     from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
 
-    if is_huggingface(folder):  # exported before: training goes on from that, though the checkpoint may have moved on
+    if is_huggingface(folder):  # exported earlier: training goes on from it, even if the checkpoint has moved on
         return folder
     spec, found = tokenizer_of(model, tokenizer)
     plan = plan_export(Source(model), vocab=found.vocab_size, eod=found.eod)
-    export(
-        plan,
-        folder,
-        companions=lambda partial: write_tokenizer(spec, partial),
-        tokenizer=found.fingerprint,
-        progress=progress,
-    )
+    export(plan, folder, companions=lambda partial: write_tokenizer(spec, partial), tokenizer=found.fingerprint)
     return folder
 
 
 def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenizer: str = "") -> Any:
-    """The tokenizer with the chat template that it is trained with.
+    """The tokenizer, with the chat template that is used in training.
 
     Args:
         model: Hugging Face folder.
-        kind: SFT marks the answers, so its template must, too.
-        chat_template: a Jinja file, or `tulu` for ours; the tokenizer's own when "", ours where it has none.
-        tokenizer: a folder with the tokenizer's files, when the model's has none.
+        kind: for SFT the template must mark the answers.
+        chat_template: a Jinja file, or `tulu` for ours; when "", the tokenizer's own, or ours where it has none.
+        tokenizer: a folder with the tokenizer's files, for a model without them.
 
     Raises:
-        DataError: no tokenizer, or one without an end of text, or with more ids than the model.
+        DataError: there is no tokenizer, it has no end-of-text token, or it has more ids than the model.
         UserError: the template does not mark answers.
     """
     import transformers
@@ -85,7 +77,7 @@ def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenize
         )
     try:
         found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # what transformers raises depends on what is damaged
+    except Exception as error:  # the type that transformers raises depends on the damage
         raise DataError(
             f"the tokenizer cannot be loaded: {first_line(error)}", where=str(folder), fix="repair its files"
         ) from error
@@ -128,7 +120,7 @@ def _template(name: str) -> str:
 
 
 def _marked(tokenizer: Any, given: str) -> str:
-    """The template with marks around the answers; of the ones that TRL knows, its own marked twin."""
+    """The template with marks around the answers; for a template that TRL knows, TRL's own marked version."""
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
     template: str = tokenizer.chat_template

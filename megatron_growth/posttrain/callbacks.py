@@ -1,4 +1,4 @@
-"""What the trainer tells while it trains: metrics, a line for people, checkpoints that are whole, and a gentle stop."""
+"""Callbacks of the trainer: metrics, a line for people, marks on whole checkpoints, and a gentle stop."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _EXTRA = {
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl; only on the first process.
+    """Writes metrics.jsonl, on the first process only.
 
     Args:
         path: the file.
-        batch: examples of one step.
-        start: step that training goes on from.
-        show: called with each line and the number of all steps.
+        batch: examples per step.
+        start: step from which training goes on.
+        show: called with each line and the total number of steps.
     """
 
     def __init__(self, path: Path, batch: int, start: int, show: Callable[[MetricsLine, int], None]) -> None:
@@ -42,14 +42,14 @@ class Recorder(TrainerCallback):
         self.losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """A start is an event, as in Megatron's own metrics."""
+        """Write a start, an event as in the metrics of a stage."""
         self._file.write(
             {"event": "start", "iteration": state.global_step, "steps": state.max_steps, "time": time.time()}
         )
         self._time = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:  # noqa: ARG002
-        """One line for each step."""
+        """Write one line for each step."""
         if "loss" not in logs or not state.is_world_process_zero:
             return
         now = time.perf_counter()
@@ -69,7 +69,7 @@ class Recorder(TrainerCallback):
         self._show(line, state.max_steps)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:  # noqa: ARG002
-        """The held-out loss before and after."""
+        """Write the held-out loss before and after training."""
         when = "final" if state.global_step else "start"
         self._file.write(
             {"event": "validation", "iteration": state.global_step, "when": when, "loss": metrics["eval_loss"]}
@@ -77,17 +77,17 @@ class Recorder(TrainerCallback):
         self._time = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """The lines up to a checkpoint are on the disk when it is."""
+        """Put the lines up to a checkpoint on the disk, as the checkpoint is."""
         self._file.write({"event": "checkpoint", "iteration": state.global_step})
         self._file.sync()
         self._time = time.perf_counter()
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint once every process has written its part: a killed one leaves no mark."""
+    """Marks a checkpoint once every process has written its part: a save that is killed leaves no mark."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """After the trainer has saved."""
+        """Wait for every process to save, then mark."""
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
@@ -95,17 +95,17 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class NoNumber(TrainerCallback):
-    """Ends training at a loss that is no number.
+    """Ends training when the loss is not finite.
 
     Attributes:
-        step: at which it was, or None.
+        step: at which that happened, or None.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:  # noqa: ARG002
-        """Every process sees the same loss."""
+        """Stop; every process sees the same loss."""
         if not math.isfinite(float(logs.get("loss", 0.0))):
             self.step = state.global_step
             control.should_training_stop, control.should_save = True, False
@@ -115,7 +115,7 @@ class GentleStop(TrainerCallback):
     """On SIGTERM: finish the step, save and leave.  The processes agree on the step, because all of them must save.
 
     Attributes:
-        stopped: whether it was asked to.
+        stopped: whether training was stopped so.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class GentleStop(TrainerCallback):
         self._asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Looked at between two steps."""
+        """Stop between two steps if any process was asked to."""
         asked = torch.tensor([int(self._asked)], device=args.device)
         if dist.is_initialized():
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)

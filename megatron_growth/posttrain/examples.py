@@ -1,8 +1,8 @@
 """From what --data names to train.jsonl and valid.jsonl in the work folder: read, checked, counted, split.
 
-A file ends with .jsonl, .ndjson, .json or .parquet (JSON also as .gz or .zst); a folder is all such files in it by
-name; `hf:OWNER/NAME[:CONFIG]/SPLIT` is a data set of the hub.  The split depends on the seed and the number of examples
-alone.
+A file ends with .jsonl, .ndjson, .json or .parquet (JSON also with .gz or .zst); a folder stands for all such files in
+it, sorted by name; `hf:OWNER/NAME[:CONFIG]/SPLIT` is a data set of the hub.  The split depends only on the seed and the
+number of examples.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Examples:
     Attributes:
         source: as it was given.
         files: SHA-256 of every file, by its name.
-        train, valid: how many examples there are to train on, and held out.
-        skipped: how many had nothing to learn from, by reason.
-        unread: files, or what else, that was named with them and is not read.
+        train, valid: numbers of examples to train on, and held out.
+        skipped: numbers of examples with nothing to learn from, by reason.
+        unread: names of everything beside the files that was not read.
     """
 
     source: str
@@ -52,10 +52,10 @@ class Examples:
 
 
 def files_of(given: str, folder: Path) -> tuple[list[Path], list[str]]:
-    """The files that --data names, those of the hub fetched into `folder`; and names of what beside them is not read.
+    """The files that --data names, those of the hub fetched into `folder`; and the names of others that are not read.
 
     Raises:
-        DataError: there are none, or the hub cannot be reached.
+        DataError: there are no files, or the hub cannot be reached.
         UnsupportedError: the hub's client is not installed.
     """
     if given.startswith(PREFIX):
@@ -70,7 +70,9 @@ def files_of(given: str, folder: Path) -> tuple[list[Path], list[str]]:
         )
     if not found or not all(map(_readable, found)):
         raise DataError(
-            f"{given} is no file of examples", where="--data", fix="give .jsonl, .json or .parquet, or a folder of them"
+            f"{given} is not a file of examples",
+            where="--data",
+            fix="give .jsonl, .json or .parquet, or a folder of them",
         )
     return found, [file.name for file in inside if file not in found]
 
@@ -92,15 +94,15 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
 
     Args:
         given: what --data names.
-        kind: what they are for.
+        kind: of training.
         valid: share to hold out; at least one example where it is above 0.
         seed: of the split.
-        folder: is made; another call with the same arguments finds the result in it.
-        valid_data: what --valid-data names; held-out examples of their own, instead of a share.
+        folder: created; another call with the same arguments finds the result in it.
+        valid_data: what --valid-data names: the held-out examples, instead of a share.
 
     Raises:
-        DataError: other columns or types than wanted, with the line; nothing to train on.
-        RunError: the result in the folder is of files that have changed since.
+        DataError: columns or types are wrong, with the line; or there is nothing to train on.
+        RunError: the result in the folder was made from files that have changed since.
     """
     record = folder / RECORD
     if record.is_file():
@@ -131,7 +133,7 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
                 fix="give more examples, or hold out fewer with --valid-share",
             )
         hashes = {file.name: sha256_of(file) for file in files}
-        hashes |= {f"{_HELD_OUT}{file.name}": sha256_of(file) for file in more}  # maybe of the same name
+        hashes |= {f"{_HELD_OUT}{file.name}": sha256_of(file) for file in more}  # names may be equal
         for file in seen:
             file.require_unchanged()  # since it was read, and hashed after that
         found = Examples(given, hashes, count, held_out, dict(skipped), unread)
@@ -140,17 +142,17 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
 
 
 def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where: Path) -> None:
-    """Refuse files of examples that are not those of an earlier command: what it made would pass for theirs.
+    """Refuse files that differ from those of an earlier command, whose result would be taken for theirs.
 
-    Those of the hub, and those that have gone, are not looked at.
+    Files of the hub, and files that no longer exist, are not checked.
 
     Args:
         known: SHA-256 of every file, by its name.
         given, valid_data: what --data and --valid-data name.
-        where: what the earlier command made.
+        where: the earlier command's result.
 
     Raises:
-        RunError: names a file.
+        RunError: with the name of a file that differs.
     """
     local = [path for path in (given, valid_data) if path and not path.startswith(PREFIX) and Path(path).exists()]
     with storage_errors(where):
@@ -166,7 +168,7 @@ def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where
 
 
 def _split(folder: Path, count: int, share: float, seed: int) -> int:
-    """Spread all examples over the two files; how many are held out."""
+    """Spread all examples over the two files; returns how many are held out."""
     import numpy as np
 
     number = max(1, round(count * share)) if share else 0
@@ -219,7 +221,7 @@ def _records(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _whole(file: Path, packed: bool) -> Iterator[None]:
-    """Refuse a compressed file that is damaged or has no end."""
+    """Refuse a compressed file that is damaged or cut short."""
     errors = compressed.errors_of(str(file)) if packed else ()
     try:
         yield
@@ -229,32 +231,29 @@ def _whole(file: Path, packed: bool) -> Iterator[None]:
 
 
 def _array(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
-    """A JSON file that is one list, as Alpaca's is."""
-    try:
-        found = parse_json(data)
-    except ValueError as error:
-        raise DataError(f"no valid JSON: {error}", where=str(file), fix="repair it, or fetch it again") from None
-    for record in found:
+    """The objects of a JSON file that is one list, as Alpaca's is."""
+    for record in _json(data, str(file)):
         yield _object(record, str(file))
 
 
 def _lines(stream: Any, file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise DataError(
-                f"no valid JSON: {error}", where=f"{file}, line {number}", fix="repair it, or fetch it again"
-            ) from None
-        yield _object(record, f"{file}, line {number}")
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield _object(_json(line, where), where)
+
+
+def _json(text: bytes, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(f"not valid JSON: {error}", where=where, fix="repair it, or fetch it again") from None
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(
-            f"an example is no object but {type(record).__name__}", where=where, fix="write one object each"
+            f"an example is not an object but {type(record).__name__}", where=where, fix="write one object each"
         )
     return record
 

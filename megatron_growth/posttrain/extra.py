@@ -1,4 +1,4 @@
-"""The packages of the extra `posttrain`: asked for once, before anything is written."""
+"""The packages of the extra `posttrain`: looked for once, before anything is written."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def require(*packages: str) -> None:
 
 
 def quiet() -> None:
-    """No bars, no advice and no telemetry of the libraries: the progress line is ours."""
+    """Turn off the libraries' progress bars, advice and telemetry; our own line shows the progress."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     import transformers
 
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # of a kernel that is not needed
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it warns of a kernel that is not needed
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed", category=FutureWarning)
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The end of a run: the best of its trainings becomes the model, with where it comes from beside it."""
+"""The end of a run: the best of its trainings becomes the model, with a record of its origin beside it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PACKAGES = ("trl", "transformers", "torch", "datasets", "accelerate", "deepspee
 
 
 def results(work: Work, request: Request) -> list[Result]:
-    """Of the rates that are done, in their order."""
+    """The results of the rates that are done, in order."""
     found = (work.rate(rate).result for rate in request.rates)
     return [result for result in found if result is not None]
 
@@ -57,8 +57,8 @@ def best(found: list[Result], by: str) -> Result | None:
     """The training to keep; None when all of them diverged.
 
     Args:
-        found: of at least one rate.
-        by: `valid_loss`, where less is better, or `valid_accuracy`.
+        found: results of at least one rate.
+        by: `valid_loss` (lower is better) or `valid_accuracy`.
     """
     ended = [result for result in found if result.diverged is None]
     if len(found) == 1 or not ended:
@@ -86,8 +86,8 @@ def keep_best(work: Work, request: Request) -> None:
 def gather(work: Work, request: Request, processes: int) -> None:
     """Move the best model to the top of the folder and write posttrain.json there, last.
 
-    A kill while files move leaves a model in two places: everything that is made from the model is written before the
-    first one moves, and a second call only goes on moving.
+    A kill while files move leaves the model in two places.  So everything that is made from the model is written before
+    the first file moves, and a second call only moves the rest.
 
     Raises:
         GrowthError: every training diverged.
@@ -104,13 +104,15 @@ def gather(work: Work, request: Request, processes: int) -> None:
 
 
 def _described(work: Work, request: Request, processes: int) -> dict[str, Any]:
-    """Write everything but the model and posttrain.json; the folder of the one, and what the other is to hold."""
+    """Write everything but the model and posttrain.json; returns the model's folder and that file's content."""
     found = results(work, request)
     kept = best(found, request.best_by)
     if kept is None:
         steps = ", ".join(f"{r.rate:g} at step {r.diverged}" for r in found)
         raise GrowthError(
-            f"the loss became no number: {steps}", where=str(work.path), fix="give a smaller --lr, and another --output"
+            f"the loss stopped being finite: {steps}",
+            where=str(work.path),
+            fix="give a smaller --lr, and another --output",
         )
     folder = work.rate(kept.rate)
     base = work.base if is_huggingface(work.base) else Path(request.model)
@@ -121,7 +123,7 @@ def _described(work: Work, request: Request, processes: int) -> dict[str, Any]:
         from megatron_growth.posttrain.sweep import write_sweep
 
         write_sweep(work, request, found, kept)
-    (folder.model / "README.md").unlink(missing_ok=True)  # the trainer's own
+    (folder.model / "README.md").unlink(missing_ok=True)  # written by the trainer
     write_whole(work.path / "README.md", card(document))
     return {"model": str(folder.model.relative_to(work.path)), "document": document}
 
@@ -140,7 +142,7 @@ def clean(work: Work) -> dict[str, Any]:
 
 
 def _as_stored(model: Path, base: Path) -> None:
-    """Weights in the type that the base model is stored in; training holds them in float32."""
+    """Store the weights in the base model's type; training saves them in float32."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -150,18 +152,18 @@ def _as_stored(model: Path, base: Path) -> None:
     dtype = getattr(torch, wanted)
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, "pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  (no mapping)
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  (not a mapping)
         if any(tensor.dtype != dtype for tensor in tensors.values()):
             temporary = file.with_suffix(".tmp")
             save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, temporary, {"format": "pt"})
             temporary.replace(file)
-        file.chmod(0o666 & ~_umask())  # safetensors lets nobody else read them
+        file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
     config = json.loads((model / "config.json").read_text("utf-8"))
     write_json(model / "config.json", config | {"dtype": wanted})
 
 
 def _umask() -> int:
-    """Of this process; it cannot be read without being set."""
+    """This process's umask, which cannot be read without being set."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -234,7 +236,7 @@ tags: [megatron_growth, trl, {kind}]
 
 
 def card(document: dict[str, Any]) -> str:
-    """README.md of the model."""
+    """README.md of the model, from its posttrain.json."""
     request, result, data = document["request"], document["result"], document["data"]
     facts = {
         "preset": document["preset"],

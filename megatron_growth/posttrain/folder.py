@@ -1,4 +1,4 @@
-"""The folder in which a run is at work, and what it becomes.
+"""The folder in which a run works, and what it becomes.
 
 WORK/                    TARGET.partial, locked and claimed (records/unfinished.py)
   request.json           what was asked for
@@ -7,8 +7,8 @@ WORK/                    TARGET.partial, locked and claimed (records/unfinished.
   tokenizer/             with its chat template
   data/                  train.jsonl, valid.jsonl, examples.json
   cache/                 tokenized examples
-  gathering.json         while the best model moves up: what posttrain.json is going to hold
-  rates/1e-05/           one training: checkpoints/, metrics.jsonl, result.json, model/ (of the best rate alone)
+  gathering.json         while the best model moves up: what posttrain.json will hold
+  rates/1e-05/           one training: checkpoints/, metrics.jsonl, result.json, model/ (of the best rate only)
 TARGET/                  the model as transformers loads it, with posttrain.json, metrics.jsonl and, of a sweep,
                          sweep.json and sweep.png
 """
@@ -26,19 +26,20 @@ WHOLE = "whole"  # in a checkpoint folder: every process has written its part
 
 @dataclass(frozen=True)
 class Result:
-    """What one training came to.
+    """The result of one training.
 
     Attributes:
         rate: largest learning rate.
         steps: optimizer steps.
-        examples: rows of the data set (packed sequences count as one).
+        examples: rows of the data set; a packed sequence counts as one.
         tokens: tokens that were read, over all epochs.
-        train_loss: mean over the last tenth of the steps, nats per token (DPO: its own loss).
+        train_loss: mean over the last tenth of the steps, in nats per token (DPO: its own loss).
         valid_loss_before, valid_loss: of the held-out examples; None without any.
-        valid_accuracy: SFT: share of the answers' tokens that are guessed; DPO: share of the pairs in which the chosen
-            answer has the larger reward.
-        diverged: step at which the loss was no number; None for a training that ended well.
-        notes: what was done differently from what was asked for, and why.
+        valid_accuracy: SFT: share of the answers' tokens that are predicted; DPO: share of the pairs in which the
+            chosen answer has the larger reward.
+        seconds: time of the last process, from its start to its end.
+        diverged: step at which the loss was not finite; None for a training that ended well.
+        notes: what was done differently from the request, and why.
     """
 
     rate: float
@@ -62,7 +63,7 @@ class RateFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Of the trainer."""
+        """The trainer's checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -77,7 +78,7 @@ class RateFolder:
 
     @property
     def result(self) -> Result | None:
-        """What it came to; None while it is not finished."""
+        """The result; None while training is not finished."""
         file = self.path / "result.json"
         if not file.is_file():
             return None
@@ -85,13 +86,13 @@ class RateFolder:
         return Result(**(document | {"notes": tuple(document["notes"])}))
 
     def finish(self, result: Result) -> None:
-        """Write down what it came to; the last thing that a training does."""
+        """Write the result, as the last thing that a training does."""
         write_json(self.path / "result.json", asdict(result))
 
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of a run at work."""
+    """The folder of a run that is under way."""
 
     path: Path
 
@@ -112,7 +113,7 @@ class Work:
 
     @property
     def cache(self) -> Path:
-        """Of the library that tokenizes."""
+        """Tokenized examples, cached by the library that makes them."""
         return self.path / "cache"
 
     @property
@@ -122,7 +123,7 @@ class Work:
 
     @property
     def log(self) -> Path:
-        """What several processes print."""
+        """What the processes print, where there are several."""
         return self.path / "log.txt"
 
     def rate(self, rate: float) -> RateFolder:

@@ -1,4 +1,4 @@
-"""The line that shows a training: step, loss, speed and time left."""
+"""The progress line of a training: step, loss, speed and time left."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from megatron_growth.records.metrics import MetricsLine
 
 
 class Line:
-    """Callable with (line of metrics, steps in all).
+    """Shows each step; called with (line of metrics, steps in all).
 
     Args:
-        label: what is trained.
+        label: name of the training.
         quiet: show nothing.
     """
 
@@ -27,7 +27,7 @@ class Line:
         self._line.show(lambda: self.text(line, steps), last=line["iteration"] == steps)
 
     def text(self, line: MetricsLine, steps: int) -> str:
-        """What is shown."""
+        """The line's text; its speed is that of the last 20 steps."""
         seconds = sum(seconds for seconds, _ in self._recent)
         per_step = seconds / len(self._recent)
         tokens = self._recent[-1][1] - self._recent[0][1]

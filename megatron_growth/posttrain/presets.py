@@ -1,11 +1,11 @@
-"""The papers' settings of SFT and DPO, each with what its paper leaves open.
+"""The papers' settings for SFT and DPO, each with what its paper leaves open.
 
-family-sft, family-dpo   Family: the set-up of Meng et al. (SimPO, arXiv 2405.14734) with rates of its own
+family-sft, family-dpo   Family: the set-up of Meng et al. (SimPO, arXiv 2405.14734) with its own rates
 step-alpaca              STEP, table 6
 wso-tulu                 WSO, table 3
 nano-sft, nano-dpo       ours, for models of the nano recipes on a CPU
 
-Units: rates are AdamW's, batches are examples of one update over all processes, lengths are tokens.
+Units: rates are AdamW's, batches are examples per update over all processes, lengths are tokens.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Preset:
 
     Attributes:
         kind: sft or dpo.
-        data: where the paper's data are on the hub; "" for none.
+        data: address of the paper's data on the hub; "" for none.
         lr: the largest rate, reached after the warm-up; a cosine to 0 follows.
         warmup: steps, or a share of all steps where it is below 1.
-        valid: share of the examples that are held out.
-        rates: what the paper sweeps the rate over.
-        beta: of DPO, the weight of the distance to the reference model; 0 for SFT.
-        open: settings that the paper does not print, and where ours come from.
+        valid: share of the examples that is held out.
+        rates: the rates that the paper sweeps over.
+        beta: DPO's weight of the distance to the reference model; 0 for SFT.
+        open: settings that the paper does not print, and the source of ours.
     """
 
     name: str
@@ -136,10 +136,10 @@ PRESETS = {
 
 
 def find(name: str, kind: Kind) -> Preset:
-    """The preset of a name; its kind must be the one that is trained.
+    """The preset with this name and kind.
 
     Raises:
-        UserError: there is none, or it is of the other kind.
+        UserError: there is no such preset, or it is of the other kind.
     """
     names = [preset.name for preset in PRESETS.values() if preset.kind == kind]
     if name not in names:

@@ -1,4 +1,4 @@
-"""What a post-training run is asked to do, as one frozen record; written into its folder, so that it can go on."""
+"""What a post-training run is asked to do, as one frozen record; it is written into the run's folder for a restart."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ class Request:
         preset: name of the preset that the settings come from.
         model: as it was given.
         data, valid_data: what --data and --valid-data name.
-        rates: learning rates, one run each; the best is kept.
+        rates: learning rates, one training each; the best is kept.
         epochs, batch, warmup, max_length, betas, weight_decay, clip, beta: as in `Preset`.
         valid: share of the examples that is held out.
-        max_steps: ends training early; 0 for all epochs.
-        micro_batch: examples that one process takes at a time, at most.
-        packing: several examples in one sequence, which do not see each other (SFT).
+        max_steps: number of steps that ends training early; 0 for all epochs.
+        micro_batch: most examples that one process takes at a time.
+        packing: whether to put several examples, which do not see each other, into one sequence (SFT).
         dtype: of the forward pass: bfloat16 or float32.
         zero: stage of DeepSpeed's ZeRO; 0 without DeepSpeed.
-        seed: of the split, the order and whatever else is drawn.
-        best_by: `valid_loss` or `valid_accuracy` (of single tokens), which chooses among the rates.
-        saves: checkpoints in one run.
+        seed: of all random choices, such as the split and the order.
+        tokenizer, chat_template: as for `load_tokenizer_of`.
+        best_by: figure that chooses among the rates: `valid_loss` or `valid_accuracy` (of single tokens).
+        saves: checkpoints per training.
     """
 
     kind: Kind
@@ -74,7 +75,7 @@ class Request:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The request that a folder was begun with."""
+        """The request with which a folder was begun."""
         file = folder / FILE_NAME
         with reading_record(file, "what was asked for", f"remove {folder}, and give the command again"):
             return cls.from_json(json.loads(file.read_text("utf-8")))
@@ -85,7 +86,7 @@ class Request:
         return "".join(f"{f.name}: {json.dumps(document[f.name])}\n" for f in fields(self))
 
     def accumulation(self, processes: int) -> tuple[int, int]:
-        """(examples at a time, how often) of one process in one update.
+        """(examples at a time, number of times) for one process in one update.
 
         Raises:
             UserError: the batch does not split over the processes.

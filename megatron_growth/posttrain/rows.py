@@ -4,8 +4,8 @@ SFT   UltraChat-200k, Tulu-3   messages: a list of {role, content}
       Alpaca                   instruction, input (may be empty or absent), output
 DPO   UltraFeedback            prompt, chosen, rejected; the last two as messages, with or without the prompt in front
 
-What comes out: {"messages": [...]} for SFT, {"prompt": [...], "chosen": [...], "rejected": [...]} for DPO, all of
-{role, content}.
+The result is {"messages": [...]} for SFT and {"prompt": [...], "chosen": [...], "rejected": [...]} for DPO, all lists
+of {role, content}.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Message = dict[str, str]
 
 
 class Skipped(Exception):
-    """An example that has nothing to learn from; the message says what is missing."""
+    """An example has nothing to learn from; the message says what it has not."""
 
 
 def example(record: Mapping[str, Any], kind: Kind, where: str) -> dict[str, list[Message]]:
-    """One example.
+    """One example in the form that is trained on.
 
     Args:
         record: a row as it was read.
-        kind: what it is for.
+        kind: of training.
         where: file and line, for errors.
 
     Raises:
-        DataError: other columns, or columns of another type.
-        Skipped: it has no answer, or two equal ones.
+        DataError: columns are missing or of another type.
+        Skipped: it has no prompt or no answer, or two equal answers.
     """
     return _sft(record, where) if kind == "sft" else _dpo(record, where)
 
@@ -47,7 +47,7 @@ def check_columns(record: Mapping[str, Any], kind: Kind, where: str) -> None:
     """Refuse a row without the columns that are needed.
 
     Raises:
-        DataError: with what was found and what is wanted.
+        DataError: with the columns found and those wanted.
     """
     known = set(record)
     fits = (
@@ -113,7 +113,7 @@ def _conversation(value: Any, role: str, column: str, where: str) -> list[Messag
 def _messages(value: Any, column: str, where: str) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
         raise DataError(
-            f"{column} is no list of messages but {type(value).__name__}",
+            f"{column} is not a list of messages but {type(value).__name__}",
             where=where,
             fix='write a list of {"role": "user", "content": "..."}',
         )
@@ -132,5 +132,5 @@ def _messages(value: Any, column: str, where: str) -> list[Message]:
 
 def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{column} is no text but {type(value).__name__}", where=where, fix="give text there")
+        raise DataError(f"{column} is not text but {type(value).__name__}", where=where, fix="give text there")
     return value

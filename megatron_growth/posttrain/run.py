@@ -1,7 +1,7 @@
 """A post-training run from request to model: prepared, trained once for each rate, the best kept, written whole.
 
-A killed run goes on with the same command: rates that are done are kept, the one at work goes on from its last whole
-checkpoint.  Nothing is written over; a target that holds the same run is the result.
+A killed run goes on with the same command: rates that are done are kept, and an unfinished one goes on from its last
+whole checkpoint.  Nothing is overwritten; a target that holds the same run is the result.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def posttrain(
     Args:
         request: everything that the result depends on.
         target: folder to create.
-        processes: of the training; several run under torchrun.
-        quiet: no progress line.
-        say: takes notes for people.
+        processes: that train; several run under torchrun.
+        quiet: show no progress line.
+        say: called with a note for people.
 
     Raises:
-        UserError: the model, its tokenizer, the data or the target do not fit; nothing is left.
+        UserError: the model, its tokenizer, the data or the target do not fit; nothing is left behind.
         GrowthError: training failed; the same command goes on.
     """
     require(request)
@@ -71,15 +71,15 @@ def posttrain(
 
 
 def require(request: Request) -> None:
-    """Refuse a machine without the packages."""
+    """Refuse a machine without the packages that a request needs."""
     extra.require("trl", "datasets", "accelerate", *(["deepspeed"] if request.zero else []))
 
 
 def existing(target: Path, request: Request) -> Document:
-    """The result that is there.
+    """The posttrain.json of a target that holds the result of this request.
 
     Raises:
-        RunError: it is something else.
+        RunError: it holds something else.
     """
     try:
         with doubts_as_refusals(target / finish.FILE_NAME):
@@ -87,7 +87,7 @@ def existing(target: Path, request: Request) -> Document:
         found = Request.from_json(document["request"])
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(
-            "the target exists already, and is no post-trained model",
+            "the target exists already, and is not a post-trained model",
             where=str(target),
             fix="nothing in it was touched: name another folder with --output",
         ) from None
@@ -102,7 +102,7 @@ def existing(target: Path, request: Request) -> Document:
 
 
 def _same_checkpoint(document: Document, request: Request, target: Path) -> None:
-    """Refuse the result of an earlier checkpoint for that of a later one: the request names the folder of both.
+    """Refuse an earlier checkpoint's result as that of a later one: the request names only the folder of both.
 
     Raises:
         RunError: the checkpoint has been trained further since.
@@ -112,18 +112,18 @@ def _same_checkpoint(document: Document, request: Request, target: Path) -> None
         return
     try:
         now = resolve(Path(request.model)).resolve().name
-    except CheckpointError:  # it has gone, and its model is here
+    except CheckpointError:  # the checkpoint is gone, but its model is here
         return
     if now != (then := Path(str(export.get("source"))).name):
         raise RunError(
-            f"the target was tuned from {then}, and the checkpoint is at {now} now",
+            f"the target was tuned from {then}, and the checkpoint is now at {now}",
             where=str(target),
             fix=f"name another folder with --output, or that checkpoint: {Path(request.model) / then}",
         )
 
 
 def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _: None) -> None:
-    """Everything that can be wrong with the input, before training; what an earlier command prepared stays.
+    """Check all of the input before training; what an earlier command prepared stays.
 
     Raises:
         UserError: as `posttrain`; a folder in which nothing has been trained is removed.
@@ -150,7 +150,7 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
         )
         if len(request.rates) > 1 and not found.valid:
             raise UserError(
-                "nothing is held out, so nothing can choose among the rates",
+                "no examples are held out, so nothing can choose among the rates",
                 where="--lr-sweep",
                 fix="hold out a share with --valid-share 0.1, or give --valid-data",
             )
@@ -181,7 +181,7 @@ def _same_inputs(work: Work, request: Request) -> None:
 
 
 def same_request(found: Request, wanted: Request, where: Path) -> None:
-    """Refuse a folder of another request.
+    """Refuse a folder that belongs to another request.
 
     Raises:
         RunError: with the settings that differ.
@@ -199,13 +199,13 @@ def same_request(found: Request, wanted: Request, where: Path) -> None:
 
 
 def job_of(work: Work, rate: float) -> Job:
-    """One training of a folder that is prepared."""
+    """One training in a prepared folder."""
     request = Request.read(work.path)
     return Job(request, work, work.base if is_huggingface(work.base) else Path(request.model), rate)
 
 
 def train_rate(work: Work, rate: float, processes: int, show: Line) -> None:
-    """Train with one rate unless that is done; of the finished ones, only the best keeps its model.
+    """Train with one rate unless that is done; of all finished ones, only the best keeps its model.
 
     Raises:
         GrowthError: training failed.
@@ -222,7 +222,7 @@ def train_rate(work: Work, rate: float, processes: int, show: Line) -> None:
 
 
 def _processes(work: Work, rate: float, processes: int, show: Line) -> None:
-    """The same under torchrun, on this machine."""
+    """Train with one rate under torchrun, on this machine."""
     from megatron_growth.run import failures
     from megatron_growth.run.lock import exclusive
     from megatron_growth.run.torchrun import run_processes, torchrun_of
@@ -240,13 +240,12 @@ def _processes(work: Work, rate: float, processes: int, show: Line) -> None:
             on_stop=lambda: None,
         )
     if code != 0 or folder.result is None:
-        request = Request.read(work.path)
-        error = failures.as_error(f"{request.kind} at rate {rate:g}", failures.first(work.failures), work.log, code)
-        raise error
+        kind = Request.read(work.path).kind
+        raise failures.as_error(f"{kind} at rate {rate:g}", failures.first(work.failures), work.log, code)
 
 
 class _Watch:
-    """Shows what the processes write."""
+    """Shows the lines that the processes write to metrics.jsonl."""
 
     def __init__(self, folder: RateFolder, show: Line) -> None:
         self._tail, self._show = Tail(folder.metrics), show

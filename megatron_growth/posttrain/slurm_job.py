@@ -1,10 +1,10 @@
-"""What the script of a job does besides training: `python -m megatron_growth.posttrain.slurm_job VERB DIR.job KIND`.
+"""What a job's script does besides training: `python -m megatron_growth.posttrain.slurm_job VERB DIR.job KIND`.
 
     begin   prepare the examples and record a start, or give up; prints a free port
-    watch   ends when training hangs, or when it gets USR1
-    end     is the model done, to be requeued, or over?
+    watch   wait for a hang, or for USR1
+    end     decide whether the model is done, the job is requeued, or it is given up
 
-Exit codes as of `megatron_growth.slurm.job`: 0, 1 for a failure, 3 for a hang, 75 for a requeue.
+Exit codes are those of `megatron_growth.slurm.job`: 0, 1 for a failure, 3 for a hang, 75 for a requeue.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def begin(run: RunDirectory, kind: str) -> int:
     """Prepare what every rank needs, and return a free port.
 
     Raises:
-        GrowthError: the input is wrong, or the job was restarted too often without getting on.
+        GrowthError: the input is wrong, or the job was restarted too often without progress.
     """
     request, stage, target = request_in(run), run.stage(kind), target_of(run)
     try:
@@ -72,7 +72,7 @@ def begin(run: RunDirectory, kind: str) -> int:
 
 
 def reached(work: Work, request: Request) -> int:
-    """Steps of all rates that a restart would not train again."""
+    """Number of steps, over all rates, that a restart would not train again."""
     steps = 0
     for rate in request.rates:
         folder = work.rate(rate)
@@ -84,16 +84,16 @@ def reached(work: Work, request: Request) -> int:
 
 
 def watch(run: RunDirectory, kind: str, hang_seconds: float, start_seconds: float) -> None:
-    """Until USR1 says that training has ended, or no step has ended for too long.
+    """Wait until USR1 says that training has ended.
 
     Args:
         run: of the job.
         kind: name of its stage.
-        hang_seconds: time without a step, once one of this start has ended.
-        start_seconds: time without a sign of life before that, and never less than the former.
+        hang_seconds: time without a step, once the first one of this start has ended.
+        start_seconds: time without a sign of life before that; never less than `hang_seconds`.
 
     Raises:
-        StageFailed: it hangs.
+        StageFailed: no step has ended for too long.
     """
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
@@ -107,7 +107,7 @@ def watch(run: RunDirectory, kind: str, hang_seconds: float, start_seconds: floa
             last, seen = time.monotonic(), now
         elif silent > (hang_seconds if seen[1] > first else max(hang_seconds, start_seconds)):
             raise _give_up(run, kind, f"no step has finished for {silent / 60:.1f} minutes: it hangs")
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has gone
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has ended
 
 
 def _steps(work: Work) -> tuple[int, int]:
@@ -117,7 +117,7 @@ def _steps(work: Work) -> tuple[int, int]:
 
 
 def end(run: RunDirectory, kind: str, exit_code: int, asked_to_stop: bool) -> int:
-    """Judge how training ended: 0 when the model is there, REQUEUE when training shall go on.
+    """Judge how training ended: 0 when the model is there, REQUEUE when training is to go on.
 
     Raises:
         GrowthError: it must not go on.
@@ -139,7 +139,7 @@ def end(run: RunDirectory, kind: str, exit_code: int, asked_to_stop: bool) -> in
 
 
 def _published(run: RunDirectory, request: Request) -> bool:
-    """Make the model of the trainings, once all of them are done."""
+    """Publish the model once all trainings are done; returns whether it is there."""
     target, work = target_of(run), work_of(run)
     if target.exists():
         return True
@@ -162,7 +162,7 @@ def _published(run: RunDirectory, request: Request) -> bool:
 def _give_up(run: RunDirectory, kind: str, reason: str, fix: str = "") -> StageFailed:
     stage = run.stage(kind)
     slurm_record.fail(stage, reason)
-    default = "read the end of the log; when the cause is gone, submit again: training goes on from the last checkpoint"
+    default = "read the end of the log, remove the cause and submit again: training goes on from the last checkpoint"
     return StageFailed(reason, where=str(stage.log), fix=fix or default)
 
 

@@ -1,8 +1,8 @@
-"""A post-training as a Slurm job: the same script, cluster profiles, requeue and exit codes as a stage's.
+"""A post-training as a Slurm job, with the script, cluster profiles, requeue and exit codes of a stage's job.
 
-What belongs to the job lies beside the model that it makes:
+The job's files lie beside the model that it makes:
 
-    DIR.partial/             the run at work (folder.py)
+    DIR.partial/             the run that is under way (folder.py)
     DIR.job/                 request.json, submission.json, lock
     DIR.job/stages/KIND/     job.txt, log.txt, slurm.json (every start, and why it gave up), done
 """
@@ -49,7 +49,7 @@ _MODULES = {
 
 
 def folder_of(target: Path) -> RunDirectory:
-    """The job's folder of a target; the script takes it for a run with one stage."""
+    """The folder of a target's job, which the script treats as a run with one stage."""
     return RunDirectory(Path(os.path.abspath(target) + _ENDING))
 
 
@@ -64,14 +64,14 @@ def work_of(run: RunDirectory) -> Work:
 
 
 def request_in(run: RunDirectory) -> Request:
-    """What was submitted.
+    """The request that was submitted.
 
     Raises:
-        RunError: the folder is no job's.
+        RunError: the folder is not a job's.
     """
     if not (run.path / REQUEST).is_file():
         raise RunError(
-            f"{run.path} is no job of a post-training",
+            f"{run.path} is not the job of a post-training",
             where=str(run.path),
             fix="`megatron-growth submit posttrain sft MODEL --preset NAME --output DIR --cluster PROFILE` makes one",
         )
@@ -79,11 +79,11 @@ def request_in(run: RunDirectory) -> Request:
 
 
 def job_of_request(target: Path, request: Request, profile: ClusterProfile, nodes: int) -> StageJob:
-    """The job; nothing is started or written.
+    """The job of a request; nothing is started or written.
 
     Raises:
         RecipeError: the profile has no `slurm` section, or fewer nodes.
-        UserError: the batch does not split over the ranks; the path cannot be given to Slurm.
+        UserError: the batch does not split over the ranks, or the path cannot be given to Slurm.
     """
     run = folder_of(target.absolute())
     check_path_and_profile(run, profile)
@@ -91,7 +91,7 @@ def job_of_request(target: Path, request: Request, profile: ClusterProfile, node
         raise RecipeError(
             f"the job needs {nodes} nodes, and the profile {profile.name} has {profile.nodes}",
             where=profile.where("nodes"),
-            fix="take fewer with --nodes",
+            fix="ask for fewer with --nodes",
         )
     request.accumulation(nodes * profile.ranks_of_a_node)
     name = job_name(run, request.kind)
@@ -109,11 +109,13 @@ def job_of_request(target: Path, request: Request, profile: ClusterProfile, node
 
 @dataclass(frozen=True)
 class Submission:
-    """What DIR.job/submission.json remembers.
+    """What DIR.job/submission.json holds.
 
     Attributes:
         job: Slurm's id; None when the model is there.
-        action: `submitted` now, `kept` because its job was there already, or `done` before.
+        action: `submitted` now, `kept` because the job exists already, or `done` earlier.
+        cluster: name of the profile.
+        nodes: of the job.
     """
 
     job: str | None
@@ -123,11 +125,11 @@ class Submission:
 
 
 def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) -> Submission:
-    """Submit the job unless it is there, or its model is.
+    """Submit the job unless it, or its model, exists already.
 
     Raises:
         SlurmMissing, SlurmRefused: with Slurm's own words.
-        RunError: another request has this target.
+        RunError: the target belongs to another request.
     """
     job, run = job_of_request(target, request, profile, nodes), folder_of(target.absolute())
     slurm.require()
@@ -149,7 +151,7 @@ def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) 
 
 
 def cancel(target: Path) -> list[str]:
-    """Cancel the job of a target; returns its id, or nothing when no job was there."""
+    """Cancel the job of a target; returns its id, or nothing if there was no job."""
     run = folder_of(target.absolute())
     active = slurm.active([job_name(run, request_in(run).kind)])
     ids = [job.id for job in active.values()]
@@ -158,7 +160,7 @@ def cancel(target: Path) -> list[str]:
 
 
 def refuse_while_submitted(target: Path) -> None:
-    """Refuse to train here what a Slurm job trains, or is going to.
+    """Refuse to train here what a Slurm job trains, or will train.
 
     Raises:
         RunError: with the job's id.
@@ -181,7 +183,7 @@ def is_job(target: Path) -> bool:
 
 
 def status(target: Path) -> dict[str, Any]:
-    """How far the job of a target is, and what Slurm says of it; `slurm_silent` tells why Slurm was not asked."""
+    """How far the job of a target is, and what Slurm says about it; `slurm_silent`: why it could not be asked."""
     run = folder_of(target.absolute())
     request = request_in(run)
     found = slurm_record.read(run.stage(request.kind))
@@ -210,7 +212,7 @@ def status(target: Path) -> dict[str, Any]:
 
 
 def _progress(run: RunDirectory, request: Request) -> dict[str, Any]:
-    """Of the rate that is being trained, or of the last one."""
+    """How far the rate is that is being trained, or the last one."""
     work = work_of(run)
     done = sum(work.rate(rate).result is not None for rate in request.rates)
     current = request.rates[min(done, len(request.rates) - 1)]

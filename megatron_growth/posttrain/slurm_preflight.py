@@ -1,6 +1,6 @@
-"""Before training, on every node of a job: `python -m megatron_growth.posttrain.slurm_preflight DIR.job KIND`.
+"""A check of every node of a job before training: `python -m megatron_growth.posttrain.slurm_preflight DIR.job KIND`.
 
-The node sees the work folder with its examples, can import what trains, and has its GPUs.
+The node must see the work folder with its examples, have the packages that training needs, and have its GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check(run: RunDirectory) -> None:
     """Refuse a node that cannot train.
 
     Raises:
-        GrowthError: with the node's name where it differs from the others.
+        GrowthError: packages, examples or GPUs are missing.
     """
     request = request_in(run)
     require(request)
@@ -34,7 +34,7 @@ def check(run: RunDirectory) -> None:
         )
     wanted, found = os.environ.get("GROWTH_GPUS_PER_NODE"), int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
     if wanted and int(wanted) != found:
-        raise RunError(f"{found} GPUs for this job, and {wanted} are planned", fix="repair the node, or exclude it")
+        raise RunError(f"{found} GPUs for this job, but {wanted} are planned", fix="repair the node, or exclude it")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """One rank of a post-training under Slurm: `python -m megatron_growth.posttrain.slurm_rank DIR.job KIND`.
 
-All rates of a sweep, one after the other; the job's end makes the model of them.
+It trains all rates of a sweep, one after the other; the end of the job makes the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_growth.run.directory import RunDirectory
 
 
 def main() -> int:
-    """Entry point; 0 when all is trained, or when it was asked to stop and has saved."""
+    """Entry point; 0 when everything is trained, or when it was asked to stop and has saved."""
     try:
         with failures.recorded():
             run = RunDirectory(Path(sys.argv[1]))
@@ -26,7 +26,7 @@ def main() -> int:
                 _train(run)
         return 0
     finally:
-        # The batch script repeats TERM until all ranks have gone; Python gives up our handler before that.
+        # The batch script repeats TERM until all ranks have ended; Python drops our handler before that.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()

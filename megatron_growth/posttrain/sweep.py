@@ -1,4 +1,4 @@
-"""A sweep over learning rates: its table and its picture, beside the model that it chose."""
+"""The table and the picture of a sweep over learning rates, beside the model that it chose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_sweep(work: Work, request: Request, found: list[Result], kept: Result)
 
 
 def _picture(work: Work, found: list[Result], kept: Result) -> None:
-    """Held-out loss over the rate, log scale; rates that diverged are crosses at the top."""
+    """Held-out loss against the rate on a log scale; rates that diverged are crosses at the top."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,7 +58,7 @@ def _picture(work: Work, found: list[Result], kept: Result) -> None:
 
 
 def table(document: dict[str, Any]) -> Table:
-    """The rates of a sweep, the kept one marked."""
+    """The rates of a sweep, with a mark on the one that is kept."""
     from rich.table import Table
 
     by = document["request"]["best_by"]

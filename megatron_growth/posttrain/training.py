@@ -1,7 +1,7 @@
 """One training with TRL, in this process, which may be one of several: resumed, recorded, evaluated, saved.
 
-The loss of SFT is the mean over the answers' tokens alone (the chat template marks them); that of DPO compares the
-answers' log-probabilities with those of the model that training began with.
+The loss of SFT is the mean over the answers' tokens only (the chat template marks them); that of DPO compares the
+answers' log-probabilities with those of the model with which training began.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Job:
     """One training of a run.
 
     Attributes:
-        request: of the run.
-        work: its folder.
+        request: what the run is asked to do.
+        work: the run's folder.
         base: Hugging Face folder of the model.
         rate: learning rate.
     """
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def folder(self) -> RateFolder:
-        """Where it writes."""
+        """The folder that it writes to."""
         return self.work.rate(self.rate)
 
 
@@ -55,12 +55,12 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
     """Train, or go on training; the result is in the folder when this returns.
 
     Args:
-        job: the work folder has its examples and tokenizer.
+        job: one whose work folder holds examples and tokenizer.
         show: called after every step on the first process.
-        stop_gently: take SIGTERM for a request to save and leave.
+        stop_gently: treat SIGTERM as a request to save and leave.
 
     Returns:
-        None when it was asked to stop before the end.
+        The result; None when training was asked to stop before its end.
     """
     from megatron_growth.posttrain.callbacks import GentleStop, NoNumber, Recorder, WholeCheckpoints
 
@@ -89,7 +89,7 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
 
 
 def newest_checkpoint(folder: RateFolder, *, clean: bool = True) -> Path | None:
-    """The newest whole checkpoint; the first process removes what a kill left half written, unless told not to."""
+    """The newest whole checkpoint; with `clean`, the first process removes those that a kill left half written."""
     found = sorted(folder.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if (path / WHOLE).is_file()]
     if clean and mistakes.rank() == 0:
@@ -120,7 +120,7 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
     else:
         config = trl.DPOConfig(**values, beta=request.beta)
         kind = trl.DPOTrainer
-    # The configuration first: under ZeRO 3 it is what makes from_pretrained spread the weights.
+    # The configuration comes first: under ZeRO 3 it makes from_pretrained spread the weights.
     model = AutoModelForCausalLM.from_pretrained(
         str(job.base), dtype=torch.float32, attn_implementation=_attention(request), local_files_only=True
     )
@@ -138,7 +138,7 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
 
 
 def _arguments(job: Job) -> dict[str, Any]:
-    """What SFT and DPO have in common."""
+    """The training arguments that SFT and DPO have in common."""
     import torch
 
     request, cuda = job.request, torch.cuda.is_available()
@@ -183,13 +183,13 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 
 def _positions(base: Path) -> int:
-    """Tokens that the model was made for."""
+    """Most tokens in a sequence that the model takes."""
     config = json.loads((base / "config.json").read_text("utf-8"))
     return int(config.get("max_position_embeddings") or sys.maxsize)
 
 
 def _attention(request: Request) -> str:
-    """torch's own attention, which keeps packed examples apart by their positions; FlashAttention where it is there."""
+    """torch's own attention, which keeps packed examples apart by their positions; FlashAttention where installed."""
     import torch
     from transformers.utils import is_flash_attn_2_available
 
@@ -198,7 +198,7 @@ def _attention(request: Request) -> str:
 
 
 def _shorten_warmup(trainer: Any, request: Request) -> tuple[str, ...]:
-    """A warm-up that is longer than all of training becomes a tenth of it."""
+    """Make a warm-up that is longer than all of training a tenth of it; returns a note for each change."""
     rows = len(trainer.train_dataset)
     steps = request.max_steps or math.ceil(math.ceil(rows / request.batch) * request.epochs)
     if request.warmup < 1 or request.warmup < steps:
@@ -212,9 +212,10 @@ def _shorten_warmup(trainer: Any, request: Request) -> tuple[str, ...]:
 def _result(
     job: Job, trainer: Any, found: dict[str, Any], notes: tuple[str, ...], no_number: int | None, seconds: float
 ) -> Result:
-    lines = [line for line in metrics.records(job.folder.metrics) if "event" not in line]
+    records = metrics.records(job.folder.metrics)
+    lines = [line for line in records if "event" not in line]
     losses = [line["loss"] for line in lines if line["loss"] is not None]
-    before = [line["loss"] for line in metrics.records(job.folder.metrics) if line.get("when") == "start"]
+    before = [line["loss"] for line in records if line.get("when") == "start"]
     last = losses[-max(1, len(losses) // 10) :]
     accuracy = found.get("eval_mean_token_accuracy" if job.request.kind == "sft" else "eval_rewards/accuracies")
     return Result(
@@ -233,5 +234,5 @@ def _result(
 
 
 def _number(value: float | None) -> float | None:
-    """None for what is no number."""
+    """The value if it is finite, else None."""
     return float(value) if value is not None and math.isfinite(value) else None

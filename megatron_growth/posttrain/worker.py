@@ -1,6 +1,6 @@
 """One process of a training: `python -m megatron_growth.posttrain.worker WORK RATE`, under torchrun.
 
-Exit code 0 when the training is done, or was asked to stop and has saved; whether it is done, its folder says.
+The exit code is 0 when training is done, or was asked to stop and has saved; its folder says which.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
                 dist.destroy_process_group()
         return 0
     finally:
-        # A batch script repeats TERM until all have gone; Python gives up our handler before that.
+        # A batch script repeats TERM until all processes have ended; Python drops our handler before that.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,7 +1,7 @@
 """DeepSpeed's configuration for ZeRO 2 and 3; "auto" is filled in from the training arguments.
 
-ZeRO 2 shards gradients and optimizer state, ZeRO 3 the weights, too.  No optimizer is named: torch's AdamW is sharded,
-so no kernel has to be compiled.
+ZeRO 2 shards gradients and optimizer state, ZeRO 3 also the weights.  No optimizer is named, so torch's AdamW is
+sharded and no kernel has to be compiled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def begin(*, gpu: bool) -> None:
     """Join the other processes before a model is made: ZeRO 3 spreads weights while they are read.
 
     On the host DeepSpeed would compile a kernel for reductions in shared memory, in every process and under a lock that
-    a kill leaves behind; gloo does without.
+    a kill leaves behind; gloo does not need it.
     """
     import deepspeed
     from deepspeed.ops import __compatible_ops__

@@ -53,7 +53,7 @@ def test_missing_tokenizer(tmp_path: Path, refused: Refused, model: Path) -> Non
 
 def test_a_tokenizer_that_would_not_be_taken(tmp_path: Path, refused: Refused, model: Path) -> None:
     data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
-    assert "--tokenizer gpt2 is no folder" in refused("sft", model, "--data", data, "--tokenizer", "gpt2")
+    assert "--tokenizer gpt2 is not a folder" in refused("sft", model, "--data", data, "--tokenizer", "gpt2")
 
 
 def test_tokenizer_of_another_model(tmp_path: Path, refused: Refused, model: Path) -> None:
@@ -72,9 +72,9 @@ def test_tokenizer_of_another_model(tmp_path: Path, refused: Refused, model: Pat
     ("kind", "row", "found"),
     [
         ("sft", {"text": "a", "label": 1}, "columns label, text; wanted for sft: messages"),
-        ("sft", {"messages": "hello"}, "messages is no list of messages but str"),
+        ("sft", {"messages": "hello"}, "messages is not a list of messages but str"),
         ("sft", {"messages": [{"role": "tool", "content": "1"}]}, "role 'tool'"),
-        ("sft", {"instruction": "a", "output": 5}, "output is no text but int"),
+        ("sft", {"instruction": "a", "output": 5}, "output is not text but int"),
         ("dpo", {"prompt": "a", "chosen": "b"}, "columns chosen, prompt; wanted for dpo: prompt, chosen and rejected"),
     ],
 )
@@ -111,7 +111,7 @@ def test_target_with_files_in_it(tmp_path: Path, model: Path, capsys: pytest.Cap
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     words = ["posttrain", "sft", model, "--preset", "nano-sft", "--data", data, "--output", tmp_path / "full"]
     assert main([str(word) for word in words]) == 2
-    assert "is no post-trained model" in capsys.readouterr().err
+    assert "is not a post-trained model" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 

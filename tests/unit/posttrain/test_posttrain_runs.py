@@ -353,7 +353,7 @@ def test_a_checkpoint_that_was_trained_further_is_another_model(place: Path, tmp
     tracker.write_text("9")
     document = posttrain(request, tmp_path / "out")  # goes on with what it had exported
     assert Path(document["model"]["export"]["source"]).name == "iter_0000007"
-    with pytest.raises(RunError, match="tuned from iter_0000007, and the checkpoint is at iter_0000009"):
+    with pytest.raises(RunError, match="tuned from iter_0000007, and the checkpoint is now at iter_0000009"):
         posttrain(request, tmp_path / "out")
     tracker.write_text("7")
     assert posttrain(request, tmp_path / "out")["kind"] == "sft"

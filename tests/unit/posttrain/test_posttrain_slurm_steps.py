@@ -131,7 +131,7 @@ def test_a_node_that_cannot_train_is_refused(run: RunDirectory, monkeypatch: pyt
     slurm_job.begin(run, "sft")
     monkeypatch.setenv("GROWTH_GPUS_PER_NODE", "8")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "7")
-    with pytest.raises(GrowthError, match="7 GPUs for this job, and 8 are planned"):
+    with pytest.raises(GrowthError, match="7 GPUs for this job, but 8 are planned"):
         slurm_preflight.check(run)
 
 
