@@ -1,4 +1,4 @@
-"""What a run directory adds to the card of a model that is exported from it: recipe, chain of stages, tokens, FLOPs."""
+"""What a run directory adds to the card of a model exported from it: recipe, chain of stages, tokens, FLOPs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def facts_of(checkpoint: Path, iteration: int) -> dict[str, str]:
-    """Rows of a model card; none for a checkpoint that lies in no run directory.
+    """Rows of a model card; empty for a checkpoint outside a run directory.
 
     Args:
         checkpoint: a stage's folder of checkpoints, or one of them.
-        iteration: of the checkpoint, up to which its stage's tokens and compute count.
+        iteration: of the checkpoint; tokens and compute of its stage are counted up to there.
 
     Raises:
-        RunError: it lies in a run directory whose records cannot be read.
+        RunError: the records of its run directory cannot be read.
     """
     place = stage_above(checkpoint)
     if place is None:
@@ -49,7 +49,7 @@ def _rows(run: RunRecord, name: str, iteration: int) -> dict[str, str]:
 
 
 def _chain(run: RunRecord, name: str) -> list[StageRecord]:
-    """The stage of this name and those it grew from, the first one first."""
+    """The stage of this name and those that it grew from, smallest first."""
     found: list[StageRecord] = []
     stages = {stage.name: stage for stage in (*run.stages, *run.baselines)}
     wanted: str | None = name

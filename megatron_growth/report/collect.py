@@ -1,4 +1,4 @@
-"""From a run directory to its records: plan.json says what was meant, the stages' metrics.jsonl what happened."""
+"""From a run directory to its records: plan.json says what was planned, the stages' metrics.jsonl what happened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
         started: refuse a run in which nothing has been trained yet.
 
     Raises:
-        RunError: the directory is no run, its plan is not readable, or nothing has been trained yet.
+        RunError: the directory is not a run's, its plan cannot be read, or nothing has been trained yet.
     """
     plan = existing(run_directory).planned
     stages, spent = [], 0.0
@@ -79,25 +79,25 @@ def _stage(planned: StagePlan, run_directory: Path, flops_before: float) -> Stag
 
 
 def _stopped(marker: Path, planned: int) -> int | None:
-    """The iteration in a stage's `done` marker when it is not the planned one."""
+    """The iteration in a stage's `done` marker if it is below the planned one."""
     if not marker.is_file():
         return None
     try:
         last = int(json.loads(marker.read_text(encoding="utf-8"))["iteration"])
     except (ValueError, KeyError, TypeError):
-        fix = "remove it and give the train command again: what is trained is only looked at"
+        fix = "remove it and give the train command again: what is trained already is only checked"
         raise RunError("the mark of a finished stage is damaged", where=str(marker), fix=fix) from None
     return last if last < planned else None
 
 
 def _layout(layout: ParallelLayout) -> str:
-    """Sizes above one, in words: TP 2, PP 2."""
+    """A layout's sizes above one, such as `TP 2, PP 2`."""
     sizes = {"TP": layout.tp, "PP": layout.pp, "VPP": layout.vpp, "DP": layout.dp or 1}
     return ", ".join(f"{name} {number}" for name, number in sizes.items() if number > 1) or "1 rank"
 
 
 def _growth(growth: GrowthSpec | None) -> str:
-    """Operators in words: aki + stack."""
+    """The operators' names, such as `aki + stack`."""
     if growth is None:
         return ""
     return " + ".join(

@@ -1,8 +1,8 @@
 """Several runs in one table: every stage before post-training, after SFT and after DPO, mean and spread over seeds.
 
-What a run is known by:  RUN/stages/*/metrics.jsonl  its validation loss at the end of a stage
-                         RUN/evaluation/summary.json  tasks, of a stage by its name, of a tuned model by its folder's
-                         RUN/posttrain/*/             tuned models; others are named beside the runs
+What is read of a run:  RUN/stages/*/metrics.jsonl   validation loss at the end of a stage
+                        RUN/evaluation/summary.json  tasks, of a stage by its name, of a tuned model by its folder's
+                        RUN/posttrain/*/             tuned models; others are named beside the runs
 
 Runs of one recipe and variant that differ in their seed are one row.  The spread is the sample standard deviation.
 """
@@ -34,7 +34,7 @@ Tasks = dict[str, float]
 
 @dataclass(frozen=True)
 class Measured:
-    """One stage of one run, with everything that is known of it.
+    """One stage of one run, with all its figures.
 
     Attributes:
         group: recipe and variant.
@@ -62,13 +62,13 @@ class Figure:
         return {"mean": self.mean, "std": self.std, "seeds": self.count}
 
     def text(self) -> str:
-        """3.512 ± 0.004, or without a spread."""
+        """Such as `3.512 ± 0.004`, or `3.512` without a spread."""
         return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.std is not None else "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of one recipe and variant."""
+    """One stage of one recipe and variant, over its seeds."""
 
     group: str
     stage: str
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass
 class Comparison:
-    """All rows, in the order in which the runs were named, and what was left out."""
+    """All rows, in the order in which the runs were named, and notes on what was left out."""
 
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
@@ -111,10 +111,10 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read runs, folders of variants and tuned models.
+    """Compare runs; paths are of runs, folders of variants and tuned models.
 
     Raises:
-        RunError: none of them is a run, or a tuned model comes from none of them.
+        RunError: there is no run among them, or a tuned model comes from none of them.
     """
     given = {run.resolve(): run for path in paths for run in _runs(path)}  # each once, however often it is named
     runs = list(given.values())
@@ -129,7 +129,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
             raise RunError(
                 "the tuned model comes from none of these runs",
                 where=str(path),
-                fix="name the run that it comes from, too",
+                fix="also name the run that it comes from",
             )
     return Comparison(_rows(measured), notes)
 
@@ -143,9 +143,9 @@ def _runs(path: Path) -> list[Path]:
 
 
 def _groups(runs: Sequence[Path]) -> dict[Path, str]:
-    """Which runs are one row: those of one recipe, and variant, that differ in their seed alone; else each has its own.
+    """Each run's row: runs of one recipe and variant that differ only in their seed share one, others have their own.
 
-    A recipe that was changed under its old name is another one, and a run of the same seed is no other sample.
+    A recipe that was changed under its old name is another one, and another run of the same seed is not a new sample.
     """
     alike: dict[str, list[Path]] = {}
     for run in runs:
@@ -162,7 +162,7 @@ def _groups(runs: Sequence[Path]) -> dict[Path, str]:
 
 
 def _recipe(run: Path) -> dict[str, Any]:
-    """The recipe of a run, as it was resolved."""
+    """The resolved recipe of a run."""
     file = run / RECIPE
     try:
         found = yaml.safe_load(file.read_text("utf-8"))
@@ -174,12 +174,12 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> list[Measured]:
-    """Every finished stage and baseline of a run."""
+    """The figures of every finished stage and baseline of a run."""
     record = collect(run, started=False)
     seed = int(_recipe(run).get("seed", 0))
     tasks = _tasks(run)
     own = sorted(found.parent for found in run.glob(f"posttrain/*/{POSTTRAIN}"))
-    models = list({model.resolve(): model for model in (*tuned, *own)}.values())  # one may be named and found
+    models = list({model.resolve(): model for model in (*tuned, *own)}.values())  # one may be both named and found
     found = []
     for stage in (*record.stages, *record.baselines):
         if not stage.complete:
@@ -188,14 +188,14 @@ def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> 
         values: dict[tuple[str, str], float] = {}
         if stage.final_validation is not None:
             values["pre", "loss"] = stage.final_validation
-        _add_tasks(values, "pre", tasks.get(stage.name, {}))
+        values |= _task_values("pre", tasks.get(stage.name, {}))
         _add_tuned(values, [model for model in models if _stage_of(_read(model / POSTTRAIN), run) == stage.name], tasks)
         found.append(Measured(group, stage.name, seed, values))
     return found
 
 
 def _add_tuned(values: dict[tuple[str, str], float], models: Iterable[Path], tasks: Mapping[str, Tasks]) -> None:
-    """Figures of the models that were tuned from a stage; the mean where there are several of one kind."""
+    """Add the figures of the models that were tuned from a stage; their mean where several are of one kind."""
     by_kind: dict[str, list[dict[tuple[str, str], float]]] = {}
     for model in models:
         document = _read(model / POSTTRAIN)
@@ -204,19 +204,19 @@ def _add_tuned(values: dict[tuple[str, str], float], models: Iterable[Path], tas
         for figure, key in (("loss", "valid_loss"), ("accuracy", "valid_accuracy")):
             if result[key] is not None:
                 one[kind, figure] = result[key]
-        _add_tasks(one, kind, tasks.get(model.name, {}))
+        one |= _task_values(kind, tasks.get(model.name, {}))
         by_kind.setdefault(kind, []).append(one)
     for found in by_kind.values():
         for column in sorted({column for one in found for column in one}):
             values[column] = statistics.fmean(one[column] for one in found if column in one)
 
 
-def _add_tasks(values: dict[tuple[str, str], float], phase: str, tasks: Tasks) -> None:
-    values |= {(phase, name): value for name, value in tasks.items()}
+def _task_values(phase: str, tasks: Tasks) -> dict[tuple[str, str], float]:
+    return {(phase, name): value for name, value in tasks.items()}
 
 
 def _tasks(run: Path) -> dict[str, Tasks]:
-    """Model -> task -> figure, as `evaluate tasks` wrote them down, with the average of the accuracies."""
+    """Model -> task -> figure that `evaluate tasks` recorded, with the average of the accuracies."""
     found: dict[str, Tasks] = {}
     for model, tasks in results_of(run).items():
         average = task_average(tasks)
@@ -226,7 +226,7 @@ def _tasks(run: Path) -> dict[str, Tasks]:
 
 
 def _stage_of(document: dict[str, Any], run: Path) -> str | None:
-    """The stage of a run that a tuned model descends from, by its export and earlier tunings; None for none."""
+    """The stage of a run that a tuned model descends from, through exports and earlier tunings, or None."""
     stages = run.resolve() / "stages"
     model = document["model"]
     for place in (model["path"], (model["export"] or {}).get("source")):
@@ -246,7 +246,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _rows(measured: Sequence[Measured]) -> list[Row]:
-    """Seeds of one group and stage together."""
+    """One row for each group and stage, over its seeds."""
     grouped: dict[tuple[str, str], list[Measured]] = {}
     for one in measured:
         grouped.setdefault((one.group, one.stage), []).append(one)
@@ -264,7 +264,7 @@ def _figure(values: Sequence[float]) -> Figure:
 
 
 def compare_findings(comparison: Comparison) -> list[str]:
-    """The best row of every loss and average, and what is within its spread; then what was left out."""
+    """The best row for every loss and average, and the rows within its spread; then what was left out."""
     sentences = []
     stages = {row.stage for row in comparison.rows}
     for phase, figure in comparison.columns:

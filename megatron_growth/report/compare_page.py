@@ -22,7 +22,7 @@ _PANELS = ("loss", "accuracy", "task average")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write index.html, compare.png and compare.json; a comparison is derived, so an older one goes.
+    """Write index.html, compare.png and compare.json; an older comparison is overwritten.
 
     Raises:
         RunError: the folder holds something else.
@@ -58,7 +58,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 
 def panels(comparison: Comparison) -> Picture | None:
-    """One panel for each loss and average: a mark for every row, a bar for the spread; None without any."""
+    """One panel for each loss and average, with a mark for every row and a bar for its spread; None without any."""
     columns = [column for column in comparison.columns if column[1] in _PANELS]
     if not columns:
         return None
@@ -81,7 +81,7 @@ def panels(comparison: Comparison) -> Picture | None:
 
 
 def table(comparison: Comparison) -> Table:
-    """For a terminal."""
+    """The comparison as a table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What a run shows, in sentences: every sentence follows from the numbers of this run, whichever way they came out."""
+"""What a run shows, in sentences; each follows from the numbers of this run, whichever way they came out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_growth.records.human import plural
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import Variant, early_stop_json, finished_baseline
 
-# Single nano runs that differ by less are not told apart (docs/operators.md says what was measured).
+# Single nano runs that differ by less cannot be told apart (docs/operators.md says what was measured).
 TIE_NATS = 0.03
 
 
@@ -66,7 +66,7 @@ def _final(v: Variant) -> float:
 
 
 def _against_baseline(baseline: Variant, others: Sequence[Variant]) -> list[str]:
-    """Two sentences: which variants are better after as many steps, and which at as much compute."""
+    """Two sentences: which variants are better after equally many steps, and which at equal compute."""
     target = _final(baseline) - TIE_NATS
     by_steps = [v.name for v in others if _final(v) < target]
     losses = {v.name: v.loss_at(baseline.flops_exact, exact=True) for v in others}
@@ -80,7 +80,7 @@ def _against_baseline(baseline: Variant, others: Sequence[Variant]) -> list[str]
 
 
 def _stopped(v: Variant, variants: tuple[Variant, ...]) -> str:
-    """What stopping at a validation loss left of the compute."""
+    """A sentence on how much of the compute a variant needed that stopped at a validation loss."""
     sentence = (
         f"{v.name} was stopped at validation loss {_final(v):.3f}, after {v.last.done} of {v.last.iterations} steps"
     )

@@ -19,7 +19,7 @@ from megatron_growth.report.variants import Variant, variant_json
 
 
 def write_report(run: RunRecord, run_directory: Path) -> Path:
-    """Write `report/index.html` of one run and the pictures beside it; a report is derived, so an older one goes."""
+    """Write `report/index.html` of one run and the pictures beside it; an older report is overwritten."""
     folder = _folder(run_directory)
     images = {"loss": plots.write_png(plots.loss_against_flops(run), folder / "loss-against-flops.png")}
     if (growth := plots.growth_steps(run)) is not None:
@@ -54,7 +54,7 @@ def _folder(run_directory: Path) -> Path:
 
 
 def write(folder: Path, template: str, images: dict[str, Path], **values: Any) -> Path:
-    """Render a template into `index.html` of a folder, pictures inside; returns its path."""
+    """Render a template, with pictures embedded, into a folder's `index.html`; returns its path."""
     encoded = {name: base64.b64encode(path.read_bytes()).decode() for name, path in images.items()}
     page = (
         _environment()

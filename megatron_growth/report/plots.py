@@ -1,6 +1,6 @@
 """The pictures of the report: every axis has a unit, and no two curves of a picture share colour, mark or label.
 
-Colours begin with those of Okabe and Ito, which colour-blind readers can tell apart; marks tell the rest.
+The first colours are Okabe and Ito's, which colour-blind readers can tell apart; marks distinguish the others.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def growth_steps(run: RunRecord) -> Figure | None:
     ax.set_yticks(range(len(grown)), [f"{s.source} to {s.name}" for s in reversed(grown)])
     ax.set_ylim(-0.6, len(grown) - 0.4)
     ax.set_xlabel("validation loss (nats per token)")
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    _legend_above(ax)
     return figure
 
 
@@ -122,11 +120,11 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
 def state_memory(runs: Sequence[tuple[str, Sequence[StageRecord]]]) -> Figure | None:
     """Bytes of weights, gradients and optimizer state on the fullest rank of every stage, measured beside predicted.
 
-    A line over each run is its cap, what the plan lets its largest stage take (STEP, Figure 2).  None when nothing was
-    measured.
+    A line over each run is its cap: the bytes that the plan allows its largest stage (STEP, Figure 2).  None when
+    nothing was measured.
 
     Args:
-        runs: (label or "", stages) from left to right.
+        runs: (label or "", stages), from left to right.
     """
     known = [(label, [stage for stage in stages if stage.state_bytes]) for label, stages in runs]
     labels = [f"{label}: {stage.name}" if label else stage.name for label, stages in known for stage in stages]
@@ -149,14 +147,19 @@ def state_memory(runs: Sequence[tuple[str, Sequence[StageRecord]]]) -> Figure | 
         x += len(stages)
     ax.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
     ax.set_ylabel(f"state of the fullest rank ({name})")
-    handles, texts = ax.get_legend_handles_labels()
-    unique = dict(zip(texts, handles, strict=True))
-    ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    _legend_above(ax)
     return figure
 
 
+def _legend_above(ax: Axes) -> None:
+    """A legend above the axes, each label once."""
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    ax.legend(unique.values(), unique.keys(), ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+
+
 def smoothing(stage: StageRecord) -> int:
-    """Iterations of the trailing mean that is drawn over the raw curve: 1/25 of the stage, so all lag alike."""
+    """Iterations of the trailing mean that is drawn over the raw curve: 1/25 of the stage, so all lag equally."""
     return max(1, len(stage.curve.losses) // 25)
 
 
@@ -178,7 +181,7 @@ def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, 
 
 
 def _loss_limits(run: RunRecord) -> tuple[float, float]:
-    """From just below the best loss to just above the loss at growth; the first steps from random weights are cut."""
+    """From just below the best loss to just above that at growth; the first steps from random weights are cut off."""
     every = [s for s in (*run.stages, *run.baselines) if s.curve.losses]
     low = min(filter(math.isfinite, (loss for s in every for loss in s.curve.smoothed(smoothing(s)))), default=0.0)
     settled = [loss for s in every for loss in s.curve.losses[len(s.curve.losses) // 8 :] if math.isfinite(loss)]

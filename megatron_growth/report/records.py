@@ -1,4 +1,4 @@
-"""What the report knows of a run: frozen records read from plan.json and the stages' metrics, nothing derived twice.
+"""What the report knows about a run: frozen records read from plan.json and the stages' metrics.
 
 Units: losses in nats per token, compute in FLOPs (the paper's accounting, 6 per trainable weight and token, unless the
 name says exact), time in seconds.
@@ -17,14 +17,14 @@ from megatron_growth.records import metrics
 
 @dataclass(frozen=True)
 class Curve:
-    """Training points of one stage, one entry per logged iteration."""
+    """The training curve of one stage, one entry per logged iteration."""
 
     iterations: tuple[int, ...]
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...]
 
     def smoothed(self, window: int) -> list[float]:
-        """Trailing mean over `window` iterations; shorter at the start, NaN where there is no finite loss in it."""
+        """Trailing mean over `window` iterations, fewer at the start; NaN where none of them has a finite loss."""
         sums, total, count = [], 0.0, 0
         for i, loss in enumerate(self.losses):
             gone = self.losses[i - window] if i >= window else math.nan
@@ -40,14 +40,16 @@ class StageRecord:
     """One trained stage, or one baseline (a stage without a source).
 
     Attributes:
-        name, parameters, tokens, iterations: as planned; `done` says how many iterations were really trained.
-        flops: planned compute of this stage; flops_before: of all stages below it in the chain.
-        source: name of the stage it grew from, None when it started from random weights.
+        name, parameters, tokens, iterations, lr: as planned.
+        done: number of iterations that were trained.
+        flops: planned compute of this stage.
+        flops_before: planned compute of all stages below it in the chain.
+        source: name of the stage that it grew from; None when it started from random weights.
         validation: (iteration, loss) pairs; iteration 0 is the loss right after growth.
         wall_seconds: time of the training iterations.
-        stopped: iteration at which the stage was finished early, by a validation loss; None when it was not.
+        stopped: iteration at which a validation loss ended the stage early; None when it did not.
         flops_exact: planned compute of this stage by the exact accounting.
-        state_bytes: measured bytes of weights, gradients and optimizer state of every pipeline stage's fullest rank;
+        state_bytes: measured bytes of weights, gradients and optimizer state on every pipeline stage's fullest rank;
             empty when they were not measured.
         predicted_state_bytes: the same by the planner's formula.
     """
@@ -73,16 +75,16 @@ class StageRecord:
 
     @property
     def complete(self) -> bool:
-        """All planned iterations were trained, or training ended early as it was asked to."""
+        """Whether all planned iterations were trained, or training ended early as it was asked to."""
         return self.done >= (self.stopped or self.iterations)
 
     def flops_at(self, iteration: int) -> float:
-        """Compute spent when `iteration` of this stage is done, the stages below included."""
+        """Compute spent when `iteration` of this stage is done, including the stages below."""
         return self.flops_before + self.flops * iteration / max(self.iterations, 1)
 
     @property
     def final_validation(self) -> float | None:
-        """Validation loss at the last evaluated iteration; None when it was no number or there was none."""
+        """Validation loss at the last evaluated iteration; None when there was none or it was not finite."""
         return _json_number(self.validation[-1][1]) if self.validation and self.validation[-1][0] > 0 else None
 
     @property
@@ -93,9 +95,12 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run: its chain of stages, bottom to top, its baselines, and the commands that go on and report again.
+    """A run.
 
-    `evaluation` holds what `evaluate tasks` measured: model -> task -> metric, value, questions.
+    Attributes:
+        stages: the chain, smallest first.
+        go_on, again: the commands that go on with the run, and that report it again.
+        evaluation: what `evaluate tasks` measured: model -> task -> metric, value, questions.
     """
 
     name: str
@@ -110,7 +115,7 @@ class RunRecord:
     evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def before_growth(self, stage: StageRecord) -> float | None:
-        """Validation loss that the source of `stage` ended with, None for stages from random weights."""
+        """Validation loss with which the source of `stage` ended; None for stages from random weights."""
         source = next((s for s in self.stages if s.name == stage.source), None)
         return source.final_validation if source else None
 
@@ -128,7 +133,7 @@ class RunRecord:
 
     @property
     def benchmarks(self) -> list[str]:
-        """Every task that some model was evaluated on."""
+        """All tasks on which some model was evaluated."""
         return list(dict.fromkeys(task for tasks in self.evaluation.values() for task in tasks))
 
     def _stage_json(self, s: StageRecord) -> dict[str, Any]:
@@ -156,7 +161,7 @@ class RunRecord:
 
 
 def read_state_bytes(path: Path) -> tuple[int, ...]:
-    """Measured bytes of state of every pipeline stage's fullest rank, of the last launch that measured them."""
+    """Measured bytes of state on every pipeline stage's fullest rank, from the last launch that measured them."""
     found: tuple[int, ...] = ()
     for record in metrics.records(path):
         if record.get("event") == "memory":
@@ -170,7 +175,7 @@ def read_state_bytes(path: Path) -> tuple[int, ...]:
 def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], float]:
     """Training curve, validation points and summed seconds of one stage's metrics.jsonl.
 
-    A loss that was no number is NaN.
+    A loss that was not finite is NaN.
 
     Raises:
         RunError: a line in the middle of the file is not JSON, or lacks a figure; an unfinished last line is left out.
@@ -193,10 +198,10 @@ def read_metrics(path: Path) -> tuple[Curve, tuple[tuple[int, float], ...], floa
 
 
 def _number(value: float | None) -> float:
-    """JSON's null, which stands for what was no number."""
+    """A number of metrics.jsonl, in which null stands for one that was not finite."""
     return math.nan if value is None else float(value)
 
 
 def _json_number(value: float) -> float | None:
-    """None for what is no number."""
+    """The value if it is finite, else None."""
     return value if math.isfinite(value) else None

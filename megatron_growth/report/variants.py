@@ -1,7 +1,7 @@
-"""The variants of a recipe beside each other: final validation perplexity, state, compute, and early stops (Reuse).
+"""The variants of a recipe side by side: final validation perplexity, state, compute, and early stops (Reuse).
 
-A variant is a run of its own; what is compared is the last stage of each.  Compute is counted twice: by the paper's
-formula and exactly (frozen weights below something trainable count 4, attention scores count).
+Each variant is a run of its own; their last stages are compared.  Compute is counted twice: by the paper's formula and
+exactly (4 for a frozen weight below something trainable, and attention scores count).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.run.directory import existing
 
-BASELINES = ("baseline", "vanilla")  # the names that a recipe may give to its variant without anything
-_ROUNDING = 1e-9  # compute is summed in another order for each variant
+BASELINES = ("baseline", "vanilla")  # names that a recipe may give to the variant without its method
+_ROUNDING = 1e-9  # compute is summed in a different order for each variant
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Variant:
     """One variant of a recipe, trained or under way.
 
     Attributes:
-        trainable, frozen: weights of the last stage's model.
-        state_bytes: measured, weights and optimizer state in the last stage's newest checkpoint; None without one.
-        flops, flops_exact: of all its stages as planned, by the paper's and by the exact accounting.
-        last_flops, last_flops_exact: of the last stage alone.
+        trainable, frozen: numbers of weights of the last stage's model.
+        state_bytes: weights and optimizer state in the last stage's newest checkpoint; None without one.
+        flops, flops_exact: planned for all its stages, by the paper's and by the exact accounting.
+        last_flops, last_flops_exact: planned for the last stage alone.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Variant:
 
     @property
     def equal_steps(self) -> bool:
-        """The last stage was trained for all its iterations, not stopped early."""
+        """Whether the last stage was trained for all its iterations and not stopped early."""
         return self.last.complete and self.last.stopped is None
 
     def spent(self, iteration: int) -> tuple[float, float]:
-        """Compute by both accountings when the last stage stops at `iteration`."""
+        """Compute of all stages by both accountings, if the last one stops at `iteration`."""
         left = 1 - iteration / self.last.iterations
         return self.flops - left * self.last_flops, self.flops_exact - left * self.last_flops_exact
 
@@ -81,7 +81,7 @@ class Variant:
 
 
 def collect_variants(folder: Path) -> tuple[Variant, ...]:
-    """The variants in a folder, in the order of their recipe; those without a trained iteration are left out."""
+    """The variants in a folder, in the order of their recipe, without those that have not been trained yet."""
     paths = {path.parent.name: path.parent for path in folder.glob(f"*/{PLAN}")}
     order = existing(next(iter(paths.values()))).planned.variants if paths else ()
     known = sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name))
@@ -90,7 +90,7 @@ def collect_variants(folder: Path) -> tuple[Variant, ...]:
 
 
 def is_variants_folder(folder: Path) -> bool:
-    """Whether the folder holds runs of variants rather than one run."""
+    """Whether the folder holds the runs of variants instead of one run."""
     return not (folder / PLAN).exists() and any(folder.glob(f"*/{PLAN}"))
 
 
@@ -111,7 +111,7 @@ def _variant(path: Path) -> Variant:
 
 
 def state_bytes(checkpoints: Path) -> int | None:
-    """Bytes of weights and optimizer state in the newest checkpoint of a stage, None when there is none."""
+    """Bytes of weights and optimizer state in the newest checkpoint of a stage; None when there is none."""
     from megatron_growth.checkpoint.source import Source
 
     if not (checkpoints / "latest_checkpointed_iteration.txt").exists():
@@ -153,12 +153,12 @@ def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
 
 
 def _peak(stages: Iterable[tuple[int, ...]]) -> int | None:
-    """The most bytes that any rank holds in any stage; None when nothing is known."""
+    """The most bytes that any rank holds in any stage; None when that is not known."""
     return max((size for ranks in stages for size in ranks), default=None)
 
 
 def finished_baseline(variants: tuple[Variant, ...]) -> Variant | None:
-    """The variant called baseline or vanilla when it is trained to its end, else None."""
+    """The variant called baseline or vanilla if it is trained to its end, else None."""
     done = (b for b in variants if b.name in BASELINES and b.equal_steps and b.last.final_validation is not None)
     return next(done, None)
 
@@ -166,7 +166,7 @@ def finished_baseline(variants: tuple[Variant, ...]) -> Variant | None:
 def equal_compute_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, float | None] | None:
     """Validation loss of a variant at the baseline's whole compute, every stage charged, by both accountings.
 
-    The variant's learning rate has not come to its end there when its stages together cost more than the baseline.
+    If the variant's stages together cost more than the baseline, its learning rate has not reached its end there.
     """
     baseline = finished_baseline(variants)
     if baseline is None:
