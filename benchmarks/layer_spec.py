@@ -22,7 +22,7 @@ SPECS = ("stock", "local")
 
 
 def reset_peak() -> None:
-    """Start the kernel's count of this process's resident peak anew."""
+    """Reset the kernel's count of this process's resident peak."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

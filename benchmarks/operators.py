@@ -224,7 +224,7 @@ def prepare(work: Path) -> list[str]:
 
 
 def execute(run: Run, work: Path, data: Sequence[str]) -> None:
-    """Run to the end unless that was done before; a run that was cut off starts anew."""
+    """Run to the end unless that was done before; a run that was cut off starts from scratch."""
     folder = work / run.name
     if (folder / "done").exists():
         return

@@ -1,8 +1,7 @@
-"""What a run starts from, by its bytes: the model, its tokenizer, the chat template.
+"""Hashes of the files that a run starts from: the model, its tokenizer, the chat template.
 
-A request names folders, and a folder may hold something else tomorrow.  Of a Megatron checkpoint, which may be large,
-`.metadata` and `common.pt` stand for all of it: torch writes an id of the save into the first, Megatron all arguments
-into the second.
+A request names folders, whose content may change.  Of a Megatron checkpoint, which may be large, only `.metadata` and
+`common.pt` are hashed: torch writes an id of the save into the first, Megatron all arguments into the second.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors*", "pyto
 
 
 def fingerprints(request: Request, *, model: bool = True) -> dict[str, str]:
-    """SHA-256 of every file that the trained model depends on, besides its examples; by what it is, and its name.
+    """SHA-256 of every file that the trained model depends on, besides its examples; keys are `PART: FILE`.
 
     Args:
-        request: names them; what is not there is left out.
-        model: whether the model counts, which it does not once a checkpoint has been exported.
+        request: names the files; missing ones are left out.
+        model: whether to include the model, which no longer matters once a checkpoint has been exported.
 
     Raises:
         StorageError: a file cannot be read.
@@ -57,16 +56,16 @@ def fingerprints(request: Request, *, model: bool = True) -> dict[str, str]:
 def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, model: bool = True) -> None:
     """Refuse a model, a tokenizer or a chat template that is not that of an earlier command.
 
-    A folder or a template that has gone is not looked at.
+    Parts whose files no longer exist are not checked.
 
     Args:
-        known: what `fingerprints` gave the earlier command.
+        known: the earlier command's `fingerprints`.
         request: of this command.
-        where: what the earlier command made.
-        model: as of `fingerprints`.
+        where: the earlier command's result.
+        model: as for `fingerprints`.
 
     Raises:
-        RunError: names a file.
+        RunError: with the name of a file that differs.
     """
     there = {part for part, files in _files(request).items() if files} - (set() if model else {_MODEL})
     now = fingerprints(request, model=model)
@@ -85,13 +84,13 @@ def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, 
 
 
 def _files(request: Request) -> dict[str, list[Path]]:
-    """The files of every part, by name."""
+    """The files of every part, in order of their names."""
     model, tokenizer = Path(request.model), Path(request.tokenizer)
     found: dict[str, list[Path]] = {_MODEL: [], _TOKENIZER: [], _TEMPLATE: []}
     if is_huggingface(model):
         found[_MODEL] = _matching(model, _MODEL_FILES)
     else:
-        with suppress(CheckpointError):  # it has gone, and what was made of it may be there
+        with suppress(CheckpointError):  # it is gone, but its export may exist
             found[_MODEL] = [file for name in _CHECKPOINT_FILES if (file := resolve(model) / name).is_file()]
     if request.tokenizer and tokenizer.is_dir():
         found[_TOKENIZER] = _matching(tokenizer, _TOKENIZER_FILES)
