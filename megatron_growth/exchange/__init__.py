@@ -1,4 +1,4 @@
-"""Hugging Face in and out: a Megatron checkpoint as a folder that transformers loads, and the other way round."""
+"""To and from Hugging Face: Megatron checkpoints as folders that transformers loads, and the reverse."""
 
 from megatron_growth.exchange.open import open_source
 

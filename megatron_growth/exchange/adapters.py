@@ -1,8 +1,8 @@
-"""The adapters of a run in the middle of a reset interval, alone, as PEFT loads them (`adapter_model.safetensors`).
+"""Export the adapters alone, from the middle of a reset interval, as PEFT loads them (`adapter_model.safetensors`).
 
-Megatron's fused QKV has one A and the B of query, key and value rows; PEFT adapts the three apart, so A is written
-three times and B is cut.  Gate and up of SwiGLU likewise.  The adapters belong to the weights of the same checkpoint:
-what was merged before, and what trained in full, is not in them.
+Megatron's fused QKV has one A, and a B with the rows of query, key and value; PEFT adapts the three separately, so A is
+written three times and B is split.  The same goes for gate and up of SwiGLU.  The adapters belong to the weights of
+the same checkpoint: they do not hold what was merged before, nor what trained in full.
 
 Shapes: A (r, in), B (out, r).
 """
@@ -48,12 +48,12 @@ def export_adapters(source: Source, target: Path, *, trust_checkpoint: bool = Fa
     """Write the adapters of a Megatron checkpoint as a PEFT folder.
 
     Args:
-        source: the checkpoint; open.
+        source: the opened checkpoint.
         target: folder to create.
         trust_checkpoint: unpickle its objects freely.
 
     Raises:
-        CheckpointError: it has no adapters: they are merged, or were never there.
+        CheckpointError: it has no adapters, because they are merged or it never had any.
     """
     args = metadata.saved_arguments(metadata.common_state(source, trust=trust_checkpoint), source)
     method = method_of(args)
@@ -117,9 +117,9 @@ def _write(target: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any
 
     with unfinished(target, _PURPOSE) as folder, storage_errors(target):
         if folder is None:
-            raise UserError("the folder is there already", where=str(target), fix="name another one with --to")
+            raise UserError("the folder exists already", where=str(target), fix="name another one with --to")
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        # Not save_file: what the file system refuses would come as an error of safetensors, without its kind.
+        # Not save_file: it would turn a refusal of the file system into an error without its errno.
         write_whole(folder / "adapter_model.safetensors", save(whole, {"format": "pt"}))
         write_json(folder / "adapter_config.json", config)
         publish(folder, target, _PURPOSE)

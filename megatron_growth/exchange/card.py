@@ -1,4 +1,4 @@
-"""README.md of an exported model: where it comes from and how to load it, from what the checkpoint says of itself."""
+"""README.md of an exported model: where it comes from, by what the checkpoint says, and how to load it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto"
 
 
 def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, Any] | None = None) -> str:
-    """The card.
+    """The text of the model card, in Markdown.
 
     Args:
         plan: of the export.
-        name: title.
-        tokenizer: what it is called, "" when no tokenizer is exported.
-        run: what the run directory adds: recipe, stage, tokens, FLOPs.
+        name: title of the card.
+        tokenizer: name of the exported tokenizer, "" for none.
+        run: further rows from the run directory: recipe, stage, tokens, FLOPs.
     """
     args, shape = plan.args, plan.shape
     facts: dict[str, Any] = {

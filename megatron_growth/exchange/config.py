@@ -1,7 +1,7 @@
-"""config.json and Megatron's saved arguments: the same architecture said in two ways.
+"""config.json and Megatron's saved arguments: the same architecture in two forms.
 
-`families/` has the architectures that are known on both sides.  What one side has and the other cannot say is refused
-by name, never left out.
+`families/` has the architectures that are known on both sides.  What one side has and the other cannot express is
+refused by name, never left out.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def to_config(
 
 
 def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
-    """What a Megatron model is exported as.
+    """The family as which a Megatron model is exported.
 
     Raises:
         UnsupportedError: there is none; names what no family has.
@@ -122,7 +122,7 @@ def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argpars
         where: its path, for messages.
 
     Raises:
-        UnsupportedError: Megatron has no counterpart; names what it is.
+        UnsupportedError: names what has no counterpart in Megatron.
         CheckpointError: a value that decides the model is missing, or sizes contradict each other.
     """
     family = imported_family(config, where)
@@ -159,7 +159,7 @@ def imported_family(config: dict[str, Any], where: str) -> Family:
 
 
 class _Needed:
-    """Values without which the model cannot be known."""
+    """Reads the values of config.json that must not be missing."""
 
     def __init__(self, config: dict[str, Any], where: str) -> None:
         self._config, self._where = config, where
@@ -197,7 +197,7 @@ def _refuse(config: dict[str, Any], family: Family, where: str) -> None:
 
 
 def _rope_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings: transformers 5 has one block, 4 a base and an optional scaling."""
+    """Rotary settings: transformers 5 has one block of them, transformers 4 a base and an optional scaling."""
     base = {"rope_theta": config.get("rope_theta", 10000.0)}  # where the block has none, as transformers takes it
     return base | (config.get("rope_parameters") or config.get("rope_scaling") or {})
 
@@ -237,7 +237,7 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         vocab_size=shape.vocab,
         padded_vocab_size=shape.vocab,
         make_vocab_size_divisible_by=1,
-        growth_vocabulary=None,  # rows; the tokenizer may have fewer tokens
+        growth_vocabulary=None,  # only the rows are known; the tokenizer may have fewer tokens
         init_method_std=float(config.get("initializer_range", 0.02)),
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",

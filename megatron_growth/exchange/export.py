@@ -1,7 +1,7 @@
 """Write a Megatron checkpoint as a Hugging Face folder: streamed, with several processes, whole or not at all.
 
 The folder is written as `X.partial` and renamed when every file is on disk and config.json can be read with it.  A
-killed export goes on at the next file, also with another number of processes.
+killed export resumes at the next file, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ExportReport:
         path: the folder.
         family: llama, qwen2 or qwen3.
         files, tensors, bytes: of the weights.
-        files_resumed: that an earlier, interrupted run had finished.
+        files_resumed: how many of the files an earlier, interrupted run had finished.
         seconds: wall time of this run.
     """
 
@@ -65,13 +65,13 @@ def export(
         plan: of `plan_export`.
         target: folder to create.
         companions: writes further files, such as the tokenizer's, into the folder that it is given.
-        tokenizer: fingerprint of the one that `companions` writes; "" for none.
-        card: README.md of the folder.
-        processes: that read and write at the same time.
+        tokenizer: fingerprint of the tokenizer that `companions` writes; "" for none.
+        card: text of the folder's README.md; "" for none.
+        processes: how many read and write at the same time.
         progress: called with (what, bytes done, bytes in all).
 
     Raises:
-        RunError: the target is there and is something else, or another process is writing it.
+        RunError: the target exists and is something else, or another process is writing it.
         CheckpointError: the source is damaged.
         StorageError: not enough space, or a write failed.
     """
@@ -103,7 +103,7 @@ def _report(plan: ExportPlan, target: Path, resumed: int, begin: float) -> Expor
 
 
 def _check_same(target: Path, plan: ExportPlan, tokenizer: str) -> None:
-    """Raises RunError unless a folder that is there holds this export, with this tokenizer."""
+    """Raise RunError unless an existing folder holds this export, with this tokenizer."""
     try:
         with doubts_as_refusals(target / MANIFEST):
             found = read_manifest(target)
@@ -113,7 +113,7 @@ def _check_same(target: Path, plan: ExportPlan, tokenizer: str) -> None:
         raise RunError("the target exists already, and is something else", where=str(target), fix="name another folder")
     if (there := found.get("tokenizer") or "") != tokenizer:
         with_ = f"{'another' if tokenizer else 'a'} tokenizer" if there else "no tokenizer"
-        raise RunError(f"the model is there already, with {with_}", where=str(target), fix="name another folder")
+        raise RunError(f"the model exists already, with {with_}", where=str(target), fix="name another folder")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -124,12 +124,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     document = json.loads((folder / MANIFEST).read_text("utf-8"))
     if not isinstance(document, dict):
-        raise ValueError(f"{MANIFEST} is no JSON object")
+        raise ValueError(f"{MANIFEST} is not a JSON object")
     return document
 
 
 def _prepare(partial: Path, plan: ExportPlan, wanted: str) -> dict[int, FileRecord]:
-    """Start the folder, or take up one of the same export; returns the records of files that are there, by number."""
+    """Start the folder, or keep one of the same export; returns the records of its finished files, by number."""
     key = partial / _KEY
     if not (key.is_file() and key.read_bytes() == wanted.encode()):
         owned.empty(partial, PURPOSE, keep=frozenset({LOCK}))
@@ -138,21 +138,21 @@ def _prepare(partial: Path, plan: ExportPlan, wanted: str) -> dict[int, FileReco
 
 
 def _records(plan: ExportPlan, partial: Path) -> dict[int, FileRecord]:
-    """Of the files that are finished, by number."""
+    """The records of finished files, by number."""
     found = {}
     for number, shard in enumerate(plan.shards):
-        record = partial / (shard.name + _DONE)
-        if record.is_file() and (partial / shard.name).is_file():
-            found[number] = FileRecord.of(record.read_text("utf-8"))
-    return {number: record for number, record in found.items() if record is not None}
+        file = partial / (shard.name + _DONE)
+        if file.is_file() and (partial / shard.name).is_file() and (record := FileRecord.of(file.read_text("utf-8"))):
+            found[number] = record
+    return found
 
 
 def _write_shards(
     plan: ExportPlan, partial: Path, done: Container[int], processes: int, progress: OnProgress
 ) -> dict[int, FileRecord]:
-    """Every file: written as `.tmp`, flushed, renamed, then its record beside it.
+    """Write every file as `.tmp`, flush and rename it, then write its record beside it.
 
-    The source is checked while it is read; a file made from a damaged chunk is not kept.
+    The source is checked while it is read; the record of a file made from a damaged chunk is removed.
     """
 
     def write(numbers: Iterable[int], finished: Callable[[int], None]) -> None:
@@ -188,7 +188,7 @@ def _write_rest(
     tokenizer: str,
     card: str,
 ) -> None:
-    """Everything but the weights; config.json last, without which nobody loads the folder."""
+    """Write everything but the weights; config.json last, since the folder cannot be loaded without it."""
     checksums = {shard.name: records[number].checksum for number, shard in enumerate(plan.shards)}
     if len(plan.shards) > 1:
         write_json(partial / safetensors_files.INDEX, plan.index())
@@ -204,7 +204,7 @@ def _write_rest(
     write_json(partial / CONFIG, plan.config)
 
 
-def manifest(plan: ExportPlan, checksums: dict[str, int], tokenizer: str = "") -> dict[str, Any]:
+def manifest(plan: ExportPlan, checksums: dict[str, int], tokenizer: str) -> dict[str, Any]:
     """Where an export comes from, its tokenizer, and the checksum of each of its files; `verify` reads it."""
     from megatron_growth import __version__
 

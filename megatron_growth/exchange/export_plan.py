@@ -1,4 +1,4 @@
-"""What an export writes: which Hugging Face tensors go into which file.  Pure; opens nothing but the source."""
+"""What an export writes: which Hugging Face tensors go into which file.  Writes nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.config import DTYPES, family_of, to_config
 from megatron_growth.exchange.names import NamedRows, pieces
+from megatron_growth.layout.parameters import EMBEDDING
 from megatron_growth.shape import ModelShape
 
 SHARD_BYTES = 2_000_000_000
@@ -63,15 +64,15 @@ class ExportPlan:
         return sum(shard.bytes for shard in self.shards)
 
     def index(self) -> dict[str, Any]:
-        """What transformers reads first: which file holds which tensor."""
+        """The index that transformers reads first: which file holds which tensor."""
         weights = {piece.name: shard.name for shard in self.shards for piece in shard.pieces}
         return {"metadata": {"total_size": self.bytes}, "weight_map": weights}
 
     def key(self) -> str:
-        """Identifies the result: an interrupted export is taken up again only when this is the same."""
+        """Identifies the result: an interrupted export is resumed only when this is the same."""
         words = (
             metadata.content_hash(self.source),
-            sorted(self.config.items(), key=lambda item: item[0]),
+            sorted(self.config.items()),
             [(shard.name, shard.bytes) for shard in self.shards],
         )
         return hashlib.sha256(repr(words).encode()).hexdigest()
@@ -89,10 +90,10 @@ def plan_export(
     """Plan everything; writes nothing.
 
     Args:
-        source: the opened checkpoint, of any parallel layout.
-        dtype: bfloat16, float16 or float32; the stored one when None.
-        vocab: ids of the tokenizer; what the checkpoint says when None.
-        eod: id that ends a document; what the checkpoint says when None.
+        source: the opened checkpoint, in any parallel layout.
+        dtype: bfloat16, float16 or float32; the stored dtype when None.
+        vocab: number of the tokenizer's ids; the checkpoint's when None.
+        eod: id that ends a document; the checkpoint's when None.
         shard_bytes: largest file, unless one tensor alone is larger.
         trust_checkpoint: unpickle the checkpoint's saved objects freely.
 
@@ -103,7 +104,7 @@ def plan_export(
     common = metadata.common_state(source, trust=trust_checkpoint)
     args = metadata.saved_arguments(common, source)
     shape = metadata.shape_of(source, args)
-    stored = source.tensors["embedding.word_embeddings.weight", None].dtype
+    stored = source.tensors[EMBEDDING, None].dtype
     words = dtype or str(stored).removeprefix("torch.")
     if words not in DTYPES:
         raise UnsupportedError(f"weights are not exported as {words!r}", fix=nearest(words, DTYPES))
@@ -123,7 +124,7 @@ def plan_export(
 
 
 def _shards(found: Sequence[NamedRows], dtype: torch.dtype, limit: int) -> tuple[WeightsFile, ...]:
-    """Tensors in order, into files of at most `limit` bytes, named as transformers names them."""
+    """Split the tensors, in order, into files of at most `limit` bytes, named as transformers names them."""
     groups: list[tuple[list[NamedRows], int]] = [([], 0)]
     for piece in found:
         size = prod(piece.shape) * dtype.itemsize

@@ -8,7 +8,7 @@ from megatron_growth.shape import ModelShape
 
 
 def megatron_flags(shape: ModelShape, args: argparse.Namespace) -> list[str]:
-    """Words of Megatron's command line: architecture only, no data, no optimizer, no layout."""
+    """Words of Megatron's command line for the architecture only: no data, optimizer or layout."""
     options = {
         "num-layers": shape.layers,
         "hidden-size": shape.hidden,

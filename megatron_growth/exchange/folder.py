@@ -1,11 +1,11 @@
-"""What tells a Hugging Face folder, and one that `export` wrote, from any other; without torch."""
+"""Recognise a Hugging Face folder; the names of its files.  Imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONFIG = "config.json"
-MANIFEST = "export.json"
+MANIFEST = "export.json"  # only in folders that `export` wrote
 
 
 def is_huggingface(path: Path) -> bool:

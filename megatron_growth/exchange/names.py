@@ -29,7 +29,7 @@ class NamedRows:
         parameter: Megatron's.
         layer: global layer number, None outside the layers.
         ranges: half-open row ranges of Megatron's tensor, in the order in which Hugging Face has them.
-        columns: of the tensor; None for a vector.
+        columns: how many the tensor has; None for a vector.
     """
 
     name: str
@@ -53,21 +53,17 @@ def pieces(family: Family, shape: ModelShape, vocab: int | None = None) -> Itera
     """Every Hugging Face tensor of a model, bottom to top.
 
     Args:
-        family: which names them.
+        family: names the tensors.
         shape: Megatron's, padded vocabulary included.
-        vocab: ids of the tokenizer; the padding rows above them are Megatron's alone.  All rows when None.
+        vocab: number of the tokenizer's ids, without Megatron's padding rows; all rows when None.
     """
     parameters = parameters_of(shape)
-    for parameter in parameters:
-        if not parameter.layered and parameter.name.startswith("embedding."):
-            yield from _of(family, parameter, None, shape, vocab)
-    for layer in range(shape.layers):
-        for parameter in parameters:
-            if parameter.layered:
-                yield from _of(family, parameter, layer, shape, vocab)
-    for parameter in parameters:
-        if not parameter.layered and not parameter.name.startswith("embedding."):
-            yield from _of(family, parameter, None, shape, vocab)
+    outside = [parameter for parameter in parameters if not parameter.layered]
+    ordered: list[tuple[Parameter, int | None]] = [(p, None) for p in outside if p.name.startswith("embedding.")]
+    ordered += [(p, layer) for layer in range(shape.layers) for p in parameters if p.layered]
+    ordered += [(p, None) for p in outside if not p.name.startswith("embedding.")]
+    for parameter, layer in ordered:
+        yield from _of(family, parameter, layer, shape, vocab)
 
 
 def _of(

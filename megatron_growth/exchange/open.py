@@ -1,4 +1,4 @@
-"""Open whatever holds a model: a Megatron checkpoint, or a Hugging Face folder."""
+"""Open a Megatron checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def open_source(path: Path) -> Source:
 
     Raises:
         CheckpointError: there is neither, or it is damaged.
-        UnsupportedError: a Hugging Face model that Megatron cannot express.
+        UnsupportedError: it is a Hugging Face model that Megatron cannot express.
     """
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.folder import is_huggingface

@@ -1,8 +1,8 @@
 """The safetensors format at the level of bytes: where every tensor lies, and files written tensor by tensor.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, data_offsets), then
-the data.  The library `safetensors` writes whole tensors from memory; here a file may be larger than memory.  What is
-written is read back with the library in the tests.
+the data.  The library `safetensors` writes whole tensors from memory; here a file may be larger than memory.  The
+tests read such files back with the library.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_header(path: Path) -> list[StoredRange]:
     """The tensors of one file, checked against its size.
 
     Raises:
-        CheckpointError: the file is cut, or its header lies about it.
+        CheckpointError: the file cannot be read or is cut off, or its header is wrong.
         StorageError: the file system failed.
     """
     fix = "restore the file from where it came"
@@ -55,7 +55,7 @@ def read_header(path: Path) -> list[StoredRange]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, size - 8):
                 raise CheckpointError(
-                    f"this is no whole safetensors file: {size} bytes, its header would take {length}",
+                    f"this is not a whole safetensors file: it has {size} bytes, and its header would take {length}",
                     where=str(path),
                     fix=fix,
                 )
@@ -65,7 +65,7 @@ def read_header(path: Path) -> list[StoredRange]:
     except ValueError as error:
         raise CheckpointError(f"the header is damaged: {error}", where=str(path), fix=fix) from None
     if not isinstance(header, dict):
-        raise CheckpointError("the header is damaged: it is no table of tensors", where=str(path), fix=fix)
+        raise CheckpointError("the header is damaged: it is not a table of tensors", where=str(path), fix=fix)
     header.pop("__metadata__", None)
     return [_entry(path, name, entry, 8 + length, size, fix) for name, entry in header.items()]
 
@@ -96,7 +96,7 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
     """All tensors of a model folder: one file, or those that the index names.
 
     Raises:
-        CheckpointError: there are none, a file is missing, or files and index disagree.
+        CheckpointError: there are no weights, a file is missing, or files and index disagree.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -113,7 +113,7 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
         raise CheckpointError(f"the index is damaged: {error}", where=str(index)) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"the index names {name!r}, which is no file of this folder", where=str(index))
+            raise CheckpointError(f"the index names {name!r}, which is not a file of this folder", where=str(index))
     if (folder / SINGLE).is_file() and SINGLE not in names:
         raise CheckpointError(
             f"the folder has weights twice, in {SINGLE} and in the files of {INDEX}",
@@ -133,7 +133,7 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
 def header_bytes(
     tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> bytes:
-    """Length and header of a file of these tensors one after the other, padded to 8 bytes as the library does."""
+    """Length and header of a file with these tensors in order, padded to 8 bytes as the library does."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for name, shape in tensors:
@@ -146,6 +146,6 @@ def header_bytes(
 
 
 def sync(descriptor: int) -> None:
-    """Flush a file to disk, and give its page cache back to what is written next."""
+    """Flush a file to disk, and free its page cache for what is written next."""
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -30,23 +30,23 @@ BLOCK_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What is known of one written file.
+    """The checksums of one written file.
 
     Attributes:
         checksum: CRC-32 of its bytes.
-        read: checksums of what was read for it from chunks that other files share, or that were not read whole.
+        read: by number of the source's chunk, checksums of what was read from chunks that were not read whole.
     """
 
     checksum: int
     read: dict[int, list[crc.Piece]] = field(default_factory=dict)
 
     def text(self) -> str:
-        """As it is stored beside the file."""
+        """The record as text, to be stored beside the file."""
         return json.dumps({"crc32": self.checksum, "read": self.read})
 
     @classmethod
     def of(cls, text: str) -> FileRecord | None:
-        """From what `text` wrote; None when it is something else."""
+        """The record that `text` wrote; None when it is something else."""
         try:
             document = json.loads(text)
             found = {int(item): [crc.Piece(*map(int, p)) for p in read] for item, read in document["read"].items()}
@@ -56,7 +56,7 @@ class FileRecord:
 
 
 class ShardWriter:
-    """Writes files of one export; one a process.
+    """Writes files of one export; each process has one.
 
     Args:
         source: the opened checkpoint.
@@ -72,8 +72,8 @@ class ShardWriter:
         """Write a file and flush it to disk.
 
         Raises:
-            CheckpointError: a chunk of the source that was read whole is not what its writer stored, or a weight is
-                too large for the export's precision.
+            CheckpointError: the checksum of a chunk of the source that was read whole differs, or a weight is too large
+                for the export's precision.
         """
         self._read.clear()
         tensors = [(piece.name, piece.shape) for piece in shard.pieces]
@@ -92,7 +92,7 @@ class ShardWriter:
         return FileRecord(written.crc, self._compare())
 
     def _advise(self, piece: NamedRows | None, advice: int) -> None:
-        """Tell the kernel what is read next, and whose place in the page cache the next may take."""
+        """Tell the kernel which tensor is read next, or whose page cache may be freed."""
         if piece is not None:
             tensor = self.source.tensors[piece.parameter.name, None]
             for rows in piece.ranges:
@@ -116,22 +116,22 @@ class ShardWriter:
             self.source.read(tensor, piece.layer, (start, stop), (0, columns), block, note)
             written = block if tensor.dtype == self.dtype else self._rounded(block, piece)
             data = memoryview(written.view(torch.uint8).numpy()).cast("B")
-            as_read = written is block and len(readings) == 1  # one reading: the very bytes
+            as_read = written is block and len(readings) == 1  # the bytes of one reading, unchanged
             yield data, readings[0].crc if as_read else crc.crc32(data)
 
     def _rounded(self, block: torch.Tensor, piece: NamedRows) -> torch.Tensor:
-        """A block in the export's precision; float16 reaches to 65504 only, where bfloat16 goes on."""
+        """A block in the export's precision; float16 only reaches 65504, less than bfloat16."""
         written = block.to(self.dtype)
         if self.dtype == torch.float16 and not bool(written.isfinite().all()):
             raise CheckpointError(
-                f"a weight of {piece.name} is no finite number in float16",
+                f"a weight of {piece.name} is not finite in float16",
                 where=str(self.source.path),
                 fix="export with --dtype bfloat16 or float32",
             )
         return written
 
     def _compare(self) -> dict[int, list[crc.Piece]]:
-        """Compare the chunks that were read whole; the checksums of what was read of the others."""
+        """Check the chunks that were read whole; returns the checksums of what was read of the others."""
         rest = {}
         for item, read in self._read.items():
             found = crc.joined(read)
@@ -143,7 +143,7 @@ class ShardWriter:
 
 
 def shared_chunks(source: Source, records: Iterable[FileRecord]) -> Iterator[tuple[int, int]]:
-    """The chunks that no single file read whole, with their CRC-32; what none read (padding rows) is read here."""
+    """The chunks that no single file read whole, with their CRC-32; parts that none read (padding rows) are read."""
     read: defaultdict[int, list[crc.Piece]] = defaultdict(list)
     for record in records:
         for item, found in record.read.items():
@@ -156,6 +156,6 @@ def shared_chunks(source: Source, records: Iterable[FileRecord]) -> Iterator[tup
 
 
 def _write_all(stream: FileIO, data: memoryview) -> None:
-    """An unbuffered write may take less than it is given."""
+    """Write all of it: an unbuffered write may take less than it is given."""
     while data:
         data = data[stream.write(data) :]

@@ -1,7 +1,7 @@
-"""A Hugging Face folder behind the reading interface of a Megatron checkpoint: growth does not know the difference.
+"""A Hugging Face folder behind the reading interface of a Megatron checkpoint, so that growth reads both alike.
 
-Every tensor of the folder is one stored item.  A Megatron parameter is rectangles of such items: the fused QKV of a
-model with G groups is 3 G of them.  Nothing is converted or copied ahead; bytes are read where growth asks for them.
+Every tensor of the folder is one stored item.  A Megatron parameter consists of rectangles of such items: the fused QKV
+of a model with G groups of 3 G.  Nothing is converted or copied ahead; bytes are read where growth asks for them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-        CheckpointError: it is missing or no JSON object.
+        CheckpointError: it is missing, or not a JSON object.
         StorageError: the file system failed.
     """
     path = folder / CONFIG
@@ -51,7 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"config.json is damaged: {error}", where=str(path)) from None
     if not isinstance(config, dict):
-        raise CheckpointError("config.json is no JSON object", where=str(path))
+        raise CheckpointError("config.json is not a JSON object", where=str(path))
     return config
 
 
@@ -62,7 +62,7 @@ class HuggingFaceSource(Source):
         path: the folder.
 
     Raises:
-        CheckpointError: files are missing, cut, or lie about their sizes.
+        CheckpointError: files are missing or cut off, or contradict config.json.
         UnsupportedError: Megatron has no counterpart of the architecture.
     """
 
@@ -99,7 +99,7 @@ class HuggingFaceSource(Source):
         self.items.append(Item(piece.name, (0,) * len(found.shape), found.shape, found.dtype, info))
         self._located[number] = StoredTensor(found.start, found.bytes, 0)
         key = (piece.parameter.name, None)
-        tensor = self.tensors.setdefault(key, SourceTensor(found.dtype, self._shape_of(piece)))
+        tensor = self.tensors.setdefault(key, SourceTensor(found.dtype, dimensions(piece.parameter, self.shape)))
         if tensor.dtype != found.dtype:
             raise CheckpointError(
                 f"{piece.name} is {found.dtype}, other parts of the same parameter are {tensor.dtype}",
@@ -111,11 +111,8 @@ class HuggingFaceSource(Source):
             tensor.boxes[piece.layer].append(Box(rows, columns, number, skip))
             skip += (rows[1] - rows[0]) * columns[1]
 
-    def _shape_of(self, piece: NamedRows) -> tuple[int, ...]:
-        return dimensions(piece.parameter, self.shape)
-
     def objects(self, prefix: str) -> list[str]:
-        """The common state, made from config.json, and the empty extra state that Megatron expects of every linear."""
+        """The common state, made from config.json, and the empty extra state that Megatron expects of linear layers."""
         layers = range(self.shape.layers)
         extra = [f"{name}._extra_state/shard_{n}_{self.shape.layers}" for name in _LINEARS for n in layers]
         return sorted(key for key in (COMMON, *extra) if key.startswith(prefix))
@@ -130,7 +127,7 @@ class HuggingFaceSource(Source):
         return buffer.getvalue()
 
     def stored_checksum(self, number: int) -> int:
-        """Safetensors store none, so one over the begin, middle and end of a tensor: it tells two models apart."""
+        """A CRC-32 of the start, middle and end of a tensor, which tells two models apart; safetensors store none."""
         info = self.items[number].info
         crc = 0
         for at in (0, info.length // 2, max(0, info.length - _SAMPLE_BYTES)):

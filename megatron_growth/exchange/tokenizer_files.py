@@ -22,12 +22,12 @@ from megatron_growth.errors import DataError
 from megatron_growth.records.place import RECIPE, run_above
 
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-# Words, digits, blanks, accents and another script: what conversions get wrong first.
+# Words, digits, blanks, accents and another script, where conversions usually go wrong first.
 PROBE = "The 3 naïve cats  sat;\nthey didn't run 12,345 km. Überall 東京!"
 
 
 def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] | None:
-    """The tokenizer of the run directory that a checkpoint lies in; None outside of one.
+    """The tokenizer of the run directory that a checkpoint lies in; None outside a run directory.
 
     Raises:
         DataError: the run's dataset or its tokenizer cannot be read.
@@ -50,7 +50,7 @@ def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] 
 
 
 def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> tuple[TokenizerSpec, TokenizerRecord | Tokenizer]:
-    """The tokenizer that is named, as for `prepare --tokenizer`, else that of the checkpoint's run directory.
+    """The named tokenizer, written as for `prepare --tokenizer`, else that of the checkpoint's run directory.
 
     Raises:
         DataError: none was named and the checkpoint lies in no run; or files are missing, or not the run's.
@@ -61,7 +61,7 @@ def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> tuple[Tokeniz
     found = tokenizer_of_run(checkpoint)
     if found is None:
         raise DataError(
-            "nobody knows the tokenizer of this checkpoint: it lies in no run directory",
+            "the tokenizer of this checkpoint is not known: it lies in no run directory",
             where=str(checkpoint),
             fix="name it: --tokenizer gpt2, a sentencepiece .model file, or a folder with a Hugging Face tokenizer",
         )
@@ -129,7 +129,7 @@ def _write_sentencepiece(model: Path, folder: Path) -> None:
 
 
 def _sentencepiece_backend(model: Path) -> Any:
-    """A `tokenizers.Tokenizer` of a sentencepiece model: BPE or unigram, with its byte fallback."""
+    """A sentencepiece model as a `tokenizers.Tokenizer`: BPE or unigram, with byte fallback if it has it."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 

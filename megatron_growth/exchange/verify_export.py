@@ -32,7 +32,7 @@ class ExportVerification:
     Attributes:
         files, bytes_checked: of weights, compared with their checksums.
         tensors: compared with the checkpoint; 0 without one.
-        rows: compared rows of them.
+        rows: how many of their rows were compared.
     """
 
     files: int
@@ -55,12 +55,12 @@ def verify_export(
     trust_checkpoint: bool = False,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> ExportVerification:
-    """Compare every file with its checksum, and with a source random slices (or all) of every tensor bit by bit.
+    """Compare every file with its checksum and, given a source, slices (or all) of every tensor bit by bit.
 
     Args:
         source: the opened checkpoint it was exported from; None to check the files only.
         everything: all rows instead of a slice of each tensor.
-        seed: of the choice of slices.
+        seed: of the random choice of slices.
 
     Raises:
         CheckpointError: the first difference, by file or tensor.
@@ -73,7 +73,7 @@ def verify_export(
         raise CheckpointError(f"the export's record is damaged: {error}", where=str(folder / MANIFEST)) from None
     if outside := [name for name in checksums if not inside(folder, name)]:
         raise CheckpointError(
-            f"the export's record names {outside[0]!r}, which is no file of this folder",
+            f"the export's record names {outside[0]!r}, which is not a file of this folder",
             where=str(folder / MANIFEST),
             fix="get the folder again from where it came",
         )

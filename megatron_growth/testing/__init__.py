@@ -1,4 +1,4 @@
-"""Helpers to test code that runs on several ranks, and models small enough to do it with: shipped for outside use.
+"""Helpers for tests of code that runs on several ranks, and models small enough for them; shipped for outside use.
 
 from megatron_growth.testing import run_distributed, run_script, tiny_pretrain_args
 """

@@ -92,7 +92,7 @@ def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
 
     Args:
         shape: of the model.
-        more: further arguments, or others in place of these.
+        more: further arguments, which override these.
     """
     sizes = {
         "num_layers": shape.layers,

@@ -1,4 +1,4 @@
-"""`run_distributed`: a function on N gloo processes on the host, with results from and clean errors of every rank.
+"""`run_distributed`: call a function in N gloo processes on the host, with every rank's result or a clear error.
 
 The processes are forked from one server that has already imported torch and Megatron, so a call costs a fraction of a
 second instead of the seconds of the imports.  They end with the caller, even when it is killed.
@@ -52,7 +52,7 @@ class DistributedFailure(RuntimeError):
 
 @dataclass(frozen=True)
 class _Job:
-    """What one process is to do; sent by pickle."""
+    """What one process has to do; sent by pickle."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -132,8 +132,10 @@ def _rank_variables(rank: int) -> dict[str, str]:
 
 
 def start_server() -> None:
-    """Start the server now, and not with the first call of `run_distributed`: where something else in this process
-    uses Python's one fork server, whoever comes first decides what it has imported."""
+    """Start the server now instead of at the first call of `run_distributed`.
+
+    Python has one fork server per process; its first user decides what it imports.
+    """
     _server()
     multiprocessing.forkserver.ensure_running()
 
@@ -148,7 +150,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 @contextlib.contextmanager
 def _processes(jobs: Sequence[_Job]) -> Iterator[tuple[list[BaseProcess], list[Connection]]]:
-    """Start one process per job; whatever happens, none is left when the block ends."""
+    """Start one process per job; none is left when the block ends, however it ends."""
     context = _server()
     processes: list[BaseProcess] = []
     connections: list[Connection] = []
@@ -174,7 +176,7 @@ def _processes(jobs: Sequence[_Job]) -> Iterator[tuple[list[BaseProcess], list[C
 
 
 class _Collector:
-    """Takes what the ranks send until each has answered, or one has failed, or the time is up."""
+    """Receives the ranks' messages until each has answered, one has failed, or the time is up."""
 
     def __init__(
         self, processes: Sequence[BaseProcess], connections: Sequence[Connection], logs: Sequence[Path], timeout: float
@@ -215,7 +217,7 @@ class _Collector:
         return True
 
     def _raise_timeout(self, ranks: Sequence[int]) -> None:
-        """Ask the ranks that have begun for their stacks, which they add to their logs, and wait for these."""
+        """Ask the ranks that have begun to write their stacks to their logs, wait for these, and raise."""
         asked = [rank for rank in ranks if rank in self._begun]
         for rank in asked:
             with contextlib.suppress(ProcessLookupError):
@@ -227,7 +229,7 @@ class _Collector:
 
 
 def _shown(log: Path) -> bool:
-    """Whether the stack of a rank's main thread stands in its log, down to this file."""
+    """Whether a rank's log shows the stack of its main thread, down to this file."""
     return " in _main\n" in log.read_text(errors="replace")
 
 
@@ -237,7 +239,7 @@ def _tail(log: Path) -> str:
 
 
 def _main(send: Connection, job: _Job) -> None:
-    """One process: output to its log, then the function, then the result or the traceback back to the caller."""
+    """One process: send output to its log, call the function, send the result or the traceback to the caller."""
     _end_with_caller()
     with job.log.open("wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
@@ -259,7 +261,7 @@ def _main(send: Connection, job: _Job) -> None:
 def _end_with_caller() -> None:
     """End this rank when the caller is gone, even when it was killed, and with it the processes that it forked.
 
-    Each rank keeps the fork server alive, so the death of that is nothing to wait for.
+    Each rank keeps the fork server alive, so waiting for the server's death would not help.
     """
     caller = multiprocessing.parent_process()
     assert caller is not None, "a rank is always started by run_distributed"

@@ -30,7 +30,7 @@ def tiny_gpt(
 ) -> GPTModel:
     """This rank's part of a nano Llama (RoPE, no dropout), randomly initialised.
 
-    Sets up Megatron's parallel groups and generators anew; the default process group must exist.
+    Sets up Megatron's parallel groups and generators again; the default process group must exist.
 
     Args:
         shape: of the whole model; the tensor-parallel size must divide its vocabulary.

@@ -1,7 +1,7 @@
 """What the fork server of `testing.distributed` does once for all ranks; no rank sees a GPU.
 
-A training of a tiny model takes a second of a core, of which its own computation is the smaller part: what is imported
-and read here is not imported and read again by every rank of every run.
+Training a tiny model takes about a second, most of which would be start-up: what is imported and read here is not
+imported and read again by every rank of every run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_growth.plugin.preload import import_parts
 
 
 def prepare() -> None:
-    """Import everything, and read once what does not change."""
+    """Import everything, and read flags and registries once."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_megatron()
     import_parts()
@@ -28,7 +28,7 @@ def prepare() -> None:
         operators.get("depth", "stack")
         methods.METHODS.names()
         schedules.names()
-    gc.freeze()  # a rank's collector has no need to go through what all ranks share
+    gc.freeze()  # a rank's collector need not go through what all ranks share
 
 
 prepare()

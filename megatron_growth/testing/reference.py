@@ -1,4 +1,4 @@
-"""Dense reference growth: one process, whole tensors, no shards, no files.  What the engine and operators are held to.
+"""Dense reference growth: one process, whole tensors, no shards, no files.  The standard for engine and operators.
 
 A state is a dict of numpy arrays under Megatron's per-layer names (`decoder.layers.3.mlp.linear_fc1.weight`), in
 Megatron's order (QKV fused per query group, SwiGLU as [gate; up]).  An operator of an outside package can be checked
@@ -68,7 +68,7 @@ def grow(old: State, growth: GrowthMap, initial: State, *, init_std: float = 0.0
     Args:
         old: the source's weights.
         growth: the growth step.
-        initial: the target's own initial weights; they also say which parameters the target has.
+        initial: the target's own initial weights; their keys are the target's parameters.
         init_std: the std of the model's init, in which cancelling noise is measured.
     """
     return {key: _grow_one(key, old, growth, initial[key], init_std) for key in initial}
@@ -112,7 +112,7 @@ def _layer_sum(
 
 
 def fill(old: Array, rows: Side, columns: Side | None, initial: Array, noise: Array | float = 0.0) -> Array:
-    """One new tensor from one old tensor: copies with coefficients, then means, then init, then zero win in turn."""
+    """One new tensor from one old tensor: zero overrides init, and init overrides copies and means."""
     value = _gather(old.astype(np.float64), rows)
     codes = [rows.source]
     if columns is not None:
@@ -128,7 +128,7 @@ def fill(old: Array, rows: Side, columns: Side | None, initial: Array, noise: Ar
 
 
 def _gather(old: Array, side: Side) -> Array:
-    """Rows of `old` as a side takes them; the mean over all old rows stands behind the last one."""
+    """Rows of `old` as a side takes them; the mean over all old rows is appended as a last row."""
     extended = np.concatenate([old, old.mean(axis=0, keepdims=True)])
     index = np.where(side.source == MEAN, len(old), np.maximum(side.source, 0))
     return extended[index] * side.coefficient.reshape(-1, *[1] * (old.ndim - 1))
@@ -274,9 +274,9 @@ def loss(state: State, shape: ModelShape, tokens: NDArray[np.int64], *, epsilon:
     return float(torch.nn.functional.cross_entropy(scores.flatten(0, 1), torch.from_numpy(tokens)[:, 1:].flatten()))
 
 
-def loss_jump(old: State, growth: GrowthMap, tokens: NDArray[np.int64], *, seed: int = 0) -> float:
-    """How far the loss moves at growth, in nats: zero for exact operators up to rounding."""
-    initial = random_state(growth.target, seed, trained=False, std=0.02, dtype=next(iter(old.values())).dtype)
+def loss_jump(old: State, growth: GrowthMap, tokens: NDArray[np.int64]) -> float:
+    """Change of the loss at growth, in nats: zero up to rounding for exact operators."""
+    initial = random_state(growth.target, trained=False, std=0.02, dtype=next(iter(old.values())).dtype)
     grown = grow(old, growth, initial)
     after = loss(grown, growth.target, tokens, epsilon=growth.norm_epsilon(1e-5))
     return after - loss(old, growth.source, tokens)

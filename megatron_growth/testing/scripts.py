@@ -1,4 +1,4 @@
-"""Run a pre-training script on several ranks: in prepared processes (fast), or under the real torchrun."""
+"""Run a pre-training script on several ranks: in preloaded processes (fast), or under the real torchrun."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_script(
     env: Mapping[str, str] | None = None,
     timeout: float = 120.0,
 ) -> ScriptRun:
-    """Run `script` as `__main__` on `nproc` prepared processes, as torchrun would, without its start-up seconds.
+    """Run `script` as `__main__` in `nproc` preloaded processes, as torchrun would, but without its start-up time.
 
     The flags that Megatron needs on the host are added (`backend.cpu.cpu_flags`).
 
@@ -82,7 +82,7 @@ def torchrun(
 ) -> ScriptRun:
     """Run `script` under the real torchrun, on a free port, through `python -m megatron_growth.backend.start`.
 
-    Args and errors as in `run_script`.
+    Arguments and errors are those of `run_script`.
     """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)),

@@ -1,8 +1,8 @@
 """Tests on Transformer Engine's real layers without a GPU: calls in a process of an environment that has it.
 
-Megatron takes other paths as soon as Transformer Engine can be imported, so it lies in an environment of its own beside
-the ordinary one (`ci/install-te.sh`).  One process of that environment serves a whole test session, so that the imports
-are paid once; ranks that it starts have Transformer Engine too.
+Megatron behaves differently as soon as Transformer Engine can be imported, so it lies in a separate environment
+(`ci/install-te.sh`).  One process of that environment serves a whole test session, so that imports happen once; ranks
+that it starts have Transformer Engine too.
 
     with TransformerEngine(place) as engine:
         losses = engine.call(run_script, "pretrain_gpt.py", words, nproc=2).losses
@@ -42,7 +42,7 @@ def environment(place: Path, inherited: Mapping[str, str] = os.environ) -> dict[
     wanted = dict(line.split("=", 1) for line in lines)
     if inherited.get(_LIBRARIES):
         wanted[_LIBRARIES] += f":{inherited[_LIBRARIES]}"
-    # The tests' own modules are imported by name there, as here.
+    # The tests' own modules can then be imported there by name, as here.
     path = os.pathsep.join(entry for entry in sys.path if entry and not entry.endswith("site-packages"))
     return {**inherited, **wanted, TE_ON_HOST: "1", "PYTHONPATH": path}
 
@@ -102,7 +102,7 @@ def _serve(connection: Connection) -> None:
                 answer = False, (failure.rank, str(failure).partition("\n\n")[2])
             except Exception:
                 answer = False, (0, traceback.format_exc())
-            # Plain pickle: a Connection's own would leave tensors in memory shared between processes of one kind.
+            # Plain pickle: Connection.send would put tensors into memory that only processes of one environment share.
             connection.send_bytes(pickle.dumps(answer))
 
 

@@ -200,7 +200,7 @@ def test_damaged_safetensors_are_refused(folder, damage, capsys, tmp_path):
 def test_an_index_cannot_lead_out_of_its_folder(folder, tmp_path):
     index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="no file of this folder"):
+    with pytest.raises(CheckpointError, match="not a file of this folder"):
         open_source(folder)
 
 
@@ -337,7 +337,7 @@ def test_verify_reads_no_file_outside_of_the_export(checkpoint, tmp_path, name, 
     (hf / "export.json").write_text(json.dumps({"key": "", "files": {name: {"crc32": 0}}}))
     assert main(["verify", str(hf)]) == 2
     said = capsys.readouterr().err
-    assert "no file of this folder" in said
+    assert "not a file of this folder" in said
     assert "checksum" not in said
 
 

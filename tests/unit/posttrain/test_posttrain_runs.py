@@ -323,7 +323,7 @@ def test_a_megatron_checkpoint_is_exported_first(place: Path, tmp_path: Path) ->
         tmp_path / "checkpoint", shape, stored.random_tensors(shape), rng=np.random.default_rng(1)
     )
     request = runs.request(checkpoint, place / "alpaca.json", max_steps=1, max_length=32)
-    with pytest.raises(DataError, match="nobody knows the tokenizer"):
+    with pytest.raises(DataError, match="the tokenizer of this checkpoint is not known"):
         posttrain(request, tmp_path / "out")
     assert not partial_of(tmp_path / "out").exists()
     document = posttrain(dataclasses.replace(request, tokenizer=str(place / "model")), tmp_path / "out")
