@@ -5,6 +5,7 @@ All runs of one number of processes follow each other in the same processes: sta
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_growth.checkpoint.optimizer_state import check_source
 from megatron_growth.checkpoint.source import Source
@@ -20,6 +21,8 @@ WORDS = ["--make-vocab-size-divisible-by", "16", "--init-method-std", "0.1", "--
 GALORE = ["--growth-method", "galore:rank=4,gap=3", "--clip-grad", "1.0", "--weight-decay", "0.1"]
 ITERATIONS, CUT = 8, 5
 LOWER = ["--growth-freeze", "decoder.layers.0.*"]
+# Adapters below, projected gradients above: no weight belongs to both.
+ADAPTED = ["--growth-method", GALORE[1], "relora:rank=4,alpha=8,dropout=0,layers=[0],reset_iterations=3"]
 GROWN = ["--growth-depth", "interpolate", "--growth-freeze", "decoder.layers.{0,3}.*"]
 
 
@@ -47,6 +50,7 @@ def runs(tmp_path_factory):
         first,
         words(folder, "alone", load="start"),
         words(folder, "half", *LOWER, load="start", save=True, stop=CUT),
+        words(folder, "adapted", *ADAPTED, load="start", save=True),
     ]
     run_distributed(train_several, 1, alone, process_group=False, timeout=600)
     tp = {"tensor": 2}
@@ -58,6 +62,8 @@ def runs(tmp_path_factory):
         words(folder, "cut", load="start", save=True, stop=CUT, **tp),  # two steps after a projection
         again("cut on, TP 2", load="cut", **tp),
         again("half on, PP 2", load="half", pipeline=2),
+        words(folder, "adapted, cut", *ADAPTED, load="start", save=True, stop=CUT, **tp),
+        again("adapted on, PP 2", *ADAPTED, load="adapted, cut", pipeline=2),
         words(folder, "grown", "--growth-from", folder / "start", *GROWN, save=True, layers=4, pipeline=2),
     ]
     run_distributed(train_several, 2, two, process_group=False, timeout=600)
@@ -116,6 +122,27 @@ def test_freezing_may_change_between_two_projections(runs):
     assert sorted(losses(runs, "half on")) == list(range(CUT + 1, ITERATIONS + 1))
     assert furthest(runs, "half on, PP 2", "half on") < 5e-6
     assert furthest(runs, "half anew", "half on") > 1e-4
+
+
+def test_adapters_below_projected_gradients(runs):
+    """ReLoRA's layer moves by what is merged, of rank 4; GaLore's state is of the other layer alone."""
+    whole = losses(runs, "adapted")
+    assert whole[ITERATIONS] < whole[2] - 0.05
+    assert furthest(runs, "adapted, cut", "adapted") < 5e-6  # TP 2
+    assert sorted(losses(runs, "adapted on, PP 2")) == list(range(CUT + 1, ITERATIONS + 1))
+    assert furthest(runs, "adapted on, PP 2", "adapted") < 5e-6
+    keys = FileSystemReader(runs / "adapted, cut" / f"iter_{CUT:07d}").read_metadata().state_dict_metadata
+    for mark, layer in (("galore_", 1), ("lora_", 0)):
+        found = [key for key in keys if mark in key]
+        assert found
+        assert all(f"decoder.layers.{layer}." in key for key in found)
+    start, end = Source(runs / "start"), Source(runs / "adapted")
+    for layer, most in ((0, 3 * 4), (1, 32)):  # three products of rank 4; weight decay moves the other one whole
+        change = read(end, layer, "decoder.layers.mlp.linear_fc2.weight") - read(
+            start, layer, "decoder.layers.mlp.linear_fc2.weight"
+        )
+        rank = torch.linalg.matrix_rank(change.double(), rtol=1e-4).item()
+        assert rank == most
 
 
 def test_a_grown_model_trains_its_new_layers_only(runs):
