@@ -7,6 +7,7 @@ refused by name, never left out.
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
@@ -166,14 +167,18 @@ class _Needed:
 
     def number(self, name: str) -> float:
         value = self._config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(
-                f"{name} is {value!r}; it must be a number above 0", where=self._where, fix="restore config.json"
-            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(name, "a number above 0")
         return float(value)
 
     def integer(self, name: str) -> int:
-        return int(self.number(name))
+        if not (value := self.number(name)).is_integer():
+            raise self._wrong(name, "a whole number")
+        return int(value)
+
+    def _wrong(self, name: str, wanted: str) -> CheckpointError:
+        what = f"{name} is {self._config.get(name)!r}; it must be {wanted}"
+        return CheckpointError(what, where=self._where, fix="restore config.json")
 
 
 def _refuse(config: dict[str, Any], family: Family, where: str) -> None:

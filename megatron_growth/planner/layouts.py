@@ -12,6 +12,7 @@ from megatron_growth.shape import ModelShape
 
 _REPEAT = re.compile(r"\(([^()]*)\)\*(\d+)|([EtmL|])\*(\d+)")
 _TOKENS = re.compile(r"[EtmL|]*")
+LONGEST_LAYOUT = 100_000  # characters, its repeats written out
 DEFAULT_GPUS = 8  # a node
 
 
@@ -62,6 +63,10 @@ def parse_pipeline_layout(text: str) -> list[str]:
     expanded = text.replace(",", "").replace(" ", "")
     while match := _REPEAT.search(expanded):
         body, count = (match[1], match[2]) if match[1] is not None else (match[3], match[4])
+        if len(count) > 6 or len(expanded) + len(body) * int(count) > LONGEST_LAYOUT:
+            raise ValueError(
+                f"the pipeline layout {text!r} is longer than {LONGEST_LAYOUT} characters when written out"
+            )
         expanded = expanded[: match.start()] + body * int(count) + expanded[match.end() :]
     if not _TOKENS.fullmatch(expanded):
         raise ValueError(f"cannot read the pipeline layout {text!r}; write stages as in 'Ettt|ttL'")

@@ -2,6 +2,8 @@
 
 import errno
 import io
+import json
+import math
 import multiprocessing
 import os
 import signal
@@ -148,6 +150,19 @@ def test_weights_that_are_there_twice_are_refused(tmp_path, capsys):
     other.save_pretrained(tmp_path / "single")
     (tmp_path / "single" / "model.safetensors").rename(tmp_path / "llama" / "model.safetensors")
     assert "twice" in refused(capsys, tmp_path, "import", tmp_path / "llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("num_attention_heads", 0.5, "a whole number"), ("hidden_size", math.inf, "a number above 0")],
+)
+def test_a_size_that_is_not_a_whole_number_is_refused(tmp_path, capsys, name, value, wanted):
+    LlamaConfig(num_hidden_layers=1, vocab_size=64).save_pretrained(tmp_path / "llama")
+    written = json.loads((tmp_path / "llama" / "config.json").read_text())
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(written | {name: value}))
+    (tmp_path / "llama" / "model.safetensors").write_bytes(b"")
+    said = refused(capsys, tmp_path, "import", tmp_path / "llama")
+    assert f"{name} is {value!r}; it must be {wanted}" in said
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": 1, "b": "c"}}', "[" * 100_000])

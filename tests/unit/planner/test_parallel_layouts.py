@@ -46,6 +46,12 @@ def test_pipeline_layouts_read_as_megatron_reads_them(text):
     ]
 
 
+@pytest.mark.parametrize("text", ["Et*99999999999L", "E" + "(" * 6 + "t" + ")*99999" * 6 + "L", f"Et*{'9' * 5000}L"])
+def test_a_layout_that_would_fill_the_memory_is_refused(text):
+    with pytest.raises(ValueError, match="longer than"):
+        layouts.parse_pipeline_layout(text)
+
+
 @pytest.mark.parametrize("chunks", range(1, 9))
 @pytest.mark.parametrize("layers", [8, 9, 27, 33])
 def test_uneven_layouts_are_valid(layers, chunks):
