@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.idle import refuse_idle
-from megatron_growth.cli.options import add_processes, add_trust, processes_of
+from megatron_growth.cli.options import add_processes, add_trust
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-tokenizer", action="store_true", help="export the weights only")
     parser.add_argument("--shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
-    add_processes(parser)
+    add_processes(parser, waiting=True)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_trust(parser)
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             companions=lambda folder: write_tokenizer(tokenizer, folder) if tokenizer else None,
             tokenizer=fingerprint,
             card=card,
-            processes=processes_of(args),
+            processes=args.processes,
             progress=progress,
         )
     if args.json:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
 from megatron_growth.cli.idle import refuse_idle
-from megatron_growth.cli.options import add_processes, add_trust, processes_of
+from megatron_growth.cli.options import add_processes, add_trust
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with Progress({"check": "checking the source", "write": "growing"}, quiet=args.json) as progress:
         report = grow_offline.grow(
-            job, args.target, processes=processes_of(args), rates=(args.lr, args.min_lr), progress=progress
+            job, args.target, processes=args.processes, rates=(args.lr, args.min_lr), progress=progress
         )
     if args.json:
         print(json_text(asdict(report)))

@@ -16,7 +16,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_growth.cli.options import add_processes, processes_of
+from megatron_growth.cli.options import add_processes
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.storage import json_text
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     source = HuggingFaceSource(args.source)
     job = grow_offline.plan(source, lambda shape: shape, get("width", "zero-pad"), get("depth", "identity"))
     with Progress({"check": "checking the source", "write": "importing"}, quiet=args.json) as progress:
-        report = grow_offline.grow(job, args.target, processes=processes_of(args), progress=progress)
+        report = grow_offline.grow(job, args.target, processes=args.processes, progress=progress)
     flags = megatron_flags(source.shape, source.arguments)
     if args.json:
         print(json_text({**asdict(report), "megatron_flags": flags}))

@@ -8,15 +8,15 @@ import os
 from megatron_growth.records.numbers import PROCESSES, whole
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """--processes, which `processes_of` reads."""
-    words = "processes that read and write (default: one for each core, at most 4)"
-    parser.add_argument("--processes", type=whole(most=PROCESSES), metavar="N", help=words)
+def add_processes(parser: argparse.ArgumentParser, *, waiting: bool = False) -> None:
+    """--processes.
 
-
-def processes_of(args: argparse.Namespace) -> int:
-    """How many processes read and write weights."""
-    return args.processes or min(4, os.cpu_count() or 1)
+    Args:
+        waiting: they wait for the disk more than they compute, so one more than the cores can take keeps it busy.
+    """
+    words = f"processes that read and write (default: one for each core{' and one more' * waiting}, at most 4)"
+    default = min(4, (os.cpu_count() or 1) + waiting)
+    parser.add_argument("--processes", type=whole(most=PROCESSES), default=default, metavar="N", help=words)
 
 
 def add_trust(parser: argparse.ArgumentParser, whose: str = "its") -> None:

@@ -184,6 +184,11 @@ def test_cancelling_one_job_takes_its_followers_along(
     assert {job(number)["JobState"] for number in numbers} == {"CANCELLED"}
 
 
+def states() -> dict[str, str]:
+    """What the controller remembers: number -> state of every job."""
+    return dict(line.split() for line in slurm("squeue", "--states=all", "--noheader", "--format=%A %T").splitlines())
+
+
 def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:
@@ -192,11 +197,12 @@ def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     unknown = profile.model_copy(update={"slurm": profile.slurm.model_copy(update={"partition": "$(reboot)"})})
     with pytest.raises(UserError, match=r"(?i)invalid partition"):
         submit(run, unknown)
-    jobs = chain_of(run, profile)
-    too_many = [*jobs[:2], chain_of(run, unknown)[2]]
+    before = states()
     with pytest.raises(UserError, match=r"(?i)invalid partition"):
-        submit_chain(run, too_many, profile)
-    assert not unfinished()
+        submit_chain(run, [*chain_of(run, profile)[:2], chain_of(run, unknown)[2]], profile)
+    wait_for_end()  # a job that had started takes its time to go
+    left = [state for number, state in states().items() if number not in before]
+    assert left == ["CANCELLED", "CANCELLED"]
 
 
 def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
