@@ -159,8 +159,8 @@ def leaves_dp_open(run: RunDirectory, name: str) -> bool:
     return next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name).layout.dp is None
 
 
-def facts_of_this_node(run: RunDirectory) -> NodeFacts:
-    """Look at this node."""
+def facts_of_this_node(run: RunDirectory, patience: float = 60.0) -> NodeFacts:
+    """Look at this node; NVIDIA's driver has `patience` seconds to answer."""
     package = Path(megatron_growth.__file__).parent
     return NodeFacts(
         host=_host(),
@@ -169,7 +169,7 @@ def facts_of_this_node(run: RunDirectory) -> NodeFacts:
         recipe=_hash_files(run.path, [run.recipe, run.plan]),
         data=_hash_files(run.data, sorted(f for f in run.data.rglob("*") if f.is_file())),
         gpus=int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),
-        gpu_memory=_smallest_gpu(),
+        gpu_memory=_smallest_gpu(patience),
         memory=_memory(),
     )
 
@@ -201,13 +201,17 @@ def _memory() -> int:
     return min(filter(None, (given, psutil.virtual_memory().total)))
 
 
-def _smallest_gpu() -> int | None:
-    """Memory of the smallest GPU here; None without NVIDIA's driver."""
+def _smallest_gpu(timeout: float) -> int | None:
+    """Memory of the smallest GPU here; None without NVIDIA's driver; RunError when the driver does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        fix = "repair the node, or exclude it with sbatch's --exclude, and submit again"
+        raise RunError(f"NVIDIA's driver does not answer within {timeout:g} s", where=_host(), fix=fix) from None
     sizes = [int(line) for line in answer.stdout.split() if line.isdigit()]
     return min(sizes) * 2**20 if sizes else None
 

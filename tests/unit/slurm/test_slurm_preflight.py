@@ -103,6 +103,16 @@ def test_the_smallest_gpu_that_the_driver_tells_counts(
     assert facts_of_this_node(run).gpu_memory == memory
 
 
+def test_a_driver_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    recipe = recipes.load("nano-progressive")
+    run = directory.create(tmp_path / "run", recipe, plan_run(recipe))
+    with pytest.raises(RunError, match="driver does not answer"):
+        facts_of_this_node(run, patience=0.1)
+
+
 def test_ranks() -> None:
     check_world(STAGE, 16, open_dp=False)
     check_world(STAGE, 32, open_dp=True)
