@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -54,12 +55,10 @@ def leave(error: UserError, file: str | None) -> None:
     """Hand the mistake to torchrun, or print it."""
     if file:
         document = {"message": f"{error}", "timestamp": str(int(time.time()))}
-        try:
+        with suppress(OSError):  # it is printed below
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text(json.dumps(document), encoding="utf-8")
             return
-        except OSError:
-            pass  # it is printed below
     print(f"megatron_growth: {error}", file=sys.stderr)
 
 

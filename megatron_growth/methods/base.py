@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from megatron_growth.errors import RecipeError
+from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.records.human import plural
 
 if TYPE_CHECKING:
@@ -214,6 +215,10 @@ class Method(ABC):
 
     def planned(self, facts: StageFacts) -> Self:  # noqa: ARG002
         """The method with every setting that depends on the stage worked out, as the stage's processes get it."""
+        return self
+
+    def on_fewer_layers(self, left: FewerLayers) -> Self | None:  # noqa: ARG002
+        """The method in a smoke job whose model has only the first layers; None when it has nothing to do there."""
         return self
 
     def check(self, shape: ModelShape) -> None:  # noqa: B027

@@ -13,11 +13,12 @@ output is then made to require a gradient, which nothing below it uses.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter
+from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import Patterns, RuleMethod
 from megatron_growth.patterns import Rule
@@ -44,6 +45,11 @@ class Freeze(RuleMethod):
     def as_rules(self) -> tuple[Rule, ...]:
         """One rule a pattern."""
         return tuple(Rule(pattern) for pattern in self.patterns)
+
+    def on_fewer_layers(self, left: FewerLayers) -> Self | None:
+        """With the patterns that take something there."""
+        patterns = left.patterns(self.patterns)
+        return replace(self, patterns=patterns) if patterns else None
 
     def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
         """Neither gradient nor optimizer state."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator
 
@@ -23,6 +23,7 @@ from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings
+from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import RuleMethod
 from megatron_growth.patterns import Rule, parse_rules
@@ -81,6 +82,11 @@ class Rates(RuleMethod):
         """The schedules that rules name."""
         trained = (rule for rule in self.as_rules if not rule.frozen)
         return tuple(rule.schedule for rule in trained if multiple(rule.schedule) is None)
+
+    def on_fewer_layers(self, left: FewerLayers) -> Self | None:
+        """With the rules that take something there."""
+        rules = tuple(text for text, rule in zip(self.rules, self.as_rules, strict=True) if left.keeps(rule.pattern))
+        return replace(self, rules=rules) if rules else None
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         """Refuse schedules that do not exist."""

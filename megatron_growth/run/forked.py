@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_growth.backend.preload import import_megatron, read_flags_once
-from megatron_growth.backend.processes import end_without_collection, without_collection
+from megatron_growth.backend.processes import without_collection
 from megatron_growth.plugin.preload import import_parts
 from megatron_growth.run import failures
 
@@ -39,7 +39,6 @@ def main(words: Sequence[str] | None = None) -> None:
     """Fork the ranks and wait for them; end as torchrun does when one of them fails."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    end_without_collection()
     ranks, module, *arguments = sys.argv[1:] if words is None else words
     with failures.recorded(), without_collection():
         import_megatron()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
@@ -21,6 +21,7 @@ from megatron_growth.errors import RecipeError, UserError
 from megatron_growth.layout.names import is_layer_matrix
 from megatron_growth.layout.parameters import parameters_of
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
+from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.galore.matrices import Matrix, matrices_of
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import Patterns
@@ -64,6 +65,11 @@ class GaLore(Method):
                     fix="it projects linear_qkv, linear_proj, linear_fc1 and linear_fc2 weights",
                 )
         return tuple(name for name in matrices if self._takes(name) and name not in frozen)
+
+    def on_fewer_layers(self, left: FewerLayers) -> Self | None:
+        """With the targets that take something there."""
+        targets = left.patterns(self.targets)
+        return replace(self, targets=targets) if targets else None
 
     def check(self, shape: ModelShape) -> None:
         """Refuse a rank that a matrix does not have."""

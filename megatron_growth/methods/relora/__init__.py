@@ -24,6 +24,7 @@ from pydantic import Field
 from megatron_growth.errors import CheckpointError, RecipeError, UnsupportedError
 from megatron_growth.layout.names import is_layer_matrix, parse_key
 from megatron_growth.methods.base import Cost, CountedParameter, Factor, Method, StageFacts, TrainedModel
+from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register
 from megatron_growth.records.numbers import COUNT, SEED, SIZE
 from megatron_growth.shape import ModelShape
@@ -117,6 +118,13 @@ class ReLoRA(Method):
             return taken
         adapted = {parse_key(name).layer for name in taken}
         return tuple(sorted(name for name in names if parse_key(name).layer in adapted))
+
+    def on_fewer_layers(self, left: FewerLayers) -> Self | None:
+        """With the layers that are left."""
+        if isinstance(self.layers, str):
+            return self
+        layers = left.numbers(self.layers)
+        return replace(self, layers=layers) if layers else None
 
     def check(self, shape: ModelShape) -> None:
         """Refuse a rank above a side of a matrix."""
