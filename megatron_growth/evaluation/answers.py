@@ -139,15 +139,8 @@ def answer(
         RunError: the target, or the file of unfinished answers beside it, exists and holds other answers.
         StorageError: the file system refused.
     """
-    done = _finished(target, kind, name)
-    if done is not None:
-        if done == {question.key: _answer_id(identity, question) for question in questions}:
-            return 0
-        raise RunError(
-            "the target holds other answers: of another model, to other questions, or with other settings",
-            where=str(target),
-            fix="name another file, or remove it",
-        )
+    if _is_done(target, kind, name, {question.key: _answer_id(identity, question) for question in questions}):
+        return 0
     partial = target.with_name(target.name + ".partial")
     with storage_errors(partial):
         answers = _begun(partial, identity)
@@ -166,6 +159,18 @@ def answer(
         _write(target, kind, name, identity, questions, answers)
         partial.unlink(missing_ok=True)
     return len(todo)
+
+
+def _is_done(target: Path, kind: Format, name: str, wanted: dict[str, str]) -> bool:
+    """Whether the target holds the wanted answers; raises RunError when it holds others."""
+    done = _finished(target, kind, name)
+    if done is None or done == wanted:
+        return done is not None
+    raise RunError(
+        "the target holds other answers: of another model, to other questions, or with other settings",
+        where=str(target),
+        fix="name another file, or remove it",
+    )
 
 
 def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
