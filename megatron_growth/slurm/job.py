@@ -11,14 +11,16 @@ requeue.  Messages go to standard error, which is the job's own output file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,11 +160,24 @@ def _give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:
     return StageFailed(reason, where=f"{stage.log} (stage {stage.name})", fix=fix or default)
 
 
-def free_port() -> int:
-    """A TCP port that is free on this node."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
+def free_port(by_chance: Collection[int] | None = None) -> int:
+    """A free TCP port of this node.
+
+    Rank 0 opens it only after its imports, so it is one that the kernel does not meanwhile give to another program's
+    connection.
+
+    Args:
+        by_chance: the ports that the kernel hands out itself; by default as it says.
+    """
+    if by_chance is None:
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        by_chance = range(int(first), int(last) + 1)
+    kept = [port for port in range(10_000, 65_536) if port not in by_chance]
+    for port in [*random.sample(kept, min(100, len(kept))), 0]:  # 0: any
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("", port))
+            return int(listener.getsockname()[1])
+    raise StageFailed("no TCP port is free", where=socket.gethostname(), fix="end what holds the node's ports")
 
 
 def _say(message: str) -> None:

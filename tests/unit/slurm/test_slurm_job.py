@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_begin_gives_up(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     slurm_job.begin(run, STAGE)
     assert slurm_record.read(run.stage(STAGE)).failure is None
+
+
+def test_the_port_is_one_that_no_connection_is_given_by_chance() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    for _ in range(20):
+        port = slurm_job.free_port()
+        assert 10_000 <= port < 65_536
+        assert not first <= port <= last
+        with socket.socket() as listener:
+            listener.bind(("", port))
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        assert slurm_job.free_port(by_chance=set(range(65_536)) - {port}) != port  # another program has it
 
 
 def failed(run: RunDirectory, kind: str, what: str) -> None:
