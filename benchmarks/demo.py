@@ -19,17 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
-
-
-def memory_bytes(process: psutil.Process) -> int:
-    """PSS of a process and all that it has started."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            total += one.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
+from measuring import memory_bytes
 
 
 def measure(folder: Path) -> dict[str, float]:

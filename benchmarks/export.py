@@ -57,11 +57,11 @@ def one_round(source: Path, folder: Path, processes: int | None) -> dict[str, fl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=growth_cases.FAMILY, default="1b")
+    parser.add_argument("--case", choices=growth_cases.FAMILY, default="1b", help="size of the model")
     parser.add_argument("--processes", type=int, help="of `export`; its own default when not given")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the median is reported")
     parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document, with every round")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-export-", dir=args.folder) as name:
         folder = Path(name)

@@ -4,26 +4,23 @@
 
 One process, fp32 on the host.  All cases of a repetition run one after the other in processes of their own; the time
 of a run is the tenth percentile of Megatron's own time per iteration, the first ten left out, which other load on the
-machine disturbs least.  `predicted` is the ratio of exact FLOPs
-(`megatron_growth.planner.flops`); it leaves out norms, softmax, optimizer and Python.
+machine disturbs least.  `predicted` is the ratio of exact FLOPs (`megatron_growth.planner.flops`); it leaves out norms,
+softmax, optimizer and Python.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
-from pathlib import Path
+
+from measuring import SCRIPT, step_time
 
 from megatron_growth.planner.flops import exact_flops_per_token
 from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import tiny_pretrain_args
-from megatron_growth.testing.scripts import run_script
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
-STEP = re.compile(r"iteration +\d+/.*?elapsed time per iteration \(ms\): (\S+)")
-WARM_UP, SEQUENCE, VOCAB = 10, 128, 1024
+SEQUENCE, VOCAB = 128, 1024
 
 
 def cases(layers: int) -> dict[str, list[str]]:
@@ -38,19 +35,12 @@ def cases(layers: int) -> dict[str, list[str]]:
     }
 
 
-def step_time(words: list[str], patterns: list[str]) -> float:
-    """Milliseconds of an undisturbed iteration of one run: the tenth percentile."""
-    rules = ["--growth-layer-spec", "local", *(["--growth-freeze", *patterns] if patterns else [])]
-    output = run_script(SCRIPT, [*words, *rules], timeout=900).output
-    return statistics.quantiles([float(ms) for ms in STEP.findall(output)][WARM_UP:], n=10)[0]
-
-
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--repetitions", type=int, default=3, help="of all cases")
+    parser.add_argument("--iterations", type=int, default=50, help="of each run")
+    parser.add_argument("--hidden", type=int, default=192, help="hidden size")
     parser.add_argument("--layers", type=int, default=6)
     options = parser.parse_args()
     shape = ModelShape(options.hidden, 3 * options.hidden, options.layers, 4, VOCAB)
@@ -63,11 +53,11 @@ def main() -> None:
         sequence=SEQUENCE,
         iterations=options.iterations,
     )
-    words += ["--make-vocab-size-divisible-by", "8"]
+    words += ["--make-vocab-size-divisible-by", "8", "--growth-layer-spec", "local"]
     times: dict[str, list[float]] = {name: [] for name in cases(shape.layers)}
     for _ in range(options.repetitions):
         for name, patterns in cases(shape.layers).items():
-            times[name].append(step_time(words, patterns))
+            times[name].append(step_time(SCRIPT, [*words, *(["--growth-freeze", *patterns] if patterns else [])]))
     full = exact_flops_per_token(take_inventory(shape), SEQUENCE)
     print("| frozen | share of parameters | step, ms | against full, median (range) | predicted |")
     print("|---|---:|---:|---:|---:|")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import growth_cases
 import psutil
+from measuring import memory_bytes
 
 HERE = Path(__file__).parent
 SAMPLE_SECONDS = 0.1
@@ -63,17 +64,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def _watch(process: psutil.Process, peak: list[float], done: threading.Event) -> None:
     while not done.wait(SAMPLE_SECONDS):
-        total = 0
-        try:
-            family = [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for member in family:
-            try:
-                total += member.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        peak[0] = max(peak[0], total / 2**30)
+        peak[0] = max(peak[0], memory_bytes(process) / 2**30)
 
 
 def grow_command(case: growth_cases.Case, source: Path, target: Path, args: argparse.Namespace) -> list[str]:
@@ -134,12 +125,12 @@ def print_figures(asked: dict[str, object], rounds: list[dict[str, float]], as_j
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b")
+    parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b", help="source and target")
     parser.add_argument("--processes", type=int, help="of `grow`; its own default when not given")
-    parser.add_argument("--optimizer-state", choices=("reset", "grow"), default="reset")
+    parser.add_argument("--optimizer-state", choices=("reset", "grow"), default="reset", help="grown too, or not")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the median is reported")
     parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document, with every round")
     args = parser.parse_args()
     case = growth_cases.CASES[args.case]
     with tempfile.TemporaryDirectory(prefix="benchmark-grow-", dir=args.folder) as name:

@@ -61,10 +61,10 @@ def fill(case: str, what: str, path: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--case", choices=growth_cases.CASES, default="1b-2b", help="source and target")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is reported")
+    parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
+    parser.add_argument("--json", action="store_true", help="one JSON document, with every round")
     args = parser.parse_args()
     args.processes, args.optimizer_state = 2, "reset"
     rounds = []

@@ -2,8 +2,8 @@
 
     python benchmarks/grow_plan.py [--tp 8 --pp 4] [--repeat 5] [--json]
 
-4B -> 8B at the paper's shapes, AKI + stack.  `seconds` covers drawing the maps and planning all tp x pp ranks in one
-process; `seconds_per_region` shows that the cost is linear in parameters x layers x tp.
+The three growth steps of the paper's family, AKI + stack.  `seconds` covers drawing the maps and planning all tp x pp
+ranks in one process; `seconds_per_region` shows that the cost is linear in parameters x layers x tp.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 
-from growth_cases import FAMILY
+from growth_cases import CASES
 
 from megatron_growth.checkpoint.plan import Box, Planner, Region
 from megatron_growth.checkpoint.source import SourceTensor
@@ -22,8 +22,6 @@ from megatron_growth.layout import Parameter, parameters_of
 from megatron_growth.layout.parameters import dimensions
 from megatron_growth.operators import build_map, get
 from megatron_growth.shape import ModelShape
-
-CASES = {"1b-2b": ("1b", "2b"), "2b-4b": ("2b", "4b"), "4b-8b": ("4b", "8b")}
 
 
 def stored(parameter: Parameter, shape: ModelShape) -> SourceTensor:
@@ -53,7 +51,7 @@ def regions(parameter: Parameter, shape: ModelShape, layer: int | None, tp: int)
 
 def plan_everything(case: str, tp: int) -> tuple[int, int]:
     """(regions planned, bytes that all ranks together will read)."""
-    source, target = (FAMILY[name] for name in CASES[case])
+    source, target = CASES[case].source, CASES[case].target
     planner = Planner(build_map(source, target, get("width", "aki"), get("depth", "stack"), 0))
     count = total = 0
     for parameter in parameters_of(target):
@@ -67,10 +65,10 @@ def plan_everything(case: str, tp: int) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tp", type=int, default=8)
+    parser.add_argument("--tp", type=int, default=8, help="tensor-parallel ranks of the target")
     parser.add_argument("--pp", type=int, default=4, help="pipeline ranks divide the layers; the work is the same")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds; the median is reported")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
     document = {}
     for case in CASES:

@@ -1,9 +1,9 @@
-"""The cases of the growth benchmarks, and their work in processes of its own: make a source, copy, grow the usual way.
+"""The paper's shapes for the benchmarks of growth and export, and the work that they do in processes of its own.
 
-python growth_cases.py make CASE FOLDER reset|grow
-python growth_cases.py make-model SIZE FOLDER
-python growth_cases.py copy SOURCE TARGET
-python growth_cases.py usual CASE SOURCE TARGET
+python benchmarks/growth_cases.py make CASE FOLDER reset|grow       a source with random weights
+python benchmarks/growth_cases.py make-model SIZE FOLDER            the same by size: 1b, 2b, 4b, 8b
+python benchmarks/growth_cases.py copy SOURCE TARGET                plain DCP load and save
+python benchmarks/growth_cases.py usual CASE SOURCE TARGET          grow as scripts for one layout do
 """
 
 from __future__ import annotations
@@ -52,11 +52,6 @@ class Case:
 
 
 CASES = {f"{a}-{b}": Case(FAMILY[a], FAMILY[b]) for a, b in (("1b", "2b"), ("2b", "4b"), ("4b", "8b"))}
-
-
-def make(case: str, folder: Path, optimizer_state: str) -> None:
-    """The source of a growth step."""
-    make_model(CASES[case].source, folder, optimizer_state)
 
 
 def make_model(shape: ModelShape, folder: Path, optimizer_state: str) -> None:
@@ -200,12 +195,14 @@ def _expand(old: torch.Tensor, rows: object, columns: object, layer: int) -> tor
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, *words = sys.argv[1:]
-    if what == "make":
-        make(words[0], Path(words[1]), words[2])
-    elif what == "make-model":
-        make_model(FAMILY[words[0]], Path(words[1]), "reset")
-    elif what == "copy":
-        copy(Path(words[0]), Path(words[1]))
-    else:
-        usual(words[0], Path(words[1]), Path(words[2]))
+    match sys.argv[1:]:
+        case ["make", name, folder, ("reset" | "grow") as state]:
+            make_model(CASES[name].source, Path(folder), state)
+        case ["make-model", size, folder]:
+            make_model(FAMILY[size], Path(folder), "reset")
+        case ["copy", source, target]:
+            copy(Path(source), Path(target))
+        case ["usual", name, source, target]:
+            usual(name, Path(source), Path(target))
+        case _:
+            sys.exit(__doc__)

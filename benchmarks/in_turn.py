@@ -1,4 +1,4 @@
-"""Run a pre-training script whose iterations wait for their turn: several start side by side, and train one by one.
+"""Run a pre-training script whose iterations wait for their turn: several start side by side and train one by one.
 
     BENCHMARK_TURN=FILE python -m megatron_growth.backend.start benchmarks/in_turn.py SCRIPT WORDS...
 

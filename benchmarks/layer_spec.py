@@ -63,9 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"layers": 4, "hidden": 256, "heads": 8, "sequence": 512, "batch": 4, "steps": 8}
     for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--repetitions", type=int, default=5, help="of both specs")
+    parser.add_argument("--bf16", action="store_true", help="instead of fp32")
     options = vars(parser.parse_args())
     runs: dict[str, list[tuple[float, float, float]]] = {spec: [] for spec in SPECS}
     for _ in range(options["repetitions"]):

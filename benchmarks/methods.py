@@ -1,5 +1,4 @@
-"""Step time of training methods against plain training at equal shapes, beside exact FLOPs; what merging and projecting
-cost.
+"""Step time of training methods against plain training, beside exact FLOPs, and what merging and projecting cost.
 
     python benchmarks/methods.py [--json --repetitions 3 --iterations 40 --hidden 256 --layers 6 --rank 16]
     python benchmarks/methods.py --bf16 --hidden 1024 --layers 24 --heads 16 --rank 256 --sequence 512 --batch 16
@@ -26,6 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from measuring import PAPER_INTERVALS, SCRIPT, method_times, undisturbed
+
 from megatron_growth import methods
 from megatron_growth.backend import nvml
 from megatron_growth.methods import Method
@@ -36,9 +37,7 @@ from megatron_growth.records.metrics import records
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_script, tiny_pretrain_args, torchrun
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
-WARM_UP, INTERVAL = 10, 10
-PAPER_INTERVALS = {"relora": 5000, "galore": 200}
+INTERVAL = 10  # iterations between two restarts or projections
 
 
 def cases(rank: int, layers: int) -> dict[str, str | None]:
@@ -61,15 +60,11 @@ def measure(words: list[str], method: str | None, folder: Path) -> dict[str, flo
     run = torchrun if nvml.devices() else run_script
     run(SCRIPT, [*words, *extra, *(["--growth-method", method] if method else [])], timeout=900)
     found = records(metrics)
-    seconds = {r["iteration"]: r["seconds"] for r in found if "event" not in r and r["iteration"] > WARM_UP}
-    sometimes = [r["seconds"] for r in found if r.get("event") == "method" and r["what"] == "restart"]
-    if method and method.startswith("galore"):
-        projecting = [seconds.pop(i) for i in list(seconds) if (i - 1) % INTERVAL == 0]
-        sometimes = [max(0.0, time - statistics.median(seconds.values())) for time in projecting]
+    seconds, sometimes = method_times(found, INTERVAL if method and method.startswith("galore") else None)
     state = next(r["ranks"][0] for r in found if r.get("event") == "memory")
     return {
-        "step": statistics.quantiles(seconds.values(), n=10)[0],
-        "sometimes": statistics.median(sometimes) if sometimes else 0.0,
+        "step": undisturbed(seconds),
+        "sometimes": sometimes,
         "state": sum(state[part] for part in ("weights", "gradients", "optimizer")),
     }
 
@@ -135,15 +130,15 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Print one table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser.add_argument("--repetitions", type=int, default=3, help="of all cases")
+    parser.add_argument("--iterations", type=int, default=40, help="of each run")
+    parser.add_argument("--hidden", type=int, default=256, help="hidden size")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--sequence", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16, help="of adapters and projectors")
+    parser.add_argument("--sequence", type=int, default=128, help="tokens of a sample")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step")
     parser.add_argument("--vocab", type=int, default=1024, help="a multiple of 128")
     parser.add_argument("--bf16", action="store_true", help="instead of fp32")
     options = parser.parse_args()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import random
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import measuring
 import yaml
 
 from megatron_growth.posttrain.presets import find
@@ -62,19 +60,12 @@ def preferences(seed: int) -> Iterator[dict[str, str]]:
 def train(recipe: dict[str, Any], run: Path, file: Path, *words: str) -> Path:
     """The run of a recipe by `megatron-growth train`, finished; its output goes to a log beside the file."""
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    with file.with_suffix(".log").open("a", encoding="utf-8") as log:
-        subprocess.run(
-            [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), "--run", str(run), *words],
-            check=True,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+    measuring.train(file, file.with_suffix(".log"), "--run", str(run), *words)
     return run
 
 
 def write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:
-    """Write a file of examples, where it is not there yet."""
+    """Write a file of examples unless it exists."""
     if not file.exists():
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

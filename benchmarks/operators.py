@@ -31,9 +31,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from measuring import SCRIPT
+
 from megatron_growth.shape import ModelShape
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "01-plug-in" / "pretrain_gpt.py"
 SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
 SOURCE_LR, SOURCE_SEED = 10e-3, 1000
 VOCAB, TOKENS_PER_PARAMETER = 1024, 2
@@ -353,15 +354,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of the runs")
     parser.add_argument("--case", choices=CASES, default="four-thirds", help="source and target")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[10e-3, 5e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data order, operators and init")
+    parser.add_argument("--lrs", type=float, nargs="+", default=[10e-3, 5e-3], help="peak learning rates")
     parser.add_argument("--scratch-lrs", type=float, nargs="*", default=[20e-3], help="of models from scratch only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one core each")
-    parser.add_argument("--collect", action="store_true", help="only collect what is finished")
-    parser.add_argument("--redraw", type=Path, metavar="TABLE", help="run nothing, draw --plot from this table")
+    parser.add_argument("--collect", action="store_true", help="train nothing, show the finished runs")
+    parser.add_argument("--redraw", type=Path, metavar="TABLE", help="run nothing; draw --plot from this table")
     parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
     args = parser.parse_args()

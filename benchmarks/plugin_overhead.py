@@ -11,31 +11,20 @@ per script; the table has their median and range.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
-from pathlib import Path
+
+from measuring import EXAMPLE, SCRIPT, step_time
 
 from megatron_growth.testing import tiny_pretrain_args
-from megatron_growth.testing.scripts import run_script
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "01-plug-in"
-STEP = re.compile(r"iteration +\d+/.*?elapsed time per iteration \(ms\): (\S+)")
-WARM_UP = 10
-
-
-def step_time(script: Path, words: list[str]) -> float:
-    """Milliseconds of an undisturbed iteration of one run: the tenth percentile."""
-    steps = [float(ms) for ms in STEP.findall(run_script(script, words, timeout=600).output)]
-    return statistics.quantiles(steps[WARM_UP:], n=10)[0]
 
 
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=150)
-    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--repetitions", type=int, default=5, help="of all three scripts")
+    parser.add_argument("--iterations", type=int, default=150, help="of each run")
+    parser.add_argument("--hidden", type=int, default=64, help="hidden size")
     options = parser.parse_args()
     words = tiny_pretrain_args(
         hidden=options.hidden, ffn=3 * options.hidden, sequence=128, global_batch=4, iterations=options.iterations
@@ -43,8 +32,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "stock script": (EXAMPLE / "pretrain_gpt_stock.py", words),
-            "plugged, no flag": (EXAMPLE / "pretrain_gpt.py", words),
-            "plugged, --growth-metrics": (EXAMPLE / "pretrain_gpt.py", [*words, "--growth-metrics", f"{folder}/m"]),
+            "plugged, no flag": (SCRIPT, words),
+            "plugged, --growth-metrics": (SCRIPT, [*words, "--growth-metrics", f"{folder}/m"]),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         for repetition in range(options.repetitions):

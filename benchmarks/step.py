@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from measuring import PAPER_INTERVALS, WARM_UP, method_times, undisturbed
 
 if TYPE_CHECKING:
     from megatron_growth.report.records import RunRecord
@@ -39,9 +40,8 @@ if TYPE_CHECKING:
 VARIANTS = ("vanilla", "vanilla/steps", "vanilla/rates", "relora", "galore", "step-2", "step-3")
 QUARTERED = ("galore", "vanilla/rates")  # whose matrices take a quarter of the rate: tried at four times the others'
 FROZEN = ("relora", "step-2", "step-3")  # those whose budget depends on the accounting
-PAPER_INTERVALS = {"relora": 5000, "galore": 200}  # steps between two restarts, and between two projections
-WARM_UP = 10  # iterations that are not timed
-STEPS_OF_STEP_2 = 1.55  # beside vanilla's, by the paper's accounting
+STEPS_OF_STEP_2 = 1.55  # times vanilla's, by the paper's accounting
+SHOWN_BELOW = 400  # perplexity; the first steps are alike
 
 
 @dataclass(frozen=True)
@@ -259,18 +259,13 @@ def _times(stage: dict[str, Any], metrics: Path) -> dict[str, float] | None:
     from megatron_growth.methods.galore import GaLore
     from megatron_growth.records.metrics import records
 
-    lines = records(metrics)
-    seconds = {r["iteration"]: r["seconds"] for r in lines if "event" not in r and r["iteration"] > WARM_UP}
-    sometimes = [r["seconds"] for r in lines if r.get("event") == "method" and r["what"] == "restart"]
-    for method in map(methods.get, stage["methods"]):
-        if isinstance(method, GaLore):
-            projecting = [seconds.pop(i) for i in list(seconds) if (i - 1) % method.gap == 0]
-            sometimes = [max(0.0, s - statistics.median(seconds.values())) for s in projecting]
+    gaps = [method.gap for method in map(methods.get, stage["methods"]) if isinstance(method, GaLore)]
+    seconds, sometimes = method_times(records(metrics), gaps[0] if gaps else None)
     if len(seconds) < 2 * WARM_UP:
         return None
     return {
-        "step": statistics.quantiles(seconds.values(), n=10)[0],
-        "sometimes": statistics.median(sometimes) if sometimes else 0.0,
+        "step": undisturbed(seconds),
+        "sometimes": sometimes,
         "flops": stage["flops_exact"] / stage["tokens"],
     }
 
@@ -302,9 +297,6 @@ def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-SHOWN_BELOW = 400  # perplexity; the first steps are alike
-
-
 def sweep(options: argparse.Namespace) -> Iterator[tuple[dict[float, Result], list[Result]]]:
     """Tuning and results of every variant under each accounting, in the order of the module's text."""
     tuned = {variant: tune(variant, options) for variant in VARIANTS}
@@ -323,15 +315,15 @@ def sweep(options: argparse.Namespace) -> Iterator[tuple[dict[float, Result], li
 def main() -> None:
     """Train what is missing and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-3, 10e-3])
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--only-read", action="store_true", help="of what is there; train nothing")
-    parser.add_argument("--plot", type=Path, help="picture of the validation perplexities")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--times", action="store_true", help="only a table of step times of the runs that are there")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and data order")
+    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-3, 10e-3], help="peak learning rates to begin with")
+    parser.add_argument("--iterations", type=int, default=200, help="of vanilla; all others spend its FLOPs")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step")
+    parser.add_argument("--only-read", action="store_true", help="train nothing, show the finished runs")
+    parser.add_argument("--plot", type=Path, help="write the picture of the perplexities here, as PNG")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the tables")
+    parser.add_argument("--times", action="store_true", help="only a table of step times of the runs in --work")
     options = parser.parse_args()
     if options.times:
         times(options.work)

@@ -117,8 +117,8 @@ def sweeps(folders: Sequence[Path]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variants", nargs="+", default=list(recipes.load(RECIPE).variants))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of weights and data order")
+    parser.add_argument("--variants", nargs="+", default=list(recipes.load(RECIPE).variants), help="default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after so many")
     parser.add_argument("--plot", type=Path, help="write the picture here, as PNG")
     parser.add_argument("--table", type=Path, help="write the tables here, as Markdown")
