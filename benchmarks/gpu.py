@@ -25,8 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measuring import EXAMPLE, SCRIPT, iteration_times
-
 from megatron_growth import recipes
 from megatron_growth.backend import doctor
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
@@ -36,6 +34,8 @@ from megatron_growth.testing import run_script, torchrun
 from megatron_growth.testing.distributed import DistributedFailure
 
 IN_TURN = Path(__file__).with_name("in_turn.py")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "01-plug-in"
+STEP = re.compile(r"iteration +\d+/.*?elapsed time per iteration \(ms\): (\S+)")
 PEAK = re.compile(r"max allocated: (\S+)")
 WARM_UP = 5
 # Words of a stage that belong to a run, to its layout, or to our own script, with the number of their values.
@@ -111,12 +111,12 @@ def measure(
     """Run one case to its end."""
     stage = plan.stage(case.stage)
     words = words_of(plan, case.stage, machine.installation, stage.micro_batch_size, options.iterations)
-    script = SCRIPT if case.plugged else EXAMPLE / "pretrain_gpt_stock.py"
+    script = EXAMPLE / ("pretrain_gpt.py" if case.plugged else "pretrain_gpt_stock.py")
     run, turn = (torchrun if machine.here.gpu else run_script), {}
     if options.turn:
         words, script, turn = [str(script), *words], IN_TURN, {"BENCHMARK_TURN": str(options.turn)}
     output = run(script, [*words, *case.words], env=turn, timeout=600).output
-    step = statistics.median(iteration_times(output)[min(WARM_UP, options.iterations - 1) :])
+    step = statistics.median([float(ms) for ms in STEP.findall(output)][min(WARM_UP, options.iterations - 1) :])
     peaks = [float(mib) for mib in PEAK.findall(output)]
     tokens = stage.micro_batch_size * stage.sequence_length / (step / 1e3)
     note = ""
