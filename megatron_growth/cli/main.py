@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from megatron_growth import __version__
 from megatron_growth.backend.processes import end_without_collection
+from megatron_growth.cli.parser import Parser
 from megatron_growth.errors import GrowthError, UserError, nearest
 from megatron_growth.records.storage import refusal
 
@@ -46,22 +47,16 @@ a first run, on a laptop:
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     """The whole command line; only the modules of the named verbs are imported."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="megatron-growth",
         description="Pre-train a family of language models for the price of its largest member, on NVIDIA Megatron.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"megatron-growth {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in verbs:
         module = importlib.import_module(f"megatron_growth.cli.{name}{'_' * keyword.iskeyword(name)}")
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(execute=module.run)

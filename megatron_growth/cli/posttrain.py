@@ -36,9 +36,7 @@ HELP = "tune a model on instructions or preferences (SFT, DPO)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind, text in (("sft", "supervised fine-tuning"), ("dpo", "direct preference optimisation")):
-        words = kinds.add_parser(
-            kind, help=text, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        words = kinds.add_parser(kind, help=text, description=__doc__)
         add_request_arguments(words, kind)
         words.add_argument("--processes", type=whole(), metavar="N", help="that train (default: one per GPU, or 1)")
         words.add_argument("--cluster", metavar="PROFILE", help="submit it to Slurm with this profile instead")
@@ -63,6 +61,7 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument(
             "--lr-sweep",
             nargs="*",
+            action="extend",
             type=finite(above=True),
             metavar="RATE",
             help="train once with each of these rates (default: the preset's, such as WSO's eight); keep the best",

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--corpus",
         nargs="+",
-        default=["stdlib"],
+        action="extend",
         metavar="WHAT",
         help="files, folders, hf:OWNER/NAME[:CONFIG][/SPLIT], or the built-in 'stdlib': Python's own documentation and "
         "sources, about 9.5 MB (default)",
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.data.tokenizers import parse_spec
 
     request = PrepareRequest(
-        corpus=tuple(args.corpus),
+        corpus=tuple(args.corpus or ["stdlib"]),
         tokenizer=parse_spec(args.tokenizer, args.tokenizer_files),
         text_field=args.text_field,
         document_per=args.document_per,

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="RUN",
         help="several runs, folders of variants and tuned models in one table",
     )

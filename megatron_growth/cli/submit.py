@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--variant", metavar="NAME", help="one of the recipe's variants")
     parser.add_argument(
-        "--seeds", type=whole(0, SEED), nargs="+", default=[], metavar="N", help="one run for each of these seeds"
+        "--seeds",
+        type=whole(0, SEED),
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N",
+        help="one run for each of these seeds",
     )
     parser.add_argument(
         "--baseline",

@@ -91,6 +91,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-freeze",
         metavar="PATTERNS",
         nargs="+",
+        action="extend",
         default=[],
         help="parameters that do not train, as patterns over their names in the whole model, separated by commas: "
         "'embedding.*,output_layer.*,decoder.layers.{0..5}.*'",
@@ -99,6 +100,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-schedule",
         metavar="PATTERN=SCHEDULE",
         nargs="+",
+        action="extend",
         default=[],
         help="learning rate by parameter, the first match wins: a multiple of the run's ('embedding.*=0.1'), "
         "'frozen', or a schedule of its own ('*=wsd:stable_fraction=0.75,min_lr_ratio=0.1')",
@@ -107,6 +109,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-method",
         metavar="METHOD",
         nargs="+",
+        action="extend",
         default=[],
         help="further training methods, each as NAME or NAME:parameter=value,...",
     )

@@ -25,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="measure", metavar="SUBVERB", required=True)
     for name in SUBVERBS:
         module = importlib.import_module(f"megatron_growth.cli.evaluate.{name}")
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(execute_measure=module.run)
@@ -43,10 +38,12 @@ def respelled(words: Sequence[str]) -> list[str]:
         UserError: the first word is neither a sub-verb nor a path.
     """
     first = words[0] if words else ""
-    if not first or first in SUBVERBS or first in ("-h", "--help", "--debug"):
+    if not first or first in SUBVERBS:
         return list(words)
     if {"--pairs", "--agree-with"} & {word.split("=")[0] for word in words} or Path(first).exists():
         return ["words", *words]
+    if first.startswith("-"):
+        return list(words)
     raise UserError(f"evaluate has no sub-verb {first!r}", fix=nearest(first, SUBVERBS))
 
 

@@ -30,7 +30,13 @@ HELP = "word vectors: similarity with people's scores, neighbours against anothe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="DIR", help="a --save folder or one of its iter_* folders")
     parser.add_argument(
-        "--pairs", type=Path, nargs="+", default=[], metavar="FILE", help="word pairs with scores, such as SimLex-999"
+        "--pairs",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="word pairs with scores, such as SimLex-999",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset with the model's tokenizer")
     parser.add_argument("--tokenizer", default="", metavar="KIND", help="gpt2, a FILE.model or a Hugging Face FOLDER")

@@ -1,0 +1,81 @@
+"""Options that no verb has, in part or twice: none of them is passed over, and the nearest one is named."""
+
+import argparse
+
+import pytest
+
+from megatron_growth.cli.main import build_parser, main
+from megatron_growth.plugin.arguments import add_arguments, methods_of
+
+SFT = ("posttrain", "sft", "model", "--preset", "nano-sft", "--output", "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plan", "nano-progressive", "--gpu", "8"), "plan: error: no option --gpu; did you mean --gpus?"),
+        (("train", "--varient=x"), "train: error: no option --varient; did you mean --variant?"),
+        (("prepare", "--ouput", "data"), "prepare: error: no option --ouput; did you mean --output?"),
+        (("evaluate", "perplexity", "--txt", "x"), "evaluate perplexity: error: no option --txt; did you mean --text?"),
+        (("plan", "--plot", "lr.png"), "no option --plot; did you mean --plot-lr or --plot-memory?"),
+        (("submit", "nano-progressive", "--seed", "3"), "no option --seed; did you mean --seeds?"),
+        (("plan", "nano-progressive", "--colour", "red"), "plan: error: no option --colour; "),
+        (("train", "nano-progressive", "wso-1b"), "train: error: too many words: wso-1b"),
+        (("train", "nano-progressive", "--corpus", "a", "--corpus", "b"), "--corpus: given twice (a and b)"),
+        ((*SFT, "--lr", "1e-5", "--lr", "2e-5"), "posttrain sft: error: argument --lr: given twice (1e-05 and 2e-05)"),
+    ],
+)
+def test_it_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_below_zero_and_words_with_spaces_are_values():
+    parser = build_parser(("submit", "plan"))
+    assert parser.parse_args(["submit", "a", "--wandb", "--my project"]).wandb == "--my project"
+    assert parser.parse_args(["plan", "--", "--gpu"]).recipe == "--gpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["submit", "a", "--seeds", "-1"])
+
+
+def test_lists_given_twice_are_one_list(monkeypatch):
+    parser = build_parser(("submit", "prepare", "posttrain", "report"))
+    assert parser.parse_args(["submit", "a", "--seeds", "1", "2", "--seeds", "3"]).seeds == [1, 2, 3]
+    assert parser.parse_args([*SFT, "--lr-sweep", "1e-5", "--lr-sweep", "2e-5"]).lr_sweep == [1e-5, 2e-5]
+    assert parser.parse_args(["submit", "a"]).seeds == []  # the default is not what was added to
+    args = add_arguments(argparse.ArgumentParser()).parse_args(
+        ["--growth-freeze", "a.*", "--growth-schedule", "b.*=0.1", "--growth-freeze", "c.*", "--growth-schedule", "*=1"]
+    )
+    freeze, rates = methods_of(args)
+    assert (freeze.patterns, rates.rules) == (("a.*", "c.*"), ("b.*=0.1", "*=1"))
+    asked = []
+    monkeypatch.setattr("megatron_growth.data.prepare.prepare", lambda request, *_: asked.append(request) or quit())
+    for words in ([], ["--corpus", "a", "b", "--corpus", "c"]):
+        with pytest.raises(SystemExit):
+            main(["prepare", "--output", "out", *words])
+    assert [request.corpus for request in asked] == [("stdlib",), ("a", "b", "c")]
+
+
+def options_of(parser):
+    """(the parser's name, the action) of every option, those of its verbs included."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
+        elif action.option_strings:
+            yield parser.prog, action
+
+
+def test_no_option_loses_the_first_of_two_values():
+    plugin = [one for one in options_of(add_arguments(argparse.ArgumentParser())) if one[1].nargs in ("+", "*")]
+    found = [*plugin, *options_of(build_parser())]
+    stores = [(prog, action.option_strings[0]) for prog, action in found if type(action) is argparse._StoreAction]
+    lists = [action for _, action in found if action.nargs in ("+", "*")]
+    assert len(found) > 150
+    assert len(lists) >= 8
+    assert not stores
+    assert {type(action).__name__ for action in lists} == {"_ExtendAction"}
