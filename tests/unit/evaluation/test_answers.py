@@ -40,9 +40,9 @@ def mt_bench(tmp_path):
     return write_lines(tmp_path / "question.jsonl", QUESTIONS)
 
 
-def words(folder, questions, kind, target, *more):
+def words(folder, questions, kind, target, *more, tokens=8):
     found = ["evaluate", "answers", folder, "--questions", questions, "--format", kind, "--to", target]
-    return [*map(str, found), "--max-tokens", "8", "--batch", "2", *more]
+    return [*map(str, found), "--max-tokens", str(tokens), "--batch", "2", *more]
 
 
 def lines(path):
@@ -98,8 +98,8 @@ def test_answers_that_were_stopped_go_on(tuned, mt_bench, tmp_path, monkeypatch,
     assert turns[0] == turns[1]
     assert main([*words(tuned[0], mt_bench, "mt-bench", broken), "--json"]) == 0  # finished: nothing is asked again
     assert json.loads(capsys.readouterr().out)["answered_now"] == 0
-    for more in (["--name", "other"], ["--max-tokens", "9"]):
-        assert main(words(tuned[0], mt_bench, "mt-bench", broken, *more)) == 2
+    for more, tokens in ((["--name", "other"], 8), ([], 9)):
+        assert main(words(tuned[0], mt_bench, "mt-bench", broken, *more, tokens=tokens)) == 2
         assert "other answers" in capsys.readouterr().err
 
 
