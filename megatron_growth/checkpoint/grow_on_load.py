@@ -134,24 +134,15 @@ def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str
 
     SwiGLU's fused projection yields its gate and up halves.
     """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
     for chunk in model_chunks:
-        for value in _leaves(chunk.sharded_state_dict()):
+        for value in nested_values(chunk.sharded_state_dict()):
             built = value.build() if isinstance(value, ShardedTensorFactory) else value
-            for sharded in _leaves(built):
+            for sharded in nested_values([built]):
                 if isinstance(sharded, ShardedTensor):
                     yield sharded.key, sharded
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, list | tuple):
-        yield tree
-        return
-    for value in tree:
-        yield from _leaves(value)
 
 
 def region_of(key: str, sharded: Any) -> Region:

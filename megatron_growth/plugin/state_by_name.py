@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
@@ -151,7 +152,7 @@ def _described(model: Chunks, metadata: dict[str, Any]) -> dict[int, ShardedBase
     found: dict[int, ShardedBase] = {}
     for chunk in model:
         tensors, _ = extract_sharded_tensors_and_factories(unwrapped(chunk).sharded_state_dict(metadata=metadata))
-        found |= {id(tensor.data): tensor for tensor in _values(tensors) if id(tensor.data) in trainable}
+        found |= {id(tensor.data): tensor for tensor in nested_values(tensors) if id(tensor.data) in trainable}
     return found
 
 
@@ -176,14 +177,6 @@ def _saved_and_new(
                 fix="start the optimizer from scratch with --no-load-optim",
             )
     return found, len(found) < len(names)
-
-
-def _values(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _values(value)
-    else:
-        yield tree
 
 
 # Into the optimizer ------------------------------------------------------------------------------------------------
