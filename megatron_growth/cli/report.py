@@ -19,6 +19,7 @@ from typing import Any
 from megatron_growth.cli.console import show
 from megatron_growth.cli.idle import refuse_idle
 from megatron_growth.errors import RunError, UserError
+from megatron_growth.records.place import variants_in
 from megatron_growth.records.storage import json_text
 
 HELP = "write the report of a run: loss against FLOPs, stages, what was saved"
@@ -42,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers, or write the page and say where it is."""
-    from megatron_growth.report.variants import is_variants_folder
-
     if args.compare:
         return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
     refuse_idle({"--output": args.output}, "a run's report is written into the run; --output is for --compare")
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "report needs a run", fix="`megatron-growth report RUN`, or `megatron-growth report --compare RUN RUN`"
         )
-    document, sentences, write = _variants(args.run) if is_variants_folder(args.run) else _one_run(args.run)
+    document, sentences, write = _variants(args.run) if variants_in(args.run) else _one_run(args.run)
     if args.json:
         print(json_text(document))
         return 0

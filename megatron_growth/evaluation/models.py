@@ -27,11 +27,10 @@ from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
-from megatron_growth.records.place import is_run, run_above
+from megatron_growth.records.place import is_run, run_above, variants_in
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.variants import variant_runs
 
 _SAMPLE = 1 << 16
 
@@ -69,8 +68,8 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
     """
     if is_run(path):
         return _finished(RunDirectory(path), cache)
-    if runs := variant_runs(path):
-        found = [(run.path.name, model) for run in runs for model in _stages(run, cache)]
+    if runs := variants_in(path):
+        found = [(run.name, model) for run in runs for model in _stages(RunDirectory(run), cache)]
         if not found:
             raise RunError("no stage of any variant is finished", where=str(path), fix="train the variants first")
         return [Model(f"{variant}/{model.name}", model.path, model.cache) for variant, model in found]

@@ -12,6 +12,12 @@ def is_run(folder: Path) -> bool:
     return (folder / RECIPE).is_file() and (folder / PLAN).is_file()
 
 
+def variants_in(folder: Path) -> list[Path]:
+    """The runs of the variants that were trained into a folder, in alphabetical order; none for any other folder."""
+    inside = [] if is_run(folder) else folder.glob(f"*/{RECIPE}")
+    return sorted(found.parent for found in inside if is_run(found.parent))
+
+
 def run_above(path: Path) -> Path | None:
     """The nearest run directory that a path lies in; None outside of one."""
     return next((folder for folder in path.absolute().parents if is_run(folder)), None)

@@ -21,10 +21,9 @@ import yaml
 from megatron_growth.errors import RunError
 from megatron_growth.evaluation.results import results_of, task_average
 from megatron_growth.posttrain.finish import FILE_NAME as POSTTRAIN
-from megatron_growth.records.place import PLAN, RECIPE
+from megatron_growth.records.place import RECIPE, variants_in
 from megatron_growth.records.storage import reading_record
 from megatron_growth.report.collect import collect
-from megatron_growth.report.variants import is_variants_folder
 from megatron_growth.run.directory import existing
 
 PHASES = {"pre": "pre-training", "sft": "after SFT", "dpo": "after DPO"}
@@ -137,9 +136,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
 def _runs(path: Path) -> list[Path]:
     if (path / POSTTRAIN).is_file():
         return []
-    if is_variants_folder(path):
-        return sorted(found.parent for found in path.glob(f"*/{PLAN}"))
-    return [path]
+    return variants_in(path) or [path]
 
 
 def _groups(runs: Sequence[Path]) -> dict[Path, str]:

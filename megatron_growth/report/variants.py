@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_growth.records.place import PLAN, STAGES
+from megatron_growth.records.place import STAGES, variants_in
 from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.run.directory import existing
@@ -82,16 +82,11 @@ class Variant:
 
 def collect_variants(folder: Path) -> tuple[Variant, ...]:
     """The variants in a folder, in the order of their recipe, without those that have not been trained yet."""
-    paths = {path.parent.name: path.parent for path in folder.glob(f"*/{PLAN}")}
+    paths = {path.name: path for path in variants_in(folder)}
     order = existing(next(iter(paths.values()))).planned.variants if paths else ()
     known = sorted(paths, key=lambda name: (order.index(name) if name in order else len(order), name))
     found = (_variant(paths[name]) for name in known)
     return tuple(v for v in found if v.run.stages and v.last.done)
-
-
-def is_variants_folder(folder: Path) -> bool:
-    """Whether the folder holds the runs of variants instead of one run."""
-    return not (folder / PLAN).exists() and any(folder.glob(f"*/{PLAN}"))
 
 
 def _variant(path: Path) -> Variant:

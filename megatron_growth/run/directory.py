@@ -180,8 +180,7 @@ def existing(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     if not run.recipe.is_file():
         what = "is not a run directory: it has no recipe.yaml" if path.exists() else "does not exist"
-        inside = path.glob("*/recipe.yaml")  # a folder of variants holds one run for each
-        runs = sorted(str(found.parent) for found in (*inside, *Path("runs").glob("*/recipe.yaml")))
+        runs = sorted(map(str, (*place.variants_in(path), *place.variants_in(Path("runs")))))
         known = f"runs: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
         raise RunError(f"{path} {what}", where=str(path.absolute()), fix=known)
     return run

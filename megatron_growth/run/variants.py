@@ -42,8 +42,3 @@ def train_variants(
         shared = replace(request, dataset_of=runs[0] if runs else None)
         runs.append(train(load(name), path / name, shared, screen))
     return runs
-
-
-def variant_runs(path: Path) -> list[RunDirectory]:
-    """The runs of the variants that were trained into a folder, in alphabetical order; empty for any other folder."""
-    return [RunDirectory(found.parent) for found in sorted(path.glob("*/recipe.yaml"))]

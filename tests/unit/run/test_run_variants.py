@@ -9,6 +9,7 @@ import pytest
 
 from megatron_growth import recipes
 from megatron_growth.errors import RunError, StageFailed
+from megatron_growth.records import place
 from megatron_growth.run import dataset, directory, variants
 from megatron_growth.run.train import TrainRequest
 
@@ -92,8 +93,10 @@ def test_variants_are_trained_in_order_on_one_dataset(load, trained, tmp_path):
     assert {"train.bin", "valid.bin"} <= set(first)
     assert all(files(run) == first for run in runs)  # the same inodes: hard links, no copies
     assert os.stat(runs[0].data / "train.bin").st_nlink == len(NAMES)
-    found = variants.variant_runs(tmp_path / "runs")
-    assert [run.path.name for run in found] == sorted(NAMES)
+    found = place.variants_in(tmp_path / "runs")
+    assert [run.name for run in found] == sorted(NAMES)
+    (found[0] / "plan.json").unlink()  # begun, and not yet a run
+    assert place.variants_in(tmp_path / "runs") == found[1:]
 
 
 def test_the_same_words_go_on_after_a_failure(load, trained, tmp_path):
@@ -123,7 +126,7 @@ def test_the_folder_of_one_variant_is_not_taken_for_all(load, trained, tmp_path)
     with pytest.raises(RunError, match="is the run of one variant"):
         variants.train_variants(load, NAMES, tmp_path / "run", TrainRequest(), Screen())
     assert trained == []
-    assert variants.variant_runs(tmp_path / "nothing") == []
+    assert place.variants_in(tmp_path / "nothing") == place.variants_in(tmp_path / "run") == []
 
 
 @pytest.mark.fault
