@@ -5,12 +5,11 @@ It trains all rates of a sweep, one after the other; the end of the job makes th
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
 from megatron_growth import mistakes
+from megatron_growth.backend.processes import leave
 from megatron_growth.posttrain.run import job_of
 from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
 from megatron_growth.run import failures
@@ -19,17 +18,11 @@ from megatron_growth.run.directory import RunDirectory
 
 def main() -> int:
     """Entry point; 0 when everything is trained, or when it was asked to stop and has saved."""
-    try:
-        with failures.recorded():
-            run = RunDirectory(Path(sys.argv[1]))
-            if not target_of(run).exists():
-                _train(run)
-        return 0
-    finally:
-        # The batch script repeats TERM until all ranks have ended; Python drops our handler before that.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.stdout.flush()
-        sys.stderr.flush()
+    with failures.recorded_in_a_job():
+        run = RunDirectory(Path(sys.argv[1]))
+        if not target_of(run).exists():
+            _train(run)
+    return 0
 
 
 def _train(run: RunDirectory) -> None:
@@ -51,5 +44,4 @@ def _train(run: RunDirectory) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    os._exit(code) if code == 0 else sys.exit(code)
+    leave(main())

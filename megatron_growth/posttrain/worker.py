@@ -5,12 +5,10 @@ The exit code is 0 when training is done, or was asked to stop and has saved; it
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
-from megatron_growth.backend.processes import die_with_parent
+from megatron_growth.backend.processes import die_with_parent, leave
 from megatron_growth.posttrain.folder import Work
 from megatron_growth.posttrain.run import job_of
 from megatron_growth.run import failures
@@ -19,24 +17,17 @@ from megatron_growth.run import failures
 def main() -> int:
     """Entry point; returns the exit code."""
     die_with_parent()
-    try:
-        with failures.recorded():
-            from megatron_growth.posttrain.training import train
+    with failures.recorded_in_a_job():
+        from megatron_growth.posttrain.training import train
 
-            work, rate = Work(Path(sys.argv[1])), float(sys.argv[2])
-            train(job_of(work, rate), stop_gently=True)
-            import torch.distributed as dist
+        work, rate = Work(Path(sys.argv[1])), float(sys.argv[2])
+        train(job_of(work, rate), stop_gently=True)
+        import torch.distributed as dist
 
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        return 0
-    finally:
-        # A batch script repeats TERM until all processes have ended; Python drops our handler before that.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    os._exit(code) if code == 0 else sys.exit(code)
+    leave(main())

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -59,6 +61,21 @@ def recorded() -> Iterator[None]:
         if not (isinstance(error, SystemExit) and not error.code):
             _record(error)
         raise
+
+
+@contextmanager
+def recorded_in_a_job() -> Iterator[None]:
+    """`recorded`, for all that a rank under Slurm does; what it printed is written, and no TERM ends it after that.
+
+    The batch script repeats TERM until all ranks have gone, and Python gives up its handlers before it has gone itself.
+    """
+    try:
+        with recorded():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _record(error: BaseException) -> None:

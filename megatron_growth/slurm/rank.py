@@ -6,7 +6,6 @@ It reads the words that the job's first step has written (`job.begin`), then run
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -20,15 +19,11 @@ def main() -> int:
     """Entry point of one rank; returns its exit code."""
     from megatron_growth.run import pretrain
 
-    try:
-        with failures.recorded():
-            run, name = existing(Path(sys.argv[1])), sys.argv[2]
-            os.environ |= start.variables(run.planned_stage(name).layout.tp)  # before torch looks for a GPU
-            sys.argv[1:] = read_arguments(run.stage(name))
+    with failures.recorded_in_a_job():
+        run, name = existing(Path(sys.argv[1])), sys.argv[2]
+        os.environ |= start.variables(run.planned_stage(name).layout.tp)  # before torch looks for a GPU
+        sys.argv[1:] = read_arguments(run.stage(name))
         return pretrain.main()
-    finally:
-        # The batch script repeats TERM until all ranks have gone; Python gives up Megatron's handler before that.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

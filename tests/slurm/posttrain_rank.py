@@ -1,9 +1,9 @@
 """A rank of a post-training that waits after its third step, in its first start, until it is asked to stop."""
 
 import os
-import sys
 import time
 
+from megatron_growth.backend.processes import leave
 from megatron_growth.posttrain import callbacks, slurm_rank
 
 STEP = 3
@@ -26,5 +26,4 @@ def holding(self, args, state, control, **kwargs):
 callbacks.GentleStop.__init__, callbacks.Recorder.on_log = beginning, holding
 
 if __name__ == "__main__":
-    code = slurm_rank.main()
-    os._exit(code) if code == 0 else sys.exit(code)
+    leave(slurm_rank.main())

@@ -54,7 +54,7 @@ def test_from_submission_to_model(run: RunDirectory, monkeypatch: pytest.MonkeyP
     assert slurm_job.end(run, "sft", 0, True) == REQUEUE
     monkeypatch.setattr("sys.argv", ["slurm_rank", str(run.path), "sft"])
     monkeypatch.setattr("megatron_growth.posttrain.callbacks.signal.signal", lambda *_: None)
-    monkeypatch.setattr("megatron_growth.posttrain.slurm_rank.signal.signal", lambda *_: None)
+    monkeypatch.setattr("megatron_growth.run.failures.signal.signal", lambda *_: None)
     assert slurm_rank.main() == 0
     assert slurm_jobs.status(slurm_jobs.target_of(run))["rates_done"] == 2
     assert slurm_job.end(run, "sft", 0, False) == 0

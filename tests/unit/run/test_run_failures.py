@@ -1,7 +1,9 @@
 """The first failing rank's error arrives as one clear message, of the type that it had."""
 
+import contextlib
 import errno
 import os
+import signal
 
 import pytest
 
@@ -76,6 +78,20 @@ def test_a_good_end_is_no_failure(monkeypatch, tmp_path):
     with pytest.raises(SystemExit), failures.recorded():
         raise SystemExit(0)
     assert failures.first(tmp_path) is None
+
+
+@pytest.mark.parametrize("end", [None, ValueError("bad")])
+def test_the_end_of_a_rank_in_a_job_is_not_ended_by_a_repeated_term(monkeypatch, tmp_path, end):
+    monkeypatch.setenv(failures.FAILURES_VARIABLE, str(tmp_path))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.suppress(ValueError), failures.recorded_in_a_job():
+            if end:
+                raise end
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (failures.first(tmp_path) is not None) == (end is not None)
 
 
 def test_a_record_that_was_cut_off_is_passed_over(monkeypatch, tmp_path):
