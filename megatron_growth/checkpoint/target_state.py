@@ -20,6 +20,8 @@ _EXTRA = re.compile(r"^(decoder\.layers\.)(?:(\d+)\.)?(.+\._extra_state)/shard_(
 # What a run counts; a grown model that starts from scratch has seen nothing.
 _COUNTERS = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples", "iteration")
 
+_OF_OPTIMIZER = ("distrib_optim", "growth_optimizer")  # how content metadata of optimizer state begin
+
 
 def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dict[str, Any]) -> argparse.Namespace:
     """Megatron's saved arguments with the target's sizes."""
@@ -67,6 +69,8 @@ def grown_common(
             setattr(out["args"], name, 0)
     for name in ("optimizer", "opt_param_scheduler", "rerun_state_machine"):
         out.pop(name, None)
+    if described := out.get("content_metadata"):  # how layers are stored stays; of optimizer state there is none
+        out["content_metadata"] = {k: v for k, v in described.items() if not k.startswith(_OF_OPTIMIZER)}
     return {**out, "iteration": 0, "num_floating_point_operations_so_far": 0.0}
 
 

@@ -276,6 +276,18 @@ class Method(ABC):
         """
         return build
 
+    def check_resumed(self, before: Method, names: Sequence[str], saved_keys: Collection[str]) -> None:  # noqa: B027
+        """Refuse a checkpoint of this method with parameters under which what it has kept would mean something else.
+
+        Args:
+            before: the method with which it was saved.
+            names: of the whole plain model's parameters.
+            saved_keys: of the checkpoint's tensors that are loaded.
+
+        Raises:
+            CheckpointError: naming the parameter.
+        """
+
     def loading(
         self,
         model: TrainedModel,  # noqa: ARG002

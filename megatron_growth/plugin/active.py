@@ -193,12 +193,23 @@ class ActiveMethods:
         return _build_sharded_state_dict_metadata
 
     @contextlib.contextmanager
-    def loading(self, folder: str) -> Iterator[None]:
-        """Wraps the loading of a checkpoint; refuses one that holds state of a method this run does not use."""
+    def loading(self, folder: str, saved_methods: Sequence[Method], *, optimizer: bool) -> Iterator[None]:
+        """Wraps the loading of a checkpoint; refuses one that holds state of a method this run does not use, or uses
+        with parameters that make something else of it.
+
+        Args:
+            folder: of the checkpoint's iteration.
+            saved_methods: of the run that saved it.
+            optimizer: whether optimizer state is loaded too.
+        """
         with contextlib.ExitStack() as stack:
             saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
             self._refuse_foreign(folder, saved)
+            read = saved if optimizer else {key for key in saved if not key.startswith("optimizer.")}
             for method in self.methods:
+                for before in saved_methods:
+                    if before.name == method.name:
+                        method.check_resumed(before, self.model.names, read)
                 stack.enter_context(method.loading(self.model, saved))
             yield
 

@@ -6,14 +6,20 @@ count stay as they were loaded.
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
+from megatron.core import dist_checkpointing
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.training import get_args, print_rank_0
+from megatron.training.checkpointing import get_load_checkpoint_path_by_args
 
+from megatron_growth.errors import UserError
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.plugin.growing import hold_checkpoints
 
 _COUNTED = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
 
@@ -27,8 +33,9 @@ def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
     """Load, then put iteration, samples and schedule back to the start."""
 
     def load_checkpoint(model: Any, optimizer: Any, opt_param_scheduler: Any, *rest: Any, **kwargs: Any) -> Any:
-        iteration, _ = original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         args = get_args()
+        _refuse_own_checkpoint(args)
+        iteration, _ = original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         for name in _COUNTED:
             setattr(args, name, 0)
         update_num_microbatches(consumed_samples=0, verbose=False)
@@ -39,3 +46,33 @@ def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
         return 0, 0
 
     return load_checkpoint
+
+
+def _refuse_own_checkpoint(args: argparse.Namespace) -> None:
+    """Refuse to begin at 0 again over what this run has trained, as the same command would after a kill.
+
+    Raises:
+        UserError: a checkpoint of the run itself lies in --save or in --load.
+    """
+    loadable, saved = hold_checkpoints(args.load, args.save)
+    if saved and not (args.load and os.path.realpath(args.load) == os.path.realpath(args.save)):
+        raise UserError(
+            "--save already holds a checkpoint, and --growth-start-anew would start this run again over it",
+            where=str(args.save),
+            fix=f"go on with --load {args.save} and without --growth-start-anew, or name a new folder with --save",
+        )
+    if loadable and _is_of_this_run(get_load_checkpoint_path_by_args(args)):
+        raise UserError(
+            "--load holds a checkpoint of a run that has begun anew already; it would go back to iteration 0",
+            where=str(args.load),
+            fix="leave out --growth-start-anew, which is for the first start only",
+        )
+
+
+def _is_of_this_run(folder: str) -> bool:
+    """Whether a run with --growth-start-anew saved this checkpoint, and it was not grown since."""
+    common = dist_checkpointing.load_common_state_dict(folder)
+    saved = common.get("args")
+    grown = getattr(saved, "growth_provenance", None)
+    is_fresh = grown is not None and int(common.get("iteration", 0)) == grown["source_iteration"]
+    return bool(getattr(saved, "growth_start_anew", False)) and not is_fresh

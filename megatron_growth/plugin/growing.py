@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.training import get_args, get_tokenizer, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
@@ -38,10 +37,7 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
     Raises:
         UserError: a checkpoint lies in --save where --load will not find it; training would start again over it.
     """
-    look = checkpoint_exists if dist.get_rank() == 0 else bool
-    found = [together(partial(look, path), str(path)) for path in (load, save)]
-    dist.broadcast_object_list(found, src=0)
-    loadable, saved = found
+    loadable, saved = hold_checkpoints(load, save)
     if saved and not loadable:
         raise UserError(
             "--save already holds a checkpoint, but --load does not; growing would start this run again over it",
@@ -49,6 +45,14 @@ def has_own_checkpoint(load: str | None, save: str | None) -> bool:
             fix=f"add --load {save} to go on, or name a new folder with --save",
         )
     return loadable
+
+
+def hold_checkpoints(*folders: str | None) -> list[bool]:
+    """Whether each folder holds a checkpoint; rank 0 looks, so that all ranks agree."""
+    look = checkpoint_exists if dist.get_rank() == 0 else bool
+    found = [bool(together(partial(look, path), str(path))) for path in folders]
+    dist.broadcast_object_list(found, src=0)
+    return found
 
 
 def record_vocabulary(chunks: Chunks) -> Chunks:
@@ -79,27 +83,27 @@ def check_source(source: Path) -> None:
     vocabulary.refuse_other(saved, vocabulary_of_run(), str(opened.path))
 
 
-def check_grown(folder: Path) -> None:
+def check_grown(common: dict[str, Any], folder: str) -> None:
     """Refuse to load what was grown offline into a model that computes another function.
 
     Only the first load is compared: a run may change the grown model afterwards.
 
     Args:
-        folder: the iteration's folder in the checkpoint.
+        common: the checkpoint's common state.
+        folder: of its iteration.
 
     Raises:
         GrowthPlanError: names the flags to give.
     """
     from megatron_growth.checkpoint import architecture, vocabulary
 
-    common = dist_checkpointing.load_common_state_dict(str(folder))
     saved = common.get("args")
     grown = getattr(saved, "growth_provenance", None)
     fresh = 0 if grown is None or grown["optimizer_state"] == "reset" else grown["source_iteration"]
-    if grown is None or int(common.get("iteration", 0)) != fresh:
+    if saved is None or grown is None or int(common.get("iteration", 0)) != fresh:
         return
-    architecture.check_same(saved, get_args(), where=str(folder))
-    vocabulary.refuse_other(saved, vocabulary_of_run(), str(folder))
+    architecture.check_same(saved, get_args(), where=folder)
+    vocabulary.refuse_other(saved, vocabulary_of_run(), folder)
 
 
 def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Callable[[Chunks], Chunks]:

@@ -1,8 +1,8 @@
 """Loading a checkpoint across a stage boundary: changed learning rates, changed methods, another layout.
 
 Megatron loads weights, iteration and data order.  It loads the optimizer too in a run without methods, with saved
-groups matched by what they are (`group_match.py`); with methods, now or when the checkpoint was saved, optimizer state
-is read by parameter (`state_by_name.py`).
+groups matched by what they are (`group_match.py`); with methods, now or when the checkpoint was saved, or from another
+kind of optimizer (distributed or not), optimizer state is read by parameter (`state_by_name.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.training import get_args
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
+from megatron_growth.errors import CheckpointError
 from megatron_growth.methods import frozen_names
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import reshardable, state_by_name
@@ -43,13 +44,17 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
         folder = get_load_checkpoint_path_by_args(args) if checkpoint_exists(args.load) else None
         if folder is None or not dist_checkpointing.check_is_distributed_checkpoint(folder):
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
-        check_grown(Path(folder))
-        with active.loading(folder):
-            if optimizer is None or args.finetune or args.no_load_optim:
+        common = dist_checkpointing.load_common_state_dict(folder)
+        check_grown(common, folder)
+        whole = not (optimizer is None or args.finetune or args.no_load_optim)
+        with active.loading(folder, methods_of(common.get("args")), optimizer=whole):
+            if not whole:
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
-            common = dist_checkpointing.load_common_state_dict(folder)
             if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
                 args.growth_provenance = common["args"].growth_provenance
+            if Path(folder).name == "release":  # it has no optimizer state, whatever its metadata say of its origin
+                return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+            _refuse_without_state(common, folder)
             reshardable.check_layout(common["args"], state_by_name.content_metadata(common), args, str(folder))
             if _by_name(common, active):
                 args.no_load_optim = True
@@ -69,14 +74,27 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
     return load_checkpoint
 
 
+def _refuse_without_state(common: dict[str, Any], folder: str) -> None:
+    """Refuse a checkpoint that was saved without optimizer state, such as a model with merged adapters.
+
+    Raises:
+        CheckpointError: names the two ways to go on.
+    """
+    if getattr(common["args"], "no_save_optim", False):
+        raise CheckpointError(
+            "the checkpoint has no optimizer state: its run has ended, and merged its adapters or did not save any",
+            where=folder,
+            fix="--no-load-optim goes on at its iteration with a fresh optimizer, --finetune begins at iteration 0",
+        )
+
+
 def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
     """Whether optimizer state is read by parameter; for flat buckets only where it must be, which is then refused."""
-    if getattr(common["args"], "no_save_optim", False):  # a merged model has none
-        return False
     saved = methods_of(common["args"])
     if state_by_name.is_flat(common):
         return _frozen_at_save(common, active) != set(active.model.frozen)
-    return "optimizer" in common and bool(active.methods or saved)
+    kinds = {bool(getattr(args, "use_distributed_optimizer", False)) for args in (common["args"], get_args())}
+    return "optimizer" in common and bool(active.methods or saved or len(kinds) > 1)
 
 
 def _frozen_at_save(common: dict[str, Any], active: ActiveMethods) -> set[str]:

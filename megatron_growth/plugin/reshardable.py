@@ -51,7 +51,8 @@ def _at_the_end(args: argparse.Namespace) -> bool:
 
 
 def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argparse.Namespace, folder: str) -> None:
-    """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, where Megatron gives no reason.
+    """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
+    optimizer, where Megatron gives no reason.
 
     Args:
         saved: arguments that the checkpoint holds.
@@ -64,6 +65,16 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
     """
     if metadata.get("distrib_optim_sharding_type") != "dp_reshardable":
         return
+    elsewhere = (
+        "save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe checkpoint.reshardable: "
+    )
+    elsewhere += "always) and change that then; or start the optimizer from scratch with --no-load-optim"
+    if not args.use_distributed_optimizer:
+        raise CheckpointError(
+            "the optimizer state of this checkpoint lies in the distributed optimizer's buckets, and this run has none",
+            where=folder,
+            fix=f"go on with --use-distributed-optimizer (in a recipe: several data-parallel ranks); or {elsewhere}",
+        )
     names = {"tensor_model_parallel_size": "TP", "pipeline_model_parallel_size": "PP"}
     before = {short: getattr(saved, name, None) for name, short in names.items()}
     now = {short: getattr(args, name) for name, short in names.items()}
@@ -73,7 +84,5 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
     raise CheckpointError(
         f"the optimizer state of this checkpoint was saved at {was} in a form that does not load at {asked}",
         where=folder,
-        fix=f"go on at {was}; or save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe "
-        "checkpoint.reshardable: always) and change the layout then; or start the optimizer from scratch with "
-        "--no-load-optim",
+        fix=f"go on at {was}; or {elsewhere}",
     )

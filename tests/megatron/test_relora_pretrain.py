@@ -136,6 +136,13 @@ def test_adapters_that_are_not_merged_are_refused_without_the_method(folder, at_
         run(folder, "refused", "one process", load="unmerged", finetune=True, method=None, stop=1)
 
 
+def test_adapters_that_are_not_merged_keep_their_scale(folder, at_the_cut):
+    """With another alpha the model would be another, without a word."""
+    other = RELORA.replace("alpha=8", "alpha=16")
+    with pytest.raises(DistributedFailure, match=r"adapters of another kind than this run's \(alpha\)"):
+        run(folder, "scaled", "one process", load="unmerged", finetune=True, method=other, stop=1)
+
+
 def test_the_merged_checkpoint_is_exported_as_a_plain_model(folder, at_the_cut, tmp_path):
     assert exchange_workers.exported_as_megatron_computes(folder / "merged", TINY, tmp_path / "hf")
 

@@ -6,7 +6,10 @@ any parameter to train.  All layouts of one case train one after the other in th
 
 import pytest
 
+from megatron_growth import operators
+from megatron_growth.checkpoint import grow_offline
 from megatron_growth.testing import run_distributed, tiny_pretrain_args
+from megatron_growth.testing.distributed import DistributedFailure
 from tests.megatron.plugin_workers import metrics, train_several
 
 RESHARDABLE = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"]
@@ -109,3 +112,61 @@ def test_dropout_goes_on_where_it_was(tmp_path):
     after = metrics(tmp_path / "rest.jsonl")
     assert list(after) == [3, 4]
     assert after == {i: x for i, x in metrics(tmp_path / "whole.jsonl").items() if i in after}
+
+
+# What is saved -> what goes on from it, by the words that make the optimizer.
+KINDS = {"reshardable to plain": (RESHARDABLE, []), "plain to buckets": ([], FLAT)}
+
+
+def test_another_kind_of_optimizer_goes_on(tmp_path):
+    """A stage that begins on several data-parallel ranks and goes on with one, or the other way round."""
+    jobs = []
+    for name, (before, after) in KINDS.items():
+        save = ["--save", tmp_path / name, "--save-interval", "2"]
+        load = ["--load", tmp_path / name, "--ckpt-step", "2"]
+        jobs.append(words(tmp_path, f"whole {name}.jsonl", *save, *before, bf16=True, layers=2))
+        jobs.append(words(tmp_path, f"rest {name}.jsonl", *load, *after, bf16=True, layers=2))
+    run_distributed(train_several, 2, jobs, process_group=False, timeout=600)
+    for name in KINDS:
+        before, after = metrics(tmp_path / f"whole {name}.jsonl"), metrics(tmp_path / f"rest {name}.jsonl")
+        assert list(after) == [3, 4]
+        assert after == pytest.approx({i: before[i] for i in after}, rel=1e-6), name
+
+
+def test_a_model_grown_without_optimizer_state_begins_afresh_in_any_layout(tmp_path):
+    """Its metadata once described the source's state: Adam began at the source's step, or the layout was refused."""
+    rules = ["--growth-schedule", "embedding.*=0.5"]
+    save = ["--save", tmp_path / "source", "--save-interval", "4"]
+    source = words(tmp_path, "source.jsonl", *save, *FLAT, *rules, bf16=True, tensor=2, layers=2)
+    run_distributed(train_several, 2, [source], process_group=False)
+    wider = {"width": operators.get("width", "fpi"), "depth": operators.get("depth", "stack")}
+    job = grow_offline.plan(tmp_path / "source", lambda shape: shape.with_(layers=4), **wider)
+    grow_offline.grow(job, tmp_path / "grown")
+    load = ["--load", tmp_path / "grown", *FLAT]
+    again, fresh = (words(tmp_path, f"{n}.jsonl", *load, *w, bf16=True) for n, w in (("a", []), ("b", ["--finetune"])))
+    frozen = words(tmp_path, "c.jsonl", *load, "--growth-freeze", "embedding.*", bf16=True)
+    run_distributed(train_several, 1, [again, fresh, frozen], process_group=False)
+    assert metrics(tmp_path / "a.jsonl") == metrics(tmp_path / "b.jsonl")
+    assert list(metrics(tmp_path / "c.jsonl")) == [1, 2, 3, 4]
+
+
+def test_a_stage_that_has_begun_anew_does_not_begin_again_over_its_checkpoints(tmp_path):
+    """The same command after a kill would train from iteration 0 over what is there."""
+    source = words(
+        tmp_path, "source.jsonl", "--save", tmp_path / "source", "--save-interval", "4", bf16=False, layers=2
+    )
+    run_distributed(train_several, 1, [source], process_group=False)
+    wider = {"width": operators.get("width", "fpi"), "depth": operators.get("depth", "stack")}
+    job = grow_offline.plan(tmp_path / "source", lambda shape: shape.with_(layers=4), policy="grow", **wider)
+    grow_offline.grow(job, tmp_path / "grown")
+    begin = ["--growth-start-anew", "--save", tmp_path / "own", "--save-interval", "2"]
+    first = words(tmp_path, "own.jsonl", "--load", tmp_path / "grown", *begin, "--exit-interval", "2", bf16=False)
+    run_distributed(train_several, 1, [first], process_group=False)
+    for load, where in (("grown", "--save already holds"), ("own", "has begun anew already")):
+        again = words(tmp_path, "own.jsonl", "--load", tmp_path / load, *begin, bf16=False)
+        with pytest.raises(DistributedFailure, match=where):
+            run_distributed(train_several, 1, [again], process_group=False)
+    assert list(metrics(tmp_path / "own.jsonl")) == [1, 2]
+    rest = words(tmp_path, "own.jsonl", "--load", tmp_path / "own", bf16=False)
+    run_distributed(train_several, 1, [rest], process_group=False)
+    assert list(metrics(tmp_path / "own.jsonl")) == [1, 2, 3, 4]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from megatron_growth.errors import RecipeError, UserError
+from megatron_growth.errors import CheckpointError, RecipeError, UserError
 from megatron_growth.layout.names import is_layer_matrix
 from megatron_growth.layout.parameters import parameters_of
 from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings, Method, StageFacts, TrainedModel
@@ -137,6 +137,15 @@ class GaLore(Method):
     @cached_property
     def _rules(self) -> tuple[Rule, ...]:
         return tuple(Rule(pattern) for pattern in self.targets)
+
+    def check_resumed(self, before: Method, names: Sequence[str], saved_keys: Collection[str]) -> None:  # noqa: ARG002
+        """A subspace has its rank; gap, scale and targets may change."""
+        if isinstance(before, GaLore) and before.rank != self.rank and any("galore_proj" in key for key in saved_keys):
+            raise CheckpointError(
+                f"the checkpoint holds a subspace of rank {before.rank}, and this run asks for {self.rank}",
+                where=f"method {self.name}",
+                fix=f"go on with rank={before.rank}, or start the optimizer from scratch with --no-load-optim",
+            )
 
     def optimizer(self, build: Callable[..., Any]) -> Callable[..., Any]:
         """Megatron's optimizer around an Adam that projects the marked matrices."""

@@ -25,7 +25,7 @@ from megatron_growth.errors import CheckpointError, RecipeError, UnsupportedErro
 from megatron_growth.layout.names import is_layer_matrix, parse_key
 from megatron_growth.methods.base import Cost, CountedParameter, Factor, Method, StageFacts, TrainedModel
 from megatron_growth.methods.fewer_layers import FewerLayers
-from megatron_growth.methods.registry import register
+from megatron_growth.methods.registry import register, written
 from megatron_growth.records.numbers import COUNT, SEED, SIZE
 from megatron_growth.shape import ModelShape
 
@@ -177,6 +177,20 @@ class ReLoRA(Method):
         form = layers.Form(self.rank, self.alpha, self.dropout, self.seed)
         layers.attach(model.chunks, form, None if self.layers == "all" else tuple(map(int, self.layers)))
         model.memory[self.name] = "attached"
+
+    def check_resumed(self, before: Method, names: Sequence[str], saved_keys: Collection[str]) -> None:
+        """Adapters that are not merged are part of the function, by their rank, their scale and where they are."""
+        if not isinstance(before, ReLoRA) or not any(self.owns(key) for key in saved_keys):
+            return
+        other = [key for key in ("rank", "alpha") if getattr(self, key) != getattr(before, key)]
+        other += ["layers"] if self.select(names) != before.select(names) else []
+        if other:
+            was = replace(self, rank=before.rank, alpha=before.alpha, layers=before.layers)
+            raise CheckpointError(
+                f"the checkpoint holds adapters of another kind than this run's ({', '.join(other)}), and another model",
+                where=f"method {self.name}",
+                fix=f"go on with {written(was)!r}; or let that run train to its end, where it merges them",
+            )
 
     @contextlib.contextmanager
     def loading(self, model: TrainedModel, saved_keys: Collection[str]) -> Iterator[None]:

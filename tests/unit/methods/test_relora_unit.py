@@ -110,3 +110,26 @@ def test_merging_whole_tensors_uses_the_master():
     torch.testing.assert_close(merged["x.weight"], (master + 2 * b @ a).bfloat16())
     with pytest.raises(CheckpointError, match="rank 4"):
         relora(rank=2).merge(tensors)
+
+
+HELD = ["decoder.layers.mlp.linear_fc1.lora_a", "decoder.layers.mlp.linear_fc1.weight"]
+
+
+@pytest.mark.parametrize("other", [{"rank": 2}, {"alpha": 16.0}, {"layers": [0]}], ids=str)
+def test_a_checkpoint_with_adapters_goes_on_with_adapters_of_the_same_kind(other):
+    before = relora()
+    with pytest.raises(CheckpointError, match="adapters of another kind") as caught:
+        relora(**other).check_resumed(before, NAMES, HELD)
+    assert "relora:rank=4" in caught.value.fix
+    relora(**other).check_resumed(before, NAMES, HELD[1:])  # merged: any may be put on
+    relora(layers=[2, 0, 1], seed=3, dropout=0.5, reset_iterations=7).check_resumed(before, NAMES, HELD)
+
+
+def test_a_subspace_of_another_rank_is_refused_where_its_state_is_loaded():
+    galore = get("galore:rank=4")
+    state = ["optimizer.state.galore_proj.whole.decoder.layers.mlp.linear_fc2.weight"]
+    with pytest.raises(CheckpointError, match="subspace of rank 2") as caught:
+        galore.check_resumed(get("galore:rank=2"), NAMES, state)
+    assert "rank=2" in caught.value.fix
+    galore.check_resumed(get("galore:rank=2"), NAMES, [])
+    galore.check_resumed(get("galore:rank=4,gap=3"), NAMES, state)

@@ -12,15 +12,23 @@ from megatron_growth.errors import CheckpointError
 from megatron_growth.plugin.reshardable import check_layout
 
 BUCKETS, WHOLE = ({"distrib_optim_sharding_type": form} for form in ("dp_reshardable", "fully_reshardable"))
-SAVED = Namespace(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+SAVED = Namespace(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, use_distributed_optimizer=True)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
 def test_another_layout_of_state_in_buckets_says_what_to_do(tp, pp):
-    now = Namespace(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    now = Namespace(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, use_distributed_optimizer=True)
     check_layout(SAVED, WHOLE, now, "ckpt")
     check_layout(SAVED, BUCKETS, SAVED, "ckpt")
     with pytest.raises(CheckpointError, match=f"at TP1 PP1 in a form that does not load at TP{tp} PP{pp}") as caught:
         check_layout(SAVED, BUCKETS, now, "ckpt")
     for way in ("go on at TP1 PP1", "checkpoint.reshardable: always", "--no-load-optim"):
         assert way in caught.value.fix
+
+
+def test_state_in_buckets_without_the_distributed_optimizer_says_what_to_do():
+    now = Namespace(**vars(SAVED) | {"use_distributed_optimizer": False})
+    check_layout(SAVED, WHOLE, now, "ckpt")
+    with pytest.raises(CheckpointError, match="lies in the distributed optimizer's buckets") as caught:
+        check_layout(SAVED, BUCKETS, now, "ckpt")
+    assert "--use-distributed-optimizer" in caught.value.fix
