@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_growth.errors import UnsupportedError
+from megatron_growth.methods.rates import multiple
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.flags import Flags, merged
@@ -185,13 +186,21 @@ def _schedule(stage: StagePlan) -> Options:
 
 
 def _rules(stage: StagePlan) -> list[str]:
-    """PATTERN=SCHEDULE for --growth-schedule; the first match wins."""
-    rules = [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
-    if (name := stage.schedule["name"]) not in _MEGATRON_STYLES:
-        common = ("name", "peak", "iterations", "warmup_iterations")
-        own = ",".join(f"{key}={value}" for key, value in stage.schedule.items() if key not in common)
-        rules.append(f"*={name}:{own}" if own else f"*={name}")
-    return rules
+    """PATTERN=SCHEDULE for --growth-schedule; the first match wins.
+
+    A multiple is one of Megatron's own schedule; where the stage's is another, it is that one with another peak.
+    """
+    if (name := stage.schedule["name"]) in _MEGATRON_STYLES:
+        return [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
+    common = ("name", "peak", "iterations", "warmup_iterations")
+    own = [f"{key}={value}" for key, value in stage.schedule.items() if key not in common]
+
+    def scaled(factor: float) -> str:
+        return f"{name}:{','.join([*own, f'peak={factor * stage.lr!r}'])}"
+
+    multiples = [(pattern, schedule, multiple(schedule)) for pattern, schedule in stage.rules]
+    rules = [f"{pattern}={schedule if factor is None else scaled(factor)}" for pattern, schedule, factor in multiples]
+    return [*rules, f"*={name}:{','.join(own)}" if own else f"*={name}"]
 
 
 def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:

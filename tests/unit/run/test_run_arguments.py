@@ -117,6 +117,22 @@ def test_schedules(nano, schedule, expected):
     assert expected.items() <= found.items()
 
 
+def test_a_multiple_follows_the_stages_schedule_where_the_plugin_does(nano):
+    """Megatron's own is constant there: half of it would neither restart nor decay."""
+    recipe, plan = nano
+    jagged = {"name": "relora", "peak": 0.01, "iterations": 100, "warmup_iterations": 10, "restart_iterations": 30}
+    rules = (("embedding.*", "0.5"), ("output_layer.*", "wso"), ("decoder.layers.0.*", "frozen"))
+    stage = replace(plan.stages[0], schedule=jagged, lr=0.01, rules=rules)
+    words = megatron_arguments(recipe, stage, launch(stage))
+    begin = words.index("--growth-schedule") + 1
+    assert words[begin : begin + 4] == [
+        "embedding.*=relora:restart_iterations=30,peak=0.005",
+        "output_layer.*=wso",
+        "decoder.layers.0.*=frozen",
+        "*=relora:restart_iterations=30",
+    ]
+
+
 def test_switches_of_the_model(nano):
     recipe, plan = nano
     stage = plan.stages[0]
