@@ -187,7 +187,7 @@ class ReLoRA(Method):
         if other:
             was = replace(self, rank=before.rank, alpha=before.alpha, layers=before.layers)
             raise CheckpointError(
-                f"the checkpoint holds adapters of another kind than this run's ({', '.join(other)}), and another model",
+                f"the checkpoint holds adapters of another kind than this run's: another {', '.join(other)}",
                 where=f"method {self.name}",
                 fix=f"go on with {written(was)!r}; or let that run train to its end, where it merges them",
             )
