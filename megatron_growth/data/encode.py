@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_growth.data.pieces import Piece
+from megatron_growth.data.pieces import Piece, sound
 from megatron_growth.data.readers import documents, place_name
 from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
@@ -74,12 +74,8 @@ def clean_documents(pieces: Iterable[Piece], text_field: str, document_per: str)
     """(text, UTF-8 bytes, where it stands) of each document; lone surrogates, which JSON can write, become U+FFFD."""
     for piece in pieces:
         for text, place in documents(piece, text_field, document_per):
-            try:
-                data = text.encode()
-            except UnicodeEncodeError:
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                data = text.encode()
-            yield text, data, (piece, place)
+            whole = sound(text)
+            yield whole, whole.encode(), (piece, place)
 
 
 def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:

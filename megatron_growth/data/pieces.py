@@ -91,6 +91,15 @@ def format_of(path: Path) -> str:
     return "text" if last in TEXT else ""
 
 
+def sound(text: str) -> str:
+    """A text of JSON with U+FFFD for lone surrogates, which JSON can write, and neither UTF-8 nor a tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
     """Turn an `OSError` met while an input is read into an error that names this input, not the output.

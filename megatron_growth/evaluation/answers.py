@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_growth.data.pieces import reading
+from megatron_growth.data.pieces import JSONL, reading, sound
 from megatron_growth.errors import DataError, RunError
 from megatron_growth.evaluation.documents import check_columns, records
 from megatron_growth.evaluation.generate import Answerer, Message
@@ -61,13 +61,20 @@ def read_questions(path: Path, kind: Format) -> list[Question]:
     """
     if not path.is_file():
         raise DataError("there is no file of questions", where=str(path), fix=_SOURCE[kind])
-    found = []
+    found: list[Question] = []
+    turns: dict[str, tuple[str, ...]] = {}
     for number, entry in enumerate(_entries(path), 1):
         where = f"{path}, question {number}"
         check_columns(entry, COLUMNS[kind], where, _SOURCE[kind], purpose=f" for {kind}")
         if wrong := _not_text(entry, kind):
             raise DataError(wrong, where=where, fix=_SOURCE[kind])
         found.append(_question(entry, kind))
+        if turns.setdefault(found[-1].key, found[-1].turns) != found[-1].turns:
+            raise DataError(
+                f"two questions have the question_id {found[-1].key}, and would share one answer",
+                where=where,
+                fix="give each question its own",
+            )
     if not found:
         raise DataError("the file holds no questions", where=str(path), fix=_SOURCE[kind])
     return found
@@ -81,7 +88,7 @@ _SOURCE: Mapping[Format, str] = {
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, or of a JSON list."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() in JSONL and path.suffix.lower() != ".json":
         yield from records(path)
         return
     try:
@@ -105,9 +112,9 @@ def _not_text(entry: dict[str, Any], kind: Format) -> str:
 
 def _question(entry: dict[str, Any], kind: Format) -> Question:
     if kind == "mt-bench":
-        turns, temperature = tuple(map(str, entry["turns"])), TEMPERATURES.get(str(entry["category"]), 0.0)
-        return Question(str(entry["question_id"]), turns, temperature, entry)
-    text = str(entry["instruction"])
+        turns = tuple(sound(str(turn)) for turn in entry["turns"])
+        return Question(str(entry["question_id"]), turns, TEMPERATURES.get(str(entry["category"]), 0.0), entry)
+    text = sound(str(entry["instruction"]))
     key = hashlib.sha256(f"{entry.get('dataset', '')}\n{text}".encode()).hexdigest()[:16]
     return Question(key, (text,), 0.0, entry)
 

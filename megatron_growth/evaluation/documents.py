@@ -1,7 +1,7 @@
 """Text to be scored: the documents of a file, each with its number of words by WikiText's convention.
 
-FILE.txt and other text   one document
-FILE.jsonl                one document a line, in its column `text` or `page` (WikiText by documents has `page`)
+FILE.txt and other text      one document
+FILE.jsonl, .ndjson, .json   one document a line, in its column `text` or `page` (WikiText by documents has `page`)
 
 Words are what stands between blanks, counted as lm-eval does for WikiText: `len(re.split(r"\\s+", text))` of the
 document as it lies in the file.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.data.pieces import reading
+from megatron_growth.data.pieces import JSONL, reading, sound
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import parse_json
 
@@ -42,8 +42,10 @@ def read_documents(path: Path) -> list[Document]:
     """
     if not path.is_file():
         raise DataError("there is no such text", where=str(path), fix="name a text file, or a .jsonl file")
-    text = read_text(path)
-    found = [entry[column_of(entry, path)] for entry in records(path)] if path.suffix == ".jsonl" else [text]
+    if path.suffix.lower() in JSONL:
+        found = [sound(entry[column_of(entry, path)]) for entry in records(path)]
+    else:
+        found = [read_text(path)]
     documents = [Document(one) for one in found if one.strip()]
     if not documents:
         raise DataError("the file holds no text", where=str(path), fix="name one that does")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_growth.data.pieces import sound
 from megatron_growth.errors import DataError
 from megatron_growth.posttrain.presets import Kind
 
@@ -133,4 +134,4 @@ def _messages(value: Any, column: str, where: str) -> list[Message]:
 def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{column} is not text but {type(value).__name__}", where=where, fix="give text there")
-    return value
+    return sound(value)

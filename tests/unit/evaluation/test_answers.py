@@ -7,6 +7,8 @@ import torch
 from transformers import AutoTokenizer
 
 from megatron_growth.cli.main import main
+from megatron_growth.errors import DataError
+from megatron_growth.evaluation.answers import read_questions
 from megatron_growth.evaluation.generate import Answerer
 from megatron_growth.evaluation.instructions import KINDS, Instruction, accuracies, examples, is_right
 from tests.unit.evaluation.tiny import write_lines, write_model
@@ -175,6 +177,16 @@ def test_what_cannot_be_answered_is_refused(tuned, tmp_path, capsys):
 
 
 # -------------------------------------------------------------------------------------------- the check without a judge
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path):
+    """Their answers are kept by it: one of the two would be given the other's."""
+    file = tmp_path / "question.jsonl"
+    write_lines(file, [{"question_id": 1, "category": "math", "turns": [turn]} for turn in ("1 + 1?", "1 + 1?")])
+    assert len(read_questions(file, "mt-bench")) == 2
+    write_lines(file, [{"question_id": 1, "category": "math", "turns": [turn]} for turn in ("1 + 1?", "2 + 2?")])
+    with pytest.raises(DataError, match="two questions have the question_id 1"):
+        read_questions(file, "mt-bench")
 
 
 def test_generated_questions_have_the_answers_that_they_ask_for():

@@ -11,6 +11,7 @@ import torch
 
 from megatron_growth.backend import cpu
 from megatron_growth.cli.main import main
+from megatron_growth.evaluation.documents import read_documents
 from megatron_growth.evaluation.windows import padded, windows
 from tests.unit.evaluation.tiny import PROSE, write_lines, write_model
 
@@ -65,6 +66,14 @@ def test_perplexity_is_that_of_transformers_with_a_sliding_window(folder, tmp_pa
     assert (found["tokens"], found["words"], found["documents"]) == (tokens, words, 3)
     assert found["token_perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.json"])
+def test_json_lines_are_documents_whatever_their_file_is_called(tmp_path, name):
+    """As `prepare` reads them; the braces would be scored otherwise.  Half of an emoji is replaced as there."""
+    (tmp_path / name).write_text('{"text": "one two"}\n{"text": "three \\ud83d"}\n')
+    found = read_documents(tmp_path / name)
+    assert [(document.text, document.words) for document in found] == [("one two", 2), ("three \ufffd", 2)]
 
 
 def test_a_text_file_is_one_document(folder, tmp_path, capsys):

@@ -165,6 +165,15 @@ def test_split_is_nine_to_one_and_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "other" / examples.VALID).read_text() != texts[1]
 
 
+def test_a_lone_surrogate_is_replaced_as_in_training_data(tmp_path: Path) -> None:
+    """JSON can write half of an emoji; UTF-8 cannot."""
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"instruction": "say \\ud83d", "output": "it"}\n')
+    examples.prepare(str(data), "sft", valid=0, seed=0, folder=tmp_path / "work")
+    (line,) = (tmp_path / "work" / examples.TRAIN).read_text().splitlines()
+    assert json.loads(line)["messages"][0]["content"] == "say \ufffd"
+
+
 def test_split_of_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As UltraFeedback lies there: Parquet with more columns than are read, splits that the README names."""
     import pyarrow
