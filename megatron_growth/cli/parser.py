@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, _Once)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As in argparse, but words that this parser does not know are refused here, where the verb is known."""
         self._refuse_unknown(args or ())
         found, rest = super().parse_known_args(args, namespace)

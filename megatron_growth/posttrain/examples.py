@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
 from megatron_growth.data.pieces import COMPRESSED, JSONL, InputFile, reading
-from megatron_growth.errors import DataError, GrowthError, RunError
+from megatron_growth.errors import DataError, GrowthError
+from megatron_growth.posttrain.inputs import refuse_change
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
 from megatron_growth.records.human import plural
@@ -132,8 +133,8 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
                 where=valid_data if count else given,
                 fix="give more examples, or hold out fewer with --valid-share",
             )
-        hashes = {file.name: sha256_of(file) for file in files}
-        hashes |= {f"{_HELD_OUT}{file.name}": sha256_of(file) for file in more}  # names may be equal
+        hashes = _hashes(files)
+        hashes |= {f"{_HELD_OUT}{name}": digest for name, digest in _hashes(more).items()}  # names may be equal
         for file in seen:
             file.require_unchanged()  # since it was read, and hashed after that
         found = Examples(given, hashes, count, held_out, dict(skipped), unread)
@@ -144,7 +145,7 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
 def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where: Path) -> None:
     """Refuse files that differ from those of an earlier command, whose result would be taken for theirs.
 
-    Files of the hub, and files that no longer exist, are not checked.
+    Files of the hub, and what no longer exists at all, are not checked.
 
     Args:
         known: SHA-256 of every file, by its name.
@@ -154,17 +155,20 @@ def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where
     Raises:
         RunError: with the name of a file that differs.
     """
-    local = [path for path in (given, valid_data) if path and not path.startswith(PREFIX) and Path(path).exists()]
-    with storage_errors(where):
-        for file in (file for path in local for file in files_of(path, where)[0]):
-            with reading(file):
-                changed = sha256_of(file) not in known.values()
-            if changed:
-                raise RunError(
-                    f"{file.name} is not the file that {where.name} was made from: it has changed since",
-                    where=str(file),
-                    fix="name another folder with --output, or restore the file",
-                )
+    held_out = {name.removeprefix(_HELD_OUT): digest for name, digest in known.items() if name.startswith(_HELD_OUT)}
+    trained = {name: digest for name, digest in known.items() if not name.startswith(_HELD_OUT)}
+    for what, before, path in (("examples", trained, given), ("held-out examples", held_out, valid_data)):
+        if path and not path.startswith(PREFIX) and Path(path).exists():
+            refuse_change(f"the {what} are", before, _hashes(files_of(path, where)[0]), where, path)
+
+
+def _hashes(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files of different names."""
+    found = {}
+    for file in files:
+        with reading(file):
+            found[file.name] = sha256_of(file)
+    return found
 
 
 def _split(folder: Path, count: int, share: float, seed: int) -> int:

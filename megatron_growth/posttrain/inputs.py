@@ -67,18 +67,34 @@ def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, 
     Raises:
         RunError: with the name of a file that differs.
     """
-    there = {part for part, files in _files(request).items() if files} - (set() if model else {_MODEL})
-    now = fingerprints(request, model=model)
-    before = {name: digest for name, digest in known.items() if name.partition(": ")[0] in there}
+    found = fingerprints(request, model=model)
+    for part, files in _files(request).items():
+        if files and (model or part != _MODEL):
+            before, now = (
+                {name.removeprefix(f"{part}: "): digest for name, digest in one.items() if name.startswith(f"{part}: ")}
+                for one in (known, found)
+            )
+            refuse_change(f"the {part} is", before, now, where, _folder(request, part))
+
+
+def refuse_change(what: str, before: Mapping[str, str], now: Mapping[str, str], made: Path, where: str) -> None:
+    """Refuse files that are not those that an earlier command's result was made from.
+
+    Args:
+        what: begins the sentence: "the model is".
+        before, now: SHA-256 of every file, by its name.
+        made: the result.
+        where: the files lie.
+
+    Raises:
+        RunError: with the name of the first file that differs.
+    """
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
-            part, _, file = name.partition(": ")
-            change = (
-                "it has gone" if name not in now else "it was not there" if name not in before else "it has changed"
-            )
+            change = "has gone" if name not in now else "was not there" if name not in before else "has changed"
             raise RunError(
-                f"the {part} is not what {where.name} was made from: {file}: {change}",
-                where=str(_folder(request, part)),
+                f"{what} not what {made.name} was made from: {name}: it {change}",
+                where=where,
                 fix="name another folder with --output, or restore the file",
             )
 

@@ -226,6 +226,9 @@ def test_what_a_folder_holds_and_is_not_read_is_told(tmp_path: Path) -> None:
     found = examples.prepare(str(tmp_path / "data"), "sft", valid=0.0, seed=0, folder=tmp_path / "work")
     assert found.unread == ["b.jsonl.bz2", "c.csv"]
     assert "b.jsonl.bz2, c.csv" in examples.in_words(found)
+    (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "d.jsonl")  # another order of the examples
+    with pytest.raises(RunError, match=r"a.jsonl: it has gone"):
+        examples.prepare(str(tmp_path / "data"), "sft", valid=0.0, seed=0, folder=tmp_path / "work")
 
 
 def test_held_out_examples_are_as_complete_as_they_say(tmp_path: Path) -> None:
@@ -240,7 +243,7 @@ def test_held_out_examples_are_as_complete_as_they_say(tmp_path: Path) -> None:
     assert (found.train, found.valid, found.skipped) == (4, 2, {"no answer, of those to hold out": 1})
     assert examples.prepare(str(one / "data.jsonl"), "sft", **words) == found
     tiny.jsonl(other / "data.jsonl", tiny.alpaca(3))
-    with pytest.raises(RunError, match="it has changed since"):
+    with pytest.raises(RunError, match=r"the held-out examples are not what .*: data.jsonl: it has changed"):
         examples.prepare(str(one / "data.jsonl"), "sft", **words)
     tiny.jsonl(other / "data.jsonl", [empty])
     with pytest.raises(DataError, match="no example is left to hold out"):

@@ -212,7 +212,7 @@ def test_the_model_of_other_examples_is_not_the_result(place: Path, undisturbed:
     before = file.read_bytes()
     try:
         file.write_bytes(before.replace(b"a", b"e"))
-        with pytest.raises(RunError, match=r"chat.jsonl is not the file that undisturbed was made from"):
+        with pytest.raises(RunError, match=r"not what undisturbed was made from: chat.jsonl: it has changed"):
             posttrain(request, undisturbed)
     finally:
         file.write_bytes(before)
