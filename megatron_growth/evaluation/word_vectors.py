@@ -1,10 +1,10 @@
-"""Word similarity of embedding and output rows (Reuse, section 5.2, Table 3).
+"""Two measures of embedding and output rows (Reuse, section 5.2): word similarity (Table 3), and common neighbours (5).
 
-Spearman correlation between human similarity scores of word pairs and the cosines of the words' rows.  A word's row is
-that of the word with a leading space where that is one token, else of the bare word; a pair with a word that is not a
-single token is dropped.
+Similarity is Spearman's correlation between human scores of word pairs and the cosines of the words' rows.  A word's
+row is that of the word with a leading space where that is one token, else of the bare word; a pair with a word that is
+not a single token is dropped.
 
-Shape legend: V vocabulary rows, H hidden.
+Shape legend: V vocabulary rows, H hidden (two models' may differ), k neighbours, B rows of one block.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -22,6 +23,7 @@ from megatron_growth.data.readers import lines_of
 from megatron_growth.errors import DataError
 from megatron_growth.evaluation.documents import read_text
 
+BLOCK = 1024  # rows whose neighbours are sought at a time
 Encode = Callable[[str], Sequence[int]]
 Pair = tuple[str, str, float]
 
@@ -114,3 +116,45 @@ def similarity(rows: NDArray[np.floating], pairs: Sequence[Pair], encode: Encode
     norms = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), math.ulp(0.0))
     cosines = np.einsum("ij,ij->i", a, b) / norms
     return Similarity(float(spearmanr(cosines, scores).statistic), len(known), len(pairs) - len(known))
+
+
+def nearest_rows(rows: torch.Tensor, k: int, start: int, stop: int) -> torch.Tensor:
+    """The k rows of largest cosine to each of the rows start ... stop - 1, the row itself left out.
+
+    Args:
+        rows: (V, H) rows of unit length.
+
+    Returns:
+        (stop - start, k) row numbers, nearest first.
+    """
+    scores = rows[start:stop] @ rows.T
+    scores[torch.arange(stop - start), torch.arange(start, stop)] = -torch.inf
+    return scores.topk(k, dim=1).indices
+
+
+def neighbour_agreement(first: torch.Tensor, second: torch.Tensor, k: int = 100, block: int = BLOCK) -> float:
+    """Mean share of a row's top-k cosine neighbours on which both matrices agree.
+
+    Memory is bounded by a few (block, V) matrices.
+
+    Args:
+        first, second: (V, H) weights of two models over one vocabulary.
+        k: neighbours of each row.
+        block: B.
+
+    Raises:
+        ValueError: the vocabularies differ, or k is not below V.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"the vocabularies differ: {len(first)} and {len(second)} rows")
+    size = len(first)
+    if not 0 < k < size:
+        raise ValueError(f"{k} neighbours of {size} rows; k must be between 1 and {size - 1}")
+    a, b = (torch.nn.functional.normalize(m.float(), dim=1) for m in (first, second))
+    shared = 0
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        member = torch.zeros(stop - start, size, dtype=torch.bool)
+        member.scatter_(1, nearest_rows(a, k, start, stop), True)
+        shared += int(member.gather(1, nearest_rows(b, k, start, stop)).sum())
+    return shared / (size * k)

@@ -9,16 +9,14 @@ Exit codes are those of `megatron_growth.slurm.job`: 0, 1 for a failure, 3 for a
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from megatron_growth.errors import GrowthError, StageFailed, UserError
+from megatron_growth.errors import GrowthError
 from megatron_growth.posttrain import finish
 from megatron_growth.posttrain.folder import Work
 from megatron_growth.posttrain.request import Request
@@ -26,16 +24,20 @@ from megatron_growth.posttrain.run import PURPOSE, existing, prepare, require
 from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
 from megatron_growth.posttrain.training import newest_checkpoint
 from megatron_growth.records import metrics
-from megatron_growth.records.human import plural
 from megatron_growth.records.storage import write_json
 from megatron_growth.records.unfinished import publish, unfinished
-from megatron_growth.run import failures
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
-from megatron_growth.slurm.job import ILL, REQUEUE, free_port, useless_restarts
-from megatron_growth.slurm.record import Start
-
-_LOOK_SECONDS = 10.0
+from megatron_growth.slurm.health import Limits
+from megatron_growth.slurm.job import (
+    LOOK_SECONDS,
+    give_up,
+    record_start,
+    refuse_stopped,
+    requeued,
+    run_verb,
+    say,
+)
 
 
 def begin(run: RunDirectory, kind: str) -> int:
@@ -51,24 +53,11 @@ def begin(run: RunDirectory, kind: str) -> int:
             if partial is None:
                 existing(target, request)
             elif not (partial / finish.FILE_NAME).is_file():
-                prepare(Work(partial), request, _say)
+                prepare(Work(partial), request, say)
     except GrowthError as error:
         slurm_record.fail(stage, error.what)
         raise
-    failures.clear(stage.path / "failures")
-    start = Start(
-        job=os.environ.get("SLURM_JOB_ID", ""),
-        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        hosts=tuple(os.environ.get("GROWTH_HOSTS", "").split()),
-        time=time.time(),
-        iteration=reached(work_of(run), request),
-    )
-    limit = int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
-    useless = useless_restarts(slurm_record.read(stage).starts, start)
-    slurm_record.add_start(stage, start)
-    if useless > limit:
-        raise _give_up(run, kind, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint")
-    return free_port()
+    return record_start(stage, reached(work_of(run), request))
 
 
 def reached(work: Work, request: Request) -> int:
@@ -83,14 +72,13 @@ def reached(work: Work, request: Request) -> int:
     return steps
 
 
-def watch(run: RunDirectory, kind: str, hang_seconds: float, start_seconds: float) -> None:
+def watch(run: RunDirectory, kind: str, limits: Limits) -> None:
     """Wait until USR1 says that training has ended.
 
     Args:
         run: of the job.
         kind: name of its stage.
-        hang_seconds: time without a step, once the first one of this start has ended.
-        start_seconds: time without a sign of life before that; never less than `hang_seconds`.
+        limits: times without a step; that of the start is never less than the other.
 
     Raises:
         StageFailed: no step has ended for too long.
@@ -98,15 +86,15 @@ def watch(run: RunDirectory, kind: str, hang_seconds: float, start_seconds: floa
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
     work, last, seen = work_of(run), time.monotonic(), _steps(work_of(run))
-    first = seen[1]
-    while not ended.wait(min(_LOOK_SECONDS, hang_seconds / 4)):
+    first, hang = seen[1], limits.hang_seconds
+    while not ended.wait(min(LOOK_SECONDS, limits.hang_seconds / 4)):
         now = _steps(work)
         silent = time.monotonic() - last
         if now != seen:
             first = min(first, now[1])  # what is trained again was cut away
             last, seen = time.monotonic(), now
-        elif silent > (hang_seconds if seen[1] > first else max(hang_seconds, start_seconds)):
-            raise _give_up(run, kind, f"no step has finished for {silent / 60:.1f} minutes: it hangs")
+        elif silent > (hang if seen[1] > first else max(hang, limits.start_seconds)):
+            raise give_up(run.stage(kind), f"no step has finished for {silent / 60:.1f} minutes: it hangs")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is repeated until this process has ended
 
 
@@ -123,19 +111,12 @@ def end(run: RunDirectory, kind: str, exit_code: int, asked_to_stop: bool) -> in
         GrowthError: it must not go on.
     """
     request, stage = request_in(run), run.stage(kind)
-    found = slurm_record.read(stage).failure
-    if found:
-        raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
+    refuse_stopped(stage)
     if exit_code == 0 and _published(run, request):
         write_json(stage.path / "done", {"output": str(target_of(run))})
         return 0
-    _say(f"training left with code {exit_code}; it is at step {reached(work_of(run), request)}")
-    if exit_code != 0 and not asked_to_stop:
-        error = failures.as_error(kind, failures.first(stage.path / "failures"), stage.log, exit_code)
-        if isinstance(error, UserError):
-            raise _give_up(run, kind, error.what, error.fix)
-        _say(error.what)
-    return REQUEUE
+    say(f"training left with code {exit_code}; it is at step {reached(work_of(run), request)}")
+    return requeued(stage, exit_code, asked_to_stop)
 
 
 def _published(run: RunDirectory, request: Request) -> bool:
@@ -159,42 +140,9 @@ def _published(run: RunDirectory, request: Request) -> bool:
     return True
 
 
-def _give_up(run: RunDirectory, kind: str, reason: str, fix: str = "") -> StageFailed:
-    stage = run.stage(kind)
-    slurm_record.fail(stage, reason)
-    default = "read the end of the log, remove the cause and submit again: training goes on from the last checkpoint"
-    return StageFailed(reason, where=str(stage.log), fix=fix or default)
-
-
-def _say(message: str) -> None:
-    print(f"{time.strftime('%F %T')} {message}", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="posttrain_job", description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=("begin", "watch", "end"))
-    parser.add_argument("run", type=Path)
-    parser.add_argument("kind")
-    parser.add_argument("--exit-code", type=int, default=0)
-    parser.add_argument("--asked-to-stop", choices=("yes", "no"), default="no")
-    args = parser.parse_args(argv)
-    run = RunDirectory(args.run)
-    try:
-        if args.verb == "begin":
-            print(begin(run, args.kind))
-        elif args.verb == "watch":
-            hang, start = (
-                float(os.environ.get(f"GROWTH_{name}_MINUTES", default)) * 60
-                for name, default in (("HANG", "30"), ("START", "60"))
-            )
-            watch(run, args.kind, hang, start)
-        else:
-            return end(run, args.kind, args.exit_code, args.asked_to_stop == "yes")
-    except GrowthError as error:
-        _say(str(error))
-        return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
-    return 0
+    return run_verb(argv, __doc__, begin, watch, end, RunDirectory)
 
 
 if __name__ == "__main__":

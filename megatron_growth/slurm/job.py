@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from megatron_growth.slurm.record import Start
 from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE
 
 REQUEUE, ILL = 75, 3
-_LOOK_EVERY_SECONDS = 10.0
+LOOK_SECONDS = 10.0
 # From Megatron's own checks of loss and gradients; a requeue would fail in the same way.
 _NOT_A_NUMBER = ("found NaN in", "found Inf in")
 
@@ -49,7 +49,7 @@ def begin(run: RunDirectory, name: str) -> int:
         GrowthError: as `open_stage`; recorded, because another start would fail in the same way.
     """
     run.planned_stage(name)
-    stage, limit = run.stage(name), int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
+    stage = run.stage(name)
     stage.path.mkdir(parents=True, exist_ok=True)
     try:
         opened = _open(run, name)
@@ -57,8 +57,16 @@ def begin(run: RunDirectory, name: str) -> int:
         slurm_record.fail(stage, error.what)
         raise
     for note in opened.notes:
-        _say(note)
-    reached = opened.reached
+        say(note)
+    return record_start(stage, opened.reached, f", at iteration {opened.reached}")
+
+
+def record_start(stage: StageDirectory, reached: int, at: str = "") -> int:
+    """Record this start of a job, and return a TCP port that is free on this node.
+
+    Raises:
+        StageFailed: it was restarted too often in a row without a checkpoint after iteration `reached` (in words: `at`).
+    """
     failures.clear(stage.failures)
     start = Start(
         job=os.environ.get("SLURM_JOB_ID", ""),
@@ -67,12 +75,11 @@ def begin(run: RunDirectory, name: str) -> int:
         time=time.time(),
         iteration=reached,
     )
+    limit = int(os.environ.get("GROWTH_MAX_RESTARTS", "3"))
     useless = useless_restarts(slurm_record.read(stage).starts, start)
     slurm_record.add_start(stage, start)
     if useless > limit:
-        raise _give_up(
-            stage, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint, at iteration {reached}"
-        )
+        raise give_up(stage, f"gave up after {plural(limit, 'restart')} in a row without a new checkpoint{at}")
     return free_port()
 
 
@@ -107,7 +114,7 @@ def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
     return count
 
 
-def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> None:
+def watch(run: RunDirectory, name: str, limits: Limits) -> None:
     """Watch a stage until it is ill, or until this process gets USR1 because training has ended.
 
     Raises:
@@ -120,10 +127,10 @@ def watch(run: RunDirectory, name: str, limits: Limits, look_every: float) -> No
     stage, keep = run.stage(name), recipes.load(run.recipe).checkpoint
     doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
     while not over:
-        over = ended.wait(look_every)
+        over = ended.wait(min(LOOK_SECONDS, limits.hang_seconds / 4))
         problem = doctor.examine(time.monotonic())
         if problem:
-            raise _give_up(stage, problem)
+            raise give_up(stage, problem)
         newest = checkpoints.tracked(stage.checkpoints)
         if newest != pruned:
             checkpoints.prune(stage.checkpoints, keep)
@@ -138,23 +145,37 @@ def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> in
         StageFailed: the stage must not continue.
     """
     stage, planned = run.stage(name), run.planned_stage(name)
-    found = slurm_record.read(stage).failure
-    if found:
-        raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
+    refuse_stopped(stage)
     reached, last = checkpoints.tracked(stage.checkpoints) or 0, early_stop.end_of(stage, planned.iterations)
     if exit_code == 0 and reached >= last:
         close_stage(run, planned)
         return 0
-    _say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {last}")
+    say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {last}")
+    return requeued(stage, exit_code, asked_to_stop)
+
+
+def refuse_stopped(stage: StageDirectory) -> None:
+    """Raise the reason for which an earlier step gave the stage up."""
+    if found := slurm_record.read(stage).failure:
+        raise StageFailed(f"training was stopped: {found}", where=str(stage.log))
+
+
+def requeued(stage: StageDirectory, exit_code: int, asked_to_stop: bool) -> int:
+    """REQUEUE, for training that is not done.
+
+    Raises:
+        StageFailed: it failed in a way in which it would fail again.
+    """
     if exit_code != 0 and not asked_to_stop:
-        error = failures.as_error(name, failures.first(stage.failures), stage.log, exit_code)
+        error = failures.as_error(stage.name, failures.first(stage.failures), stage.log, exit_code)
         if isinstance(error, UserError) or any(text in error.what for text in _NOT_A_NUMBER):
-            raise _give_up(stage, error.what, error.fix)
-        _say(error.what)
+            raise give_up(stage, error.what, error.fix)
+        say(error.what)
     return REQUEUE
 
 
-def _give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:
+def give_up(stage: StageDirectory, reason: str, fix: str = "") -> StageFailed:
+    """Record why a stage is given up, and return it as an error."""
     slurm_record.fail(stage, reason)
     default = "read the end of the log; when the cause is gone, submit again: training goes on from the last checkpoint"
     return StageFailed(reason, where=f"{stage.log} (stage {stage.name})", fix=fix or default)
@@ -180,47 +201,57 @@ def free_port(by_chance: Collection[int] | None = None) -> int:
     raise StageFailed("no TCP port is free", where=socket.gethostname(), fix="end what holds the node's ports")
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Write a line with the time into the job's output."""
     print(f"{time.strftime('%F %T')} {message}", file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="slurm_job", description=__doc__.splitlines()[0])
+def run_verb(
+    argv: Sequence[str] | None,
+    description: str,
+    begin: Callable[[RunDirectory, str], int],
+    watch: Callable[[RunDirectory, str, Limits], None],
+    end: Callable[[RunDirectory, str, int, bool], int],
+    opened: Callable[[Path], RunDirectory] = existing,
+) -> int:
+    """Do what `stage.sbatch` asks of a job's module, and return its exit code."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("verb", choices=("begin", "watch", "end"))
     parser.add_argument("run", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--exit-code", type=int, default=0)
     parser.add_argument("--asked-to-stop", choices=("yes", "no"), default="no")
-    return parser
+    args = parser.parse_args(argv)
+    try:
+        run = opened(args.run)
+        if args.verb == "begin":
+            print(begin(run, args.stage))
+        elif args.verb == "watch":
+            hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
+            start = float(os.environ.get("GROWTH_START_MINUTES", "60")) * 60
+            watch(run, args.stage, Limits(hang, start))
+        else:
+            return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+    except GrowthError as error:
+        say(str(error))
+        return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
+    return 0
+
+
+def _end_with_verdicts(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> int:
+    """As `end`; a smoke job that is over shows its table."""
+    code = 1
+    try:
+        code = end(run, name, exit_code, asked_to_stop)
+    finally:
+        if code != REQUEUE and smoke.is_smoke(run):
+            print(smoke.as_text(smoke.verdicts(run)), file=sys.stderr, end="")
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; see the module's docstring."""
-    args = _parser().parse_args(argv)
-    try:
-        return _run(existing(args.run), args)
-    except GrowthError as error:
-        _say(str(error))
-        return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
-
-
-def _run(run: RunDirectory, args: argparse.Namespace) -> int:
-    match args.verb:
-        case "begin":
-            print(begin(run, args.stage))
-        case "watch":
-            hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
-            start = float(os.environ.get("GROWTH_START_MINUTES", "60")) * 60
-            watch(run, args.stage, Limits(hang, start), min(_LOOK_EVERY_SECONDS, hang / 4))
-        case "end":
-            code = 1
-            try:
-                code = end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
-            finally:
-                if code != REQUEUE and smoke.is_smoke(run):
-                    print(smoke.as_text(smoke.verdicts(run)), file=sys.stderr, end="")
-            return code
-    return 0
+    return run_verb(argv, __doc__, begin, watch, _end_with_verdicts)
 
 
 if __name__ == "__main__":

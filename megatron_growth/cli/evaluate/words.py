@@ -74,11 +74,10 @@ def word_similarity(source: Source, args: argparse.Namespace) -> list[dict[str, 
     from dataclasses import asdict
 
     from megatron_growth.evaluation import tables
-    from megatron_growth.evaluation.vocabulary import open_tokenizer
     from megatron_growth.evaluation.word_vectors import read_pairs, similarity, word_row
 
     files = {path: read_pairs(path) for path in args.pairs}
-    tokenizer = open_tokenizer(args.data, args.tokenizer, args.tokenizer_files)
+    tokenizer = tables.open_tokenizer(args.data, args.tokenizer, args.tokenizer_files)
     tables.check_vocabulary(source, tokenizer.vocab_size, trust=args.trust_checkpoint)
     words = sorted({word for pairs in files.values() for first, second, _ in pairs for word in (first, second)})
     tokens = {word: word_row(word, lambda text: tokenizer.encode_batch([text])[0].tolist()) for word in words}
@@ -101,7 +100,7 @@ def agreement(source: Source, args: argparse.Namespace) -> dict[str, Any]:
     """Share of common neighbours for each table."""
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.evaluation import tables
-    from megatron_growth.evaluation.neighbours import neighbour_agreement
+    from megatron_growth.evaluation.word_vectors import neighbour_agreement
 
     other = Source(args.agree_with)
     sizes = [tables.vocabulary_of(s, trust=args.trust_checkpoint) for s in (source, other)]

@@ -10,9 +10,8 @@ import torch.distributed.checkpoint as dcp
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
 from megatron_growth.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
-from megatron_growth.evaluation.neighbours import neighbour_agreement
 from megatron_growth.evaluation.tables import read_rows, read_table
-from megatron_growth.evaluation.word_vectors import read_pairs, similarity
+from megatron_growth.evaluation.word_vectors import neighbour_agreement, read_pairs, similarity
 
 WORDS = ["river", "stream", "engine", "motor", "winter", "summer", "doctor", "nurse"]
 VOCAB, HIDDEN = 330, 12

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from megatron_growth.errors import DataError
-from megatron_growth.evaluation.neighbours import neighbour_agreement
-from megatron_growth.evaluation.word_vectors import read_pairs, similarity, word_row
+from megatron_growth.evaluation.word_vectors import neighbour_agreement, read_pairs, similarity, word_row
 
 gensim_models = pytest.importorskip("gensim.models", reason="gensim is the oracle of these tests")
 
@@ -100,12 +99,12 @@ def test_other_vocabularies_are_refused():
 
 @pytest.mark.fault
 def test_counting_a_word_as_its_own_neighbour_is_caught(monkeypatch):
-    from megatron_growth.evaluation import neighbours
+    from megatron_growth.evaluation import word_vectors
 
-    monkeypatch.setattr(neighbours, "nearest_rows", lambda m, k, i, j: (m[i:j] @ m.T).topk(k, dim=1).indices)
+    monkeypatch.setattr(word_vectors, "nearest_rows", lambda m, k, i, j: (m[i:j] @ m.T).topk(k, dim=1).indices)
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(60, 8, generator=generator), torch.randn(60, 8, generator=generator)
-    assert neighbours.neighbour_agreement(a, b, k=5) != _agreement_by_brute_force(a, b, 5)
+    assert word_vectors.neighbour_agreement(a, b, k=5) != _agreement_by_brute_force(a, b, 5)
 
 
 def test_a_file_of_word_pairs_that_is_no_text_or_has_no_numbers(tmp_path):

@@ -17,6 +17,7 @@ from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.job import REQUEUE
 from tests.unit.posttrain import runs, tiny
 
@@ -101,7 +102,7 @@ def test_a_hang_is_found(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> 
     slurm_job.begin(run, "sft")
     monkeypatch.setattr(slurm_job.signal, "signal", lambda *_: None)
     with pytest.raises(StageFailed, match="it hangs"):
-        slurm_job.watch(run, "sft", 0.05, 0.05)
+        slurm_job.watch(run, "sft", Limits(0.05, 0.05))
 
 
 def test_a_start_has_its_own_time(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def test_a_start_has_its_own_time(run: RunDirectory, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(slurm_job.threading.Event, "wait", look)
     monkeypatch.setattr(slurm_job.time, "monotonic", lambda: clock[0])
     with pytest.raises(StageFailed, match="it hangs"):
-        slurm_job.watch(run, "sft", 10, 100)
+        slurm_job.watch(run, "sft", Limits(10, 100))
     assert clock[0] == 62.5
 
 
