@@ -82,12 +82,11 @@ class RankMemory:
         return " + ".join(f"{part} {size(number)}" for part, number in sizes if number) + f" = {size(self.total_bytes)}"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What memory depends on besides the model.
+@dataclass(frozen=True, kw_only=True)
+class Setting(ParallelLayout):
+    """What memory depends on besides the model: the layout, and how a stage trains in it.
 
     Attributes:
-        layers_per_chunk: (pp * vpp,) layers of each model chunk; chunk c lies on pipeline rank c % pp.
         micro_batches: micro-batches of one step and rank (gradient accumulation).
         overlap_gradients: gradients are reduced, in buckets, while the backward pass goes on.
         overlap_weights: weights are gathered while the forward pass goes on.
@@ -95,14 +94,7 @@ class Setting:
         async_save: checkpoints are written while training goes on.
     """
 
-    tp: int
-    pp: int
-    vpp: int
-    dp: int
-    layers_per_chunk: tuple[int, ...]
-    sequence_parallel: bool
-    distributed_optimizer: bool
-    recompute: str
+    dp: int = 1
     precision: str
     micro_batch_size: int
     micro_batches: int
@@ -130,14 +122,7 @@ class Setting:
         """
         dp = layout.dp or 1
         return cls(
-            tp=layout.tp,
-            pp=layout.pp,
-            vpp=layout.vpp,
-            dp=dp,
-            layers_per_chunk=layout.layers_per_chunk,
-            sequence_parallel=layout.sequence_parallel,
-            distributed_optimizer=layout.distributed_optimizer,
-            recompute=layout.recompute,
+            **vars(layout) | {"dp": dp},
             precision=precision,
             micro_batch_size=micro_batch_size,
             micro_batches=global_batch_size // (micro_batch_size * dp),

@@ -65,7 +65,7 @@ def record_start(stage: StageDirectory, reached: int, at: str = "") -> int:
     """Record this start of a job, and return a TCP port that is free on this node.
 
     Raises:
-        StageFailed: it was restarted too often in a row without a checkpoint after iteration `reached` (in words: `at`).
+        StageFailed: it was restarted too often in a row without a checkpoint beyond `reached` (in words: `at`).
     """
     failures.clear(stage.failures)
     start = Start(
