@@ -23,13 +23,12 @@ from typing import Any
 
 from megatron_growth import __version__
 from megatron_growth.data import hub
-from megatron_growth.data.encode import SPLITS, EncodeOptions, clean_documents, training_tokens
+from megatron_growth.data.encode import SPLITS, ValidationSplit, clean_documents, training_tokens
 from megatron_growth.data.manifest import FILE_NAME, FORMAT, Manifest, SkippedRecord, TokenizerRecord
 from megatron_growth.data.merge import merge_shards
 from megatron_growth.data.pieces import Corpus, InputFile, Piece
 from megatron_growth.data.request import PrepareRequest
 from megatron_growth.data.sources import HUB_SHARD, shards
-from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
 from megatron_growth.data.workers import encode_all
@@ -54,16 +53,7 @@ def build(request: PrepareRequest, corpus: Corpus, identity: dict[str, Any], par
     spec = _trained(request, batches, partial)
     tokenizer = load_tokenizer(spec)
     dtype = _dtype(request.dtype, tokenizer)
-    options = EncodeOptions(
-        tokenizer=spec,
-        fingerprint=tokenizer.fingerprint,
-        dtype=dtype,
-        text_field=request.text_field,
-        document_per=request.document_per,
-        valid_fraction=request.valid_fraction,
-        seed=request.seed,
-    )
-    paths = _encode(batches, options, workers, request.max_tokens)
+    paths = _encode(batches, replace(request, tokenizer=spec, dtype=dtype), tokenizer.fingerprint, workers)
     result = partial / "result"
     splits = SPLITS if request.valid_fraction else SPLITS[:1]
     with Progress() as progress:
@@ -185,9 +175,10 @@ def _trained(request: PrepareRequest, batches: Sequence[_Batch], partial: Path) 
     return replace(request.tokenizer, path=str(model), train_vocab_size=0)
 
 
-def _encode(batches: Sequence[_Batch], options: EncodeOptions, workers: int, max_tokens: int) -> list[Path]:
+def _encode(batches: Sequence[_Batch], request: PrepareRequest, fingerprint: str, workers: int) -> list[Path]:
     """Encode the shards that are not finished yet, up to `max_tokens`; returns the paths of those wanted, in order."""
     paths: list[Path] = []
+    max_tokens = request.max_tokens
     total, before, tokens = sum(batch.bytes for batch in batches), 0, 0
     with Progress() as progress:
         progress("tokenize", 0, total)
@@ -202,7 +193,7 @@ def _encode(batches: Sequence[_Batch], options: EncodeOptions, workers: int, max
             for numbers in batched(range(len(wanted)), max(1, step)):
                 missing = [number for number in numbers if known is None and not wanted[number].is_file()]
                 done += sum(p.bytes for n in numbers if known is None and n not in missing for p in groups[n])
-                for count in encode_all([(groups[n], wanted[n]) for n in missing], options, workers):
+                for count in encode_all([(groups[n], wanted[n]) for n in missing], request, fingerprint, workers):
                     done += count
                     progress("tokenize", before + batch.bytes * done // size, total)
                 for number in numbers:

@@ -7,6 +7,7 @@ is complete; one that exists is therefore finished, and a restart does not compu
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from megatron_growth.data.pieces import Piece, sound
 from megatron_growth.data.readers import documents, place_name
-from megatron_growth.data.split import ValidationSplit
+from megatron_growth.data.request import PrepareRequest
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError, GrowthError, first_line
 from megatron_growth.records.storage import atomic_path, storage_errors
@@ -24,19 +25,6 @@ from megatron_growth.records.storage import atomic_path, storage_errors
 SPLITS = ("train", "valid")
 _PARTS = ("tokens", "lengths", "sizes")  # arrays of a shard, of which each split has its own
 _BATCH_CHARACTERS = 1 << 20
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What a shard's tokens depend on besides its pieces; see `request.PrepareRequest`."""
-
-    tokenizer: TokenizerSpec
-    fingerprint: str
-    dtype: str
-    text_field: str
-    document_per: str
-    valid_fraction: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -78,13 +66,17 @@ def clean_documents(pieces: Iterable[Piece], text_field: str, document_per: str)
             yield whole, whole.encode(), (piece, place)
 
 
-def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
-    """Tokenize the documents of `pieces`; raises DataError for unreadable input."""
-    tokenizer = _open_tokenizer(options.tokenizer, options.fingerprint)
-    split = ValidationSplit(options.valid_fraction, options.seed)
-    writers = {name: _SplitWriter(tokenizer, np.dtype(options.dtype)) for name in SPLITS}
+def encode_shard(pieces: Sequence[Piece], request: PrepareRequest, fingerprint: str) -> Shard:
+    """Tokenize the documents of `pieces`; the request names a trained tokenizer, with this fingerprint, and a dtype.
+
+    Raises:
+        DataError: the input cannot be read, or the tokenizer has changed.
+    """
+    tokenizer = _open_tokenizer(request.tokenizer, fingerprint)
+    split = ValidationSplit(request.valid_fraction, request.seed)
+    writers = {name: _SplitWriter(tokenizer, np.dtype(request.dtype)) for name in SPLITS}
     empty = 0
-    for text, data, origin in clean_documents(pieces, options.text_field, options.document_per):
+    for text, data, origin in clean_documents(pieces, request.text_field, request.document_per):
         if not text.strip():
             empty += 1
             continue
@@ -92,6 +84,26 @@ def encode_shard(pieces: Sequence[Piece], options: EncodeOptions) -> Shard:
     finished = {name: writer.finish() for name, writer in writers.items()}
     tokens, lengths, sizes = ({name: arrays[index] for name, arrays in finished.items()} for index in range(3))
     return Shard(tokens, lengths, sizes, empty)
+
+
+class ValidationSplit:
+    """Sends a fraction of all documents, as a hash of their text keyed by `seed` decides, to validation.
+
+    So the order of the files, the number of workers and the stage do not matter, and exact duplicates fall on the same
+    side: no validation document is trained on.
+    """
+
+    def __init__(self, fraction: float, seed: int) -> None:
+        """`fraction` of the documents in [0, 1); `seed` chooses another selection of the same size."""
+        self._threshold = int(fraction * 2**64)
+        self._key = str(seed).encode()
+
+    def is_validation(self, document: bytes) -> bool:
+        """Whether the document with this UTF-8 text is for validation."""
+        if not self._threshold:
+            return False
+        digest = hashlib.blake2b(document, digest_size=8, key=self._key).digest()
+        return int.from_bytes(digest, "big") < self._threshold
 
 
 class _SplitWriter:
@@ -192,12 +204,12 @@ def training_tokens(path: Path) -> int:
         return int(stored["counts"][1])
 
 
-def encode_to_file(pieces: Sequence[Piece], options: EncodeOptions, path: Path) -> int:
+def encode_to_file(pieces: Sequence[Piece], request: PrepareRequest, fingerprint: str, path: Path) -> int:
     """Encode a shard and store it at `path`; returns the bytes of input it covers.
 
     Raises DataError for unreadable input, and for input that was changed since it was hashed.
     """
-    shard = encode_shard(pieces, options)  # what fails here is the input, not the output
+    shard = encode_shard(pieces, request, fingerprint)  # what fails here is the input, not the output
     for source in {piece.source for piece in pieces}:
         source.require_unchanged()
     with storage_errors(path):

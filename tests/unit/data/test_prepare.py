@@ -15,10 +15,10 @@ import tiktoken
 from megatron_growth.cli.main import main
 from megatron_growth.data import build, encode, merge
 from megatron_growth.data import prepare as prepare_module
+from megatron_growth.data.encode import ValidationSplit
 from megatron_growth.data.manifest import load_manifest, megatron_data_flags, megatron_tokenizer_flags
 from megatron_growth.data.prepare import prepare
 from megatron_growth.data.sources import InputFile, Piece, discover, shards
-from megatron_growth.data.split import ValidationSplit
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
 from megatron_growth.errors import DataError
 from megatron_growth.records.storage import sha256_of
@@ -259,11 +259,11 @@ def test_finished_shards_are_used_again(corpus, request_for, tmp_path, monkeypat
     calls = []
     original = encode.encode_shard
 
-    def stops_after_two(pieces, options):
+    def stops_after_two(pieces, *of_the_request):
         calls.append(pieces)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(pieces, options)
+        return original(pieces, *of_the_request)
 
     monkeypatch.setattr(encode, "encode_shard", stops_after_two)
     with pytest.raises(KeyboardInterrupt):
