@@ -19,8 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_growth.cli.idle import refuse_idle
-from megatron_growth.cli.options import add_processes, add_trust
+from megatron_growth.cli.options import add_processes, add_trust, refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.human import plural

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
-from megatron_growth.cli.idle import refuse_idle
-from megatron_growth.cli.options import add_processes, add_trust
+from megatron_growth.cli.options import add_processes, add_trust, refuse_idle
 from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import refuse_idle
 from megatron_growth.records.human import size
 from megatron_growth.records.numbers import GPUS, finite, whole
 from megatron_growth.records.storage import json_text

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import duration, plural
 from megatron_growth.records.numbers import finite, whole

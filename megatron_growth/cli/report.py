@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.cli.console import show
-from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import RunError, UserError
 from megatron_growth.records.place import variants_in
 from megatron_growth.records.storage import json_text

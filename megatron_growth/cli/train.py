@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.data_options import add_data_options, with_data_options
-from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import refuse_idle
 
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
