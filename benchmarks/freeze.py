@@ -63,7 +63,9 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|")
     for name, patterns in cases(shape.layers).items():
         inventory = take_inventory(shape, patterns)
-        frozen = sum(p.size for p in inventory.parameters if not p.trainable) / shape.parameters
+        frozen = sum(p.size for p in inventory.parameters if not p.trainable) / sum(
+            p.size for p in inventory.parameters
+        )
         ratios = [ours / whole for ours, whole in zip(times[name], times["nothing"], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         predicted = exact_flops_per_token(inventory, SEQUENCE) / full

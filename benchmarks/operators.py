@@ -33,6 +33,7 @@ from pathlib import Path
 
 from measuring import SCRIPT
 
+from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.shape import ModelShape
 
 SEQUENCE, BATCH, EVALUATIONS = 128, 16, 24
@@ -42,7 +43,7 @@ VOCAB, TOKENS_PER_PARAMETER = 1024, 2
 
 def parameters(shape: ModelShape) -> int:
     """Matrix weights of the layers and the output layer, as the nano family is named."""
-    return shape.layers * (shape.attention_parameters + shape.ffn_parameters) + shape.vocab * shape.hidden
+    return sum(p.size for p in take_inventory(shape).parameters if p.kind in ("linear", "output"))
 
 
 def budget(shape: ModelShape) -> float:

@@ -84,52 +84,6 @@ class ModelShape:
         """Query heads that share one key/value head."""
         return self.heads // self.query_groups
 
-    @property
-    def attention_parameters(self) -> int:
-        """Matrix weights of one attention sub-layer: Q, K, V and output projection."""
-        query, key_value = self.heads * self.head_dim, self.query_groups * self.head_dim
-        return self.hidden * (query + 2 * key_value) + query * self.hidden
-
-    @property
-    def ffn_parameters(self) -> int:
-        """Matrix weights of one feed-forward sub-layer."""
-        return (3 if self.gated else 2) * self.hidden * self.ffn if self.sublayers == "full" else 0
-
-    @property
-    def small_parameters_per_layer(self) -> int:
-        """Weights and biases of norms, and biases of linear layers, of one layer."""
-        sublayers = 2 if self.sublayers == "full" else 1
-        count = sublayers * self.hidden * (2 if self.norm == "LayerNorm" else 1)
-        if self.qkv_bias:
-            count += (self.heads + 2 * self.query_groups) * self.head_dim
-        if self.qk_norm:
-            count += 2 * self.head_dim * (2 if self.norm == "LayerNorm" else 1)
-        if self.bias:
-            count += self.hidden
-            if self.sublayers == "full":
-                count += (2 if self.gated else 1) * self.ffn + self.hidden
-        return count
-
-    @property
-    def layer_parameters(self) -> int:
-        """All weights of one Transformer layer."""
-        return self.attention_parameters + self.ffn_parameters + self.small_parameters_per_layer
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Weights of the embedding, and of the output layer when it is not tied."""
-        return self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
-
-    @property
-    def transformer_parameters(self) -> int:
-        """All weights but embedding and output layer: layers and final norm."""
-        return self.layers * self.layer_parameters + self.hidden * (2 if self.norm == "LayerNorm" else 1)
-
-    @property
-    def parameters(self) -> int:
-        """All weights of the model."""
-        return self.transformer_parameters + self.embedding_parameters
-
     def with_(self, **changes: object) -> ModelShape:
         """A copy with some sizes changed; derived sizes (query groups, head dim) are kept unless named."""
         return replace(self, **changes)  # type: ignore[arg-type]

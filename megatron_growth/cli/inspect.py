@@ -47,6 +47,7 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
     from megatron_growth.checkpoint import metadata
     from megatron_growth.checkpoint.copies import copies_in
     from megatron_growth.checkpoint.source import Source
+    from megatron_growth.layout.parameters import parameter_count
 
     source = Source(path)
     common = metadata.common_state(source, trust=trust)
@@ -67,7 +68,7 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
         "path": str(source.path),
         "iteration": common.get("iteration"),
         "shape": asdict(shape),
-        "parameters": shape.parameters,
+        "parameters": parameter_count(shape),
         "bytes": sum(item.bytes for item in source.items),
         "optimizer_state": source.has_optimizer,
         "optimizer": _optimizer(source),

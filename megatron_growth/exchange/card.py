@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_growth.checkpoint.metadata import PROVENANCE
 from megatron_growth.exchange.export_plan import ExportPlan
+from megatron_growth.layout.parameters import parameter_count
 
 _CARD = """\
 ---
@@ -51,12 +52,11 @@ def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, An
         **_grown(getattr(args, PROVENANCE, None)),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-    padding = (plan.shape.vocab - plan.vocab) * shape.hidden * (1 if shape.tied_embeddings else 2)
     load = 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
     return _CARD.format(
         name=name,
         family=plan.config["model_type"],
-        parameters=shape.parameters - padding,
+        parameters=parameter_count(shape.with_(vocab=plan.vocab)),
         rows=rows,
         tokenizer=load,
     )

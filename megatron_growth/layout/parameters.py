@@ -17,6 +17,7 @@ A parameter that matches nothing is refused by name; it is never copied silently
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -175,6 +176,12 @@ def dimensions(parameter: Parameter, shape: ModelShape) -> tuple[int, ...]:
         "head_dim": shape.head_dim,
     }
     return tuple(sizes[axis] for axis, _ in filter(None, (parameter.rows, parameter.columns)))
+
+
+def parameter_count(shape: ModelShape, *, ends: bool = True) -> int:
+    """Weights of a model of this shape; without `ends`, those of its layers and its final norm only."""
+    counted = (p for p in parameters_of(shape) if ends or p.kind not in ("embedding", "output"))
+    return sum(math.prod(dimensions(p, shape)) * (shape.layers if p.layered else 1) for p in counted)
 
 
 def fused_rows(parameter: Parameter, shape: ModelShape) -> dict[str, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron_growth.layout.parameters import LAYERS, OUTPUT, QKV
+from megatron_growth.layout.parameters import LAYERS, OUTPUT, QKV, parameter_count
 from megatron_growth.planner.inventory import Entry, Inventory
 from megatron_growth.shape import ModelShape
 
@@ -54,7 +54,7 @@ def nominal_size(shape: ModelShape, vocab: int, rule: str) -> float:
     """
     if rule == "12h2":
         return shape.layers * step_layer_parameters(shape.hidden)
-    return shape.transformer_parameters + (vocab * shape.hidden if rule == "non-embedding" else 0)
+    return parameter_count(shape, ends=False) + (vocab * shape.hidden if rule == "non-embedding" else 0)
 
 
 def counted(inventory: Inventory, vocab: int, rule: str, nominal: float, adapter_rank: int = 0) -> Counted:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_growth import methods, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
+from megatron_growth.layout.parameters import parameter_count
 from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
@@ -247,8 +248,10 @@ def _parameters(draft: _Draft, vocab: int) -> Parameters:
         for p in draft.inventory.parameters
         if not p.trainable
     )
-    total = shape.with_(vocab=vocab).parameters
-    return Parameters(draft.nominal, shape.transformer_parameters, total, total - frozen, draft.inventory.adapters)
+    total = parameter_count(shape.with_(vocab=vocab))
+    return Parameters(
+        draft.nominal, parameter_count(shape, ends=False), total, total - frozen, draft.inventory.adapters
+    )
 
 
 def _formulas(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.evaluate import common
-from megatron_growth.cli.idle import refuse_idle
+from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Counter
 from megatron_growth.records.numbers import whole

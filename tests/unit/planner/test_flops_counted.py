@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_growth.layout.parameters import parameter_count
 from megatron_growth.planner.flops import exact_flops_per_token
 from megatron_growth.planner.inventory import take_inventory
 from megatron_growth.shape import ModelShape
@@ -67,7 +68,7 @@ def test_the_inventory_is_the_model(counted, name):
     shape, freeze = CASES[name]
     inventory = take_inventory(shape, freeze)
     assert {p.name: (p.size, p.trainable) for p in inventory.parameters} == counted[name][1]
-    assert sum(p.size for p in inventory.parameters) == shape.parameters
+    assert sum(p.size for p in inventory.parameters) == parameter_count(shape)
 
 
 @pytest.mark.fault
