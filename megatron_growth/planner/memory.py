@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_growth.methods import cost_of
 from megatron_growth.planner.inventory import Entry, Inventory
@@ -121,13 +122,14 @@ class Setting(ParallelLayout):
             more: how it communicates and saves, see the attributes.
         """
         dp = layout.dp or 1
+        more["gathered_save"] = more.get("gathered_save", False) and layout.distributed_optimizer and dp > 1
+        values: dict[str, Any] = vars(layout) | {"dp": dp} | more
         return cls(
-            **vars(layout) | {"dp": dp},
+            **values,
             precision=precision,
             micro_batch_size=micro_batch_size,
             micro_batches=global_batch_size // (micro_batch_size * dp),
             sequence_length=sequence_length,
-            **more | {"gathered_save": more.get("gathered_save", False) and layout.distributed_optimizer and dp > 1},
         )
 
 

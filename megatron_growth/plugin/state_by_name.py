@@ -12,7 +12,7 @@ that takes one pipeline stage's parameters only, or a stage that is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from megatron.training import get_args, print_rank_0
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout.model_names import named_parameters, unwrapped
 from megatron_growth.layout.parameters import MASTER, MOMENTS
-from megatron_growth.methods.parts.optimizer_tensors import leaves
+from megatron_growth.methods.parts.optimizer_tensors import leaves, model_and_main
 from megatron_growth.plugin.group_match import IDENTITY, RATES, match_group
 
 Chunks = list[torch.nn.Module]
@@ -211,7 +211,7 @@ def _read_own(
         describe = getattr(part, "own_sharded_state", None)
         if describe is None:
             continue
-        for main, parameter in main_and_model_parameters(part):
+        for parameter, main in model_and_main(part):
             key, described = id(parameter), describe(main, sharded[id(parameter)])
             if described is None:
                 continue
@@ -237,22 +237,10 @@ def _store(part: Any, moment: str, tensors: dict[int, torch.Tensor]) -> None:
                 own = part._get_main_param_and_optimizer_states(parameter)
                 own[MASTER if is_master else moment].data.copy_(tensor.flatten()[place.start : place.end])
         return
-    for main, parameter in main_and_model_parameters(part):
+    for parameter, main in model_and_main(part):
         if (tensor := tensors.get(id(parameter))) is not None:
             target = main if is_master else part.optimizer.state[main][moment]
             target.data.copy_(tensor)
-
-
-def main_and_model_parameters(part: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(what the inner optimizer steps, the model's parameter) of an optimizer that is not distributed."""
-    if hasattr(part, "float16_groups"):
-        for model_group, main_group in zip(part.float16_groups, part.fp32_from_float16_groups, strict=True):
-            yield from zip(main_group, model_group, strict=True)
-        for group in part.fp32_from_fp32_groups:
-            yield from zip(group, group, strict=True)
-    else:
-        for group in part.optimizer.param_groups:
-            yield from zip(group["params"], group["params"], strict=True)
 
 
 def step_of(optimizer: Any) -> int:

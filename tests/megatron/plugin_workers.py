@@ -144,19 +144,18 @@ class Watch:
         """(name, exp_avg, exp_avg_sq, main weight) of every parameter that an optimizer of this rank steps."""
         from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-        from megatron_growth.methods.parts.optimizer_tensors import leaves
-        from megatron_growth.plugin.state_by_name import main_and_model_parameters
+        from megatron_growth.methods.parts.optimizer_tensors import leaves, model_and_main
 
         name_of = {id(p): n for n, p in self.parameters.items()}
         for part in leaves(self.optimizer):
             if isinstance(part, DistributedOptimizer):
                 pairs = [
-                    (part.optimizer.param_groups[group]["params"][order], p)
+                    (p, part.optimizer.param_groups[group]["params"][order])
                     for p, (group, order) in part.model_param_group_index_map.items()
                 ]
             else:
-                pairs = list(main_and_model_parameters(part))
-            for main, parameter in pairs:
+                pairs = list(model_and_main(part))
+            for parameter, main in pairs:
                 state = part.optimizer.state[main]
                 if "exp_avg" in state:  # GaLore's has another shape
                     yield name_of[id(parameter)], state["exp_avg"], state["exp_avg_sq"], main

@@ -7,7 +7,7 @@ projectors and moments lie over tensor-parallel ranks as `Place` says and re-sha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
@@ -26,7 +26,7 @@ from megatron_growth.methods.base import TrainedModel
 from megatron_growth.methods.galore.adam import galore_adam, init_low_rank, places_of
 from megatron_growth.methods.galore.matrices import matrices_of
 from megatron_growth.methods.galore.projection import MARK, Place, Places, Ranks
-from megatron_growth.methods.parts.optimizer_tensors import leaves
+from megatron_growth.methods.parts.optimizer_tensors import leaves, model_and_main
 from megatron_growth.shape import ModelShape
 
 
@@ -93,21 +93,6 @@ def _finish(optimizer: Any, gap: int, scale: float) -> None:
         leaf.init_state_fn = _init_state
         wrapper: Any = type(leaf)
         leaf.__class__ = with_low_rank_state(wrapper)
-
-
-def model_and_main(leaf: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(the model's parameter, what the inner optimizer steps), in the order of the inner optimizer's parameters."""
-    if not hasattr(leaf, "float16_groups"):
-        for group in leaf.optimizer.param_groups:
-            yield from ((parameter, parameter) for parameter in group["params"])
-        return
-    models = {
-        id(main): parameter
-        for parameters, mains in zip(leaf.float16_groups, leaf.fp32_from_float16_groups, strict=True)
-        for parameter, main in zip(parameters, mains, strict=True)
-    }
-    for group in leaf.optimizer.param_groups:
-        yield from ((models.get(id(main), main), main) for main in group["params"])
 
 
 def _init_state(inner: torch.optim.Optimizer, config: Any = None) -> None:  # noqa: ARG001

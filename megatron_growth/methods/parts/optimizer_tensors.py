@@ -29,6 +29,21 @@ def leaves(optimizer: Any) -> Iterator[Any]:
         yield optimizer
 
 
+def model_and_main(leaf: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(the model's parameter, what the inner optimizer steps) of an optimizer that is not distributed, in its order."""
+    if not hasattr(leaf, "float16_groups"):
+        for group in leaf.optimizer.param_groups:
+            yield from ((parameter, parameter) for parameter in group["params"])
+        return
+    models = {
+        id(main): parameter
+        for parameters, mains in zip(leaf.float16_groups, leaf.fp32_from_float16_groups, strict=True)
+        for parameter, main in zip(parameters, mains, strict=True)
+    }
+    for group in leaf.optimizer.param_groups:
+        yield from ((models.get(id(main), main), main) for main in group["params"])
+
+
 @dataclass(frozen=True)
 class Held:
     """What this rank's optimizer holds of a parameter.
