@@ -70,6 +70,7 @@ def _program(recipe: Recipe) -> Program | None:
         flops.step_adapter_parameters(last.hidden, rank),
         recipe.printed.layers_added,
         recipe.printed.peak_bytes,
+        recipe.printed.vanilla_peak_bytes,
     )
 
 

@@ -31,7 +31,7 @@ class Program:
         layer_parameters: P.
         adapter_parameters: E.
         vanilla_bytes: memory without stages, 16 L P.
-        printed_peak_bytes: as the paper prints it.
+        printed_peak_bytes, printed_vanilla_bytes: as the paper prints them.
     """
 
     solver: tuple[int, ...]
@@ -44,6 +44,7 @@ class Program:
     adapter_parameters: int
     vanilla_bytes: int
     printed_peak_bytes: float | None = None
+    printed_vanilla_bytes: float | None = None
 
 
 def stage_bytes(added: Sequence[int], layer_parameters: int, adapter_parameters: int) -> tuple[int, ...]:
@@ -129,8 +130,9 @@ def program(
     adapter_parameters: int,
     paper: Sequence[int] = (),
     printed: float | None = None,
+    printed_vanilla: float | None = None,
 ) -> Program:
-    """Solve, and set the paper's tuple beside the solution."""
+    """Solve, and set the paper's tuple and its printed peaks beside the solution."""
     solver = solve(layers, stages, layer_parameters, adapter_parameters)
     solver_bytes = stage_bytes(solver, layer_parameters, adapter_parameters)
     paper_bytes = stage_bytes(paper, layer_parameters, adapter_parameters)
@@ -145,4 +147,5 @@ def program(
         adapter_parameters=adapter_parameters,
         vanilla_bytes=TRAINED_BYTES * layers * layer_parameters,
         printed_peak_bytes=printed,
+        printed_vanilla_bytes=printed_vanilla,
     )

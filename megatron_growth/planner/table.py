@@ -97,6 +97,8 @@ def _saving(what: str, saving: Saving, last: StagePlan) -> str:
 
 def _integer_program(program: Program) -> Table:
     title = f"Layers that each stage adds; standard pre-training takes {size(program.vanilla_bytes, '.2f')}"
+    if program.printed_vanilla_bytes:
+        title += f" (the paper prints {size(program.printed_vanilla_bytes, '.1f')})"
     table = plain_table(title, "integer program", "layers added", "peak", "each stage")
     rows = [("solver", program.solver, program.solver_stage_bytes), ("paper", program.paper, program.paper_stage_bytes)]
     for who, added, stage_bytes in rows:

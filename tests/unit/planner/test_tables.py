@@ -64,6 +64,8 @@ def test_sizes_are_printed_in_the_unit_that_suits_them(plan, name):
     sizes = _SIZE.findall(text)
     assert len(sizes) >= 5
     assert not [size for size in sizes if not 1 <= float(size[0].replace(",", "")) < 1000]
+    if printed := recipes.load(name).printed.vanilla_peak_bytes:
+        assert f"(the paper prints {printed / 1e9:.1f} GB)" in text
     assert "GB per GPU" not in text
 
 
@@ -185,6 +187,7 @@ def test_reuse_variants_are_the_papers_rows(plan):
 def test_step_memory(plan, name, vanilla, peak, solver, solver_peak):
     program = plan(name).integer_program
     assert round(program.vanilla_bytes / 1e9, 2) == vanilla
+    assert round(program.vanilla_bytes / 1e9, 1) == program.printed_vanilla_bytes / 1e9
     assert round(program.paper_peak_bytes / 1e9, 2) == peak
     assert program.solver == solver
     assert round(program.solver_peak_bytes / 1e9, 2) == solver_peak
