@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
@@ -104,9 +105,7 @@ def open_stage(
         directory=folder,
         source=source,
         grown=grown,
-        data_flags=tuple(dataset.flags(run, manifest) if manifest else dataset.mock_flags(recipe)),
-        data_cache=dataset.order_cache(run),
-        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest) if manifest else 1,
+        **_data(run, recipe, plan, manifest),
         wandb_project=place.wandb_project,
         wandb_name=f"{recipe.name}-{name}",
         stop_below=early_stop.target_of(recipe, name, run.path),
@@ -124,6 +123,15 @@ def open_stage(
         arguments=tuple(megatron_arguments(recipe, stage, launch)),
         notes=tuple(notes),
     )
+
+
+def _data(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> dict[str, Any]:
+    """What a launch says of the run's dataset, or of made-up tokens."""
+    return {
+        "data_flags": tuple(dataset.flags(run, manifest) if manifest else dataset.mock_flags(recipe)),
+        "data_cache": dataset.order_cache(run),
+        "validation_samples": dataset.validation_samples(recipe, plan.stages, manifest) if manifest else 1,
+    }
 
 
 def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StageProgress:

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.shape import ModelShape
 
 
-def tiny_pretrain_args(
-    *,
-    layers: int = 4,
-    hidden: int = 32,
-    heads: int = 4,
-    query_groups: int = 2,
-    ffn: int = 96,
-    vocab: int = 255,
-    sequence: int = 32,
-    micro_batch: int = 2,
-    global_batch: int = 4,
-    iterations: int = 30,
-    lr: float = 1e-3,
-    tensor: int = 1,
-    pipeline: int = 1,
-    virtual_layers: int | None = None,
-    data: str | Path | None = None,
-    load: str | Path | None = None,
-    save: str | Path | None = None,
-    bf16: bool = False,
-    seed: int = 1234,
-) -> list[str]:
-    """Megatron arguments of a nano Llama: RMSNorm, SwiGLU, RoPE, no biases, no dropout, untied embeddings.
+@dataclass(frozen=True, kw_only=True)
+class TinyRun:
+    """The choices of `tiny_pretrain_args`.
 
-    Args:
+    Attributes:
         layers: Transformer layers.
         hidden: width of the residual stream.
         heads: query heads.
@@ -53,38 +34,71 @@ def tiny_pretrain_args(
         save: checkpoint folder to write to at the end.
         bf16: mixed precision; otherwise fp32.
         seed: of weights and data.
+    """
+
+    layers: int = 4
+    hidden: int = 32
+    heads: int = 4
+    query_groups: int = 2
+    ffn: int = 96
+    vocab: int = 255
+    sequence: int = 32
+    micro_batch: int = 2
+    global_batch: int = 4
+    iterations: int = 30
+    lr: float = 1e-3
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_layers: int | None = None
+    data: str | Path | None = None
+    load: str | Path | None = None
+    save: str | Path | None = None
+    bf16: bool = False
+    seed: int = 1234
+
+    def options(self) -> dict[str, object]:
+        """Megatron's options that take a value."""
+        found: dict[str, object] = {
+            "num-layers": self.layers,
+            "hidden-size": self.hidden,
+            "num-attention-heads": self.heads,
+            "num-query-groups": self.query_groups,
+            "ffn-hidden-size": self.ffn,
+            "vocab-size": self.vocab,
+            "seq-length": self.sequence,
+            "max-position-embeddings": self.sequence,
+            "micro-batch-size": self.micro_batch,
+            "global-batch-size": self.global_batch,
+            "train-iters": self.iterations,
+            "lr": self.lr,
+            "tensor-model-parallel-size": self.tensor,
+            "pipeline-model-parallel-size": self.pipeline,
+            "seed": self.seed,
+            **_FIXED,
+        }
+        if self.virtual_layers:
+            found["num-layers-per-virtual-pipeline-stage"] = self.virtual_layers
+        if self.data:
+            found |= {"data-path": self.data, "split": "100,0,0"}
+        if self.load:
+            found["load"] = self.load
+        if self.save:
+            found |= {"save": self.save, "save-interval": self.iterations}
+        return found
+
+
+def tiny_pretrain_args(**choices: Any) -> list[str]:
+    """Megatron arguments of a nano Llama: RMSNorm, SwiGLU, RoPE, no biases, no dropout, untied embeddings.
+
+    Args:
+        choices: attributes of `TinyRun` that are not as they are there.
 
     Returns:
         The words of the command line, without those that only a host without GPU needs (`backend.cpu.cpu_flags`).
     """
-    options: dict[str, object] = {
-        "num-layers": layers,
-        "hidden-size": hidden,
-        "num-attention-heads": heads,
-        "num-query-groups": query_groups,
-        "ffn-hidden-size": ffn,
-        "vocab-size": vocab,
-        "seq-length": sequence,
-        "max-position-embeddings": sequence,
-        "micro-batch-size": micro_batch,
-        "global-batch-size": global_batch,
-        "train-iters": iterations,
-        "lr": lr,
-        "tensor-model-parallel-size": tensor,
-        "pipeline-model-parallel-size": pipeline,
-        "seed": seed,
-        **_FIXED,
-    }
-    if virtual_layers:
-        options["num-layers-per-virtual-pipeline-stage"] = virtual_layers
-    if data:
-        options |= {"data-path": data, "split": "100,0,0"}
-    if load:
-        options["load"] = load
-    if save:
-        options |= {"save": save, "save-interval": iterations}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [*words, *_SWITCHES, *([] if data else ["--mock-data"]), *(["--bf16"] if bf16 else [])]
+    run = TinyRun(**choices)
+    words = [word for name, value in run.options().items() for word in (f"--{name}", str(value))]
+    return [*words, *_SWITCHES, *([] if run.data else ["--mock-data"]), *(["--bf16"] if run.bf16 else [])]
 
 
 def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:

@@ -44,7 +44,6 @@ def tiny_gpt(
         transformer_options: further fields of TransformerConfig.
     """
     import torch
-    from megatron.core import parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.models import GPTModelConfig
     from megatron.training.models.gpt import GPTModelBuilder
@@ -52,10 +51,8 @@ def tiny_gpt(
     from megatron_growth.backend.layer_spec import layer_spec, usable_transformer_engine
     from megatron_growth.layout.model_shape import transformer_config
 
+    _begin(tensor, pipeline, seed)
     dtype = dtype or torch.float32
-    parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tensor, pipeline)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     parallel: dict[str, Any] = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
     if spec != "local" and usable_transformer_engine():
         parallel["transformer_impl"] = "transformer_engine"
@@ -68,5 +65,13 @@ def tiny_gpt(
         share_embeddings_and_output_weights=shape.tied_embeddings,
         **(rotary or {}),
     )
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    return GPTModelBuilder(config).build_model(groups).to(dtype)
+    return GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups()).to(dtype)
+
+
+def _begin(tensor: int, pipeline: int, seed: int) -> None:
+    """Megatron's parallel groups and generators, in place of those that are there."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor, pipeline)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
