@@ -56,7 +56,7 @@ class NodeFacts:
         recipe: hash of recipe.yaml and plan.json.
         data: hash of the names, sizes and ends of the data files.
         gpus: GPUs that Slurm gave to the job on this node.
-        gpu_memory: of its smallest GPU; None where no driver reports it.
+        gpu_memory: of its smallest GPU; None where no driver reports it, 0 where the driver does not answer.
         memory: of the node, as far as Slurm gave it to the job.
     """
 
@@ -124,6 +124,8 @@ def _hardware(fact: NodeFacts, expected: Expected) -> list[str]:
     problems = []
     if expected.gpus is not None and fact.gpus != expected.gpus:
         problems.append(f"{fact.host} has {plural(fact.gpus, 'GPU')} for this job, and {expected.gpus} are planned")
+    if fact.gpu_memory == 0:
+        return [*problems, f"{fact.host}: NVIDIA's driver does not answer"]
     gpu_memory = math.inf if fact.gpu_memory is None else fact.gpu_memory
     if lacks := Room(gpu_memory, fact.memory / expected.ranks).lacks(expected.memory):
         problems.append(f"{fact.host} has too little memory: {lacks}")
@@ -159,7 +161,7 @@ def leaves_dp_open(run: RunDirectory, name: str) -> bool:
     return next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name).layout.dp is None
 
 
-def facts_of_this_node(run: RunDirectory, patience: float = 60.0) -> NodeFacts:
+def facts_of_this_node(run: RunDirectory, patience: float = _WAIT_SECONDS / 2) -> NodeFacts:
     """Look at this node; NVIDIA's driver has `patience` seconds to answer."""
     package = Path(megatron_growth.__file__).parent
     return NodeFacts(
@@ -202,17 +204,18 @@ def _memory() -> int:
 
 
 def _smallest_gpu(timeout: float) -> int | None:
-    """Memory of the smallest GPU here; None without NVIDIA's driver; RunError when the driver does not answer."""
+    """Memory of the smallest GPU here; None without NVIDIA's driver; 0 when the driver does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=timeout, check=False)
+        answer, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        fix = "repair the node, or exclude it with sbatch's --exclude, and submit again"
-        raise RunError(f"NVIDIA's driver does not answer within {timeout:g} s", where=_host(), fix=fix) from None
-    sizes = [int(line) for line in answer.stdout.split() if line.isdigit()]
+        process.kill()  # and not waited for: a process that hangs inside of the driver does not end
+        return 0
+    sizes = [int(line) for line in answer.split() if line.isdigit()]
     return min(sizes) * 2**20 if sizes else None
 
 
