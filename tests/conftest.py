@@ -8,6 +8,7 @@ clusters, commands and training come first, the many short tests of units last.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ WHOLE = ("slurm", "te")
 HERE = Path(__file__).parent
 
 
+@functools.cache
 def room_of(path: Path) -> str:
     """The folder below tests/ that a file belongs to; "" elsewhere."""
     return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""

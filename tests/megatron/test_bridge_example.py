@@ -7,11 +7,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import run_distributed
 from tests.megatron import bridge_workers
+from tests.needs import needs
 
-pytest.importorskip(
+needs(
     "megatron.bridge",
     reason="Megatron-Bridge is not installed; its dependencies are not ours (examples/05-megatron-bridge)",
-    exc_type=ImportError,
 )
 
 SHAPE = ModelShape(layers=2, hidden=32, heads=4, query_groups=2, ffn=48, head_dim=8, vocab=128)

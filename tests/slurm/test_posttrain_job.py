@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("deepspeed")
-pytest.importorskip("trl")
-
 from megatron_growth.cli.main import main
 from megatron_growth.posttrain import slurm_jobs
 from megatron_growth.posttrain.run import posttrain
 from megatron_growth.slurm import record as slurm_record
+from tests.needs import needs
 from tests.slurm.cluster import PROFILE, Cluster, slurm, unfinished, wait_for_end, wait_until
 from tests.unit.posttrain import runs, tiny
 
+needs("deepspeed", "trl")
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 

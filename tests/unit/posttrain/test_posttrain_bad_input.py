@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("trl")
-
 from megatron_growth.cli.main import main
 from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import examples
+from tests.needs import needs
 from tests.unit.data import hub_server
 from tests.unit.posttrain import tiny
+
+needs("trl")
 
 Refused = Callable[..., str]
 

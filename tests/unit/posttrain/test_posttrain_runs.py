@@ -11,8 +11,6 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-pytest.importorskip("trl")
-
 from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
@@ -20,7 +18,10 @@ from megatron_growth.posttrain.examples import TRAIN, VALID
 from megatron_growth.posttrain.folder import Work
 from megatron_growth.posttrain.run import posttrain
 from megatron_growth.records.unfinished import partial_of
+from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
+
+needs("trl")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("trl")
-
 from megatron_growth.errors import GrowthError, RecipeError, StageFailed, UserError
 from megatron_growth.posttrain import slurm_job, slurm_jobs, slurm_preflight, slurm_rank
 from megatron_growth.recipes.cluster import loads_cluster
@@ -19,7 +17,10 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.job import REQUEUE
+from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
+
+needs("trl")
 
 PROFILE = """
 name: two-nodes

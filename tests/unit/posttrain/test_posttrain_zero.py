@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("deepspeed")
-pytest.importorskip("trl")
-
 from megatron_growth.errors import GrowthError
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.run import posttrain
+from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
+
+needs("deepspeed", "trl")
 
 
 def test_two_processes_of_zero_3_resumed_after_a_kill_end_where_one_process_does(
