@@ -2,7 +2,7 @@
 
 Megatron loads weights, iteration and data order.  It loads the optimizer too in a run without methods, with saved
 groups matched by what they are (`group_match.py`); with methods, now or when the checkpoint was saved, or from another
-kind of optimizer (distributed or not), optimizer state is read by parameter (`state_by_name.py`).
+kind of optimizer (distributed or not, fp32 or mixed), optimizer state is read by parameter (`state_by_name.py`).
 """
 
 from __future__ import annotations
@@ -93,8 +93,13 @@ def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
     saved = methods_of(common["args"])
     if state_by_name.is_flat(common):
         return _frozen_at_save(common, active) != set(active.model.frozen)
-    kinds = {bool(getattr(args, "use_distributed_optimizer", False)) for args in (common["args"], get_args())}
-    return "optimizer" in common and bool(active.methods or saved or len(kinds) > 1)
+    another_kind = _kind_of_optimizer(common["args"]) != _kind_of_optimizer(get_args())
+    return "optimizer" in common and bool(active.methods or saved or another_kind)
+
+
+def _kind_of_optimizer(args: argparse.Namespace) -> tuple[bool, bool]:
+    """What decides the names of optimizer state: whether it is distributed, and whether it has weights of its own."""
+    return bool(getattr(args, "use_distributed_optimizer", False)), bool(args.bf16 or args.fp16)
 
 
 def _frozen_at_save(common: dict[str, Any], active: ActiveMethods) -> set[str]:

@@ -115,7 +115,12 @@ def test_dropout_goes_on_where_it_was(tmp_path):
 
 
 # What is saved -> what goes on from it, by the words that make the optimizer.
-KINDS = {"reshardable to plain": (RESHARDABLE, []), "plain to buckets": ([], FLAT)}
+KINDS = {
+    "reshardable to plain": (["--bf16", *RESHARDABLE], ["--bf16"]),
+    "plain to buckets": (["--bf16"], ["--bf16", *FLAT]),
+    "bf16 to fp32": (["--bf16"], []),
+    "fp32 to bf16": ([], ["--bf16"]),
+}
 
 
 def test_another_kind_of_optimizer_goes_on(tmp_path):
@@ -124,13 +129,14 @@ def test_another_kind_of_optimizer_goes_on(tmp_path):
     for name, (before, after) in KINDS.items():
         save = ["--save", tmp_path / name, "--save-interval", "2"]
         load = ["--load", tmp_path / name, "--ckpt-step", "2"]
-        jobs.append(words(tmp_path, f"whole {name}.jsonl", *save, *before, bf16=True, layers=2))
-        jobs.append(words(tmp_path, f"rest {name}.jsonl", *load, *after, bf16=True, layers=2))
+        jobs.append(words(tmp_path, f"whole {name}.jsonl", *save, *before, bf16=False, layers=2))
+        jobs.append(words(tmp_path, f"rest {name}.jsonl", *load, *after, bf16=False, layers=2))
     run_distributed(train_several, 2, jobs, process_group=False, timeout=600)
     for name in KINDS:
         before, after = metrics(tmp_path / f"whole {name}.jsonl"), metrics(tmp_path / f"rest {name}.jsonl")
         assert list(after) == [3, 4]
-        assert after == pytest.approx({i: before[i] for i in after}, rel=1e-6), name
+        near = 2e-3 if "fp32" in name else 1e-6
+        assert after == pytest.approx({i: before[i] for i in after}, rel=near), name
 
 
 def test_a_model_grown_without_optimizer_state_begins_afresh_in_any_layout(tmp_path):

@@ -10,6 +10,7 @@ Moments and projector of an M x N matrix take 2 r max(M, N) + r min(M, N) number
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -88,6 +89,12 @@ class GaLore(Method):
             raise UserError(
                 "GaLore needs whole matrices, and --use-distributed-optimizer cuts them into flat slices",
                 fix="leave out --use-distributed-optimizer; moments are small with GaLore",
+            )
+        ranks, groups = getattr(args, "tensor_model_parallel_size", 1), getattr(args, "num_query_groups", None)
+        if getattr(args, "group_query_attention", False) and groups and groups % ranks:
+            raise UserError(
+                f"GaLore needs whole query groups on every rank, and {groups} are shared by {ranks} tensor-parallel ranks",
+                fix=f"--tensor-model-parallel-size {math.gcd(groups, ranks)}",
             )
         for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer"):
             if getattr(args, flag, False):

@@ -1,5 +1,7 @@
 """GaLore's Adam against galore-torch's own, step by step, on the separate matrices of fused weights."""
 
+import argparse
+
 import pytest
 import torch
 
@@ -171,10 +173,17 @@ def test_a_target_that_is_no_matrix_is_refused():
 
 
 def test_flat_slices_are_refused():
-    import argparse
-
     with pytest.raises(UserError, match="whole matrices"):
         get("galore").check_arguments(argparse.Namespace(use_distributed_optimizer=True))
+
+
+def test_query_groups_that_ranks_share_are_refused():
+    """Their keys and values are cut through the middle: no rank has the rows of a group."""
+    shared = argparse.Namespace(tensor_model_parallel_size=4, group_query_attention=True, num_query_groups=2)
+    with pytest.raises(UserError, match="2 are shared by 4 tensor-parallel ranks") as caught:
+        get("galore").check_arguments(shared)
+    assert caught.value.fix == "--tensor-model-parallel-size 2"
+    get("galore").check_arguments(argparse.Namespace(**vars(shared) | {"num_query_groups": 4}))
 
 
 @pytest.mark.parametrize(
