@@ -18,12 +18,12 @@ import psutil
 from megatron_growth import recipes
 from megatron_growth.backend import nvml
 from megatron_growth.data.manifest import Manifest
-from megatron_growth.errors import ParallelLayoutError, RunError, nearest
+from megatron_growth.errors import ParallelLayoutError, RunError, StorageError, nearest
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.planner.room import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
-from megatron_growth.records.metrics import Follower, read
+from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.run import asked, checkpoints, dataset, directory, failures, flags, state, torchrun
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
@@ -229,13 +229,25 @@ class _Watch:
         self._job, self._stage, self._folder, self._begin = job, opened.stage, opened.directory, begin
         self._follower = Follower(opened.directory.metrics)
         self._checkpoint = 0
+        self._refused = ""
         self._before = state.load(job.run).stage(opened.stage.name)
         self._status: state.Status = "growing" if opened.grows else "training"
         self._save(launches=self._before.launches + 1)
 
     def look(self) -> None:
-        """Called several times a second."""
+        """Called several times a second.  What the file system refuses here is said, and does not end the training."""
         progress = self._follower.look()
+        try:
+            self._keep_house(progress)
+        except StorageError as error:
+            if error.what != self._refused:
+                self._refused = error.what
+                self._job.screen.message(f"training goes on, but: {error.what} ({error.where})")
+        begun = progress.started_at >= self._begin
+        starting = "growing" if self._status == "growing" else "starting"
+        self._job.screen.show("" if begun else starting, progress)
+
+    def _keep_house(self, progress: StageProgress) -> None:
         begun = progress.started_at >= self._begin
         if self._status == "growing" and begun:
             self._status = "training"
@@ -244,8 +256,6 @@ class _Watch:
             self._checkpoint = progress.checkpoint
             checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint)
             self._save()
-        starting = "growing" if self._status == "growing" else "starting"
-        self._job.screen.show("" if begun else starting, progress)
 
     def close(self) -> None:
         """Write down how far the stage came."""

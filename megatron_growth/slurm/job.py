@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_growth.data.manifest import load_manifest
-from megatron_growth.errors import GrowthError, StageFailed, UserError
+from megatron_growth.errors import GrowthError, StageFailed, StorageError, UserError
 from megatron_growth.records.human import plural
 from megatron_growth.run import checkpoints, early_stop, failures, gpu_options, smoke
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
@@ -133,8 +133,11 @@ def watch(run: RunDirectory, name: str, limits: Limits) -> None:
             raise give_up(stage, problem)
         newest = checkpoints.tracked(stage.checkpoints)
         if newest != pruned:
-            checkpoints.prune(stage.checkpoints, keep)
             pruned = newest
+            try:
+                checkpoints.prune(stage.checkpoints, keep)
+            except StorageError as error:  # tried again at the next checkpoint; training is watched on
+                _say(f"an old checkpoint stays: {error.what} ({error.where})")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stage.sbatch repeats it until this process has gone
 
 

@@ -93,7 +93,7 @@ class GaLore(Method):
         ranks, groups = getattr(args, "tensor_model_parallel_size", 1), getattr(args, "num_query_groups", None)
         if getattr(args, "group_query_attention", False) and groups and groups % ranks:
             raise UserError(
-                f"GaLore needs whole query groups on every rank, and {groups} are shared by {ranks} tensor-parallel ranks",
+                f"GaLore needs whole query groups on a rank, and {groups} are shared by {ranks} tensor-parallel ranks",
                 fix=f"--tensor-model-parallel-size {math.gcd(groups, ranks)}",
             )
         for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer"):

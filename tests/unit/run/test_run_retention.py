@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from megatron_growth.errors import StorageError
 from megatron_growth.recipes.schema import Checkpoint
 from megatron_growth.records import owned
-from megatron_growth.run import checkpoints
+from megatron_growth.run import checkpoints, train
 from megatron_growth.run.checkpoints import prune, superfluous
+from megatron_growth.run.directory import RunDirectory, StageDirectory
+from megatron_growth.run.screen import Screen
 
 
 def stale(_: Path) -> int:
@@ -95,3 +102,28 @@ def test_somebodys_files_in_a_checkpoint_stay(folder: Path) -> None:
         (half / name).write_text("half")
     assert checkpoints.repair(folder)[0] == 50
     assert [path.name for path in half.iterdir()] == ["notes.txt"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending it would lose what was trained since; the disk may have refused for a moment only."""
+    run, stream = RunDirectory(tmp_path), io.StringIO()
+    folder = StageDirectory(run.stage("a").path)
+    folder.path.mkdir(parents=True)
+    lines = ({"event": "start", "iteration": 0, "time": 1.0}, {"event": "checkpoint", "iteration": 2})
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    screen, recipe = Screen(stream), SimpleNamespace(checkpoint=Checkpoint())
+    job: Any = SimpleNamespace(run=run, screen=screen.stage("stage 1/1 a", 4), recipe=recipe)
+    opened: Any = SimpleNamespace(stage=SimpleNamespace(name="a"), directory=folder, grows=False)
+    watch = train._Watch(job, opened, begin=0.0)
+
+    def refuse(*_: object) -> None:
+        raise StorageError("The file system refused: Stale file handle.", where="iter_0000001")
+
+    monkeypatch.setattr(checkpoints, "prune", refuse)
+    watch.look()
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps({"event": "checkpoint", "iteration": 4}) + "\n")
+    watch.look()
+    assert stream.getvalue().count("training goes on, but: The file system refused: Stale file handle.") == 1
