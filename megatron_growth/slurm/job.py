@@ -137,7 +137,7 @@ def watch(run: RunDirectory, name: str, limits: Limits) -> None:
             try:
                 checkpoints.prune(stage.checkpoints, keep)
             except StorageError as error:  # tried again at the next checkpoint; training is watched on
-                _say(f"an old checkpoint stays: {error.what} ({error.where})")
+                say(f"an old checkpoint stays: {error.what} ({error.where})")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stage.sbatch repeats it until this process has gone
 
 
