@@ -90,6 +90,10 @@ class DepthOperator(Operator, ABC):
     def layers(self, old: int, new: int, seed: Seed) -> LayerMap:
         """Where every new layer comes from; raises GrowthPlanError when this operator cannot reach `new`."""
 
+    def on_fewer_layers(self, whole: int, old: int, new: int) -> DepthOperator:  # noqa: ARG002
+        """This operator, which was written for a source of `whole` layers, from `old` to `new` layers."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class GrowthMap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -49,6 +49,14 @@ class Insertion(DepthOperator):
             takes += [LayerTake.copy(layer), *(self.new_layer(layer, i / (count + 1)) for i in range(1, count + 1))]
             is_old += [True] + [False] * count
         return LayerMap(old, tuple(takes), tuple(is_old))
+
+    def on_fewer_layers(self, whole: int, old: int, new: int) -> DepthOperator:
+        """A list names layers at the same shares of the height: as many of its entries as there are new layers."""
+        if not isinstance(self.positions, tuple) or not self.positions:
+            return self
+        top, given, count = not self.above_top, len(self.positions), new - old
+        chosen = (self.positions[i * given // count] for i in range(count))
+        return replace(self, positions=tuple(place * (old - top) // (whole - top) for place in chosen))
 
 
 def insertions(places: int, count: int, positions: Literal["even", "upper", "lower"] | tuple[int, ...]) -> list[int]:

@@ -1,14 +1,15 @@
-"""A stage with fewer layers than it has, for the smoke job: what it says of the others is left out."""
+"""A stage with fewer layers than it has, for the smoke job: what it says of the others is left out, or moves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.planner.inventory import entries_of
 from megatron_growth.planner.planning import shape_of
 from megatron_growth.recipes import Recipe
-from megatron_growth.recipes.schema import Stage
+from megatron_growth.recipes.schema import Growth, Stage
 
 
 def restricted(recipe: Recipe, stage: Stage, layers: int) -> tuple[dict[str, Any], list[str]]:
@@ -31,3 +32,15 @@ def restricted(recipe: Recipe, stage: Stage, layers: int) -> tuple[dict[str, Any
         "rules": tuple(rule for rule in stage.rules if left.keeps(rule.pattern)),
     }
     return found, left.out
+
+
+def moved_growth(recipe: Recipe, stage: Stage, layers: Mapping[str, int]) -> Growth:
+    """A stage's growth when the models of the recipe have these numbers of layers, by name of the stage."""
+    whole = {one.name: one.layers for one in recipe.stages}
+    if stage.source is None or all(layers[name] == whole[name] for name in (stage.source, stage.name)):
+        return stage.growth
+    from megatron_growth.operators.registry import written
+
+    depth = stage.growth.spec.depth_operator
+    moved = depth.on_fewer_layers(whole[stage.source], layers[stage.source], layers[stage.name])
+    return stage.growth if moved == depth else stage.growth.model_copy(update={"depth": written("depth", moved)})

@@ -32,7 +32,7 @@ from megatron_growth.records.human import size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
-from megatron_growth.run.fewer_layers import restricted
+from megatron_growth.run.fewer_layers import moved_growth, restricted
 from megatron_growth.run.screen import Screen
 from megatron_growth.run.status import utilisation
 from megatron_growth.run.train import TrainRequest, local_devices, train
@@ -159,6 +159,8 @@ def changes(recipe: Recipe, smoke: Recipe) -> list[str]:
             )
         if out := restricted(recipe, real, tried.layers)[1]:
             found.append(f"{real.name} runs without what its recipe says of layers that are left out: {', '.join(out)}")
+        if tried.growth != real.growth:
+            found.append(f"{real.name} grows by {tried.growth.spec.depth} instead of {real.growth.spec.depth}")
         if tried.layout.dp != real.layout.dp:
             found.append(
                 f"{real.name} runs with fewer than its {real.layout.dp} data-parallel ranks: there are not so many GPUs"
@@ -174,7 +176,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
     for stage in reversed(recipe.stages):  # growth only adds: no source has more layers than what grows from it
         if stage.source:
             layers[stage.source] = min(layers[stage.source], layers[stage.name])
-    stages = tuple(_stage(recipe, stage, layers[stage.name], gpus) for stage in recipe.stages)
+    stages = tuple(_stage(recipe, stage, layers, gpus) for stage in recipe.stages)
     interval = Evaluation(interval=HALF, iterations=1)
     checkpoint = recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None})
     smoke = recipe.model_copy(
@@ -193,9 +195,9 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
     return smoke
 
 
-def _stage(recipe: Recipe, stage: Stage, layers: int, gpus: int) -> Stage:
+def _stage(recipe: Recipe, stage: Stage, wanted: Mapping[str, int], gpus: int) -> Stage:
     """One stage for a few steps; half of them are warm-up, since starting at the peak rate would show nothing."""
-    layout = stage.layout
+    layout, layers = stage.layout, wanted[stage.name]
     if layout.tp * layout.pp * (layout.dp or 1) > gpus >= layout.tp * layout.pp:
         layout = layout.model_copy(update={"dp": None})  # as many as there are
     if layers != stage.layers and layers % (layout.pp * layout.vpp):
@@ -209,6 +211,7 @@ def _stage(recipe: Recipe, stage: Stage, layers: int, gpus: int) -> Stage:
         | {
             "layers": layers,
             "layout": layout,
+            "growth": moved_growth(recipe, stage, wanted),
             "nominal_parameters": None,
             "iterations": ITERATIONS,
             "stop_iterations": None,

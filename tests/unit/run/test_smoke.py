@@ -8,6 +8,7 @@ import pytest
 from megatron_growth import methods, recipes
 from megatron_growth.cli.main import build_parser
 from megatron_growth.errors import ParallelLayoutError, RecipeError, RunError
+from megatron_growth.operators import get, written
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.room import Room
 from megatron_growth.recipes.schema import Budget, RateRule
@@ -98,6 +99,26 @@ def test_rules_of_layers_that_are_left_out_are_left_out_too(big):
     wrong = last.model_copy(update={"freeze": ("decoder.layers.99.*",)})
     with pytest.raises(RecipeError, match=r"'decoder.layers.99.\*' matches no parameter"):
         smoke_recipe(big.model_copy(update={"stages": (*big.stages[:-2], wrong)}), 32, Room(40e9))
+
+
+@pytest.mark.parametrize(("depth", "ends"), [("identity", 0), ("interpolate", 1)])
+def test_layers_that_growth_names_move_with_the_model(big, depth, ends):
+    """A recipe that names the layers to grow above could not be tried where a stage does not fit."""
+    old = big.stages[-3].model_copy(update={"layers": 12, "source": None})
+    new, places = big.stages[-2], [0, 2, 4, 6, 8, *[11 - ends] * 10]
+    growth = new.growth.model_copy(update={"depth": {"name": depth, "positions": places}})
+    recipe = big.model_copy(update={"stages": (old, new.model_copy(update={"growth": growth}))})
+    assert smoke_recipe(recipe, 32, Room(80e9)).stages[-1].growth == growth
+    short = smoke_recipe(recipe, 32, Room(40e9))
+    assert [stage.layers for stage in short.stages] == [12, 20]
+    assert short.stages[-1].growth.spec.depth_operator.positions == (0, 2, 6, *[11 - ends] * 5)
+    (note,) = [note for note in changes(recipe, short) if "grows by" in note]
+    assert note.startswith(f"4B grows by {depth}:positions=[0,2,6,1")
+    assert f" instead of {depth}:positions=[0,2,4,6,8,1" in note
+    operator = get("depth", depth, positions=(0, 2, 5 - ends))
+    assert operator.on_fewer_layers(6, 3, 7).positions == ((0, 0, 1, 2) if not ends else (0, 0, 0, 1))
+    assert get("depth", written("depth", operator.on_fewer_layers(6, 3, 3))).positions == ()
+    assert get("depth", depth).on_fewer_layers(6, 3, 7) == get("depth", depth)
 
 
 def test_fewer_layers_still_fill_the_pipeline():
