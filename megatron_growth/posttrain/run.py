@@ -61,9 +61,14 @@ def posttrain(
             existing(partial, request)
         else:
             prepare(work, request, say)
-            for number, rate in enumerate(request.rates, 1):
-                label = f"{request.kind} {number}/{len(request.rates)}" if len(request.rates) > 1 else request.kind
-                train_rate(work, rate, processes, Line(label, quiet=quiet))
+            try:
+                for number, rate in enumerate(request.rates, 1):
+                    label = f"{request.kind} {number}/{len(request.rates)}" if len(request.rates) > 1 else request.kind
+                    train_rate(work, rate, processes, Line(label, quiet=quiet))
+            except UserError:
+                if not any(work.path.glob("rates/*/metrics.jsonl")):  # nothing has been trained
+                    owned.remove(work.path, PURPOSE)
+                raise
             finish.gather(work, request, processes)
         document = finish.clean(work)
         publish(partial, target, PURPOSE)

@@ -19,8 +19,9 @@ from statistics import fmean
 from typing import Any
 
 from megatron_growth import mistakes
+from megatron_growth.errors import DataError
 from megatron_growth.posttrain import extra, zero
-from megatron_growth.posttrain.examples import TRAIN, VALID
+from megatron_growth.posttrain.examples import RECORD, TRAIN, VALID
 from megatron_growth.posttrain.folder import WHOLE, RateFolder, Result, Work
 from megatron_growth.posttrain.request import Request
 from megatron_growth.records import metrics
@@ -68,7 +69,7 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
     begin = time.perf_counter()
     checkpoint = newest_checkpoint(job.folder)
     trainer = _trainer(job, evaluate_first=checkpoint is None)
-    notes = _shorten_warmup(trainer, job.request)
+    notes = (*_left_out(job, trainer), *_shorten_warmup(trainer, job.request))
     first, stop, no_number = trainer.is_world_process_zero(), GentleStop() if stop_gently else None, NoNumber()
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     recorder = [Recorder(job.folder.metrics, job.request.batch, start, show)] if first else []
@@ -195,6 +196,36 @@ def _attention(request: Request) -> str:
 
     fast = request.packing and request.dtype == "bfloat16" and torch.cuda.is_available()
     return "flash_attention_2" if fast and is_flash_attn_2_available() else "sdpa"
+
+
+def _left_out(job: Job, trainer: Any) -> tuple[str, ...]:
+    """A note for the examples that the trainer leaves out: their questions alone fill a sequence.
+
+    Raises:
+        DataError: it leaves out all of them.
+    """
+    if job.request.packing:  # which cuts sequences instead
+        return ()
+    known, most = json.loads((job.work.data / RECORD).read_text("utf-8")), trainer.args.max_length
+    notes = []
+    for dataset, count, which in (
+        (trainer.train_dataset, known["train"], "to train on"),
+        (trainer.eval_dataset, known["valid"], "to hold out"),
+    ):
+        left = count if dataset is None else len(dataset)
+        if not left and count:
+            raise DataError(
+                f"no example is left {which}: each one's question alone fills {most} tokens, and nothing of its answer "
+                "is read",
+                where=known["source"],
+                fix="raise --max-length as far as the model goes, or give examples with shorter questions",
+            )
+        if left < count:
+            notes.append(
+                f"{count - left:,} of {count:,} examples {which} are left out: their questions alone fill {most} "
+                "tokens (--max-length)"
+            )
+    return tuple(notes)
 
 
 def _shorten_warmup(trainer: Any, request: Request) -> tuple[str, ...]:

@@ -166,6 +166,19 @@ def test_split_is_nine_to_one_and_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "other" / examples.VALID).read_text() != texts[1]
 
 
+def test_examples_whose_questions_fill_a_sequence_are_counted(
+    refused: Refused, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trainer leaves them out without a word, and fails where none is left."""
+    long, short = ({"instruction": "word " * count, "output": "yes"} for count in (200, 1))
+    said = refused("sft", model, "--data", tiny.jsonl(tmp_path / "a.jsonl", [long] * 2), "--valid-share", 0)
+    assert "no example is left to train on: each one's question alone fills 64 tokens" in said
+    data = tiny.jsonl(tmp_path / "b.jsonl", [long] * 3 + [short] * 4)
+    words = ["--preset", "nano-sft", "--data", data, "--valid-share", "0", "--max-steps", "1", "--batch", "4"]
+    assert main(["posttrain", "sft", *map(str, [model, "--output", tmp_path / "out", *words])]) == 0
+    assert "3 of 7 examples to train on are left out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_lone_surrogate_is_replaced_as_in_training_data(tmp_path: Path) -> None:
     """JSON can write half of an emoji; UTF-8 cannot."""
     data = tmp_path / "a.jsonl"
