@@ -92,8 +92,10 @@ class Counter:
     """
 
     def __init__(self, what: str, *, quiet: bool = False) -> None:
-        self._what, self._line = what, Line(quiet=quiet)
+        self._what, self._line, self._shown = what, Line(quiet=quiet), (-1, -1)
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are finished."""
-        self._line.show(lambda: f"{self._what}: {done} of {total}", last=done >= total)
+        """Show that `done` of `total` are finished, once, however often it is said."""
+        if (done, total) != self._shown:
+            self._shown = done, total
+            self._line.show(lambda: f"{self._what}: {done} of {total}", last=done >= total)

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
     if tokenizer is None:
         print("no tokenizer was exported: put its files there, or name it with --tokenizer")
+    print("compare it with the checkpoint:")
     print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
     return 0
 

@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = spelled_out(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else ""
     end_without_collection()
+    if not words:
+        build_parser().print_help(sys.stderr)
+        return 2
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
     print(
-        f"verified: {plural(result.chunks, 'chunk')} ({size(result.bytes_checked)}) match their checksums; "
+        f"verified: checksums of {plural(result.chunks, 'chunk')} ({size(result.bytes_checked)}); "
         f"{plural(len(result.slices), 'slice')} ({plural(elements, 'row')}) equal their recomputed values bit for bit"
     )
     counts = found.copies
@@ -102,7 +102,7 @@ def _verify_export(args: argparse.Namespace) -> int:
         return 0
     compared = f"{plural(result.tensors, 'tensor')} ({plural(result.rows, 'row')}) equal the checkpoint bit for bit"
     print(
-        f"verified: {plural(result.files, 'file')} ({size(result.bytes_checked)}) match their checksums; "
+        f"verified: checksums of {plural(result.files, 'file')} ({size(result.bytes_checked)}); "
         + (compared if source else "name the checkpoint with --source to compare the tensors too")
     )
     return 0

@@ -259,12 +259,14 @@ def _formulas(
 ) -> dict[str, str]:
     rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
+    exactly = budget.tokens / batch
+    whole = f"rounded to {steps:,}" if steps == max(1, round(exactly)) else f"{steps:,} as all stages together take"
     return {
         "FLOPs": budget.formula,
         "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
         "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
-        f"{budget.tokens / batch:,.2f}, rounded to {steps:,}",
+        f"{exactly:,.2f}, {whole}",
         "memory per GPU": memory.training_in_words
         + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else "")
         + f"; a save {size(memory.saving_bytes)} on the GPU, {size(memory.save_host_bytes)} of host memory a rank",

@@ -40,6 +40,7 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
         total_flops=plan.total_flops,
         scratch_flops=plan.scratch_flops,
         saving=plan.saving,
+        scratch=plan.scratch,
         evaluation=results_of(run_directory),
         go_on=go_on_command(RunDirectory(run_directory)),
         again=shlex.join(["megatron-growth", "report", str(run_directory)]),

@@ -27,11 +27,11 @@ def findings(run: RunRecord) -> list[str]:
             if baseline.complete and ours is not None and theirs is not None:
                 steps = sum(stage.iterations for stage in run.stages)
                 sentences.append(_against(last, ours, baseline, theirs, steps))
-    if len(run.stages) > 1 and run.scratch_flops:
+    if len(run.stages) > 1 and run.scratch:
         change = f"{abs(run.saving):.1%} {'less' if run.saving >= 0 else 'more'}"
         sentences.append(
-            f"The whole family of {plural(len(run.stages), 'model')} is planned at {run.total_flops:.3g} FLOPs; "
-            f"each of them from scratch would take {run.scratch_flops:.3g}: the chain takes {change}."
+            f"The chain of {plural(len(run.stages), 'model')} is planned at {run.total_flops:.3g} FLOPs; {run.scratch} "
+            f"would take {run.scratch_flops:.3g}: the chain takes {change}."
         )
     if last is not None and last.complete and run.baselines:
         sentences.append(

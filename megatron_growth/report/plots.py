@@ -130,7 +130,7 @@ def state_memory(runs: Sequence[tuple[str, Sequence[StageRecord]]]) -> Figure | 
     labels = [f"{label}: {stage.name}" if label else stage.name for label, stages in known for stage in stages]
     if not labels:
         return None
-    figure, ax = plt.subplots(figsize=(max(5.0, 1.1 * len(labels) + 2.5), 4.0), layout="constrained")
+    figure, ax = plt.subplots(figsize=(max(8.0, 1.1 * len(labels) + 2.5), 4.0), layout="constrained")
     most = max(max(stage.state_bytes) for _, stages in known for stage in stages)
     unit, name = size_unit(most)
     x = 0

@@ -99,6 +99,7 @@ class RunRecord:
 
     Attributes:
         stages: the chain, smallest first.
+        scratch: what `scratch_flops` are of, in words; "" where there is nothing to compare with.
         go_on, again: the commands that go on with the run, and that report it again.
         evaluation: what `evaluate tasks` measured: model -> task -> metric, value, questions.
     """
@@ -110,6 +111,7 @@ class RunRecord:
     total_flops: float
     scratch_flops: float
     saving: float
+    scratch: str = ""
     go_on: str = ""
     again: str = ""
     evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)

@@ -181,7 +181,7 @@ def existing(path: Path) -> RunDirectory:
     if not run.recipe.is_file():
         what = "is not a run directory: it has no recipe.yaml" if path.exists() else "does not exist"
         runs = sorted(map(str, (*place.variants_in(path), *place.variants_in(Path("runs")))))
-        known = f"runs: {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
+        known = f"name one of {', '.join(runs)}" if runs else "start one with `megatron-growth train RECIPE`"
         raise RunError(f"{path} {what}", where=str(path.absolute()), fix=known)
     return run
 

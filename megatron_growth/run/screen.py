@@ -14,15 +14,15 @@ _WIDE = 110  # columns of a terminal that has room for a bar
 
 
 def figures(progress: StageProgress, iterations: int) -> str:
-    """Iteration, tokens, loss, speed and time left, as one line."""
-    speed = progress.tokens_per_second
-    parts = [
-        f"iteration {progress.iteration}/{iterations}",
-        f"{count(progress.tokens)} tokens",
-        f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -",
-        f"{count(speed)} tokens/s" if speed else "- tokens/s",
-        f"ETA {duration(progress.seconds_left(iterations))}",
-    ]
+    """Iteration, and once one is done: tokens, loss, speed and time left, as one line."""
+    parts = [f"iteration {progress.iteration}/{iterations}"]
+    if speed := progress.tokens_per_second:
+        parts += [
+            f"{count(progress.tokens)} tokens",
+            f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -",
+            f"{count(speed)} tokens/s",
+            f"ETA {duration(progress.seconds_left(iterations))}",
+        ]
     return "  ".join(parts)
 
 

@@ -22,6 +22,7 @@ from megatron_growth.cli.evaluate import common
 from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Counter
+from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}))
         return 0
-    print(f"{args.text}: {found.tokens:,} tokens, {found.words:,} words in {found.documents:,} documents")
+    text = (plural(found.tokens, "token"), plural(found.words, "word"), plural(found.documents, "document"))
+    print(f"{args.text}: {text[0]}, {text[1]} in {text[2]}")
     print(f"perplexity per token {found.token_perplexity:.4g}, per word {found.word_perplexity:.4g}")
     return 0
 

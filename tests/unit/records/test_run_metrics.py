@@ -62,6 +62,7 @@ def test_speed_and_time_left():
     progress = StageProgress()
     assert progress.tokens_per_second is None
     assert progress.seconds_left(10) is None
+    assert figures(progress, 10) == "iteration 0/10"
     for i in range(1, 5):
         progress.add(json.loads(line(i)))
     assert progress.tokens_per_second == 200.0

@@ -40,7 +40,8 @@ def run():
         _stage("S1", flops=1e12, final=4.0),
         _stage("S2", flops=3e12, before=1e12, source="S1", start=4.1, final=3.6, parameters=200_000),
     )
-    return RunRecord("nano", "a family", stages, (_stage("scratch", flops=4e12, final=3.7),), 4e12, 5e12, 0.2)
+    baselines = (_stage("scratch", flops=4e12, final=3.7),)
+    return RunRecord("nano", "a family", stages, baselines, 4e12, 5e12, 0.2, "training every size from scratch")
 
 
 def test_json_has_every_promised_number(run):
@@ -152,6 +153,7 @@ def test_a_loss_that_was_no_number_is_shown_as_missing(run, tmp_path):
 
 def test_a_chain_that_takes_more_says_more(run):
     """Not "-15.0% less"."""
+    assert "would take" not in " ".join(findings(dataclasses.replace(run, scratch="")))  # nothing to compare with
     for saving, words in ((0.15, "takes 15.0% less"), (-0.15, "takes 15.0% more")):
         said = " ".join(findings(dataclasses.replace(run, saving=saving)))
         assert words in said
