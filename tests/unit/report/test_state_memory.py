@@ -61,3 +61,15 @@ def test_every_runs_cap_stands_over_its_own_stages(tmp_path):
 
 def test_nothing_measured_draws_nothing():
     assert plots.state_memory([]) is None
+
+
+def test_the_bars_of_a_short_run_have_room_beside_their_legend(tmp_path):
+    """Beside each other, three labels were wider than the picture of one or two stages, and squeezed its bars."""
+    run = write(tmp_path, "run", [{"weights": 1e6, "gradients": 1e6, "optimizer": 2e6}], (4_000_000,))
+    figure = plots.state_memory([("", collect(run).stages)])
+    plots.write_png(figure, tmp_path / "bars.png")
+    assert figure.axes[0].get_position().width > 0.6
+    (legend,) = figure.legends
+    inside = legend.get_window_extent().transformed(figure.transFigure.inverted())
+    assert len(legend.get_texts()) == 3
+    assert inside.x1 <= 1
