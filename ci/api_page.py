@@ -1,4 +1,4 @@
-"""docs/api.md from the package itself: what each room lists in `__all__`, with the first sentence of its docstring.
+"""docs/api.md from the package itself: what each folder lists in `__all__`, with the first sentence of its docstring.
 
 `python ci/api_page.py docs/api.md` writes the page; a test compares its names.
 """
@@ -16,7 +16,7 @@ import megatron_growth
 
 HEAD = """# What may be imported
 
-What a room's `__init__` lists in `__all__`, and the errors. Everything else may change with any release. This page is
+What a folder's `__init__` lists in `__all__`, and the errors. Everything else may change with any release. This page is
 made by `python ci/api_page.py docs/api.md`.
 """
 
