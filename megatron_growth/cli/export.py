@@ -1,13 +1,13 @@
 """Write a Megatron checkpoint of any parallel layout as a Hugging Face model for transformers, vLLM and lm-eval.
 
 examples:
-  megatron-growth export runs/nano/stages/4/checkpoints --to hf/nano-4
+  megatron-growth export runs/demo/stages/nano-542k/checkpoints --to hf/nano-542k
   megatron-growth export runs/relora/stages/adapters/checkpoints --to lora --adapters
   megatron-growth export checkpoints --to hf/1B --dtype bfloat16 --tokenizer gpt2 --tokenizer-files FOLDER
 
 Weights are streamed: memory does not grow with the model.  A killed export goes on when the same command is given
 again.  Inside a run directory the tokenizer of its dataset is exported with the model.  `megatron-growth verify
-hf/nano-4 --source CHECKPOINT` compares the two afterwards.
+hf/nano-542k --source CHECKPOINT` compares the two afterwards.
 """
 
 from __future__ import annotations

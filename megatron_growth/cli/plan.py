@@ -1,6 +1,11 @@
 """Print what a recipe will train and what it costs: parameters, FLOPs, tokens, memory, layouts, hours.
 
 Nothing is trained and no GPU is needed.  Without a recipe, `plan` lists those that are shipped.
+
+examples:
+  megatron-growth plan
+  megatron-growth plan progressive-8b --cluster h100-8x                 layouts, hours and checkpoints on that cluster
+  megatron-growth plan progressive-8b --command 2B --gpus 8             Megatron's flags, to paste into a script
 """
 
 from __future__ import annotations
@@ -37,15 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot-lr", metavar="FILE", help="draw the learning rate of all stages in one picture")
     parser.add_argument("--plot-memory", metavar="FILE", help="draw the memory of all stages in one picture")
     parser.add_argument(
-        "--command", metavar="STAGE", help="print only Megatron's words for this stage or baseline, one flag a line"
+        "--command", metavar="STAGE", help="print only Megatron's flags for this stage or baseline, one a line"
     )
     parser.add_argument(
         "--gpus",
         type=whole(most=GPUS),
         metavar="N",
-        help="GPUs that data-parallel sizes which the recipe leaves open fill (default: a node of 8, or --cluster's)",
+        help="where the recipe leaves the data-parallel size open, plan for N GPUs (default: 8, or --cluster's)",
     )
-    parser.add_argument("--host", action="store_true", help="--command: the words for a machine without a GPU")
+    parser.add_argument("--host", action="store_true", help="--command: the flags for a machine without a GPU")
     parser.add_argument(
         "--installation",
         choices=("container", "gpu", "pip"),
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipes.load(args.recipe, args.variant)
     if args.command is not None:
         drawn = {"--plot-lr": args.plot_lr, "--plot-memory": args.plot_memory, "--fit-gb": args.fit_gb}
-        refuse_idle(drawn, "--command prints only the words of one stage")
+        refuse_idle(drawn, "--command prints only the flags of one stage")
         return _command(recipe, args)
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)

@@ -1,6 +1,6 @@
 """Measure what models have learned: perplexity, benchmarks, agreement, word vectors, answers to questions.
 
-  megatron-growth evaluate perplexity runs/nano/stages/4/checkpoints --text held-out.txt
+  megatron-growth evaluate perplexity runs/demo/stages/nano-542k/checkpoints --text held-out.txt
   megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
   megatron-growth evaluate agree A/checkpoints B/checkpoints --text held-out.txt
 

@@ -1,7 +1,7 @@
 """Measure the perplexity of held-out text, per token and per word.
 
-  megatron-growth evaluate perplexity runs/nano/stages/4/checkpoints --text held-out.txt
-  megatron-growth evaluate perplexity hf/nano-4 --text wikitext.jsonl --json
+  megatron-growth evaluate perplexity runs/demo/stages/nano-542k/checkpoints --text held-out.txt
+  megatron-growth evaluate perplexity hf/nano-542k --text wikitext.jsonl --json
 
 FILE.txt is one document, each line of FILE.jsonl another (column `text` or `page`).  A document is scored in windows of
 --length tokens, each token once; with a smaller --stride every window sees length - stride tokens before those that it

@@ -1,6 +1,6 @@
 """Run the papers' benchmarks, zero-shot, by lm-eval: on one model, or on every finished stage and variant of a run.
 
-  megatron-growth evaluate tasks hf/nano-4 --tasks arc_easy,piqa              questions from the hub
+  megatron-growth evaluate tasks hf/nano-542k --tasks arc_easy,piqa              questions from the hub
   megatron-growth evaluate fetch --tasks family --data-dir questions          on a machine with a network
   megatron-growth evaluate tasks runs/progressive-8b --tasks family --data-dir questions
 
