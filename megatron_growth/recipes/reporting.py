@@ -57,6 +57,20 @@ SYNONYMS = {
     "extends": "base inherits",
 }
 _MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()}
+# What pydantic names otherwise, by the type of its error.
+_IN_OUR_WORDS = dict.fromkeys(("tuple_type", "list_type"), "a list")
+_IN_OUR_WORDS |= dict.fromkeys(("dict_type", "model_type"), "a mapping of keys")
+# How messages about a type begin, with what was given; and the types of a value that may have several.
+_KIND = re.compile(r"input should be (a valid \w+|a list|a mapping of keys)(| \(got .*\))$", re.DOTALL)
+_IN_WORDS = {
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a list": "a list",
+    "a mapping of keys": "a mapping of keys",
+}
+_TYPE = re.compile(r"(?:str|int|float|bool|function-\w+|tuple|list|dict|union)(?:\[.*\])?", re.DOTALL)
 # YAML 1.1 reads these as base 60 and base 8.
 _CHANGED = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[0-7_]*[0-7])$")
 
@@ -74,11 +88,40 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: 
     try:
         valid = cls.model_validate(document)
     except ValidationError as error:
-        found = [_problem(dict(e), cls, source) for e in error.errors()]
+        found = _at_keys([_problem(dict(e), cls, source) for e in error.errors()], document)
         raise report([*(p for p in found if p[0] not in problems), *problems.items()], source, what) from None
     if problems:
         raise report(list(problems.items()), source, what)
     return valid
+
+
+def _at_keys(found: Sequence[Problem], document: Any) -> list[Problem]:
+    """The problems of keys that may have several types, once for each key; pydantic has one for each type."""
+    by_key: dict[KeyPath, list[str]] = {}
+    for path, message in found:
+        by_key.setdefault(_written_part(path, document), []).append(message)
+    problems = []
+    for path, messages in by_key.items():
+        kinds = [match for message in messages if (match := _KIND.match(message))]
+        quotes = [message for message in messages if "put it in quotes" in message]
+        if len(messages) > 1 and quotes:
+            messages = [message for message in messages if "expected a number" in message] or quotes
+        elif len(messages) > 1 and len(kinds) == len(messages):
+            *first, last = dict.fromkeys(_IN_WORDS[match[1]] for match in kinds)
+            messages = [f"it must be {', '.join(first)} or {last}{kinds[0][2]}"]
+        problems += [(path, message) for message in messages]
+    return problems
+
+
+def _written_part(path: KeyPath, document: Any) -> KeyPath:
+    """A key path without the names of types, which pydantic puts behind the key of a value with several."""
+    value = document
+    for at, key in enumerate(path):
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return path[:at] if isinstance(key, str) and _TYPE.fullmatch(key) else path
+    return path
 
 
 def report(problems: Sequence[Problem], source: YamlText, what: str) -> RecipeError:
@@ -130,6 +173,8 @@ def _problem(error: Mapping[str, Any], root: type[BaseModel], source: YamlText) 
         return path, _quotes(written, error["input"]).split(" (a number")[0]
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if error["type"] in _IN_OUR_WORDS:  # YAML has neither tuples nor dictionaries
+        message = f"input should be {_IN_OUR_WORDS[error['type']]}"
     if isinstance(error["input"], dict | list):
         return path, message
     return path, f"{message} (got {error['input']!r}{f', written {written}' if _is_word(error['input']) else ''})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,7 +144,9 @@ def _senseless(name: str, value: object) -> str | None:
 @functools.cache
 def _actions() -> dict[str, argparse.Action]:
     """Megatron's flags by their name without dashes."""
-    from megatron.training.arguments import add_megatron_arguments
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of absent extensions
+        from megatron.training.arguments import add_megatron_arguments
 
     parser = add_megatron_arguments(argparse.ArgumentParser(add_help=False, allow_abbrev=False))
     return {

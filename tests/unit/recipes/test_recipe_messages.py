@@ -142,6 +142,30 @@ def test_a_wrong_or_missing_key_names_the_right_one(old, new, words):
     assert words in refused(old, new)
 
 
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (
+            "megatron: {log-interval: {a: 1}}",
+            "(megatron.log-interval): it must be true or false, a whole number, a number, ",
+        ),
+        (
+            "megatron: {log-interval: [[1]]}",
+            "(megatron.log-interval): it must be true or false, a whole number, a number ",
+        ),
+        ("growth: {width: 5}", '(growth.width): YAML reads 5 as the number 5; put it in quotes: "5"'),
+        ("growth: 5", "(growth): input should be a mapping of keys (got 5)"),
+        ("printed: {layers_added: x}", "(printed.layers_added): input should be a list (got 'x')"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_problem_in_yamls_words(new, words):
+    """Pydantic has one for each type that a key may have, at a place such as `growth.width.dict[str,any]`."""
+    text = RECIPE.replace("growth: {", "# growth: {", 1) if new.startswith("growth") else RECIPE
+    message = refused("precision: fp32", f"precision: fp32\n{new}", text)
+    assert words in message
+    assert "the recipe has a problem:" in message
+
+
 def test_every_synonym_leads_to_a_key_and_is_none_itself():
     keys = {"extends"}
     waiting = [Recipe]
