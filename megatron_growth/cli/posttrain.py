@@ -16,6 +16,7 @@ command goes on when it is given again.  With --cluster, or as `submit posttrain
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
     processes = args.processes or max(1, torch.cuda.device_count())
     request = request_of(args, processes, gpu=torch.cuda.is_available())
     say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr))
-    document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed and others report there what they find
+        document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
     if args.json:
         print(json_text(document))
     else:

@@ -23,6 +23,7 @@ def test_job_over_two_nodes_is_stopped_requeued_and_ends_as_one_process_does(
     queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, data = tiny.write_model(tmp_path / "model"), tiny.jsonl(tmp_path / "chat.jsonl", tiny.ultrachat(28))
+    capsys.readouterr()  # what libraries said of a model that was saved
     (tmp_path / "two.yaml").write_text(PROFILE)
     monkeypatch.setitem(slurm_jobs._MODULES, "GROWTH_ENTRY", "tests.slurm.posttrain_rank")
     target = tmp_path / "tuned"

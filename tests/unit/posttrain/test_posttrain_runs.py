@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from megatron_growth.cli.main import main
 from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
@@ -310,6 +311,28 @@ def test_dpo_after_sft_remembers_where_it_comes_from(place: Path, undisturbed: P
     assert document["model"]["posttrain"]["kind"] == "sft"
     assert document["model"]["posttrain"]["data"]["train"] == 24
     assert len(document["model"]["weights_sha256"]["model.safetensors"]) == 64
+
+
+def test_what_libraries_print_is_no_part_of_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DeepSpeed writes to standard output which accelerator it found."""
+    monkeypatch.setattr(running, "posttrain", lambda *_, **__: print("Setting accelerator") or {"kind": "sft"})
+    words = [
+        "posttrain",
+        "sft",
+        "model",
+        "--preset",
+        "nano-sft",
+        "--data",
+        "a.jsonl",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"kind": "sft"}
+    assert "Setting accelerator" in said.err
 
 
 def test_a_megatron_checkpoint_is_exported_first(place: Path, tmp_path: Path) -> None:
