@@ -11,7 +11,7 @@ from rich.text import Text
 
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
-from megatron_growth.records.human import count, size
+from megatron_growth.records.human import count, saved_share, size
 
 _WORDS = ("stage", "layout")
 
@@ -80,7 +80,7 @@ def _totals(plan: RunPlan) -> Iterator[RenderableType]:
     if plan.scratch:
         yield Text(
             f"All stages {plan.total_flops:.4g} FLOPs; {plan.scratch} {plan.scratch_flops:.4g}: "
-            f"{abs(plan.saving):.1%} {'saved' if plan.saving >= 0 else 'more'}."
+            f"{saved_share(plan.saving, 'saved', 'more')}."
         )
     for what, saving in (("Compute", plan.compute_saving), ("Memory", plan.memory_saving)):
         if saving is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from megatron_growth.records.human import plural
+from megatron_growth.records.human import plural, saved_share
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import Variant, early_stop_json, finished_baseline
 
@@ -28,10 +28,9 @@ def findings(run: RunRecord) -> list[str]:
                 steps = sum(stage.iterations for stage in run.stages)
                 sentences.append(_against(last, ours, baseline, theirs, steps))
     if len(run.stages) > 1 and run.scratch:
-        change = f"{abs(run.saving):.1%} {'less' if run.saving >= 0 else 'more'}"
         sentences.append(
             f"The chain of {plural(len(run.stages), 'model')} is planned at {run.total_flops:.3g} FLOPs; {run.scratch} "
-            f"would take {run.scratch_flops:.3g}: the chain takes {change}."
+            f"would take {run.scratch_flops:.3g}: the chain takes {saved_share(run.saving, 'less', 'more')}."
         )
     if last is not None and last.complete and run.baselines:
         sentences.append(

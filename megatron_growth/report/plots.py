@@ -152,12 +152,11 @@ def state_memory(runs: Sequence[tuple[str, Sequence[StageRecord]]]) -> Figure | 
 
 
 def _legend_above(ax: Axes) -> None:
-    """A legend above the axes, each label once; beside each other where the figure is wide enough, else in rows."""
+    """A legend above the axes, each label once."""
     handles, labels = ax.get_legend_handles_labels()
     unique, figure = dict(zip(labels, handles, strict=True)), ax.get_figure(root=True)
     assert figure is not None
-    columns = 3 if figure.get_figwidth() > 7 else 1
-    figure.legend(unique.values(), unique.keys(), ncols=columns, loc="outside upper left")
+    figure.legend(unique.values(), unique.keys(), ncols=3, loc="outside upper left")
 
 
 def smoothing(stage: StageRecord) -> int:

@@ -154,7 +154,7 @@ def test_a_loss_that_was_no_number_is_shown_as_missing(run, tmp_path):
 def test_a_chain_that_takes_more_says_more(run):
     """Not "-15.0% less"."""
     assert "would take" not in " ".join(findings(dataclasses.replace(run, scratch="")))  # nothing to compare with
-    for saving, words in ((0.15, "takes 15.0% less"), (-0.15, "takes 15.0% more")):
+    for saving, words in ((0.15, "takes 15.0% less"), (-0.15, "takes 15.0% more"), (1e-9, "takes the same")):
         said = " ".join(findings(dataclasses.replace(run, saving=saving)))
         assert words in said
         assert "-15" not in said
