@@ -13,6 +13,7 @@ from megatron_growth.methods.base import (
     check_together,
     cost_of,
     frozen_names,
+    group_of,
 )
 from megatron_growth.methods.registry import METHODS, get, register, written
 
@@ -31,6 +32,7 @@ __all__ = [
     "cost_of",
     "frozen_names",
     "get",
+    "group_of",
     "register",
     "written",
 ]

@@ -350,6 +350,11 @@ def frozen_names(methods: Sequence[Method], names: Sequence[str]) -> tuple[str, 
     return tuple(sorted(frozen))
 
 
+def group_of(methods: Sequence[Method], name: str) -> GroupSettings | None:
+    """The settings of a trained parameter's optimizer group under these methods; the first that has some decides."""
+    return next((found for method in methods if (found := method.group(name)) is not None), None)
+
+
 def cost_of(methods: Sequence[Method], parameter: CountedParameter, tp: int = 1) -> Cost:
     """What a parameter costs under several methods: it trains when all let it, and what they add is added up."""
     costs = [cost for method in methods if (cost := method.cost(parameter, tp)) is not None]

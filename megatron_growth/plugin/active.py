@@ -15,7 +15,7 @@ from megatron.training import get_args, print_rank_0
 from megatron_growth.errors import CheckpointError, RecipeError
 from megatron_growth.layout.model_names import all_names, named_parameters
 from megatron_growth.layout.names import parse_key
-from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names
+from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names, group_of
 from megatron_growth.methods.freeze import take_out_of_training
 from megatron_growth.plugin import state_by_name, stopping
 from megatron_growth.plugin.addition import Addition, Wrap
@@ -121,8 +121,7 @@ class ActiveMethods:
         """Mark this rank's parameters by group and return the settings of each mark; the first method decides."""
         found: list[GroupSettings] = []
         for name, parameter in named_parameters(self.model.chunks):
-            asked = (method.group(name) for method in self.methods if parameter.requires_grad)
-            settings = next((s for s in asked if s is not None), None)
+            settings = group_of(self.methods, name) if parameter.requires_grad else None
             if settings is not None:
                 if settings not in found:
                     found.append(settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from megatron.core import dist_checkpointing
 from megatron.training import get_args
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
-from megatron_growth.errors import CheckpointError
-from megatron_growth.methods import frozen_names
+from megatron_growth.errors import CheckpointError, RunError
+from megatron_growth.methods import Method, frozen_names, group_of
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import reshardable, state_by_name
 from megatron_growth.plugin.active import ActiveMethods
@@ -55,6 +55,7 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
             if Path(folder).name == "release":  # it has no optimizer state, whatever its metadata say of its origin
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
             _refuse_without_state(common, folder)
+            _refuse_dropped_rates(methods_of(common["args"]), active, args, folder)
             reshardable.check_layout(common["args"], state_by_name.content_metadata(common), args, str(folder))
             if _by_name(common, active):
                 args.no_load_optim = True
@@ -86,6 +87,32 @@ def _refuse_without_state(common: dict[str, Any], folder: str) -> None:
             where=folder,
             fix="--no-load-optim goes on at its iteration with a fresh optimizer, --finetune begins at iteration 0",
         )
+
+
+def _refuse_dropped_rates(
+    before: Sequence[Method], active: ActiveMethods, args: argparse.Namespace, folder: str
+) -> None:
+    """Refuse to train parameters that had a learning rate of their own with the run's, unless the flag says so.
+
+    No group of this run shows it: what a rule took is now in the group of all the others.
+
+    Raises:
+        RunError: with the pattern of the rule.
+    """
+    if args.override_opt_param_scheduler:
+        return
+    frozen = {*frozen_names(before, active.model.names), *active.model.frozen}
+    for name in active.model.names:
+        was = group_of(before, name)
+        if name in frozen or was is None or group_of(active.methods, name) is not None:
+            continue
+        if was.multiple != 1 or was.schedule is not None:
+            raise RunError(
+                f"{name} had a learning rate of its own when the checkpoint was saved, and has the run's now",
+                where=folder,
+                fix=f"give the rule again: --growth-schedule '{was.rule}={was.schedule or was.multiple}'; or take this "
+                "run's with --override-opt_param-scheduler",
+            )
 
 
 def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:

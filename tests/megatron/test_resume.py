@@ -139,6 +139,20 @@ def test_another_kind_of_optimizer_goes_on(tmp_path):
         assert after == pytest.approx({i: before[i] for i in after}, rel=near), name
 
 
+def test_a_rule_that_is_left_out_is_not_dropped_in_silence(tmp_path):
+    """No group of the run that resumes shows that some of its parameters had another rate."""
+    rules = ["--growth-schedule", "embedding.*=0.5"]
+    save, load = ["--save", tmp_path / "a", "--save-interval", "2"], ["--load", tmp_path / "a", "--ckpt-step", "2"]
+    first = words(tmp_path, "a.jsonl", *save, *rules, bf16=False, layers=2)
+    taken = words(tmp_path, "b.jsonl", *load, "--override-opt_param-scheduler", bf16=False, layers=2)
+    run_distributed(train_several, 1, [first, taken], process_group=False)
+    assert list(metrics(tmp_path / "b.jsonl")) == [3, 4]
+    for more in ([], ["--use-checkpoint-opt_param-scheduler"]):
+        again = words(tmp_path, "c.jsonl", *load, *more, bf16=False, layers=2)
+        with pytest.raises(DistributedFailure, match="weight had a learning rate of its own"):
+            run_distributed(train_several, 1, [again], process_group=False)
+
+
 def test_a_model_grown_without_optimizer_state_begins_afresh_in_any_layout(tmp_path):
     """Its metadata once described the source's state: Adam began at the source's step, or the layout was refused."""
     rules = ["--growth-schedule", "embedding.*=0.5"]
