@@ -36,7 +36,7 @@ HELP = "tune a model on instructions or preferences (SFT, DPO)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    kinds = parser.add_subparsers(dest="kind", metavar="sft|dpo", required=True)
     for kind, text in (("sft", "supervised fine-tuning"), ("dpo", "direct preference optimisation")):
         words = kinds.add_parser(kind, help=text, description=__doc__)
         add_request_arguments(words, kind)

@@ -22,7 +22,7 @@ SUBVERBS = ("perplexity", "tasks", "agree", "fetch", "answers", "follow", "words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="measure", metavar="SUBVERB", required=True)
+    commands = parser.add_subparsers(dest="measure", metavar="|".join(SUBVERBS), required=True)
     for name in SUBVERBS:
         module = importlib.import_module(f"megatron_growth.cli.evaluate.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
