@@ -27,12 +27,13 @@ from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
+from megatron_growth.records.crc import crc32
 from megatron_growth.records.place import is_run, run_above, variants_in
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
 
-_SAMPLE = 1 << 16
+_BLOCK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,18 @@ def folder_of(
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that tells two Hugging Face models apart: configuration, tokenizer, and samples of every weight file."""
+    """A hash that tells two Hugging Face models apart: configuration, tokenizer, how it is asked, and all weights.
+
+    All of them, because two stages of which one has trained a single layer differ nowhere else.
+    """
     digest = hashlib.sha256((folder / CONFIG).read_bytes())
     digest.update(tokenizer_fingerprint(folder).encode())
+    for path in sorted([*folder.glob("chat_template*"), *folder.glob("generation_config.json")]):
+        digest.update(path.name.encode() + path.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+        crc = 0
         with path.open("rb") as stream:
-            for at in (0, size // 4, size // 2, 3 * size // 4, max(0, size - _SAMPLE)):
-                stream.seek(at)
-                digest.update(stream.read(_SAMPLE))
+            while block := stream.read(_BLOCK):
+                crc = crc32(block, crc)
+        digest.update(f"{path.name} {path.stat().st_size} {crc}".encode())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from megatron_growth.cli.main import main
 from megatron_growth.errors import UserError
 from megatron_growth.evaluation.benchmarks import BENCHMARKS, SETS, average, chosen
+from megatron_growth.evaluation.models import fingerprint
 from tests.unit.evaluation.tiny import QUESTIONS, write_lines, write_model, write_questions
 
 
@@ -164,6 +165,21 @@ def test_another_model_is_another_result(evaluated, questions, tmp_path):
 
 
 @pytest.mark.fault
+def test_models_that_differ_in_one_weight_or_in_their_template_are_two(tmp_path):
+    """One layer may be all that two stages differ in; figures of one were taken for the other's."""
+    weights = bytearray(3 << 20)
+    for name, data in (("config.json", b"{}"), ("chat_template.jinja", b"a"), ("model.safetensors", weights)):
+        (tmp_path / name).write_bytes(data)
+    seen = {fingerprint(tmp_path)}
+    weights[1_000_000] = 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    seen.add(fingerprint(tmp_path))
+    (tmp_path / "chat_template.jinja").write_bytes(b"b")
+    seen.add(fingerprint(tmp_path))
+    assert len(seen) == 3
+    assert fingerprint(tmp_path) in seen
+
+
 def test_a_score_of_the_raw_likelihood_is_noticed(folder):
     """Planted: acc_norm without its division would be acc; the questions must tell the two apart."""
     model = folder[1]
