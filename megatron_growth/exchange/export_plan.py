@@ -13,6 +13,7 @@ import torch
 
 from megatron_growth.checkpoint import metadata
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.checkpoint.vocabulary import Vocabulary
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.config import DTYPES, family_of, to_config
@@ -108,7 +109,7 @@ def plan_export(
     words = dtype or str(stored).removeprefix("torch.")
     if words not in DTYPES:
         raise UnsupportedError(f"weights are not exported as {words!r}", fix=nearest(words, DTYPES))
-    kept = vocab or getattr(args, "vocab_size", None) or shape.vocab
+    kept = vocab or Vocabulary.of_saved(args).tokens or getattr(args, "vocab_size", None) or shape.vocab
     if kept > shape.vocab:
         raise CheckpointError(
             f"the tokenizer has {kept} ids, the embedding only {shape.vocab} rows",

@@ -212,6 +212,13 @@ def test_a_tensor_without_a_place_is_named(folder):
         open_source(folder)
 
 
+def test_rows_beyond_the_tokens_that_a_run_recorded_are_padding(tmp_path):
+    """Megatron saves no --vocab-size where the tokenizer knows it; the plugin has noted the number."""
+    args = saved_arguments(SHAPE, vocab_size=None, growth_vocabulary={"tokens": 50, "fingerprint": ""})
+    folder = stored.write(tmp_path / "recorded", SHAPE, stored.random_tensors(SHAPE), common={"args": args})
+    assert plan_export(Source(folder)).config["vocab_size"] == 50
+
+
 def test_padding_rows_stay_behind_and_the_library_reads_the_rest(checkpoint, tmp_path):
     plan = plan_export(Source(checkpoint), vocab=50)
     export(plan, tmp_path / "hf", processes=2)
