@@ -26,6 +26,7 @@ from megatron_growth.records import owned
 from megatron_growth.records.storage import storage_errors, write_whole
 
 PURPOSE = "the checkpoints of a stage"
+_AGAIN = "restore it from a copy, or remove the stage's `done` file and train it again"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 # What torch and Megatron write into the folder of an iteration.
 _WRITTEN = re.compile(
@@ -104,11 +105,10 @@ def verify(checkpoints: Path, iteration: int) -> Path:
         raise CheckpointError(
             f"there is no checkpoint of iteration {iteration}",
             where=str(checkpoints),
-            fix=f"iterations there: {', '.join(map(str, there)) or 'none'}; train the stage again",
+            fix=f"iterations there: {', '.join(map(str, there)) or 'none'}; {_AGAIN}",
         )
     if problem := problem_of(folder):
-        fix = "restore it from a copy, or remove the stage's `done` file and train it again"
-        raise CheckpointError(f"the checkpoint is not whole: {problem}", where=str(folder), fix=fix)
+        raise CheckpointError(f"the checkpoint is not whole: {problem}", where=str(folder), fix=_AGAIN)
     if named != iteration:
         fix = f"write {iteration} into {TRACKER}"
         raise CheckpointError(f"{TRACKER} does not name iteration {iteration}", where=str(checkpoints), fix=fix)

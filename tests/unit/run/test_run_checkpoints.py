@@ -72,8 +72,9 @@ def test_truncated_metadata_are_found(tmp_path):
 
 def test_the_wanted_iteration_must_be_there_and_tracked(tmp_path):
     save(tmp_path, 10)
-    with pytest.raises(CheckpointError, match="no checkpoint of iteration 20"):
+    with pytest.raises(CheckpointError, match="no checkpoint of iteration 20") as missing:
         checkpoints.verify(tmp_path, 20)
+    assert "remove the stage's `done` file" in missing.value.fix  # else `train` passes over it
     (tmp_path / TRACKER).write_text("5")
     with pytest.raises(CheckpointError, match="does not name iteration 10"):
         checkpoints.verify(tmp_path, 10)
