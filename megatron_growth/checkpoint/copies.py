@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.layout.names import full_name
@@ -63,16 +62,9 @@ def _sample(source: Source, name: str, layer: int | None, *, rows: bool = False)
     out = np.empty((len(pick), width) if rows else (height, len(pick)), dtype=np.float32)
     if rows:
         for n, row in enumerate(pick):
-            out[n] = _read(source, name, layer, int(row), int(row) + 1)
+            out[n] = source.rows(tensor, layer, (int(row), int(row) + 1)).float().numpy()
         return out
     for start in range(0, height, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, height)
-        out[start:stop] = _read(source, name, layer, start, stop)[:, pick]
+        out[start:stop] = source.rows(tensor, layer, (start, stop)).float().numpy()[:, pick]
     return out
-
-
-def _read(source: Source, name: str, layer: int | None, start: int, stop: int) -> np.ndarray:
-    tensor = source.tensors[name, None]
-    block = torch.empty(stop - start, tensor.columns, dtype=tensor.dtype)
-    source.read(tensor, layer, (start, stop), (0, tensor.columns), block)
-    return block.float().numpy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,7 +19,6 @@ import torch
 
 from megatron_growth import __version__
 from megatron_growth.checkpoint.architecture import refuse_unsupported
-from megatron_growth.checkpoint.common import checked
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
@@ -43,6 +43,10 @@ COMMON = "common_state/shard_0_1"
 PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
 NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
+_COUNTS = ("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size")
+_NUMBERS = ("layernorm_epsilon", "init_method_std", "embedding_init_method_std")
+_MAY_BE_NONE = "embedding_init_method_std"  # None means "as init_method_std"
+_DICTIONARIES = ("optimizer", "opt_param_scheduler", "content_metadata")
 _OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint --from DIR --to DIR` and --load the result"
 
 
@@ -96,11 +100,47 @@ def common_state(source: Source, *, trust: bool | None = None) -> dict[str, Any]
     """Arguments, iteration, scheduler and optimizer groups: everything that is stored once."""
     if source.objects(COMMON):
         where = f"{source.path}, key {COMMON}"
-        return checked(load_object(source.object_bytes(COMMON), where=where, trust=trust), where)
+        return _checked(load_object(source.object_bytes(COMMON), where=where, trust=trust), where)
     legacy = source.path / LEGACY_COMMON
     with storage_errors(legacy):
         data = legacy.read_bytes() if legacy.is_file() else b""
-    return checked(load_object(data, where=str(legacy), trust=trust), str(legacy)) if data else {}
+    return _checked(load_object(data, where=str(legacy), trust=trust), str(legacy)) if data else {}
+
+
+def _checked(loaded: Any, where: str) -> dict[str, Any]:
+    """The common state as a dictionary whose numbers are numbers; raises CheckpointError when it is anything else."""
+    if isinstance(loaded, list) and loaded:
+        loaded = loaded[0]
+    if not isinstance(loaded, dict):
+        raise _wrong(f"the common state is a {type(loaded).__name__}", where)
+    iteration = loaded.get("iteration", 0)
+    if type(iteration) is not int or iteration < 0:
+        raise _wrong(f"the saved iteration is {iteration!r}", where)
+    for name in _DICTIONARIES:
+        if not isinstance(loaded.get(name), dict | list | None):
+            raise _wrong(f"what is saved as {name} is a {type(loaded[name]).__name__}", where)
+    args = loaded.get("args")
+    if args is not None and not hasattr(args, "__dict__"):
+        raise _wrong(f"the saved arguments are a {type(args).__name__}", where)
+    if args is not None and not getattr(args, "num_attention_heads", None):
+        raise _wrong("the saved arguments do not say the number of attention heads", where)
+    if getattr(args, "group_query_attention", False) and not getattr(args, "num_query_groups", None):
+        raise _wrong("the saved arguments group queries but do not say the number of groups", where)
+    for name in _COUNTS:
+        value = getattr(args, name, None)
+        if value is not None and (type(value) is not int or value < 0):
+            raise _wrong(f"the saved argument {name} is {value!r}", where)
+    for name in _NUMBERS:
+        value = getattr(args, name, 0.0)
+        if value is None and name == _MAY_BE_NONE:
+            continue
+        if not (isinstance(value, int | float) and math.isfinite(value)):
+            raise _wrong(f"the saved argument {name} is {value!r}", where)
+    return dict(loaded)
+
+
+def _wrong(what: str, where: str) -> CheckpointError:
+    return CheckpointError(what, where=where, fix="restore the checkpoint from a copy, or use another iteration")
 
 
 def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespace:

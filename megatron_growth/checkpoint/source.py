@@ -293,6 +293,13 @@ class Source:
             target = out[part.rows[0] - rows[0] : part.rows[1] - rows[0]]
             self._read_part(part.box, part.rows, part.columns, target, columns[0], seen)
 
+    def rows(self, tensor: SourceTensor, layer: int | None, rows: Range | None = None) -> Tensor:
+        """Some rows of a tensor, or all of them, as they are stored: (rows, columns); raises as `read`."""
+        start, stop = rows or (0, tensor.shape[0])
+        out = torch.empty(stop - start, tensor.columns, dtype=tensor.dtype)
+        self.read(tensor, layer, (start, stop), (0, tensor.columns), out)
+        return out
+
     def advise(self, tensor: SourceTensor, layer: int | None, rows: Range, advice: int) -> None:
         """Tell the kernel about the file ranges of some rows: os.POSIX_FADV_WILLNEED, or DONTNEED after reading."""
         for part in reads(tensor.boxes.get(layer, []), rows, (0, tensor.columns)):

@@ -15,10 +15,14 @@ import argparse
 import shlex
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_growth.cli.options import add_processes
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.storage import json_text
+
+if TYPE_CHECKING:
+    from megatron_growth.shape import ModelShape
 
 MEGATRONS_FACTOR = 8.0
 HELP = "write a Hugging Face model as a Megatron checkpoint"
@@ -36,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from megatron_growth.checkpoint import grow_offline
-    from megatron_growth.exchange.flags import megatron_flags
     from megatron_growth.exchange.source import HuggingFaceSource
     from megatron_growth.operators import get
 
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     job = grow_offline.plan(source, lambda shape: shape, get("width", "zero-pad"), get("depth", "identity"))
     with Progress({"check": "checking the source", "write": "importing"}, quiet=args.json) as progress:
         report = grow_offline.grow(job, args.target, processes=args.processes, progress=progress)
-    flags = megatron_flags(source.shape, source.arguments)
+    flags = _megatron_flags(source.shape, source.arguments)
     if args.json:
         print(json_text({**asdict(report), "megatron_flags": flags}))
         return 0
@@ -58,3 +61,36 @@ def run(args: argparse.Namespace) -> int:
         )
         print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")
     return 0
+
+
+def _megatron_flags(shape: ModelShape, args: argparse.Namespace) -> list[str]:
+    """Words of Megatron's command line for the architecture only: no data, optimizer or layout."""
+    options = {
+        "num-layers": shape.layers,
+        "hidden-size": shape.hidden,
+        "ffn-hidden-size": shape.ffn,
+        "num-attention-heads": shape.heads,
+        "num-query-groups": shape.query_groups,
+        "kv-channels": shape.head_dim,
+        "normalization": shape.norm,
+        "norm-epsilon": args.layernorm_epsilon,
+        "position-embedding-type": "rope",
+        "rotary-base": args.rotary_base,
+        "max-position-embeddings": args.max_position_embeddings,
+        "vocab-size": shape.vocab,
+    }
+    if args.use_rope_scaling:
+        options["rope-scaling-factor"] = args.rope_scaling_factor
+    switches = {
+        "group-query-attention": shape.query_groups != shape.heads,
+        "swiglu": shape.gated,
+        "disable-bias-linear": not shape.bias,
+        "add-qkv-bias": shape.qkv_bias,
+        "qk-layernorm": shape.qk_norm,
+        "use-rope-scaling": args.use_rope_scaling,
+        "untie-embeddings-and-output-weights": not shape.tied_embeddings,
+    }
+    if shape.query_groups == shape.heads:
+        del options["num-query-groups"]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return words + [f"--{name}" for name, is_set in switches.items() if is_set]

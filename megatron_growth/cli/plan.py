@@ -92,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_flags(recipe: Recipe, args: argparse.Namespace) -> None:
     """Refuse what Megatron would refuse of `megatron:`; only where it is used, as importing Megatron takes seconds."""
     profile = _profile(args) if args.cluster else None
-    given = [recipe.megatron, *(one.megatron for one in (*recipe.stages, *recipe.baselines.values()))]
-    if any(given) or (profile and profile.megatron):
+    if any(given for _, given in recipe.hatches()) or (profile and profile.megatron):
         from megatron_growth.run import flags
 
         flags.check(recipe, profile)

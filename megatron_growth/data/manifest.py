@@ -8,21 +8,37 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field
 
 from megatron_growth.data.pieces import reading
 from megatron_growth.errors import DataError
-from megatron_growth.records.storage import parse_json
+from megatron_growth.records.storage import made_of, parse_json
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
+
+
+def _name(name: str) -> str:
+    """A split or a file in the dataset's own folder; a name that leads elsewhere is damage."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"{name!r} does not name a file in this folder")
+    return name
+
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Name = Annotated[str, AfterValidator(_name)]
+_AS_WRITTEN = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """Size and SHA-256 of an output file."""
 
-    bytes: int
+    __pydantic_config__ = _AS_WRITTEN
+    bytes: Count
     sha256: str
 
 
@@ -30,26 +46,28 @@ class FileRecord:
 class SplitRecord:
     """One split: number of documents, number of tokens with the end-of-document tokens, and its files by name."""
 
-    documents: int
-    tokens: int
-    files: dict[str, FileRecord]
+    documents: Count
+    tokens: Count
+    files: dict[Name, FileRecord]
 
 
 @dataclass(frozen=True)
 class TokenizerRecord:
     """The tokenizer of the dataset; `file` is its model inside the folder, or "" when it was given."""
 
+    __pydantic_config__ = _AS_WRITTEN
     name: str
     fingerprint: str
-    vocab_size: int
-    eod: int
-    file: str
+    vocab_size: Count
+    eod: Count
+    file: Annotated[str, AfterValidator(lambda name: name and _name(name))]
 
 
 @dataclass(frozen=True)
 class SkippedRecord:
     """Files that are not read for one reason: how many, and the names of the first."""
 
+    __pydantic_config__ = _AS_WRITTEN
     count: int
     names: list[str]
 
@@ -74,7 +92,7 @@ class Manifest:
     identity: dict[str, Any]
     tokenizer: TokenizerRecord
     dtype: str
-    splits: dict[str, SplitRecord]
+    splits: dict[Name, SplitRecord]
     empty_documents: int
     text_bytes: int
     versions: dict[str, str]
@@ -103,52 +121,22 @@ def load_manifest(folder: Path) -> Manifest:
         document = parse_json(data)
         if document["format"] != FORMAT:
             raise DataError(f"The manifest has format {document['format']}, not {FORMAT}.", where=str(path), fix=fix)
-        return _from_json(document)
+        manifest: Manifest = made_of(Manifest, document)
+        _check(manifest)
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             "The manifest is damaged.", where=str(path), fix="Delete the folder and prepare again."
         ) from error
 
 
-def _from_json(document: dict[str, Any]) -> Manifest:
-    splits = {
-        _name(name): SplitRecord(split["documents"], split["tokens"], _files(split["files"]))
-        for name, split in document["splits"].items()
-    }
-    skipped = {reason: SkippedRecord(**record) for reason, record in document.get("skipped", {}).items()}
-    tokenizer = TokenizerRecord(**document["tokenizer"])
-    if tokenizer.file:
-        _name(tokenizer.file)
-    manifest = Manifest(**(document | {"splits": splits, "tokenizer": tokenizer, "skipped": skipped}))
-    _check(manifest)
-    return manifest
-
-
 def _check(manifest: Manifest) -> None:
-    """Raise ValueError or TypeError when something is wrong that the dataset's users rely on."""
-    numbers = [manifest.tokenizer.vocab_size, manifest.tokenizer.eod]
-    for split in manifest.splits.values():
-        numbers += [split.documents, split.tokens, *(record.bytes for record in split.files.values())]
+    """Raise ValueError or another error when something is wrong that the dataset's users rely on beyond its types."""
     made = manifest.identity["tokenizer"]
-    texts = [manifest.tokenizer.name, manifest.tokenizer.fingerprint, manifest.tokenizer.file, made["kind"]]
     if "train" not in manifest.splits or not isinstance(manifest.identity["inputs"], dict):
         raise ValueError("it names no training data, or no inputs")
-    if any(type(n) is not int or n < 0 for n in (*numbers, made["train_vocab_size"])):
-        raise ValueError("a number in it is not a whole number of 0 or more")
-    if not all(isinstance(text, str) for text in (*texts, manifest.dtype)):
-        raise ValueError("a name in it is not text")
-
-
-def _files(records: dict[str, Any]) -> dict[str, FileRecord]:
-    return {_name(name): FileRecord(**record) for name, record in records.items()}
-
-
-def _name(name: str) -> str:
-    """A split or a file in the dataset's own folder; a name that leads elsewhere is damage."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
-        raise ValueError(f"{name!r} does not name a file in this folder")
-    return name
+    made_of(Count, made["train_vocab_size"])
+    made_of(str, made["kind"])
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

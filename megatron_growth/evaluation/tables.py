@@ -68,10 +68,7 @@ def read_table(source: Source, table: Table, rows: int) -> torch.Tensor:
     Raises:
         CheckpointError: the table is missing, shorter or damaged.
     """
-    tensor = _tensor(source, table)
-    out = torch.empty(rows, tensor.columns, dtype=tensor.dtype)
-    source.read(tensor, None, (0, rows), (0, tensor.columns), out)
-    return out.float()
+    return source.rows(_tensor(source, table), None, (0, rows)).float()
 
 
 def read_rows(source: Source, table: Table, rows: Sequence[int]) -> torch.Tensor:
@@ -81,10 +78,10 @@ def read_rows(source: Source, table: Table, rows: Sequence[int]) -> torch.Tensor
         CheckpointError: the table is missing, has no such row, or is damaged.
     """
     tensor = _tensor(source, table)
-    out = torch.empty(len(rows), tensor.columns, dtype=tensor.dtype)
+    out = torch.empty(len(rows), tensor.columns)
     for place, row in enumerate(rows):
-        source.read(tensor, None, (row, row + 1), (0, tensor.columns), out[place : place + 1])
-    return out.float()
+        out[place] = source.rows(tensor, None, (row, row + 1))
+    return out
 
 
 def _tensor(source: Source, table: Table) -> SourceTensor:

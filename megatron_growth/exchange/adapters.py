@@ -70,7 +70,7 @@ def export_adapters(source: Source, target: Path, *, trust_checkpoint: bool = Fa
         if (f"{stem}.lora_a", None) not in source.tensors or piece.layer is None:
             continue
         if piece.layer in source.tensors[f"{stem}.lora_a", None].boxes:
-            a, b = (_whole(source, f"{stem}.{name}", piece.layer) for name in ("lora_a", "lora_b"))
+            a, b = (source.rows(source.tensors[f"{stem}.{name}", None], piece.layer) for name in ("lora_a", "lora_b"))
             module = _PREFIX + piece.name.removesuffix(".weight")
             tensors[f"{module}.lora_A.weight"] = a
             tensors[f"{module}.lora_B.weight"] = torch.cat([b[start:stop] for start, stop in piece.ranges])
@@ -84,15 +84,6 @@ def method_of(args: Any) -> ReLoRA | None:
     """The method that made a checkpoint's adapters, from its saved arguments."""
     written = getattr(args, "growth_method", None) or ()
     return next((m for m in map(methods.get, written) if isinstance(m, ReLoRA)), None)
-
-
-def _whole(source: Source, name: str, layer: int) -> torch.Tensor:
-    """One factor of one layer."""
-    tensor = source.tensors[name, None]
-    rows, columns = tensor.shape
-    out = torch.empty(rows, columns, dtype=tensor.dtype)
-    source.read(tensor, layer, (0, rows), (0, columns), out)
-    return out
 
 
 def _config(method: ReLoRA, tensors: dict[str, torch.Tensor], layers: list[int] | None) -> dict[str, Any]:

@@ -147,9 +147,6 @@ def _rows_of(plan: ExportPlan, piece: NamedRows, start: int, stop: int) -> torch
     for first, last in piece.ranges:
         begin, end = max(start, at), min(stop, at + last - first)
         if begin < end:
-            block = torch.empty(end - begin, tensor.columns, dtype=tensor.dtype)
-            rows = (first + begin - at, first + end - at)
-            plan.source.read(tensor, piece.layer, rows, (0, tensor.columns), block)
-            found.append(block)
+            found.append(plan.source.rows(tensor, piece.layer, (first + begin - at, first + end - at)))
         at += last - first
     return torch.cat(found).to(plan.dtype)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_growth.errors import RunError, nearest
 from megatron_growth.operators import GrowthSpec
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.memory import RankMemory
@@ -182,11 +183,15 @@ class RunPlan:
     memory_saving: Saving | None = None
 
     def stage(self, name: str) -> StagePlan:
-        """The stage or baseline of this name; KeyError when there is none."""
-        for stage in (*self.stages, *self.baselines):
-            if stage.name == name:
-                return stage
-        raise KeyError(name)
+        """The stage or baseline of this name.
+
+        Raises:
+            RunError: there is none.
+        """
+        known = {stage.name: stage for stage in (*self.stages, *self.baselines)}
+        if name not in known:
+            raise RunError(f"the recipe {self.name} has no stage or baseline {name!r}", fix=nearest(name, known))
+        return known[name]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `plan --json` prints and `plan.json` holds."""

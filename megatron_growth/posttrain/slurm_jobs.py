@@ -29,14 +29,7 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.lock import exclusive
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
-from megatron_growth.slurm.stage_jobs import (
-    SCRIPT,
-    StageJob,
-    check_path_and_profile,
-    environment_of,
-    job_name,
-    options_of,
-)
+from megatron_growth.slurm.stage_jobs import StageJob, check_path_and_profile, environment_of, job_name, job_of
 
 PURPOSE = "the Slurm job of a post-training"
 SUBMISSION = "submission.json"
@@ -94,17 +87,8 @@ def job_of_request(target: Path, request: Request, profile: ClusterProfile, node
             fix="ask for fewer with --nodes",
         )
     request.accumulation(nodes * profile.ranks_of_a_node)
-    name = job_name(run, request.kind)
-    return StageJob(
-        stage=request.kind,
-        source=None,
-        name=name,
-        nodes=nodes,
-        options=options_of(run.path / "stages" / request.kind, name, profile, nodes),
-        script=SCRIPT,
-        arguments=(str(run.path), request.kind),
-        environment=environment_of(profile, profile.ranks_of_a_node) | _MODULES,
-    )
+    environment = environment_of(profile, profile.ranks_of_a_node) | _MODULES
+    return job_of(run, request.kind, None, profile, nodes, environment)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from megatron_growth import mistakes
 from megatron_growth.errors import DataError
-from megatron_growth.posttrain import extra, zero
+from megatron_growth.posttrain import extra
 from megatron_growth.posttrain.examples import RECORD, TRAIN, VALID
 from megatron_growth.posttrain.folder import WHOLE, RateFolder, Result, Work
 from megatron_growth.posttrain.request import Request
@@ -109,7 +109,7 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
 
     request = job.request
     if request.zero:
-        zero.begin(gpu=torch.cuda.is_available())
+        _join(gpu=torch.cuda.is_available())
     files = {"train": str(job.work.data / TRAIN)}
     has_valid = (job.work.data / VALID).is_file() and (job.work.data / VALID).stat().st_size > 0
     files |= {"valid": str(job.work.data / VALID)} if has_valid else {}
@@ -177,10 +177,55 @@ def _arguments(job: Job) -> dict[str, Any]:
         "disable_tqdm": True,
     }
     if request.zero:
-        values["deepspeed"] = zero.configuration(request.zero, bf16=bf16)
+        values["deepspeed"] = _deepspeed(request.zero, bf16=bf16)
     if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         values["ddp_backend"] = "gloo"
     return values
+
+
+def _deepspeed(stage: int, *, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for ZeRO 2 (shards gradients and optimizer state) or 3 (the weights, too).
+
+    "auto" is filled in from the training arguments.  No optimizer is named, so torch's AdamW is sharded and no kernel
+    has to be compiled.
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+    }
+    if stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": bf16},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _join(*, gpu: bool) -> None:
+    """Join the other processes before a model is made: ZeRO 3 spreads weights while they are read.
+
+    On the host DeepSpeed would compile a kernel for reductions in shared memory, in every process and under a lock that
+    a kill leaves behind; gloo does not need it.
+    """
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if not gpu:
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
 
 
 def _positions(base: Path) -> int:

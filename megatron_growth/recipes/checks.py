@@ -186,9 +186,5 @@ def _early_stops(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _flags(recipe: Recipe) -> Iterator[Problem]:
-    """Flags of the escape hatch that the plan owns; a stage holds the recipe's too, on the lines of the recipe."""
-    yield from ((("megatron", flag), message) for flag, message in flags.problems(recipe.megatron))
-    for index, stage in enumerate(recipe.stages):
-        yield from ((("stages", index, "megatron", f), message) for f, message in flags.problems(stage.megatron))
-    for name, baseline in recipe.baselines.items():
-        yield from ((("baselines", name, "megatron", f), m) for f, m in flags.problems(baseline.megatron))
+    for path, given in recipe.hatches():
+        yield from (((*path, flag), message) for flag, message in flags.problems(given))

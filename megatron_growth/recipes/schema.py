@@ -43,7 +43,7 @@ from megatron_growth.recipes.blocks import (
     vocabulary_of,
 )
 from megatron_growth.recipes.flags import FlagValue
-from megatron_growth.recipes.source import YamlText
+from megatron_growth.recipes.source import KeyPath, YamlText
 
 
 @contextlib.contextmanager
@@ -301,6 +301,12 @@ class Recipe(Block):
     def vocab(self) -> int:
         """Tokens of the vocabulary, before padding."""
         return self.model.vocab or vocabulary_of(self.data.tokenizer) or 0
+
+    def hatches(self) -> Iterator[tuple[KeyPath, dict[str, FlagValue]]]:
+        """(where it is written, flags) of every `megatron:` block."""
+        yield ("megatron",), self.megatron
+        yield from ((("stages", index, "megatron"), stage.megatron) for index, stage in enumerate(self.stages))
+        yield from ((("baselines", name, "megatron"), baseline.megatron) for name, baseline in self.baselines.items())
 
     def where(self, *path: str | int) -> str:
         """`file:line (key)` of a key of the recipe, for error messages."""

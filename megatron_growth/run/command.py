@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_growth.backend.installation import INSTALLATIONS
 from megatron_growth.backend.stand_ins import missing_words, stand_ins
 from megatron_growth.backend.start import refuse_impossible
-from megatron_growth.errors import RunError, nearest
+from megatron_growth.errors import RunError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.run import checkpoints, dataset, early_stop, flags
@@ -49,11 +49,8 @@ def stage_words(
         UnsupportedError: the stage cannot be trained by this release.
         UserError: it cannot be trained on that installation.
     """
-    known = [stage.name for stage in (*plan.stages, *plan.baselines)]
-    if name not in known:
-        raise RunError(f"the recipe {plan.name} has no stage or baseline {name!r}", fix=nearest(name, known))
-    flags.check(recipe, profile)
     stage = plan.stage(name)
+    flags.check(recipe, profile)
     launch = _placeholders(recipe, plan, stage) if run is None else _of_run(recipe, plan, stage, run)
     if grows_state(stage):  # grown offline before the stage's first launch
         begun = launch.directory.checkpoints.exists() and checkpoints.tracked(launch.directory.checkpoints)

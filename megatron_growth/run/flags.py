@@ -89,11 +89,7 @@ def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
 
 def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:
     """(recipe or profile, key path, flags) of every escape hatch."""
-    yield recipe, ("megatron",), recipe.megatron
-    for index, stage in enumerate(recipe.stages):
-        yield recipe, ("stages", index, "megatron"), stage.megatron
-    for name, baseline in recipe.baselines.items():
-        yield recipe, ("baselines", name, "megatron"), baseline.megatron
+    yield from ((recipe, path, given) for path, given in recipe.hatches())
     if profile is not None:
         yield profile, ("megatron",), profile.megatron
 

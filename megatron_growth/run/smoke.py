@@ -24,7 +24,7 @@ from megatron_growth.errors import ParallelLayoutError, RunError, StageFailed
 from megatron_growth.methods.rates import multiple
 from megatron_growth.patterns import FROZEN
 from megatron_growth.planner import StagePlan, layouts, plan_run
-from megatron_growth.planner.room import Room
+from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, RateRule, ScheduleBlock, Stage
 from megatron_growth.records import metrics

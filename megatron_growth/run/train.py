@@ -18,9 +18,9 @@ import psutil
 from megatron_growth import recipes
 from megatron_growth.backend import nvml
 from megatron_growth.data.manifest import Manifest
-from megatron_growth.errors import ParallelLayoutError, RunError, StorageError, nearest
+from megatron_growth.errors import ParallelLayoutError, StorageError
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
-from megatron_growth.planner.room import Room
+from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
@@ -116,14 +116,10 @@ def selected(plan: RunPlan, request: TrainRequest) -> list[StagePlan]:
     Raises:
         RunError: no stage or baseline has that name.
     """
-    baselines = {stage.name: stage for stage in plan.baselines}
-    known = {stage.name: stage for stage in plan.stages} | baselines
-    for name in (*request.baselines, *filter(None, [request.stage])):
-        if name not in known:
-            raise RunError(f"the recipe {plan.name} has no stage or baseline {name!r}", fix=nearest(name, known))
+    named = [plan.stage(name) for name in request.baselines]
     if request.stage:
-        return [known[request.stage]]
-    return [*plan.stages, *(baselines[name] for name in request.baselines if name in baselines)]
+        return [plan.stage(request.stage)]
+    return [*plan.stages, *(stage for stage in named if stage in plan.baselines)]
 
 
 def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:

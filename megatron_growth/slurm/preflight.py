@@ -32,8 +32,7 @@ import megatron_growth
 from megatron_growth import recipes
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.planner import StagePlan, plan_run
-from megatron_growth.planner.memory import RankMemory
-from megatron_growth.planner.room import Room
+from megatron_growth.planner.memory import RankMemory, Room
 from megatron_growth.records import owned
 from megatron_growth.records.human import plural
 from megatron_growth.records.storage import write_json

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_growth.errors import RecipeError, RunError
-from megatron_growth.planner.room import Room
+from megatron_growth.planner.memory import Room
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.human import plural
@@ -97,7 +97,8 @@ def stage_jobs(
             problems.append(
                 f"stage {stage.name}: it trains in FP8, which {profile.gpu.name} does not have (gpu.fp8_tflops)"
             )
-        jobs.append(_job(run, stage, profile, nodes, _environment(profile, stage, ranks, wandb_project)))
+        environment = _environment(profile, stage, ranks, wandb_project)
+        jobs.append(job_of(run, stage.name, stage.source, profile, nodes, environment))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
@@ -163,23 +164,24 @@ def job_name(run: RunDirectory, stage: str) -> str:
     return f"growth-{readable}-{stage}-{digest}"
 
 
-def _job(
-    run: RunDirectory, stage: StagePlan, profile: ClusterProfile, nodes: int, environment: dict[str, str]
+def job_of(
+    run: RunDirectory, stage: str, source: str | None, profile: ClusterProfile, nodes: int, environment: dict[str, str]
 ) -> StageJob:
-    path, name = run.path.absolute(), job_name(run, stage.name)
+    """The job of a stage of this name; of a post-training, its kind."""
+    path, name = run.path.absolute(), job_name(run, stage)
     return StageJob(
-        stage=stage.name,
-        source=stage.source,
+        stage=stage,
+        source=source,
         name=name,
         nodes=nodes,
-        options=options_of(path / "stages" / stage.name, name, profile, nodes),
+        options=_options_of(path / "stages" / stage, name, profile, nodes),
         script=SCRIPT,
-        arguments=(str(path), stage.name),
+        arguments=(str(path), stage),
         environment=environment,
     )
 
 
-def options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tuple[str, ...]:
+def _options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) -> tuple[str, ...]:
     """Options of sbatch for a job that writes its output into `folder`; the profile has a `slurm` section."""
     slurm = profile.slurm
     assert slurm is not None  # check_path_and_profile() has looked

@@ -10,7 +10,7 @@ from megatron_growth.cli.main import build_parser
 from megatron_growth.errors import ParallelLayoutError, RecipeError, RunError
 from megatron_growth.operators import get, written
 from megatron_growth.planner import plan_run
-from megatron_growth.planner.room import Room
+from megatron_growth.planner.memory import Room
 from megatron_growth.recipes.schema import Budget, RateRule
 from megatron_growth.run import directory
 from megatron_growth.run.smoke import HALF, ITERATIONS, begin, changes, refuse_real, smoke_recipe, verdicts
