@@ -20,21 +20,8 @@ from megatron_growth.records.storage import refusal
 
 # In the order in which a run uses them.
 VERBS = (
-    "plan",
-    "prepare",
-    "train",
-    "grow",
-    "inspect",
-    "verify",
-    "import",
-    "export",
-    "evaluate",
-    "posttrain",
-    "submit",
-    "status",
-    "report",
-    "doctor",
-    "demo",
+    *("plan", "prepare", "train", "grow", "inspect", "verify", "import", "export", "evaluate", "posttrain", "submit"),
+    *("status", "report", "doctor", "demo"),
 )
 
 EPILOG = """\

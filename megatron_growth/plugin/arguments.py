@@ -17,6 +17,7 @@ from megatron_growth.records.numbers import SEED, finite, whole
 
 LayerSpec = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
+_READ = ("source", "growth", "methods", "document_masks")  # options that are more than one argument of their name
 ASKS = {"asks": True}  # marks an option that asks something of the plugin when it differs from its default
 
 
@@ -220,18 +221,9 @@ class PluginOptions:
         options = cls(
             source=args.growth_from,
             growth=_growth_of(args),
-            start_anew=args.growth_start_anew,
             methods=methods_of(args),
-            data_start=args.growth_data_start,
-            data_pool=args.growth_data_pool,
-            data_repeat=args.growth_data_repeat,
-            metrics=args.growth_metrics,
-            evaluate_at_start=args.growth_evaluate_at_start,
-            stop_below=args.growth_stop_below,
-            reshardable_end=args.growth_reshardable_end,
-            layer_spec=args.growth_layer_spec,
-            sublayers=args.growth_sublayers,
             document_masks=bool(getattr(args, "reset_attention_mask", False)),
+            **{f.name: getattr(args, f"growth_{f.name}") for f in fields(cls) if f.name not in _READ},
         )
         options._check(args)
         return options

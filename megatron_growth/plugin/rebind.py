@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_growth.backend.replacements import Replacement, apply
 from megatron_growth.errors import UnsupportedError
 
 SUPPORTED_SERIES = (0, 19)
@@ -129,14 +130,7 @@ TARGETS: dict[str, Target] = {
 }
 
 
-@dataclass(frozen=True)
-class _Binding:
-    module: Any
-    name: str
-    original: Callable[..., Any]
-
-
-_bound: list[_Binding] = []
+_bound: list[tuple[str, Callable[[], None]]] = []  # what is replaced, and its undoing
 
 
 def check_version() -> None:
@@ -171,8 +165,7 @@ def bind(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
     if parameters != target.parameters:
         raise _unknown(target, f"has the parameters ({parameters}), not ({target.parameters})")
     module = importlib.import_module(target.module)
-    setattr(module, name, functools.wraps(found)(wrap(found)))
-    _bound.append(_Binding(module, name, found))
+    _bound.append((name, apply([Replacement(module, name, functools.wraps(found)(wrap(found)), target.why)])))
 
 
 def original(name: str) -> Any:
@@ -182,14 +175,13 @@ def original(name: str) -> Any:
 
 def bound() -> tuple[str, ...]:
     """Names of the functions that are replaced now, in the order of replacement."""
-    return tuple(binding.name for binding in _bound)
+    return tuple(name for name, _ in _bound)
 
 
 def unbind_all() -> None:
     """Put every original back, the last replaced first."""
     while _bound:
-        binding = _bound.pop()
-        setattr(binding.module, binding.name, binding.original)
+        _bound.pop()[1]()
 
 
 def _unknown(target: Target, problem: str) -> UnsupportedError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_growth.planner import Parameters
 from megatron_growth.records.place import STAGES, variants_in
 from megatron_growth.report.collect import collect
 from megatron_growth.report.records import RunRecord, StageRecord
@@ -28,26 +29,29 @@ class Variant:
     """One variant of a recipe, trained or under way.
 
     Attributes:
-        trainable, frozen: numbers of weights of the last stage's model.
+        parameters: of the last stage's model.
         state_bytes: weights and optimizer state in the last stage's newest checkpoint; None without one.
-        flops, flops_exact: planned for all its stages, by the paper's and by the exact accounting.
-        last_flops, last_flops_exact: planned for the last stage alone.
     """
 
     name: str
     run: RunRecord
-    trainable: int
-    frozen: int
+    parameters: Parameters
     state_bytes: int | None
-    flops: float
-    flops_exact: float
-    last_flops: float
-    last_flops_exact: float
 
     @property
     def last(self) -> StageRecord:
         """The stage that is compared."""
         return self.run.stages[-1]
+
+    @property
+    def flops(self) -> float:
+        """Planned for all its stages, by the paper's accounting."""
+        return sum(stage.flops for stage in self.run.stages)
+
+    @property
+    def flops_exact(self) -> float:
+        """The same by the exact accounting."""
+        return sum(stage.flops_exact for stage in self.run.stages)
 
     def early_stop(self, target: float) -> int | None:
         """First evaluated iteration of the last stage whose validation loss is at or below `target`, or None."""
@@ -61,7 +65,7 @@ class Variant:
     def spent(self, iteration: int) -> tuple[float, float]:
         """Compute of all stages by both accountings, if the last one stops at `iteration`."""
         left = 1 - iteration / self.last.iterations
-        return self.flops - left * self.last_flops, self.flops_exact - left * self.last_flops_exact
+        return self.flops - left * self.last.flops, self.flops_exact - left * self.last.flops_exact
 
     def loss_at(self, compute: float, *, exact: bool) -> float | None:
         """Validation loss when all its stages together have spent `compute`, linear between two evaluations.
@@ -90,19 +94,9 @@ def collect_variants(folder: Path) -> tuple[Variant, ...]:
 
 
 def _variant(path: Path) -> Variant:
-    stages = existing(path).planned.stages
-    last = stages[-1]
-    return Variant(
-        name=path.name,
-        run=collect(path, started=False),
-        trainable=last.parameters.trainable,
-        frozen=last.parameters.frozen,
-        state_bytes=state_bytes(path / STAGES / last.name / "checkpoints"),
-        flops=sum(s.flops for s in stages),
-        flops_exact=sum(s.flops_exact for s in stages),
-        last_flops=last.flops,
-        last_flops_exact=last.flops_exact,
-    )
+    last = existing(path).planned.stages[-1]
+    size = state_bytes(path / STAGES / last.name / "checkpoints")
+    return Variant(path.name, collect(path, started=False), last.parameters, size)
 
 
 def state_bytes(checkpoints: Path) -> int | None:
@@ -130,8 +124,8 @@ def variant_json(v: Variant, variants: tuple[Variant, ...]) -> dict[str, Any]:
         "stopped_early": v.last.stopped is not None,
         "final_validation_loss": loss,
         "final_validation_perplexity": math.exp(loss) if loss is not None else None,
-        "trainable_parameters": v.trainable,
-        "frozen_parameters": v.frozen,
+        "trainable_parameters": v.parameters.trainable,
+        "frozen_parameters": v.parameters.frozen,
         "state_bytes": v.state_bytes,
         "steps": sum(stage.done for stage in v.run.stages),
         "peak_state_bytes": {
