@@ -1,7 +1,7 @@
 """The plain blocks of a recipe: model, data, budget, parallel layout, evaluation, checkpoints, printed figures.
 
 The text under a key is its description in docs/recipes.md; a unit stands in brackets at its end.  After a change:
-`python -m megatron_growth.recipes.reference docs/recipes.md`.
+`python ci/recipes_page.py docs/recipes.md`.
 """
 
 from __future__ import annotations

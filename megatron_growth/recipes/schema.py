@@ -6,7 +6,7 @@ baseline inherits the last stage.  What only makes sense across stages (sizes th
 is checked in `checks.py`.
 
 The text under a key is its description in docs/recipes.md; a unit stands in brackets at its end.  After a change:
-`python -m megatron_growth.recipes.reference docs/recipes.md`.
+`python ci/recipes_page.py docs/recipes.md`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ci import recipes_page
 from megatron_growth import recipes
-from megatron_growth.recipes import reference
 from megatron_growth.recipes.blocks import Block, Positive
 from tests import prepared
 
@@ -20,12 +20,12 @@ def recipe_of_the_page() -> str:
 
 
 def test_the_tables_are_those_of_the_schema():
-    kept = PAGE.read_text(encoding="utf-8").split(reference.BEGIN)[1].split(reference.END)[0].strip()
-    assert kept == reference.tables().strip(), "python -m megatron_growth.recipes.reference docs/recipes.md"
+    kept = PAGE.read_text(encoding="utf-8").split(recipes_page.BEGIN)[1].split(recipes_page.END)[0].strip()
+    assert kept == recipes_page.tables().strip(), "python ci/recipes_page.py docs/recipes.md"
 
 
 def test_every_key_has_a_meaning_and_every_block_a_sentence():
-    for block in reference.blocks():
+    for block in recipes_page.blocks():
         assert block.__doc__, block
         for name, field in block.model_fields.items():
             assert field.description, f"{block.__name__}.{name} has no text under it"
@@ -55,10 +55,10 @@ def test_a_key_that_the_page_does_not_know_is_noticed(monkeypatch, tmp_path):
         """How many. [wings]"""
 
     row = "| `wings` | whole number ≥ 1 | `2` | wings | How many. |"
-    assert row in reference.table(Larger)
+    assert row in recipes_page.table(Larger)
     page = Path(shutil.copy(PAGE, tmp_path / "page.md"))
-    monkeypatch.setattr(reference, "tables", lambda: reference.table(Larger))
-    reference.rewrite(page)
+    monkeypatch.setattr(recipes_page, "tables", lambda: recipes_page.table(Larger))
+    recipes_page.rewrite(page)
     assert row in page.read_text(encoding="utf-8")
     with pytest.raises(AssertionError):
         test_the_tables_are_those_of_the_schema()

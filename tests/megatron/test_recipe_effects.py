@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from ci.recipes_page import blocks
 from megatron_growth import recipes
 from megatron_growth.backend.cpu import cpu_flags
 from megatron_growth.planner import plan_run
-from megatron_growth.recipes.reference import blocks
 from megatron_growth.recipes.schema import Baseline
 from megatron_growth.run.arguments import Launch, megatron_arguments
 from megatron_growth.run.directory import StageDirectory

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from ci.recipes_page import blocks
 from megatron_growth import recipes
 from megatron_growth.cli.main import VERBS, build_parser, main
 from megatron_growth.errors import UserError
@@ -16,7 +17,6 @@ from megatron_growth.planner.layouts import divisors
 from megatron_growth.plugin import add_arguments
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.recipes.cluster import FOLDER, loads_cluster
-from megatron_growth.recipes.reference import blocks
 from megatron_growth.records.numbers import Finite, Whole, finite, whole
 from megatron_growth.registry import fields_of
 from megatron_growth.schedules import SCHEDULES

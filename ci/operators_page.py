@@ -1,4 +1,4 @@
-"""The table of all operators, as docs/operators.md prints it: `python -m megatron_growth.operators.catalogue`."""
+"""The table of all operators, as docs/operators.md prints it: `python ci/operators_page.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The tables of docs/recipes.md, from the models themselves: every key with type, default, unit and meaning.
 
-`python -m megatron_growth.recipes.reference docs/recipes.md` writes them into the page, between its two marks; without
+`python ci/recipes_page.py docs/recipes.md` writes them into the page, between its two marks; without
 a page they are printed.
 """
 
