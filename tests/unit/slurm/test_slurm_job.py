@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
 from megatron_growth import recipes
-from megatron_growth.errors import RunError, StageFailed
+from megatron_growth.errors import RunError, StageFailed, StorageError
 from megatron_growth.planner import plan_run
-from megatron_growth.run import directory
+from megatron_growth.run import checkpoints, directory
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import job as slurm_job
 from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.record import Start
 from tests import plans
 
@@ -97,3 +100,28 @@ def test_what_a_restart_would_meet_again_ends_the_stage(run: RunDirectory, kind:
 def test_an_unknown_stage(run: RunDirectory) -> None:
     with pytest.raises(RunError, match="no stage 'nano-93k'"):
         slurm_job.begin(run, "nano-93k")
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_watch(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing would look for a hang any more."""
+    newest = iter((10, 20, 20))
+
+    def next_one(_: Path) -> int:
+        found = next(newest)
+        if found == 20:  # training has ended, as stage.sbatch says
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return found
+
+    def refuse(*_: object) -> None:
+        raise StorageError("The file system refused: Stale file handle.", where="iter_0000001")
+
+    monkeypatch.setattr(checkpoints, "tracked", next_one)
+    monkeypatch.setattr(checkpoints, "prune", refuse)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        slurm_job.watch(run, run.planned.stages[0].name, Limits(0.2, 60))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert capsys.readouterr().err.count("an old checkpoint stays: The file system refused") == 2
