@@ -2,7 +2,8 @@
 
 The lock is the kernel's (flock), so it is released when the process that holds it ends, however that happens.  Every
 process that a command starts carries the command's token in its environment; the next command that takes the lock kills
-processes that still carry the former token.  A process is never identified by its number alone, which is reused.
+processes that still carry the former token.  A process is never identified by its number alone, which is reused.  The
+note says which file it was written into: in a copy of a folder it ends no process of the original.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def exclusive(path: Path) -> Iterator[str]:
         file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  (closed below; the lock goes with it)
     try:
         _take(file, path)
-        former = _read(file).get("token")
-        if former:
-            end_processes(str(former))
+        former, inode = _read(file), os.fstat(file.fileno()).st_ino
+        if former.get("token") and former.get("inode", inode) == inode:  # a copy names another folder's processes
+            end_processes(str(former["token"]))
         token = secrets.token_hex(16)
         with storage_errors(path):
-            _write(file, {"token": token, "pid": os.getpid(), "host": socket.gethostname()})
+            _write(file, {"token": token, "pid": os.getpid(), "host": socket.gethostname(), "inode": inode})
         yield token
     finally:
         file.close()

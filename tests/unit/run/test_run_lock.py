@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -63,6 +64,18 @@ def test_what_a_killed_command_left_is_ended_by_the_next(tmp_path):
     assert left.is_running()
     with exclusive(tmp_path / "lock"):
         assert not left.is_running()
+
+
+def test_a_command_on_a_copy_of_a_run_ends_no_process_of_the_run_itself(tmp_path):
+    with exclusive(tmp_path / "lock") as token:
+        working = sleeper(**{TOKEN_VARIABLE: token})
+        try:
+            shutil.copy2(tmp_path / "lock", tmp_path / "copy")
+            with exclusive(tmp_path / "copy"):
+                assert working.poll() is None
+        finally:
+            working.kill()
+            working.wait()
 
 
 @pytest.mark.parametrize("note", [b'{"token": "ab', b"\xff\xfe\0"])
