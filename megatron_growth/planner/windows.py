@@ -21,7 +21,7 @@ def assign(
     """The stages and baselines with `data_start` and `data_pool`.
 
     Raises:
-        RecipeError: the pool is used up before the last stage.
+        RecipeError: the pool holds no sample, or is used up before the last stage.
     """
     starts, end = [], 0
     for stage in stages:
@@ -32,6 +32,7 @@ def assign(
     if recipe.data.pool_tokens is not None:
         pool = recipe.data.pool_tokens // recipe.model.sequence_length
         _check_pool(recipe, stages, starts, pool)
+        starts[-1] %= pool  # the stages before may have used it up to its last sample
     return (
         [replace(stage, data_start=start, data_pool=pool) for stage, start in zip(stages, starts, strict=True)],
         [replace(baseline, data_start=0, data_pool=pool) for baseline in baselines],
@@ -39,6 +40,12 @@ def assign(
 
 
 def _check_pool(recipe: Recipe, stages: Sequence[StagePlan], starts: Sequence[int], pool: int) -> None:
+    if not pool:
+        raise RecipeError(
+            f"the data pool of {recipe.data.pool_tokens} tokens holds no sample of {recipe.model.sequence_length}",
+            where=recipe.where("data", "pool_tokens"),
+            fix="raise pool_tokens",
+        )
     for stage, start in zip(stages[:-1], starts[:-1], strict=True):
         if start + stage.samples > pool:
             raise RecipeError(

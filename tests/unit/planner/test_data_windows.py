@@ -5,6 +5,7 @@ import re
 import pytest
 
 from megatron_growth import recipes
+from megatron_growth.errors import RecipeError
 from megatron_growth.planner import plan_run
 
 NANO = recipes.path_of("nano-progressive").read_text()
@@ -33,6 +34,23 @@ def test_fixed_data_repeats_in_the_last_stage_only():
     assert all(stage.data_pool == 8465 for stage in plan.stages)
     assert set(first) & set(samples_of(last))
     assert set(first) | set(samples_of(last)) == set(range(8465))
+
+
+def with_pool(samples):
+    tokens = int(samples * 128)
+    return plan_run(recipes.loads(NANO.replace("corpus: stdlib", f"corpus: stdlib\n  pool_tokens: {tokens}")))
+
+
+def test_a_pool_that_earlier_stages_use_up_exactly_is_read_again_from_its_beginning():
+    exact = sum(stage.samples for stage in plan_run(recipes.loads(NANO)).stages[:-1])
+    *earlier, last = with_pool(exact).stages
+    assert earlier[-1].data_start + earlier[-1].samples == exact
+    assert last.data_start == 0  # the number of the pool's size is none of its samples, and a rank refuses it
+
+
+def test_a_pool_without_a_whole_sample_is_refused():
+    with pytest.raises(RecipeError, match="127 tokens holds no sample of 128"):
+        with_pool(127 / 128)
 
 
 @pytest.mark.fault
