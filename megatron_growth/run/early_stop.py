@@ -29,7 +29,7 @@ def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
     wanted = next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == stage)
     if wanted.stop_at is None:
         return wanted.stop_below
-    loss = _final_loss(run.absolute().parent, recipe.name, wanted.stop_at)
+    loss = _final_loss(run.absolute(), recipe, wanted.stop_at)
     if loss is None:
         raise RunError(
             f"stage {stage} stops at the validation loss of {wanted.stop_at}, which is not finished",
@@ -39,11 +39,17 @@ def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
     return loss
 
 
-def _final_loss(folder: Path, recipe: str, variant: str) -> float | None:
-    """Last validation loss of a finished variant in `folder`, under either name that `train` gives it by default."""
-    for name in (variant, f"{recipe}-{variant}"):
-        run = RunDirectory(folder / name)
-        if run.recipe.is_file():
-            last = run.stage(run.planned.stages[-1].name)
+def _final_loss(run: Path, recipe: Recipe, variant: str) -> float | None:
+    """Last validation loss of a finished variant of the recipe, which lies beside `run`, or None.
+
+    Its folder has a name that `train` and `submit` give by default: that of `run`, its own variant replaced (the run of
+    the same seed), else one of the two without a seed.  A folder of that name may hold something else.
+    """
+    own = recipe.variant or ""
+    same = [run.name.replace(own, variant, 1)] if own and own in run.name else []
+    for name in dict.fromkeys((*same, variant, f"{recipe.name}-{variant}")):
+        found = RunDirectory(run.parent / name)
+        if found.recipe.is_file() and (found.planned.name, found.planned.variant) == (recipe.name, variant):
+            last = found.stage(found.planned.stages[-1].name)
             return read(last.metrics).validation if last.is_done else None
     return None

@@ -26,10 +26,10 @@ def recipe(tmp_path):
     return recipes.load(tmp_path / "stopping.yaml", "one-layer-attn")
 
 
-def write_stage(run, name, records, done=None):
+def write_stage(run, name, records, done=None, recipe="stopping"):
     (run / "stages" / name).mkdir(parents=True)
     (run / "stages" / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    plans.write(run, plans.plan(plans.stage(name)))
+    plans.write(run, plans.plan(plans.stage(name), name=recipe, variant="baseline"))
     if done:
         (run / "stages" / name / "done").write_text(json.dumps({"iteration": done}))
 
@@ -44,6 +44,21 @@ def test_the_target_is_the_finished_variants_last_validation_loss(recipe, tmp_pa
     write_stage(tmp_path / name, "baseline", records, done=40)
     assert early_stop.target_of(recipe, "stage-2", tmp_path / "one-layer-attn") == 3.125
     assert early_stop.target_of(recipe, "stage-1", tmp_path / "one-layer-attn") is None
+
+
+def test_a_run_of_another_recipe_under_the_variants_name_gives_no_target(recipe, tmp_path):
+    write_stage(tmp_path / "baseline", "baseline", [validation(20, 9.5)], done=40, recipe="something-else")
+    with pytest.raises(RunError, match="loss of baseline, which is not finished"):
+        early_stop.target_of(recipe, "stage-2", tmp_path / "one-layer-attn")
+    write_stage(tmp_path / "stopping-baseline", "baseline", [validation(20, 3.5)], done=40)
+    assert early_stop.target_of(recipe, "stage-2", tmp_path / "one-layer-attn") == 3.5
+
+
+def test_of_several_seeds_the_target_is_of_the_same_one(recipe, tmp_path):
+    for name, loss in (("stopping-baseline", 3.5), ("stopping-baseline-seed2", 3.25)):
+        write_stage(tmp_path / name, "baseline", [validation(20, loss)], done=40)
+    for seed, loss in (("-seed2", 3.25), ("-seed3", 3.5)):
+        assert early_stop.target_of(recipe, "stage-2", tmp_path / f"stopping-one-layer-attn{seed}") == loss
 
 
 def test_a_variant_that_is_not_finished_gives_no_target(recipe, tmp_path):
