@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.storage import made_of, reading_record, storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from megatron_growth.planner import StagePlan
 
 FILE_NAME = "asked.json"
 
@@ -33,11 +36,16 @@ def train_command(run: RunDirectory) -> str:
     """The command that continues a run on this machine, with the baselines and the project of earlier commands."""
     asked = _read(run)
     words = ["megatron-growth", "train", str(run.recipe), "--run", str(run.path)]
-    for baseline in run.planned.baselines:
-        if baseline.name in asked.get("baselines", ()) or run.stage(baseline.name).path.exists():
-            words += ["--baseline", baseline.name]
+    for baseline in baselines_of(run):
+        words += ["--baseline", baseline.name]
     words += ["--wandb", asked["wandb"]] if asked.get("wandb") else []
     return shlex.join(words)
+
+
+def baselines_of(run: RunDirectory) -> list[StagePlan]:
+    """The baselines that are part of the run: a command has asked for them, or they were started."""
+    asked = _read(run)["baselines"]
+    return [b for b in run.planned.baselines if b.name in asked or run.stage(b.name).path.exists()]
 
 
 def _read(run: RunDirectory) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def is_smoke(run: RunDirectory) -> bool:
     return (run.path / PLAN).is_file()
 
 
-def verdicts(run: RunDirectory) -> list[Verdict]:
+def verdicts(run: RunDirectory, *, write: bool = True) -> list[Verdict]:
     """What is known of every stage of a smoke job; also written to RUN/smoke.json and RUN/smoke.txt."""
     with reading_record(run.path / PLAN, "the plan of the smoke job", "give the smoke command again"):
         known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
@@ -267,8 +267,9 @@ def verdicts(run: RunDirectory) -> list[Verdict]:
         known |= {"seconds": made_of(dict[str, float], known["seconds"])}
         known |= {"peak_tflops": made_of(float | None, known.get("peak_tflops"))}
     found = [_verdict(run, stage, known) for stage in run.planned.stages]
-    write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
-    write_whole(run.path / TABLE, as_text(found))
+    if write:
+        write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
+        write_whole(run.path / TABLE, as_text(found))
     return found
 
 

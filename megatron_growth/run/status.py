@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_growth.planner import StagePlan
 from megatron_growth.records import metrics
-from megatron_growth.run import checkpoints, state
+from megatron_growth.run import asked, checkpoints, state
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 
@@ -58,7 +58,7 @@ class RunStatus:
 
     Attributes:
         active: a command is working on it now.
-        stages: in order, then the baselines that were started.
+        stages: in order, then the baselines that a command has asked for.
     """
 
     name: str
@@ -68,7 +68,7 @@ class RunStatus:
 
     @property
     def complete(self) -> bool:
-        """All stages and started baselines are done."""
+        """All stages, and the baselines that were asked for, are done."""
         return all(stage.status == "done" for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,8 +84,7 @@ def status_of(run: RunDirectory) -> RunStatus:
     """
     plan, current = run.planned, state.load(run)
     stages = [_stage(run, planned, current, baseline=False) for planned in plan.stages]
-    started = [planned for planned in plan.baselines if run.stage(planned.name).path.exists()]
-    baselines = [_stage(run, planned, current, baseline=True) for planned in started]
+    baselines = [_stage(run, planned, current, baseline=True) for planned in asked.baselines_of(run)]
     return RunStatus(plan.name, str(run.path), is_active(run), (*stages, *baselines))
 
 

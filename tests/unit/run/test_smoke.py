@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from megatron_growth import methods, recipes
-from megatron_growth.cli.main import build_parser
+from megatron_growth.cli.main import build_parser, main
 from megatron_growth.errors import ParallelLayoutError, RecipeError, RunError
 from megatron_growth.operators import get, written
 from megatron_growth.planner import plan_run
@@ -160,6 +160,13 @@ def write(run, stage, *, losses=None, starts=(0, HALF), grown=True, state=1000, 
 
 def problems(run, name):
     return next(v.problems for v in verdicts(run) if v.stage == name)
+
+
+def test_status_shows_the_verdicts_of_a_run_that_it_may_only_read(run, capsys, monkeypatch):
+    monkeypatch.setattr("megatron_growth.run.smoke.write_json", None)
+    monkeypatch.setattr("megatron_growth.run.smoke.write_whole", None)
+    assert main(["status", str(run.path)]) == 0
+    assert "verdict" in capsys.readouterr().out
 
 
 def test_a_good_stage_is_ok_and_the_first_steps_are_not_timed(run):

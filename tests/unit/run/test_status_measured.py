@@ -11,7 +11,7 @@ from megatron_growth import recipes
 from megatron_growth.cli.main import main
 from megatron_growth.planner import plan_run
 from megatron_growth.records.storage import write_json
-from megatron_growth.run import directory
+from megatron_growth.run import asked, directory
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.status import status_of
 from megatron_growth.slurm.submit import FILE_NAME
@@ -59,3 +59,13 @@ def test_on_a_gpu_the_peak_counts_and_activations_are_planned_for(run: RunDirect
     write(run, device_peak=9000)
     stage = status_of(run).stages[0]
     assert (stage.memory_bytes, stage.memory_planned) == (9000, run.planned.stages[0].memory.total_bytes)
+
+
+def test_a_run_is_not_complete_before_the_baselines_that_were_asked_for(run: RunDirectory) -> None:
+    for stage in run.planned.stages:
+        run.stage(stage.name).path.mkdir(parents=True)
+        write_json(run.stage(stage.name).done, {})
+    assert status_of(run).complete
+    asked.remember(run, ["scratch"], "")
+    assert not status_of(run).complete
+    assert status_of(run).stages[-1].name == "scratch"
