@@ -87,7 +87,7 @@ def _print_smoke(folder: RunDirectory) -> None:
     from megatron_growth.run import smoke
 
     if smoke.is_smoke(folder):
-        print("\n" + smoke.as_text(smoke.verdicts(folder)), end="")
+        print("\n" + smoke.as_text(smoke.verdicts(folder, write=False)), end="")
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,9 @@ def _sentence(look: _Look) -> str:
         return "a command is working on it"
     if look.silence:
         return f"what its Slurm jobs are doing is not known here: {look.silence}"
-    states = {job.job_state for job in look.jobs.values()}
-    if states & {"RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED"}:
+    if held := [job.job for job in look.jobs.values() if job.job and job.held]:
+        return f"Slurm holds a job of it back; `{shlex.join(['scontrol', 'release', *held])}` lets it go on"
+    if any(job.lives for job in look.jobs.values()):
         return "its Slurm jobs are working on it"
     if look.jobs:
         return f"it has no Slurm job left; `{look.go_on}` goes on where it was"

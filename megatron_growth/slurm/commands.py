@@ -22,6 +22,13 @@ _QUERIES = ("squeue", "scontrol", "sacct")  # scontrol is only asked to show
 _TRIES = 5
 _WAIT = "try again when the controller answers (`scontrol ping`); jobs that were accepted are found again"
 _FIELDS = "%A|%T|%j|%N|%S|%r"
+# A job in any other state that Slurm knows will run, now or later.
+ENDED = frozenset(
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "REVOKED", "TIMEOUT"),
+    )
+)
 
 
 class SlurmMissing(UserError):
@@ -128,7 +135,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
             done = subprocess.run(
                 command,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=_TIMEOUT_SECONDS,
                 check=False,
                 env={**os.environ, **(environment or {})},

@@ -94,7 +94,7 @@ def _open(run: RunDirectory, name: str) -> StageLaunch:
     hosts = os.environ.get("GROWTH_HOSTS", "").split()
     ranks = max(len(hosts), 1) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
     recipe = recipes.load(run.recipe)
-    flags = json.loads(os.environ.get(FLAGS_VARIABLE, "{}"))
+    flags = json.loads(os.environ.get(FLAGS_VARIABLE) or "{}")
     place = Place(gpu_options.machine_here(), flags, os.environ.get("GROWTH_WANDB_PROJECT", ""))
     manifest = None if smoke.is_smoke(run) and recipe.data.prepared is None else load_manifest(run.data)
     if smoke.is_smoke(run) and (checkpoints.tracked(run.stage(name).checkpoints) or 0) < smoke.HALF:

@@ -26,6 +26,11 @@ from megatron_growth.run.gpu_options import cluster_flags
 SCRIPT = Path(__file__).with_name("stage.sbatch")
 _NAME_LENGTH = 24
 FLAGS_VARIABLE = "GROWTH_MEGATRON_FLAGS"  # the cluster's Megatron flags for a stage, as JSON
+# What a profile or the command may leave out; the submitter's shell must not fill it in.
+_EMPTY = (
+    *("GROWTH_MODULES", "GROWTH_VENV", "GROWTH_CONTAINER_IMAGE", "GROWTH_CONTAINER_MOUNTS", "GROWTH_WANDB_PROJECT"),
+    *(FLAGS_VARIABLE, "MASTER_ADDR"),
+)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ def _options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) ->
         f"--time={slurm.time_limit}",
         f"--signal=B:USR1@{slurm.signal_seconds}",
         "--kill-on-invalid-dep=yes",
+        "--export=ALL",  # whatever SBATCH_EXPORT says: the job's settings are variables
     ]
     if slurm.cpus_per_gpu:
         options.append(f"--mincpus={slurm.cpus_per_gpu * profile.gpus_per_node}")
@@ -217,14 +223,18 @@ def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_pr
 def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
     """The variables that a job gets from its profile, with this number of ranks per node."""
     own = profile.environment
-    variables = dict(own.variables) | {
-        "GROWTH_LAUNCHER": profile.launcher,
-        "GROWTH_RANKS_PER_NODE": str(ranks),
-        "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
-        "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
-        "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
-        "GROWTH_START_MINUTES": str(profile.start_minutes),
-    }
+    variables = (
+        dict.fromkeys(_EMPTY, "")
+        | own.variables
+        | {
+            "GROWTH_LAUNCHER": profile.launcher,
+            "GROWTH_RANKS_PER_NODE": str(ranks),
+            "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
+            "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
+            "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
+            "GROWTH_START_MINUTES": str(profile.start_minutes),
+        }
+    )
     if own.modules:
         variables["GROWTH_MODULES"] = " ".join(own.modules)
     if own.venv:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from megatron_growth.errors import GrowthError
 from megatron_growth.planner import StagePlan
+from megatron_growth.run import asked
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.status import utilisation
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm import submit
 from megatron_growth.slurm.stage_jobs import job_name
+
+_NOT_WAITING = ("RUNNING", "COMPLETING")
+_HELD = ("REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_HELD_AS = re.compile(r"JobHeld\w+|launch.failed.requeued.held")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,16 @@ class StageJobStatus:
     model_flops_utilisation: float | None
     step_seconds_planned: float | None
 
+    @property
+    def lives(self) -> bool:
+        """Whether it runs, or waits to."""
+        return self.job_state is not None and self.job_state not in slurm.ENDED
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits until somebody releases it: by a person, or after a node could not start it."""
+        return self.job_state in _HELD or (self.job_state == "PENDING" and bool(_HELD_AS.fullmatch(self.reason or "")))
+
 
 def is_submitted(run: RunDirectory) -> bool:
     """Whether the run was submitted to Slurm, or a job of it has started."""
@@ -45,7 +61,7 @@ def is_submitted(run: RunDirectory) -> bool:
 def jobs_of(
     run: RunDirectory, tokens_per_second: dict[str, float | None]
 ) -> tuple[dict[str, StageJobStatus], str | None]:
-    """The jobs of all stages and started baselines, by name; without Slurm, what the run directory alone shows.
+    """The jobs of all stages and wanted baselines, by name; without Slurm, what the run directory alone shows.
 
     Args:
         run: a submitted run.
@@ -54,8 +70,7 @@ def jobs_of(
     Returns:
         The jobs, and why Slurm could not be asked; None when it answered.
     """
-    baselines = [baseline for baseline in run.planned.baselines if run.stage(baseline.name).path.exists()]
-    stages = [*run.planned.stages, *baselines]
+    stages = [*run.planned.stages, *asked.baselines_of(run)]
     names = {stage.name: job_name(run, stage.name) for stage in stages}
     active, silence = {}, None
     try:
@@ -78,7 +93,7 @@ def _job(
     if number is None and record.starts:
         number = record.starts[-1].job
     state = active.state if active else (slurm.final_state(number) if number else None)
-    waits = active.reason if active and active.state == "PENDING" and active.reason != "None" else None
+    waits = active.reason if active and active.reason != "None" and active.state not in _NOT_WAITING else None
     return StageJobStatus(
         job=number,
         job_state=state,

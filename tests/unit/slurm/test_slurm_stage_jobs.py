@@ -15,7 +15,7 @@ from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan
 from megatron_growth.recipes.cluster import ClusterProfile, load_cluster, loads_cluster
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.slurm.stage_jobs import job_name, nodes_of, stage_jobs
+from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE, job_name, nodes_of, stage_jobs
 
 FULL = """
 name: full
@@ -69,6 +69,14 @@ def test_everything_of_the_profile_reaches_sbatch(plan: RunPlan, tmp_path: Path)
     assert job.environment["GROWTH_CONTAINER_MOUNTS"] == "/shared:/shared,/data:/data:ro"
     assert job.environment["NCCL_IB_HCA"] == "mlx5_0,mlx5_1"
     assert job.environment["GROWTH_LAUNCHER"] == "srun"
+
+
+def test_the_submitters_shell_fills_in_nothing_that_a_profile_leaves_out(plan: RunPlan, tmp_path: Path) -> None:
+    job = stage_jobs(RunDirectory(tmp_path / "r"), plan.stages, load_cluster("h100-8x"))[0]
+    assert job.environment["MASTER_ADDR"] == job.environment["GROWTH_VENV"] == job.environment[FLAGS_VARIABLE] == ""
+    assert "--export=ALL" in job.words()  # SBATCH_EXPORT=NONE would take all of them away
+    with pytest.raises(RecipeError, match="the job sets --export itself"):
+        loads_cluster(FULL.replace("--mail-type=END", "--export=NONE"))
 
 
 def test_the_printed_command_is_the_one_that_is_run(plan: RunPlan, tmp_path: Path) -> None:

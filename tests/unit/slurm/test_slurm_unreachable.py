@@ -14,6 +14,8 @@ from megatron_growth.planner import plan_run
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import commands as slurm
+from megatron_growth.slurm.stage_jobs import job_name
 from megatron_growth.slurm.submit import FILE_NAME, go_on_command
 
 SILENT = "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2\nexit 1\n"
@@ -91,3 +93,29 @@ def test_variables_that_the_job_sets_itself_are_refused(tmp_path: Path, capsys: 
     (tmp_path / "mine.yaml").write_text(text.replace("NCCL_DEBUG: WARN", "WORLD_SIZE: '8'\n    MASTER_ADDR: a-ib0"))
     assert main(["submit", "progressive-8b", "--cluster", str(tmp_path / "mine.yaml"), "--dry-run"]) == 2
     assert "the job sets WORLD_SIZE itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "sentence"),
+    [
+        ("PENDING", "JobHeldUser", "`scontrol release 7` lets it go on"),
+        ("PENDING", "launch_failed_requeued_held", "`scontrol release 7` lets it go on"),
+        ("REQUEUE_HOLD", "None", "`scontrol release 7` lets it go on"),
+        ("REQUEUED", "None", "its Slurm jobs are working on it"),
+        ("SUSPENDED", "None", "its Slurm jobs are working on it"),
+        ("NODE_FAIL", "None", "it has no Slurm job left"),
+    ],
+)
+def test_a_job_that_will_go_on_is_not_said_to_be_gone(
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    reason: str,
+    sentence: str,
+) -> None:
+    queued = {name: slurm.QueuedJob("7", state, name, "", "N/A", reason) for name in [job_name(run, "nano-92k")]}
+    monkeypatch.setattr(slurm, "active", lambda _: queued)
+    monkeypatch.setattr(slurm, "final_state", lambda _: None)
+    assert main(["status", str(run.path)]) == 0
+    assert sentence in " ".join(capsys.readouterr().out.split())
