@@ -6,9 +6,10 @@ The text under a key is its description in docs/recipes.md; a unit stands in bra
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
 
@@ -38,6 +39,8 @@ Precision = Literal["fp32", "bf16", "fp8"]
 # Names a folder of the run, and is a part of other names: a file system allows 255 bytes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]  # an empty path would be the folder of the command
+Home = AfterValidator(os.path.expanduser)  # of text that may be a path; no shell has seen it
+PathText = Annotated[str, Home]
 
 # Vocabulary sizes of tokenizers, known without their files.
 KNOWN_VOCABULARIES = {"gpt2": 50257, "llama3": 128256}
@@ -114,9 +117,9 @@ class Model(Block):
 class Data(Block):
     """Where tokens come from and how stages share them."""
 
-    corpus: Text
+    corpus: Annotated[Text, Home]
     """`stdlib` (built in), a file or folder of text, JSONL or Parquet, or `hf:OWNER/NAME[:CONFIG][/SPLIT]`."""
-    tokenizer: Text
+    tokenizer: Annotated[Text, Home]
     """`gpt2`, `llama3`, `sentencepiece:SIZE` (trained on the corpus), a sentencepiece `.model`, a folder with a Hugging
     Face tokenizer, or `hf:OWNER/NAME`."""
     text_field: Text = "text"
@@ -126,7 +129,7 @@ class Data(Block):
     max_tokens: Positive | None = None
     """Stop preparing at the document with which this many training tokens are reached; all of the corpus when left out.
     [tokens]"""
-    prepared: Text | None = None
+    prepared: Annotated[Text, Home] | None = None
     """A folder that `megatron-growth prepare` wrote with this tokenizer, used in place of the corpus."""
     stages: Literal["disjoint", "same"] = "disjoint"
     """`disjoint` (every stage a new window of the one sample order) or `same` (every stage reads it from the start, as

@@ -28,6 +28,12 @@ def problems_of(recipe: Recipe) -> list[Problem]:
     ]
 
 
+def _places(recipe: Recipe) -> list[tuple[KeyPath, Stage]]:
+    """All stages, then all baselines, with where they are written."""
+    stages: list[tuple[KeyPath, Stage]] = [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
+    return stages + [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
+
+
 def _positions(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.rope_scaling and recipe.model.position != "rope":
         yield ("model", "rope_scaling"), "rope_scaling does nothing without position: rope; leave it out"
@@ -52,15 +58,17 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
         if stage.name in seen:
             yield ("stages", index, "name"), f"two stages are called {stage.name!r}"
         seen.add(stage.name)
-    for name in recipe.baselines:
+    for name, baseline in recipe.baselines.items():
         if name in seen:
             yield ("baselines", name), f"a stage is called {name!r} too"
+        if baseline.name != name:  # its folder would be another one's
+            yield ("baselines", name, "name"), f"a baseline goes by its key, {name!r}; leave `name` out"
+        if baseline.source is not None:
+            yield ("baselines", name, "from"), "a baseline trains from scratch; leave `from` out, or make it a stage"
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
-    places: list[tuple[KeyPath, Stage]] = [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
-    places += [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
-    for path, stage in places:
+    for path, stage in _places(recipe):
         if recipe.model.head_dim is None and stage.hidden % stage.heads:
             yield (
                 (*path, "heads"),
@@ -170,11 +178,17 @@ def _budgets(recipe: Recipe) -> Iterator[Problem]:
             )
         if stage.stop_iterations and stage.iterations and stage.stop_iterations > stage.iterations:
             yield ("stages", index, "stop_iterations"), "stop_iterations is more than iterations"
+    for name, baseline in recipe.baselines.items():
+        path, inherited = ("baselines", name, "iterations"), recipe.stages[-1].iterations if recipe.stages else None
+        if baseline.match == "iterations" and baseline.iterations is None:
+            yield path[:-1], f"baseline {name} needs `iterations`: it has `match: iterations`"
+        if baseline.match != "iterations" and baseline.iterations not in (None, inherited):
+            yield path, f"iterations of baseline {name} follow from `match: {baseline.match}`; write match: iterations"
 
 
 def _early_stops(recipe: Recipe) -> Iterator[Problem]:
-    for index, stage in enumerate(recipe.stages):
-        path: KeyPath = ("stages", index, "stop_at")
+    for where, stage in _places(recipe):
+        path: KeyPath = (*where, "stop_at")
         if stage.stop_at is None:
             continue
         if stage.stop_below is not None:

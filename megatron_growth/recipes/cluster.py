@@ -13,7 +13,18 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
-from megatron_growth.recipes.blocks import Block, Count, Name, NotNegative, Number, Positive, Ranks, Rate, Share
+from megatron_growth.recipes.blocks import (
+    Block,
+    Count,
+    Name,
+    NotNegative,
+    Number,
+    PathText,
+    Positive,
+    Ranks,
+    Rate,
+    Share,
+)
 from megatron_growth.recipes.flags import FlagValue
 from megatron_growth.recipes.reporting import report, validate
 from megatron_growth.recipes.source import YamlText, parse_yaml, read_yaml
@@ -29,6 +40,7 @@ _OPTIONS_OF_THE_JOB = {
     "--gpus-per-node": "from the profile's `gpus_per_node`",
     "--time": "from the profile's `slurm.time_limit`",
     "--signal": "from the profile's `slurm.signal_seconds`",
+    **dict.fromkeys(("--export", "--export-file"), "as its settings are variables; yours belong under `environment`"),
     **dict.fromkeys(("--job-name", "--output", "--dependency"), "to find the job and its output again"),
     **dict.fromkeys(("--wrap", "--array", "--no-requeue", "--ntasks", "--ntasks-per-node"), "as its script needs it"),
 }
@@ -187,15 +199,15 @@ class Slurm(Block):
 class Container(Block):
     """An image for pyxis/enroot, and what is mounted into it (`/host/path:/path/inside`)."""
 
-    image: str
-    mounts: tuple[str, ...] = ()
+    image: PathText
+    mounts: tuple[PathText, ...] = ()
 
 
 class Environment(Block):
     """What a job sets up before training: modules, a virtual environment or a container, variables."""
 
     modules: tuple[str, ...] = ()
-    venv: str | None = None
+    venv: PathText | None = None
     container: Container | None = None
     variables: dict[str, str] = Field(default_factory=dict)
 
@@ -211,11 +223,9 @@ class Environment(Block):
 
 
 class Paths(Block):
-    """Where runs and data live; on a cluster, on a file system that all nodes share."""
+    """Where runs live; on a cluster, on a file system that all nodes share."""
 
-    runs: str = "runs"
-    data: str | None = None
-    scratch: str | None = None
+    runs: PathText = "runs"
 
 
 class ClusterProfile(Block):

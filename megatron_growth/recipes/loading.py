@@ -86,7 +86,7 @@ def _extend(document: dict[str, Any], source: YamlText, depth: int = 0) -> tuple
     place, name = source.where(("extends",)), str(document.pop("extends"))
     if depth > MOST_EXTENSIONS:
         raise RecipeError(f"more than {MOST_EXTENSIONS} recipes extend each other", where=place, fix="break the circle")
-    beside = Path(source.file).parent / name
+    beside = Path(source.file).parent / Path(name).expanduser()
     try:
         base, below = read_yaml(beside if beside.is_file() else path_of(name))
     except RecipeError as error:

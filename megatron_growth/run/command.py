@@ -83,7 +83,7 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
 
 def _fixed_stop(recipe: Recipe, name: str) -> float | None:
     """The loss at which the recipe itself stops a stage; that of another variant (`stop_at`) is known only in a run."""
-    return next((s.stop_below for s in recipe.stages if s.name == name), None)
+    return next((s.stop_below for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name), None)
 
 
 def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) -> Launch:

@@ -218,3 +218,29 @@ def test_a_reader_that_forgets_how_values_are_written_says_nothing_of_quotes():
     assert "quotes" not in str(
         report([(("name",), "input should be a valid string")], type(source)("", forgetful), "x")
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "words"),
+    [
+        ("name: nano-542k", ".name", "a baseline goes by its key"),  # it would train into that stage's folder
+        ("from: nano-284k", ".from", "a baseline trains from scratch"),
+        ("match: iterations", "", "needs `iterations`"),
+        ("iterations: 50", ".iterations", "follow from `match: flops`"),
+        ("stop_at: other", ".stop_at", "would stop at the loss of its own variant"),
+    ],
+)
+def test_what_a_baseline_cannot_be_is_refused_at_its_key(keys, where, words):
+    text = RECIPE.replace("  scratch:\n", f"  scratch:\n    {keys}\n", 1) + "variants: {other: {}}\n"
+    with pytest.raises(RecipeError) as caught:
+        recipes.loads(text, "other")
+    assert f"(baselines.scratch{where}): " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_the_home_folder_of_a_path_that_no_shell_has_seen(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert recipes.loads(RECIPE.replace("corpus: stdlib", "corpus: ~/texts")).data.corpus == "/home/ada/texts"
+    profile = loads_cluster(PROFILE.replace("runs: runs", "runs: ~/runs").replace("# venv: /shared", "venv: ~"))
+    assert profile.paths.runs == "/home/ada/runs"
+    assert profile.environment.venv == "/home/ada/venvs/megatron-growth"
