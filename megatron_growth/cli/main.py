@@ -7,10 +7,14 @@ import importlib
 import io
 import keyword
 import logging
+import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TextIO
 
 from megatron_growth import __version__
 from megatron_growth.backend.processes import end_without_collection
@@ -51,10 +55,14 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
-    """`submit posttrain KIND ...` is `posttrain KIND ... --submit`, whose options it has."""
-    if list(words[:2]) == ["submit", "posttrain"]:
+    """`submit posttrain KIND ...` is `posttrain KIND ... --submit`, whose options it has.
+
+    A shell leaves the home folder of `--run=~/runs` as it is written.
+    """
+    words = [re.sub(r"^(--[\w-]+=)?(~(?:/.*)?)$", lambda m: (m[1] or "") + os.path.expanduser(m[2]), w) for w in words]
+    if words[:2] == ["submit", "posttrain"]:
         return [*words[1:], *(["--submit"] if len(words) > 2 else [])]
-    return list(words)
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,19 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_unreadable(words)
         args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
-        return int(args.execute(args) or 0)
+        code = int(args.execute(args) or 0)
+        sys.stdout.flush()  # what is refused here would else be refused when Python ends, and said in its words
+        return code
     except GrowthError as error:
         if "--debug" in words:
             traceback.print_exc()
         print(f"megatron-growth: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        return 0
     except (OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and (unread := _without_reader()):
+            return 128 + signal.SIGPIPE if sys.stderr in unread else 0  # messages come before the work is done
         return _refused_by_the_machine(error, "--debug" in words)
     except KeyboardInterrupt:
         print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def _without_reader() -> list[TextIO]:
+    """The streams that nobody reads any more, as after `| head`; what is left of them goes nowhere."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            found.append(stream)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return found
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:

@@ -1,10 +1,13 @@
 """Options that no verb has, in part or twice: none of them is passed over, and the nearest one is named."""
 
 import argparse
+import errno
+import os
+import sys
 
 import pytest
 
-from megatron_growth.cli.main import build_parser, main
+from megatron_growth.cli.main import build_parser, main, spelled_out
 from megatron_growth.plugin.arguments import add_arguments, methods_of
 
 SFT = ("posttrain", "sft", "model", "--preset", "nano-sft", "--output", "out")
@@ -79,3 +82,32 @@ def test_no_option_loses_the_first_of_two_values():
     assert len(lists) >= 8
     assert not stores
     assert {type(action).__name__ for action in lists} == {"_ExtendAction"}
+
+
+def test_the_home_folder_in_a_word_that_no_shell_expands(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["train", "my.yaml", "--run=~/runs/a=b", "~/x", "--data", "~", "a~/b", "--corpus=hf:o/n", "~b"]
+    assert spelled_out(words) == [
+        *("train", "my.yaml", "--run=/home/ada/runs/a=b", "/home/ada/x", "--data", "/home/ada"),
+        *("a~/b", "--corpus=hf:o/n", "~b"),
+    ]
+
+
+@pytest.mark.parametrize("unread", [("stdout", 0), ("stderr", 141)])
+def test_a_reader_that_has_gone_ends_the_command_in_silence(monkeypatch, unread):
+    stream, code = unread
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as unheard:
+        monkeypatch.setattr("megatron_growth.recipes.load", lambda *_: print("text", file=unheard, flush=True))
+        monkeypatch.setattr(sys, stream, unheard)
+        assert main(["plan", "nano-progressive"]) == code
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("megatron_growth.recipes.load", broken)
+    assert main(["plan", "nano-progressive"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err
