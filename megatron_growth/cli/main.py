@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", "") == "strict" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text in this locale
+    if not os.environ.get("COLUMNS", "1").strip("0"):  # what has no columns gives this, and nothing would be printed
+        del os.environ["COLUMNS"]
     # torch warns where there is a CUDA toolkit but no GPU, as on a login node; no verb needs one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:

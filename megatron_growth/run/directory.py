@@ -233,8 +233,12 @@ def create(
     try:
         _check_same_recipe(run, text)
         _check_same_plan(run, plan)
-    except RunError:
-        if has_trained(run) or not _dataset_fits(run, recipe):
+    except RunError as error:
+        if has_trained(run):
+            raise
+        if not _dataset_fits(run, recipe):
+            of = "nothing has been trained in it, but its dataset is that of the other recipe"
+            error.fix = f"{of}: remove {run.path}, or name another folder with --run"
             raise
         if guard:
             guard(run)

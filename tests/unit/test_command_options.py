@@ -111,3 +111,10 @@ def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, capsys):
     monkeypatch.setattr("megatron_growth.recipes.load", broken)
     assert main(["plan", "nano-progressive"]) == 1
     assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_a_terminal_that_says_it_has_no_columns_still_shows_something(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr("megatron_growth.recipes.names", lambda: ["nano-wso"])
+    assert main(["plan"]) == 0
+    assert "nano-wso" in capsys.readouterr().out

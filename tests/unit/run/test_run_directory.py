@@ -64,8 +64,9 @@ def test_a_dataset_of_other_text_is_not_taken_for_the_corrected_recipes(tmp_path
     run.data.mkdir()
     (run.data / "manifest.json").write_text("{}")
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"corpus": "/elsewhere"})})
-    with pytest.raises(RunError, match="corpus: /elsewhere"):
+    with pytest.raises(RunError, match="corpus: /elsewhere") as refused:
         directory.create(tmp_path / "run", other, plan)
+    assert f"remove {run.path}" in refused.value.fix  # where a corpus was too short, the old recipe is no way out
     (run.data / "manifest.json").unlink()  # as a preparation that failed leaves it
     assert "/elsewhere" in directory.create(tmp_path / "run", other, plan).recipe.read_text()
 
