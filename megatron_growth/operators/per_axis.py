@@ -74,7 +74,7 @@ class PerAxis(WidthOperator):
             repeats = new // old if self.residual == "repeat-pad" else 1
             fill = axes.ZERO if source.norm == "RMSNorm" else axes.MEAN
             padded = axes.pad("hidden", old, new, repeats=repeats, fill=fill, rng=self._unequal(rng))
-            return padded, repeats * old / new
+            return self._noisy(padded), repeats * old / new
         drawn = axes.draw_sources(old, new, rng, self.draw)
         if self.residual == "random":
             return axes.random_new("hidden", old, drawn), 1.0
@@ -98,8 +98,10 @@ class PerAxis(WidthOperator):
         return rng if self.shares == "unequal" else None
 
     def _copies(self, name: str, old: int, drawn: Indices, rng: np.random.Generator) -> AxisMap:
-        copied = axes.duplicate(name, old, drawn, axes.fan_out(drawn, old, self._unequal(rng)))
-        return axes.with_cancelling_noise(copied, self.noise) if self.noise else copied
+        return self._noisy(axes.duplicate(name, old, drawn, axes.fan_out(drawn, old, self._unequal(rng))))
+
+    def _noisy(self, axis: AxisMap) -> AxisMap:
+        return axes.with_cancelling_noise(axis, self.noise) if self.noise else axis
 
     def _duplicates(self, source: ModelShape, target: ModelShape, seed: Seed, layer: int) -> UnitMaps:
         """Plain copies for one source layer, before the choice of each axis is applied."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from megatron_growth.axes import AxisMap, Side
 from megatron_growth.errors import GrowthPlanError
-from megatron_growth.operators import GrowthMap, build_map, get, names
+from megatron_growth.operators import GrowthMap, Seed, build_map, get, names
 from megatron_growth.operators.registry import operator_class
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import reference
@@ -27,7 +27,8 @@ def claiming(kind: str, *claims: str) -> list[str]:
     return [name for name in names(kind) if operator_class(kind, name).exact in claims]
 
 
-ALWAYS = [*claiming("width", "always"), "residual=zero-pad,units=duplicate", "residual=repeat-pad,units=zero-output"]
+REPEATED = "residual=repeat-pad,units=zero-output,noise=0.5"
+ALWAYS = [*claiming("width", "always"), "residual=zero-pad,units=duplicate", REPEATED]
 WHOLE = [*claiming("width", "whole ratios"), "hypercloning:noise=0.5", "per-axis:shares=unequal,noise=0.1"]
 
 
@@ -111,6 +112,11 @@ def test_operators_that_claim_any_ratio_are_exact_at_any_ratio(pair, width, dept
 @given(shapes(whole=True), st.sampled_from(WHOLE), st.sampled_from(claiming("depth", "always")), st.integers(0, 99))
 def test_operators_that_claim_whole_ratios_are_exact_there(pair, width, depth, seed):
     assert_exact(build_map(*pair, get("width", width), get("depth", depth), seed))
+
+
+def test_noise_reaches_the_whole_repeats_of_a_padded_stream():
+    hidden = get("width", REPEATED).maps(SOURCE, SOURCE.with_(hidden=20), Seed(0)).hidden
+    assert np.array_equal(np.abs(hidden.read.noise) > 0, hidden.copy_of >= 0)
 
 
 def test_there_are_claims_to_prove():
