@@ -121,8 +121,15 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
             fix=f"remove one of the two; transformers takes {SINGLE}",
         )
     found: dict[str, StoredRange] = {}
-    for name in names:
-        found |= {stored.name: stored for stored in read_header(folder / name) if mapping.get(stored.name) == name}
+    for stored in (stored for name in names for stored in read_header(folder / name)):
+        # One that the index does not list counts: transformers reads whatever the files hold.
+        if mapping.setdefault(stored.name, stored.file.name) != stored.file.name:
+            raise CheckpointError(
+                f"{stored.name} lies in {stored.file.name}, and the index says {mapping[stored.name]}",
+                where=str(index),
+                fix="restore the folder from where it came: one of the two may hold other values",
+            )
+        found[stored.name] = stored
     if missing := sorted(set(mapping) - set(found)):
         raise CheckpointError(
             f"{len(missing)} tensors of the index are in no file, first {missing[0]}", where=str(index)

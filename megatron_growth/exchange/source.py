@@ -22,13 +22,14 @@ from megatron_growth.exchange.config import from_config, imported_family
 from megatron_growth.exchange.folder import CONFIG
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
-from megatron_growth.layout.parameters import ATTENTION, MLP, dimensions
+from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, MLP, dimensions
 from megatron_growth.records.storage import doubts_as_refusals, parse_json
 
 _LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
 _SAMPLE_BYTES = 1 << 16
 # Rotary frequencies that old conversions stored; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
+_HEAD = "lm_head.weight"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -73,6 +74,7 @@ class HuggingFaceSource(Source):
         stored = read_folder(self.path)
         for piece in pieces(imported_family(config, where), self.shape):
             self._add_piece(piece, stored)
+        self._check_tied(stored)
         known = {item.key for item in self.items}
         surplus = [name for name in stored if name not in known and not self._derived(name)]
         if surplus:
@@ -83,7 +85,22 @@ class HuggingFaceSource(Source):
             )
 
     def _derived(self, name: str) -> bool:
-        return name.endswith(_DERIVED) or (name == "lm_head.weight" and self.shape.tied_embeddings)
+        return name.endswith(_DERIVED) or (name == _HEAD and self.shape.tied_embeddings)
+
+    def _check_tied(self, stored: dict[str, StoredRange]) -> None:
+        """Refuse an output layer of its own in a model that is said to have none; transformers would use it."""
+        head = stored.get(_HEAD)
+        if head is None or not self.shape.tied_embeddings:
+            return
+        number = self.tensors[EMBEDDING, None].boxes[None][0].item
+        item, info = self.items[number], StorageInfo(head.file.name, head.start, head.bytes)
+        alike = (item.dtype, item.sizes) == (head.dtype, head.shape)
+        if not alike or self.stored_checksum(number) != self._sampled_checksum(info):
+            raise CheckpointError(
+                f"config.json ties the embeddings, but {_HEAD} differs from {item.key}",
+                where=str(self.path),
+                fix=f"set tie_word_embeddings to false in {CONFIG}, or remove {_HEAD} from the weights",
+            )
 
     def _add_piece(self, piece: NamedRows, stored: dict[str, StoredRange]) -> None:
         found = stored.get(piece.name)
@@ -128,7 +145,9 @@ class HuggingFaceSource(Source):
 
     def stored_checksum(self, number: int) -> int:
         """A CRC-32 of the start, middle and end of a tensor, which tells two models apart; safetensors store none."""
-        info = self.items[number].info
+        return self._sampled_checksum(self.items[number].info)
+
+    def _sampled_checksum(self, info: StorageInfo) -> int:
         crc = 0
         for at in (0, info.length // 2, max(0, info.length - _SAMPLE_BYTES)):
             data = bytearray(min(_SAMPLE_BYTES, info.length - at))
