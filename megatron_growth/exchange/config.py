@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
@@ -24,7 +25,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def to_config(
-    shape: ModelShape, args: argparse.Namespace, *, vocab: int, dtype: str, eod: int | None
+    shape: ModelShape, args: argparse.Namespace, *, vocab: int, dtype: str, eod: int | list[int] | None
 ) -> dict[str, Any]:
     """The config.json of a Megatron model.
 
@@ -33,7 +34,7 @@ def to_config(
         args: the saved arguments.
         vocab: rows of the exported embedding.
         dtype: of the exported weights, as torch names it.
-        eod: id that ends a document, None when it is not known.
+        eod: id that ends a document (a model that came from transformers may have several), None when not known.
 
     Raises:
         UnsupportedError: no family of transformers has this architecture.
@@ -127,6 +128,7 @@ def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argpars
         CheckpointError: a value that decides the model is missing, or sizes contradict each other.
     """
     family = imported_family(config, where)
+    config = _checked(config, _KINDS, where)
     _refuse(config, family, where)
     need = _Needed(config, where)
     heads = need.integer("num_attention_heads")
@@ -159,6 +161,29 @@ def imported_family(config: dict[str, Any], where: str) -> Family:
     return named(name)
 
 
+# What a value may be where it is given; null is the same as not given.
+_NUMBER, _SWITCH, _BLOCK = ("a number", (int, float)), ("true or false", (bool,)), ("an object", (dict,))
+_KINDS = {
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor", "initializer_range"), _NUMBER),
+    **dict.fromkeys(("num_key_value_heads", "head_dim"), ("a whole number", (int,))),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), _SWITCH),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), _BLOCK),
+    "layer_types": ("a list", (list,)),
+    "eos_token_id": ("a token's id, or a list of them", (int, list)),
+}
+_ROPE_KINDS = dict.fromkeys(("rope_theta", "partial_rotary_factor", "factor", *LLAMA3_ROPE), _NUMBER)
+
+
+def _checked(values: dict[str, Any], kinds: Mapping[str, tuple[str, tuple[type, ...]]], where: str) -> dict[str, Any]:
+    """The values without nulls, each of its kind; CheckpointError names one that is not."""
+    given = {name: value for name, value in values.items() if value is not None or name not in kinds}
+    for name, (what, types) in kinds.items():
+        value = given.get(name, types[0]())
+        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
+            raise CheckpointError(f"{name} is {value!r}; it must be {what}", where=where, fix="restore config.json")
+    return given
+
+
 class _Needed:
     """Reads the values of config.json that must not be missing."""
 
@@ -182,35 +207,42 @@ class _Needed:
 
 
 def _refuse(config: dict[str, Any], family: Family, where: str) -> None:
-    rope = _rope_of(config)
+    rope = _rope_of(config, where)
     scaling = rope.get("rope_type", rope.get("type", "default"))
     wrong = {
+        "rotary settings of their own for each kind of layer": any(isinstance(value, dict) for value in rope.values()),
         **family.refused(config),
         f"hidden_act {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
         f"rope scaling {scaling!r}": scaling not in ("default", "llama3"),
-        "partial_rotary_factor": float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))) != 1,
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1,
         "quantization_config": bool(config.get("quantization_config")),
     }
     if scaling == "llama3":
+        rope = {"original_max_position_embeddings": config.get("max_position_embeddings"), **rope}  # as transformers
         wrong |= {
-            f"rope scaling with {name} {rope.get(name)} (Megatron has {value})": float(rope.get(name, value)) != value
+            f"rope scaling with {name} {rope.get(name)} (Megatron has {value})": rope.get(name) != value
             for name, value in LLAMA3_ROPE.items()
         }
+        wrong["rope scaling without a factor"] = "factor" not in rope
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:
         raise UnsupportedError(f"Megatron has no counterpart of: {', '.join(found)}", where=where)
 
 
-def _rope_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings: transformers 5 has one block of them, transformers 4 a base and an optional scaling."""
-    base = {"rope_theta": config.get("rope_theta", 10000.0)}  # where the block has none, as transformers takes it
-    return base | (config.get("rope_parameters") or config.get("rope_scaling") or {})
+def _rope_of(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Rotary settings: transformers 5 has one block of them, transformers 4 a base and an optional scaling.
+
+    Where there are both, the older one counts, as in transformers; what the block does not have stands beside it.
+    """
+    beside = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
+    block = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return {"rope_theta": 10000.0} | beside | _checked(block, _ROPE_KINDS, where)
 
 
 def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: str) -> argparse.Namespace:
     """What Megatron would have saved: the arguments that decide the function, and counters at zero."""
-    rope = _rope_of(config)
-    base = float(rope.get("rope_theta", 10000.0))
+    rope = _rope_of(config, where)
+    base = float(rope["rope_theta"])
     if base != int(base):
         raise UnsupportedError(f"rope_theta is {base}; Megatron's --rotary-base is a whole number", where=where)
     dtype = config.get("dtype", config.get("torch_dtype", "float32"))
@@ -242,6 +274,7 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         vocab_size=shape.vocab,
         padded_vocab_size=shape.vocab,
         make_vocab_size_divisible_by=1,
+        null_tokenizer_eod_id=config.get("eos_token_id"),
         growth_vocabulary=None,  # only the rows are known; the tokenizer may have fewer tokens
         init_method_std=float(config.get("initializer_range", 0.02)),
         bf16=dtype == "bfloat16",

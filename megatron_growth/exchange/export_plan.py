@@ -43,7 +43,7 @@ class ExportPlan:
         shape: its sizes, with Megatron's padded vocabulary.
         vocab: rows of the exported embedding.
         dtype: of the exported weights.
-        eod: id that ends a document, None when it is not known.
+        eod: id that ends a document (a model that came from transformers may have several), None when not known.
         config: config.json.
         shards: the files.
         iteration: of the checkpoint.
@@ -54,7 +54,7 @@ class ExportPlan:
     shape: ModelShape
     vocab: int
     dtype: torch.dtype
-    eod: int | None
+    eod: int | list[int] | None
     config: dict[str, Any]
     shards: tuple[WeightsFile, ...]
     iteration: int
@@ -84,7 +84,7 @@ def plan_export(
     *,
     dtype: str | None = None,
     vocab: int | None = None,
-    eod: int | None = None,
+    eod: int | list[int] | None = None,
     shard_bytes: int = SHARD_BYTES,
     trust_checkpoint: bool = False,
 ) -> ExportPlan:

@@ -81,6 +81,7 @@ def test_out_and_back_changes_no_bit(saved, tmp_path):
     main(["import", str(first), "--to", str(back)])
     main(["export", str(back), "--to", str(second)])
     assert files(first) == files(second)
+    assert (first / "config.json").read_bytes() == (second / "config.json").read_bytes()
     words = tiny_pretrain_args(iterations=1, vocab=127, lr=0, load=back, save=tmp_path / "loaded", tensor=2, **SIZES)
     words += ["--make-vocab-size-divisible-by", "16", "--kv-channels", "8", "--rotary-base", "5000", "--bf16"]
     run_script(SCRIPT, [*words, "--weight-decay", "0"], 2)

@@ -79,7 +79,9 @@ def test_the_configuration_goes_out_and_back(family):
     assert found == shape
     written = to_config(found, args, vocab=64, dtype="float32", eod=3)
     assert {key: written[key] for key in config} == config
-    assert from_config(written, "here")[0] == shape
+    again, args = from_config(written, "here")
+    assert again == shape
+    assert to_config(again, args, vocab=64, dtype="float32", eod=args.null_tokenizer_eod_id) == written
 
 
 def test_llama_3_scaling_goes_out_and_back_also_as_transformers_4_wrote_it():
@@ -111,6 +113,14 @@ def test_llama_3_scaling_goes_out_and_back_also_as_transformers_4_wrote_it():
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_parameters": "linear"}, "rope_parameters is 'linear'; it must be an object"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, "rope_theta is inf; it must be a number"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "for each kind of layer"),
+        ({"rope_parameters": {"rope_type": "llama3", **LLAMA3_ROPE}}, "without a factor"),
+        ({"num_key_value_heads": "two"}, "num_key_value_heads is 'two'; it must be a whole number"),
+        ({"head_dim": 4.5}, "head_dim is 4.5"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be true or false"),
+        ({"layer_types": 5}, "layer_types is 5"),
     ],
 )
 def test_what_megatron_cannot_be_is_named(folder, change, named):
@@ -157,6 +167,14 @@ def test_what_megatron_saves_without_a_meaning_hinders_nothing():
         ({"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1_000_000, False),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, 500_000, False),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, **LLAMA3_ROPE}}, 500_000, True),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "rope_theta": 1e6, **LLAMA3_ROPE},
+            },
+            1_000_000,
+            True,
+        ),
     ],
 )
 def test_rotary_settings_are_read_as_transformers_reads_them(rope, base, scaled):
@@ -165,6 +183,7 @@ def test_rotary_settings_are_read_as_transformers_reads_them(rope, base, scaled)
     assert (args.rotary_base, args.use_rope_scaling) == (base, scaled)
     theirs = LlamaConfig(**{k: v for k, v in config.items() if k not in ("rope_parameters", "model_type")} | rope)
     assert theirs.rope_parameters["rope_theta"] == base
+    assert (theirs.rope_parameters["rope_type"] == "llama3") == scaled
 
 
 def cut(path):
