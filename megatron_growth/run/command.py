@@ -76,7 +76,9 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
             *("--null-tokenizer-eod-id", str(recipe.vocab - 1)),
         ),
         data_cache=PLACEHOLDER / "cache",
-        validation_samples=recipe.evaluation.iterations * plan.stages[-1].global_batch_size,
+        validation_samples=dataset.in_whole_batches(
+            recipe.evaluation.iterations * plan.stages[-1].global_batch_size, plan.stages
+        ),
         stop_below=_fixed_stop(recipe, stage.name),
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_growth.data.index_cache import drop_broken_orders
@@ -186,7 +188,16 @@ def validation_samples(recipe: Recipe, stages: tuple[StagePlan, ...], manifest: 
             where=where_from(recipe),
             fix="raise data.valid_fraction in the recipe, or give more text",
         )
-    return min(recipe.evaluation.iterations * stages[-1].global_batch_size, have)
+    return in_whole_batches(min(recipe.evaluation.iterations * stages[-1].global_batch_size, have), stages)
+
+
+def in_whole_batches(samples: int, stages: Sequence[StagePlan]) -> int:
+    """`samples`, or fewer that the batches of all stages divide: losses before and after growth are of the same ones.
+
+    Where there are too few for that, each stage takes the whole batches that it can.
+    """
+    step = math.lcm(*(stage.global_batch_size for stage in stages))
+    return samples // step * step or samples
 
 
 def where_from(recipe: Recipe) -> str:

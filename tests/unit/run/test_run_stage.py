@@ -12,7 +12,7 @@ from megatron_growth import recipes
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run import directory, stage
+from megatron_growth.run import dataset, directory, stage
 from megatron_growth.run.gpu_options import machine_here
 from megatron_growth.slurm import job as slurm_job
 from megatron_growth.slurm import record as slurm_record
@@ -139,3 +139,17 @@ def test_what_a_power_cut_left_in_the_metrics_does_not_stop_a_stage(run, recipe)
     metrics.write_bytes(b"".join([lines[0], b"\0\0\0\n", lines[1]]))
     with pytest.raises(RunError, match="not a JSON object"):
         open_here(run, recipe, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("batches", "iterations", "tokens", "expected"),
+    [((6, 5), 8, 10_000, 30), ((6, 5), 8, 35 * 32 + 1, 30), ((16, 16), 8, 10_000, 128), ((6, 5), 4, 10_000, 20)],
+)
+def test_losses_of_all_stages_are_of_the_same_validation_samples(run, batches, iterations, tokens, expected):
+    stages = [plans.stage(f"b{n}", global_batch_size=n, sequence_length=32) for n in batches]
+    recipe = recipes.load("nano-reuse", "baseline")
+    evaluation = recipe.evaluation.model_copy(update={"iterations": iterations})
+    manifest = plans.write_dataset(run, tokens=tokens)
+    samples = dataset.validation_samples(recipe.model_copy(update={"evaluation": evaluation}), stages, manifest)
+    assert samples == expected  # the last: too few for both, so each takes the whole batches that it can
+    assert samples < 30 or all(samples % n == 0 for n in batches)
