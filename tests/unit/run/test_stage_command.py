@@ -27,6 +27,13 @@ def test_json_and_text_are_the_same_words(capsys):
     assert words[words.index("--growth-from") + 1] == "RUN/stages/4B/checkpoints"
 
 
+def test_a_baseline_stops_below_its_loss_as_a_stage_does(tmp_path, capsys):
+    (tmp_path / "stops.yaml").write_text("extends: nano-progressive\nbaselines: {scratch: {stop_below: 2.5}}\n")
+    _, document, _ = command(capsys, str(tmp_path / "stops.yaml"), "--command", "scratch", "--json")
+    words = json.loads(document)
+    assert words[words.index("--growth-stop-below") + 1] == "2.5"
+
+
 def test_gpus_decide_what_the_recipe_leaves_open(capsys):
     _, one, _ = command(capsys, "progressive-8b", "--command", "1B", "--gpus", "1", "--json")
     _, many, _ = command(capsys, "progressive-8b", "--command", "1B", "--json")
