@@ -42,10 +42,10 @@ def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: G
         where: the source, for messages.
 
     Raises:
-        UnsupportedError: layers differ by their number, and would move.
+        UnsupportedError: as `check_map`.
         GrowthPlanError: the norm epsilon is not the one that the operator needs.
     """
-    check_layer_numbers(source, deeper=growth.source.layers != growth.target.layers, where=where)
+    check_map(source, growth, where=where)
     check_norm_epsilon(NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source)), growth)
 
 
@@ -93,20 +93,19 @@ def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str)
     return unknown
 
 
-def check_layer_numbers(source: argparse.Namespace, *, deeper: bool, where: str) -> None:
-    """Refuse growth in depth of a model whose layers differ by their number.
+def check_map(source: argparse.Namespace, growth: GrowthMap, *, where: str) -> None:
+    """Refuse a growth step of a model that computes by what the step changes: a layer's number, or the norm epsilon.
 
     Args:
         source: the source's saved arguments.
-        deeper: whether it grows in depth.
+        growth: the step.
         where: the source, for messages.
 
     Raises:
-        UnsupportedError: a layer that moves would compute something else.
+        UnsupportedError: a layer that moves, or norms of queries and keys, would compute something else.
     """
-    if not deeper:
-        return
-    for name, flag in BY_NUMBER.items():
+    deeper = growth.source.layers != growth.target.layers
+    for name, flag in BY_NUMBER.items() if deeper else ():
         if getattr(source, name, None):
             raise UnsupportedError(
                 f"the source's layers differ by their number ({flag} {getattr(source, name)}), so growth in depth "
@@ -114,6 +113,13 @@ def check_layer_numbers(source: argparse.Namespace, *, deeper: bool, where: str)
                 where=where,
                 fix=f"grow it in width only, or train a source without {flag}",
             )
+    if growth.width.epsilon_scale != 1.0 and getattr(source, "qk_l2_norm", None):
+        raise UnsupportedError(
+            "the source norms queries and keys without weights (--qk-l2-norm), with the norm epsilon that "
+            f"{growth.provenance['width']} rescales for the residual stream",
+            where=where,
+            fix="grow it with an operator that does not pad the residual stream, such as fpi or aki",
+        )
 
 
 def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:

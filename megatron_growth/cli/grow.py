@@ -185,7 +185,7 @@ def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
     saved = metadata.saved_arguments(job.common, job.source)
     where = str(job.source.path)
     growth = job.growth
-    architecture.check_layer_numbers(saved, deeper=growth.source.layers != growth.target.layers, where=where)
+    architecture.check_map(saved, growth, where=where)
     if wanted:
         target = argparse.Namespace(**{**vars(saved), **wanted})
         architecture.check(saved, target, where=where)

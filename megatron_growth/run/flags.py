@@ -63,6 +63,7 @@ def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
 def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
     """Refuse what growth would refuse when the stage starts: a source of another function, or of an unknown kind."""
     from megatron_growth.checkpoint import architecture  # numpy: only where the hatch is used
+    from megatron_growth.planner.planning import shape_of
 
     source = next(s for s in recipe.stages if s.name == stage.source)
     flags = [merged(below, one.megatron) for one in (source, stage)]
@@ -73,7 +74,8 @@ def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
     try:
         architecture.refuse_unsupported(old, where)
         architecture.check(old, new, where=where)
-        architecture.check_layer_numbers(old, deeper=source.layers != stage.layers, where=where)
+        growth = stage.growth.spec.map(shape_of(recipe, source), shape_of(recipe, stage))
+        architecture.check_map(old, growth, where=where)
     except UserError as error:
         what = f"stage {stage.name} cannot grow from {source.name}: {error.what}"
         raise RecipeError(what, where=where, fix=error.fix) from None

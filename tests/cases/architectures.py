@@ -29,6 +29,7 @@ ARGUMENTS = {
     "a-weight-that-nothing-takes": {},
     "an-unknown-weight": {},
     "rope-in-some-layers-only": {"no_rope_freq": 4},
+    "query-and-key-norms-without-weights": {"qk_l2_norm": True},
 }
 # Name -> (weight without its layer's number, size) that is stored beside those of the shape.
 WEIGHTS = {

@@ -63,3 +63,13 @@ def test_what_growth_does_not_know_is_refused_by_name(tmp_path, capsys, name, me
     assert grow(tmp_path, source, "") == 2
     assert message in capsys.readouterr().err
     assert ModelShape(hidden=16, ffn=32, layers=2, heads=2, head_dim=8, vocab=64) == architectures.SHAPE
+
+
+def test_norms_without_weights_do_not_see_another_epsilon(tmp_path, capsys):
+    """A padded residual stream rescales the model's one epsilon; nothing could make up for it in these norms."""
+    source = architectures.make("query-and-key-norms-without-weights", tmp_path)
+    sizes = ["--hidden-size", "32", "--num-attention-heads", "4", "--ffn-hidden-size", "64"]
+    words = ["grow", "--from", str(source), "--to", str(tmp_path / "grown"), *sizes, "--dry-run", "--width"]
+    assert main([*words, "zero-pad"]) == 2
+    assert "--qk-l2-norm" in capsys.readouterr().err
+    assert main([*words, "fpi"]) == 0

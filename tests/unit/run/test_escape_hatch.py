@@ -194,6 +194,7 @@ FUNCTIONS = {
     "of what grows alone": ("nano-157k", {"softmax-type": "off-by-one"}, "softmax_type is vanilla in the source"),
     "that growth does not know": (None, {"use-mup": True}, "scales by the width"),
     "of layers by their number": (None, {"no-rope-freq": 2}, "growth in depth"),
+    "of an epsilon that growth rescales": (None, {"qk-l2-norm": True}, "that zero-pad rescales"),
 }
 
 
@@ -204,6 +205,8 @@ def test_flags_of_another_function_are_refused_before_the_source_is_trained(name
     document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text())
     place = next((s for s in document["stages"] if s["name"] == stage), document)
     place["megatron"] = given
+    if "qk-l2-norm" in given:
+        document["growth"]["width"] = "zero-pad"
     with pytest.raises(RecipeError, match=r"stage nano-\d+k cannot grow from nano-\d+k") as refused:
         flags.check(recipes.loads(yaml.safe_dump(document)))
     assert what in refused.value.what
