@@ -45,15 +45,18 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
     if source.has_optimizer:
         return
     kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
-    if kind or source.passed_over:
+    if kind or source.buckets:
         raise CheckpointError(
-            f"the optimizer state is stored as flat buckets ({kind or source.passed_over[0]}), which do not show their "
-            "parameters",
+            f"the optimizer state is stored as flat buckets ({kind or source.buckets[0]}), which do not show "
+            "their parameters",
             where=str(source.path),
             fix="save it with --dist-ckpt-optim-fully-reshardable, or grow with --optimizer-state reset",
         )
+    other = f" of Adam's; it has {source.passed_over[0]}" if source.passed_over else ""
     raise CheckpointError(
-        "the checkpoint holds no optimizer state", where=str(source.path), fix="grow with --optimizer-state reset"
+        f"the checkpoint holds no optimizer state{other}",
+        where=str(source.path),
+        fix="grow with --optimizer-state reset",
     )
 
 

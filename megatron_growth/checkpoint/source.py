@@ -218,6 +218,11 @@ class Source:
         """Whether moments of the parameters are stored by parameter."""
         return any(moment == "exp_avg" for _, moment in self.tensors)
 
+    @property
+    def buckets(self) -> list[str]:
+        """Keys of the flat buckets of Megatron's distributed optimizer."""
+        return [key for key in self.passed_over if "optimizer.distributed." in key]
+
     def was_frozen(self, name: str, layer: int | None) -> bool:
         """Whether a weight is stored without optimizer state, in a checkpoint that has some for other weights."""
         moments = (self.tensors.get((name, moment)) for moment in MOMENTS)

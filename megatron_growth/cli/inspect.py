@@ -82,13 +82,10 @@ def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:
 
 def _optimizer(source: Source) -> str:
     """The form in which optimizer state is stored."""
-    if source.has_optimizer:
-        return "by parameter"
-    return (
-        f"in flat buckets ({plural(len(source.passed_over), 'key')}), which cannot be grown"
-        if source.passed_over
-        else "none"
-    )
+    if source.has_optimizer or not source.passed_over:
+        return "by parameter" if source.has_optimizer else "none"
+    form = "in flat buckets" if source.buckets else "of another optimizer than Adam"
+    return f"{form} ({plural(len(source.passed_over), 'key')}), which cannot be grown"
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from megatron_growth.axes import LayerMap, LayerTake
 from megatron_growth.checkpoint import grow_offline
 from megatron_growth.checkpoint.compute import Computer
-from megatron_growth.checkpoint.optimizer_state import MomentRule, first_steps
+from megatron_growth.checkpoint.optimizer_state import MomentRule, check_source, first_steps
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
@@ -240,6 +240,17 @@ def test_what_was_frozen_in_the_source_starts_with_zero_moments_and_its_weight_a
         assert torch.equal(read(name, layer, "param")[: len(old), : old.shape[1]], old)
     old = prefixes["exp_avg"]["decoder.layers.mlp.linear_fc2.weight", 1]
     assert torch.equal(read("decoder.layers.mlp.linear_fc2.weight", 1, "exp_avg")[: len(old), : old.shape[1]], old)
+
+
+def test_state_of_another_optimizer_is_not_called_buckets(tmp_path):
+    """As --optimizer sgd saves it; the flag that is named for buckets would not help."""
+    momentum = stored.random_tensors(SMALL, 2)
+    path = stored.write(tmp_path / "sgd", SMALL, momentum, moments=[("optimizer.state.momentum_buffer.", momentum)])
+    with pytest.raises(
+        CheckpointError, match=r"no optimizer state of Adam's; it has optimizer\.state\.momentum"
+    ) as refused:
+        check_source(Source(path), {})
+    assert "reset" in refused.value.fix
 
 
 def test_a_part_of_a_moment_that_is_missing_is_damage_and_not_freezing(tmp_path):
