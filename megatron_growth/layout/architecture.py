@@ -92,6 +92,8 @@ SETTINGS = (
     Setting("yarn_original_max_position_embeddings", "--yarn-original-max-position-embeddings", UNKNOWN, counts=_yarn),
     Setting("yarn_beta_fast", "--yarn-beta-fast", UNKNOWN, counts=_yarn),
     Setting("yarn_beta_slow", "--yarn-beta-slow", UNKNOWN, counts=_yarn),
+    Setting("mscale", "--mscale", 1.0, counts=_yarn),
+    Setting("mscale_all_dim", "--mscale-all-dim", 0.0, counts=_yarn),
     Setting("swiglu", "--swiglu", False, "model.gated"),
     Setting("squared_relu", "--squared-relu"),
     Setting("quick_geglu", "--quick-geglu"),

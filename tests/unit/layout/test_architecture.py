@@ -23,6 +23,8 @@ OTHER = {
     "yarn_original_max_position_embeddings": 4096,
     "yarn_beta_fast": 16.0,
     "yarn_beta_slow": 2.0,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.0,
     "glu_linear_offset": 1.0,
     "activation_func_clamp_value": 7.0,
     "softmax_type": "off-by-one",
@@ -35,7 +37,7 @@ CONDITIONS = {
     **{
         name: {"position_embedding_type": "yarn"}
         for name in OTHER
-        if name.startswith("yarn_") or name == "rotary_scaling_factor"
+        if name.startswith(("yarn_", "mscale")) or name == "rotary_scaling_factor"
     },
 }
 
