@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import GrowthError, StageFailed, StorageError, UserError
@@ -36,6 +37,7 @@ from megatron_growth.slurm.record import Start
 from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE
 
 REQUEUE, ILL = 75, 3
+_AGAIN_AFTER_SECONDS = (5, 15, 40, 60)
 LOOK_SECONDS = 10.0
 # From Megatron's own checks of loss and gradients; a requeue would fail in the same way.
 _NOT_A_NUMBER = ("found NaN in", "found Inf in")
@@ -228,17 +230,28 @@ def run_verb(
     try:
         run = opened(args.run)
         if args.verb == "begin":
-            print(begin(run, args.stage))
+            print(_patiently(begin, run, args.stage))
         elif args.verb == "watch":
             hang = float(os.environ.get("GROWTH_HANG_MINUTES", "30")) * 60
             start = float(os.environ.get("GROWTH_START_MINUTES", "60")) * 60
             watch(run, args.stage, Limits(hang, start))
         else:
-            return end(run, args.stage, args.exit_code, args.asked_to_stop == "yes")
+            return _patiently(end, run, args.stage, args.exit_code, args.asked_to_stop == "yes")
     except GrowthError as error:
         say(str(error))
         return ILL if args.verb == "watch" and isinstance(error, StageFailed) else 1
     return 0
+
+
+def _patiently(verb: Callable[..., int], *args: Any) -> int:
+    """Do the verb again while the file system refuses: a shared one may, for moments, after a node has failed."""
+    for seconds in _AGAIN_AFTER_SECONDS:
+        try:
+            return verb(*args)
+        except StorageError as error:
+            say(f"{error.what} ({error.where}); tries again in {seconds} s")
+            time.sleep(seconds)
+    return verb(*args)
 
 
 def _end_with_verdicts(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,29 @@ def test_what_a_restart_would_meet_again_ends_the_stage(run: RunDirectory, kind:
 def test_an_unknown_stage(run: RunDirectory) -> None:
     with pytest.raises(RunError, match="no stage 'nano-93k'"):
         slurm_job.begin(run, "nano-93k")
+
+
+def test_a_file_system_that_refuses_for_moments_ends_no_chain(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    answers: list[int | StorageError] = [StorageError("Stale file handle", where="iter_0000001")] * 2
+
+    def verb(*_: object) -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    answers.append(23456)
+    words = [str(run.path), STAGE]
+    assert slurm_job.run_verb(["begin", *words], "begin", verb, slurm_job.watch, verb) == 0
+    assert (capsys.readouterr().out, len(waited)) == ("23456\n", 2)
+    answers += [StorageError("Stale file handle", where="iter_0000001"), slurm_job.REQUEUE]
+    assert slurm_job.run_verb(["end", *words], "end", verb, slurm_job.watch, verb) == slurm_job.REQUEUE
+    answers += [StorageError("No space left", where="iter_0000001")] * 20
+    assert slurm_job.run_verb(["begin", *words], "begin", verb, slurm_job.watch, verb) == 1
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_watch(
