@@ -13,9 +13,9 @@ column is the old input, scaled as the weight before writes it.  Hence:
     norm bias                        1                    read
 
 A key and value row of a group is read by all of its query heads: the mean of their shares, times how many more heads
-the group has.  This is exact where every index has as many copies with equal shares, or none at all (padding).  Two
-terms of a norm's derivative come out otherwise, little at a real width: the second one with unequal shares, and
-in a padded LayerNorm the mean, to which new dimensions add their gradients (1 to 5 % at hidden 64 to 256).
+the group has.  This is exact where every index has as many copies with equal shares, or none at all (padding).  With
+unequal shares the second term of a norm's derivative is shared otherwise, which is small at a real width; in a padded
+LayerNorm new dimensions add their gradients to the mean.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
             return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
         common = dist_checkpointing.load_common_state_dict(folder)
         check_grown(common, folder)
+        saved = methods_of(common.get("args"))
         whole = not (optimizer is None or args.finetune or args.no_load_optim)
-        with active.loading(folder, methods_of(common.get("args")), optimizer=whole):
+        with active.loading(folder, saved, optimizer=whole):
             if not whole:
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
             if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
@@ -55,9 +56,9 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
             if Path(folder).name == "release":  # it has no optimizer state, whatever its metadata say of its origin
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
             _refuse_without_state(common, folder)
-            _refuse_dropped_rates(methods_of(common["args"]), active, args, folder)
+            _refuse_dropped_rates(saved, active, args, folder)
             reshardable.check_layout(common["args"], state_by_name.content_metadata(common), args, str(folder))
-            if _by_name(common, active):
+            if _by_name(common, saved, active):
                 args.no_load_optim = True
                 try:
                     result = original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
@@ -115,9 +116,8 @@ def _refuse_dropped_rates(
             )
 
 
-def _by_name(common: dict[str, Any], active: ActiveMethods) -> bool:
+def _by_name(common: dict[str, Any], saved: Sequence[Method], active: ActiveMethods) -> bool:
     """Whether optimizer state is read by parameter; for flat buckets only where it must be, which is then refused."""
-    saved = methods_of(common["args"])
     if state_by_name.is_flat(common):
         return _frozen_at_save(common, active) != set(active.model.frozen)
     another_kind = _kind_of_optimizer(common["args"]) != _kind_of_optimizer(get_args())

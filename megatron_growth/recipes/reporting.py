@@ -67,8 +67,6 @@ _IN_WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid string": "text",
-    "a list": "a list",
-    "a mapping of keys": "a mapping of keys",
 }
 _TYPE = re.compile(r"(?:str|int|float|bool|function-\w+|tuple|list|dict|union)(?:\[.*\])?", re.DOTALL)
 # YAML 1.1 reads these as base 60 and base 8.
@@ -107,7 +105,7 @@ def _at_keys(found: Sequence[Problem], document: Any) -> list[Problem]:
         if len(messages) > 1 and quotes:
             messages = [message for message in messages if "expected a number" in message] or quotes
         elif len(messages) > 1 and len(kinds) == len(messages):
-            *first, last = dict.fromkeys(_IN_WORDS[match[1]] for match in kinds)
+            *first, last = dict.fromkeys(_IN_WORDS.get(match[1], match[1]) for match in kinds)
             messages = [f"it must be {', '.join(first)} or {last}{kinds[0][2]}"]
         problems += [(path, message) for message in messages]
     return problems

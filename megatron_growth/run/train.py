@@ -233,18 +233,17 @@ class _Watch:
     def look(self) -> None:
         """Called several times a second.  What the file system refuses here is said, and does not end the training."""
         progress = self._follower.look()
+        begun = progress.started_at >= self._begin
         try:
-            self._keep_house(progress)
+            self._keep_house(progress, begun)
         except StorageError as error:
             if error.what != self._refused:
                 self._refused = error.what
                 self._job.screen.message(f"training goes on, but: {error.what} ({error.where})")
-        begun = progress.started_at >= self._begin
         starting = "growing" if self._status == "growing" else "starting"
         self._job.screen.show("" if begun else starting, progress)
 
-    def _keep_house(self, progress: StageProgress) -> None:
-        begun = progress.started_at >= self._begin
+    def _keep_house(self, progress: StageProgress, begun: bool) -> None:
         if self._status == "growing" and begun:
             self._status = "training"
             self._save()

@@ -259,6 +259,9 @@ def _end_with_verdicts(run: RunDirectory, name: str, exit_code: int, asked_to_st
     code = 1
     try:
         code = end(run, name, exit_code, asked_to_stop)
+    except StorageError:
+        code = REQUEUE  # not over yet: this is tried again
+        raise
     finally:
         if code != REQUEUE and smoke.is_smoke(run):
             print(smoke.as_text(smoke.verdicts(run)), file=sys.stderr, end="")
