@@ -6,6 +6,8 @@ tokenizer was trained, and this manifest, which names the SHA-256 of every input
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,6 +99,12 @@ class Manifest:
     text_bytes: int
     versions: dict[str, str]
     skipped: dict[str, SkippedRecord] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with the stored tokens."""
+        splits = json.dumps({name: asdict(split) for name, split in self.splits.items()}, sort_keys=True)
+        return hashlib.sha256(splits.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
         """The document as plain dictionaries."""

@@ -24,6 +24,21 @@ _MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd", "wso")
 
 
 @dataclass(frozen=True)
+class StageData:
+    """What a stage is fed with.
+
+    Attributes:
+        flags: Megatron's flags of the dataset and its tokenizer.
+        cache: folder for Megatron's sample orders.
+        validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
+    """
+
+    flags: Sequence[str]
+    cache: Path
+    validation_samples: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """What a launch of a stage adds to its plan.
 
@@ -31,9 +46,7 @@ class Launch:
         directory: the stage's folder.
         source: checkpoint folder to grow from on load, or None.
         grown: checkpoint folder that offline growth has written, optimizer state included, to start from; or None.
-        data_flags: Megatron's flags of the dataset and its tokenizer.
-        data_cache: folder for Megatron's sample indices.
-        validation_samples: sequences of every evaluation; rounded down to whole batches of the stage.
+        data: what the stage is fed with.
         wandb_project: Weights & Biases project, or "" for none.
         wandb_name: name of the run there.
         stop_below: validation loss at which training ends early, or None.
@@ -45,9 +58,7 @@ class Launch:
 
     directory: StageDirectory
     source: Path | None
-    data_flags: Sequence[str]
-    data_cache: Path
-    validation_samples: int
+    data: StageData
     wandb_project: str = ""
     wandb_name: str = ""
     stop_below: float | None = None
@@ -92,7 +103,7 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         **merged(launch.cluster_flags, stage.megatron),
     }
     gpu_options.check_together(stage, options)
-    return [*words(options), *launch.data_flags]
+    return [*words(options), *launch.data.flags]
 
 
 def world_size(stage: StagePlan) -> int:
@@ -154,7 +165,7 @@ def _batches(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         "global-batch-size": stage.global_batch_size,
         "train-iters": stage.iterations,
         "eval-interval": recipe.evaluation.interval,
-        "eval-iters": max(1, launch.validation_samples // stage.global_batch_size),
+        "eval-iters": max(1, launch.data.validation_samples // stage.global_batch_size),
         "growth-evaluate-at-start": True,
         "seed": recipe.seed,
     }
@@ -211,7 +222,7 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         "tensorboard-dir": folder.tensorboard,
         "log-interval": 1,
         "growth-metrics": folder.metrics,
-        "data-cache-path": launch.data_cache,
+        "data-cache-path": launch.data.cache,
         "dataloader-type": "single",
         # SIGTERM: finish the iteration, save, end.
         "exit-signal-handler": True,

@@ -17,7 +17,7 @@ from megatron_growth.errors import RunError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.run import checkpoints, dataset, early_stop, flags
-from megatron_growth.run.arguments import Launch, grows_state, megatron_arguments
+from megatron_growth.run.arguments import Launch, StageData, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags
 
@@ -67,18 +67,16 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
     folder = StageDirectory(PLACEHOLDER / "stages" / stage.name)
     data = PLACEHOLDER / "data"
     source = StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None
+    flags = (
+        *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
+        *("--null-tokenizer-eod-id", str(recipe.vocab - 1)),
+    )
+    samples = recipe.evaluation.iterations * plan.stages[-1].global_batch_size
     return Launch(
         directory=folder,
         source=source,
-        data_flags=(
-            *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
-            *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
-            *("--null-tokenizer-eod-id", str(recipe.vocab - 1)),
-        ),
-        data_cache=PLACEHOLDER / "cache",
-        validation_samples=dataset.in_whole_batches(
-            recipe.evaluation.iterations * plan.stages[-1].global_batch_size, plan.stages
-        ),
+        data=StageData(flags, PLACEHOLDER / "cache", dataset.in_whole_batches(samples, plan.stages)),
         stop_below=_fixed_stop(recipe, stage.name),
     )
 
@@ -103,15 +101,12 @@ def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) 
             where=str(run.data),
             fix="leave out --run to see the words with placeholders, or `megatron-growth train RECIPE` prepares it",
         )
-    manifest = load_manifest(run.data)
     folder = StageDirectory(run.stage(stage.name).path.absolute())
     reached = checkpoints.tracked(folder.checkpoints) or 0
     return Launch(
         directory=folder,
         source=run.stage(stage.source).checkpoints.absolute() if stage.source else None,
-        data_flags=tuple(dataset.flags(run, manifest)),
-        data_cache=run.path.absolute() / "cache",
-        validation_samples=dataset.validation_samples(recipe, plan.stages, manifest),
+        data=dataset.of_stages(run, recipe, plan, load_manifest(run.data)),
         stop_below=early_stop.target_of(recipe, stage.name, run.path),
         train=not reached or reached < early_stop.end_of(folder, stage.iterations),
     )

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import (
     FILE_NAME,
     Manifest,
@@ -22,6 +21,7 @@ from megatron_growth.hints import at_door
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.storage import atomic_path, storage_errors, write_whole
+from megatron_growth.run.arguments import StageData
 from megatron_growth.run.directory import RunDirectory
 
 # Another file system, one without hard links, somebody else's file, or too many links.
@@ -130,23 +130,31 @@ def _link(source: Path, target: Path) -> None:
                     temporary.symlink_to(file.resolve())
 
 
-def mock_flags(recipe: Recipe) -> list[str]:
+def of_stages(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> StageData:
+    """What the stages of a run are fed with: its dataset, or made-up tokens without a manifest.
+
+    Megatron finds a sample order by the dataset's path, so orders of different tokens lie in different folders.
+
+    Raises:
+        DataError: the validation set is too small.
+    """
+    cache = run.path.absolute() / "cache"
+    if manifest is None:
+        return StageData(tuple(_mock_flags(recipe)), cache / "mock", 1)
+    samples = validation_samples(recipe, plan.stages, manifest)
+    return StageData(tuple(_flags(run, manifest)), cache / manifest.fingerprint, samples)
+
+
+def _mock_flags(recipe: Recipe) -> list[str]:
     """Megatron's flags for made-up tokens of the recipe's vocabulary."""
     vocabulary = ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)]
     return ["--mock-data", *vocabulary, "--null-tokenizer-eod-id", str(recipe.vocab - 1)]
 
 
-def flags(run: RunDirectory, manifest: Manifest) -> list[str]:
+def _flags(run: RunDirectory, manifest: Manifest) -> list[str]:
     """Megatron's flags for the dataset and its tokenizer, and the plugin's for the tokenizer's identity."""
     tokenizer = [*megatron_tokenizer_flags(manifest), "--growth-tokenizer", manifest.tokenizer.fingerprint]
     return [*megatron_data_flags(run.data.absolute(), manifest), *tokenizer]
-
-
-def order_cache(run: RunDirectory) -> Path:
-    """The folder of Megatron's sample orders; those that a kill has cut short are removed."""
-    cache = run.path.absolute() / "cache"
-    drop_broken_orders(cache)
-    return cache
 
 
 def check(recipe: Recipe, plan: RunPlan, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ RUN/state.json                    what has been done (see `state.py`)
 RUN/asked.json                    what commands asked for besides the recipe (see `asked.py`)
 RUN/lock                          held by the command that works on the run (see `lock.py`)
 RUN/data/                         the indexed dataset and its manifest
+RUN/cache/FINGERPRINT/            orders of samples, as Megatron keeps them for one dataset
 RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
 RUN/evaluation/                   what `evaluate tasks` exported and measured
 RUN/report/

@@ -13,8 +13,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
@@ -23,7 +23,7 @@ from megatron_growth.recipes.flags import Flags
 from megatron_growth.records.metrics import MetricsFile, StageProgress, read
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
-from megatron_growth.run.arguments import Launch, grows_state, megatron_arguments
+from megatron_growth.run.arguments import Launch, StageData, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags, distributed_optimizer
 
@@ -101,11 +101,13 @@ def open_stage(
     source, grown = _start(stage, folder, verified, reached)
     progress = _progress(folder, reached, notes)
     end = early_stop.end_of(folder, stage.iterations)
+    data = dataset.of_stages(run, recipe, plan, manifest)
+    drop_broken_orders(data.cache)
     launch = Launch(
         directory=folder,
         source=source,
         grown=grown,
-        **_data(run, recipe, plan, manifest),
+        data=data,
         wandb_project=place.wandb_project,
         wandb_name=f"{recipe.name}-{name}",
         stop_below=early_stop.target_of(recipe, name, run.path),
@@ -123,15 +125,6 @@ def open_stage(
         arguments=tuple(megatron_arguments(recipe, stage, launch)),
         notes=tuple(notes),
     )
-
-
-def _data(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> dict[str, Any]:
-    """What a launch says of the run's dataset, or of made-up tokens."""
-    return {
-        "data_flags": tuple(dataset.flags(run, manifest) if manifest else dataset.mock_flags(recipe)),
-        "data_cache": dataset.order_cache(run),
-        "validation_samples": dataset.validation_samples(recipe, plan.stages, manifest) if manifest else 1,
-    }
 
 
 def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StageProgress:
@@ -208,7 +201,7 @@ def check_stages(
                 fix="give both stages the same `distributed_optimizer` and a `dp` of 1, or both more than 1; or set "
                 "growth.optimizer_state: reset",
             )
-        launch = Launch(StageDirectory(nowhere / stage.name), source, (), nowhere, 1)
+        launch = Launch(StageDirectory(nowhere / stage.name), source, StageData((), nowhere, 1))
         further = cluster_flags(profile, stage) if profile else {}
         megatron_arguments(recipe, stage, launch.on(machine, further))
 

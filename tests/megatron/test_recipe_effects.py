@@ -17,7 +17,7 @@ from megatron_growth import recipes
 from megatron_growth.backend.cpu import cpu_flags
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes.schema import Baseline
-from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.arguments import Launch, StageData, megatron_arguments
 from megatron_growth.run.directory import StageDirectory
 from megatron_growth.testing import run_distributed
 from tests.megatron.effects_worker import look_at
@@ -226,12 +226,11 @@ def words(document: dict[str, Any], stage: int, folder, ranks: int = 1) -> list[
         document = document | {"stages": document["stages"][:1]}
     recipe = recipes.loads(yaml.safe_dump(document))
     plan = plan_run(recipe, ranks)
+    data = ("--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab))
     launch = Launch(
         directory=StageDirectory(folder / plan.stages[stage].name),
         source=folder / "source" if stage else None,
-        data_flags=("--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
-        data_cache=folder / "cache",
-        validation_samples=recipe.evaluation.iterations * 4,
+        data=StageData(data, folder / "cache", recipe.evaluation.iterations * 4),
         machine="host",
     )
     found = megatron_arguments(recipe, plan.stages[stage], launch)

@@ -9,7 +9,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run.arguments import Launch, megatron_arguments, world_size
+from megatron_growth.run.arguments import Launch, StageData, megatron_arguments, world_size
 from megatron_growth.run.directory import StageDirectory
 
 
@@ -23,9 +23,7 @@ def launch(stage, **changes) -> Launch:
     values = {
         "directory": StageDirectory(Path("/run/stages") / stage.name),
         "source": Path("/run/stages/before/checkpoints") if stage.source else None,
-        "data_flags": ["--train-data-path", "/run/data/train"],
-        "data_cache": Path("/run/cache"),
-        "validation_samples": 128,
+        "data": StageData(["--train-data-path", "/run/data/train"], Path("/run/cache"), 128),
     }
     return Launch(**(values | changes))
 

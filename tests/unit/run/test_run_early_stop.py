@@ -8,7 +8,7 @@ from megatron_growth import recipes
 from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.planner import plan_run
 from megatron_growth.run import early_stop
-from megatron_growth.run.arguments import Launch, megatron_arguments
+from megatron_growth.run.arguments import Launch, StageData, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from tests import plans
 
@@ -80,7 +80,8 @@ def test_a_number_needs_no_other_run(recipe, tmp_path):
 def test_training_gets_the_flag_and_an_evaluation_does_not(recipe, tmp_path, train, expected):
     stage = plan_run(recipe, gpus=1).stage("stage-2")
     folder = StageDirectory(tmp_path / "stage-2")
-    words = megatron_arguments(recipe, stage, Launch(folder, None, (), tmp_path, 64, stop_below=2.5, train=train))
+    launch = Launch(folder, None, StageData((), tmp_path, 64), stop_below=2.5, train=train)
+    words = megatron_arguments(recipe, stage, launch)
     assert [words[i + 1] for i, word in enumerate(words) if word == "--growth-stop-below"] == expected
 
 

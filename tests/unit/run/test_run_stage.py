@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ def run(tmp_path, recipe):
 def open_here(run, recipe, name, wandb_project=""):
     place = stage.Place(machine_here(), wandb_project=wandb_project)
     return stage.open_stage(run, recipe, plan_run(recipe, gpus=1), name, load_manifest(run.data), place)
+
+
+def order_cache(words):
+    return Path(words[words.index("--data-cache-path") + 1])
 
 
 def save(run, name, iteration, *, whole=True):
@@ -79,8 +84,8 @@ def test_a_job_opens_its_stage_as_the_command_does(run, recipe, monkeypatch):
     monkeypatch.setenv("GROWTH_HOSTS", "node1")
     monkeypatch.setenv("GROWTH_RANKS_PER_NODE", "1")
     monkeypatch.delenv("GROWTH_WANDB_PROJECT", raising=False)
-    open_here(run, recipe, FIRST)  # makes the folder for sample orders, and marks it ours
-    broken = run.path / "cache" / "aa-GPTDataset-train-document_index.npy"
+    words = open_here(run, recipe, FIRST).arguments  # makes the folder for sample orders, and marks it ours
+    broken = order_cache(words) / "aa-GPTDataset-train-document_index.npy"
     broken.write_text("")
     slurm_job.begin(run, FIRST)
     assert not broken.exists()
@@ -139,6 +144,14 @@ def test_what_a_power_cut_left_in_the_metrics_does_not_stop_a_stage(run, recipe)
     metrics.write_bytes(b"".join([lines[0], b"\0\0\0\n", lines[1]]))
     with pytest.raises(RunError, match="not a JSON object"):
         open_here(run, recipe, FIRST)
+
+
+def test_a_dataset_put_in_the_place_of_another_has_sample_orders_of_its_own(run, recipe):
+    """Megatron takes what is in its cache for a path, whatever the path holds by now."""
+    before = order_cache(open_here(run, recipe, FIRST).arguments)
+    assert before == order_cache(open_here(run, recipe, FIRST).arguments)
+    plans.write_dataset(run, recipe.vocab, tokens=9_999)
+    assert order_cache(open_here(run, recipe, FIRST).arguments) != before
 
 
 @pytest.mark.parametrize(
