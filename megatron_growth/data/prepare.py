@@ -108,8 +108,10 @@ def _lock(partial: Path) -> Iterator[None]:
         with alone_in(partial.parent):
             owned.claim(partial, PURPOSE)
             descriptor = os.open(partial, os.O_RDONLY)
+        ours = False
         try:
-            if not locked(descriptor):
+            ours = locked(descriptor)
+            if not ours:
                 raise DataError(
                     "Another process is preparing this dataset.",
                     where=str(partial),
@@ -120,9 +122,9 @@ def _lock(partial: Path) -> Iterator[None]:
             yield
             return
         finally:
-            # If nothing was begun, nothing is left behind.
+            # If nothing was begun, nothing is left behind; who holds the lock does this.
             with alone_in(partial.parent):
-                if is_still(descriptor, partial) and [path.name for path in partial.iterdir()] == [owned.MARKER]:
+                if ours and is_still(descriptor, partial) and os.listdir(partial) == [owned.MARKER]:
                     owned.remove(partial, PURPOSE)
             os.close(descriptor)
 

@@ -335,8 +335,11 @@ def test_a_full_disk_loses_nothing(tmp_path, gpt2_files):
 
 
 def test_two_commands_on_one_output(corpus, request_for, tmp_path):
-    with prepare_module._lock(tmp_path / ".out.partial"), pytest.raises(DataError, match="Another process"):
-        prepare(request_for(corpus), tmp_path / "out")
+    with prepare_module._lock(tmp_path / ".out.partial"):
+        with pytest.raises(DataError, match="Another process"):
+            prepare(request_for(corpus), tmp_path / "out")
+        assert (tmp_path / ".out.partial").is_dir()  # it belongs to the process that holds it, even while it is empty
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_the_stdlib_corpus_is_prepared_documents_not_tests(tmp_path):
