@@ -30,7 +30,7 @@ from megatron_growth.data.tokenizers import load_tokenizer, resolved
 from megatron_growth.errors import DataError, UserError
 from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
-from megatron_growth.records.unfinished import alone_in, is_still, locked
+from megatron_growth.records.unfinished import alone_in, discard, is_still, locked
 
 PURPOSE = "a dataset that is being prepared"
 _REQUEST = "request.json"
@@ -67,8 +67,7 @@ def prepare(request: PrepareRequest, output: Path, workers: int = 1) -> tuple[Ma
             os.rename(partial / "result", output)
             fsync_path(output.parent)
         owned.empty(partial, PURPOSE)
-        with alone_in(partial.parent):
-            owned.remove(partial, PURPOSE)
+        discard(partial, PURPOSE)
     return manifest, written
 
 

@@ -23,7 +23,7 @@ from megatron_growth.posttrain.training import Job, train
 from megatron_growth.records import owned
 from megatron_growth.records.metrics import Tail
 from megatron_growth.records.storage import doubts_as_refusals, foreign_refusals, storage_errors, write_json
-from megatron_growth.records.unfinished import LOCK, publish, unfinished
+from megatron_growth.records.unfinished import LOCK, discard, publish, unfinished
 
 PURPOSE = "an unfinished post-training"
 WORKER = "megatron_growth.posttrain.worker"
@@ -67,7 +67,7 @@ def posttrain(
                     train_rate(work, rate, processes, Line(label, quiet=quiet))
             except UserError:
                 if not any(work.path.glob("rates/*/metrics.jsonl")):  # nothing has been trained
-                    owned.remove(work.path, PURPOSE)
+                    discard(work.path, PURPOSE)
                 raise
             finish.gather(work, request, processes)
         document = finish.clean(work)
@@ -163,7 +163,7 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
             tokenizer.save_pretrained(str(work.tokenizer))
     except UserError:
         if not (work.path / "rates").exists():
-            owned.remove(work.path, PURPOSE)
+            discard(work.path, PURPOSE)
         raise
     say(examples.in_words(found))
 

@@ -101,6 +101,17 @@ def publish(partial: Path, target: Path, purpose: str) -> None:
         owned.release(target, purpose)
 
 
+def discard(partial: Path, purpose: str) -> None:
+    """Remove an unfinished folder of ours, in one step to others: one who waits for it must not find half of it.
+
+    Raises:
+        RunError: the folder is not ours; nothing was removed.
+        OSError: the file system refused.
+    """
+    with alone_in(partial.parent):
+        owned.remove(partial, purpose)
+
+
 def locked(descriptor: int) -> bool:
     """Take the lock of an open file or folder; False when another process has it."""
     try:

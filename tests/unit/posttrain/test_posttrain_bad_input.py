@@ -6,6 +6,7 @@ import errno
 import gzip
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from megatron_growth.cli.main import main
 from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import examples
+from megatron_growth.records import owned
+from megatron_growth.records.unfinished import locked
 from tests.needs import needs
 from tests.unit.data import hub_server
 from tests.unit.posttrain import tiny
@@ -114,6 +117,23 @@ def test_target_with_files_in_it(tmp_path: Path, model: Path, capsys: pytest.Cap
     assert main([str(word) for word in words]) == 2
     assert "is not a post-trained model" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_is_removed_in_one_step_to_others(
+    tmp_path: Path, refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lock, a command that waits puts its own into a folder that has lost its mark, and both fail."""
+    real, free = owned.release, []
+
+    def release(folder: Path, purpose: str) -> None:
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        free.append(locked(descriptor))
+        os.close(descriptor)
+        real(folder, purpose)
+
+    monkeypatch.setattr(owned, "release", release)
+    refused("sft", model, "--data", tiny.jsonl(tmp_path / "data.jsonl", [{"instruction": "a"}]))
+    assert free == [False]
 
 
 def test_without_the_extra(refused: Refused, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
