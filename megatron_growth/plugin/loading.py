@@ -57,7 +57,10 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
                 return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
             _refuse_without_state(common, folder)
             _refuse_dropped_rates(saved, active, args, folder)
-            reshardable.check_layout(common["args"], state_by_name.content_metadata(common), args, str(folder))
+            metadata = state_by_name.content_metadata(common)
+            reshardable.check_layout(common["args"], metadata, args, str(folder))
+            if reshardable.in_buckets(metadata):
+                reshardable.check_buckets(optimizer, common["args"], args, str(folder))
             if _by_name(common, saved, active):
                 args.no_load_optim = True
                 try:

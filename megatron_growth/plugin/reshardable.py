@@ -9,14 +9,40 @@ its end.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.training import get_args
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_growth.errors import CheckpointError
+from megatron_growth.methods.parts.optimizer_tensors import leaves
+from megatron_growth.plugin import state_by_name
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+
+_BUCKETS = "dp_reshardable"
+_BUCKET = re.compile(r"dp_group_idx_\d+\.gbuf_idx_\d+\.dtype_.+\.bucket_idx_\d+(?=\.exp_avg$)")
+_ELSEWHERE = (
+    "save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe checkpoint.reshardable: always) "
+    "and change that then; or start the optimizer from scratch with --no-load-optim"
+)
+# What else decides which parameters lie in a bucket.
+_FILL_BUCKETS = (
+    "virtual_pipeline_model_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+    "make_vocab_size_divisible_by",
+    "overlap_grad_reduce",
+    "ddp_bucket_size",
+    "ddp_num_buckets",
+    "data_parallel_size",
+)
 
 
 def addition(options: PluginOptions) -> Addition:
@@ -31,7 +57,7 @@ def around_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def _build_sharded_state_dict_metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
         metadata: dict[str, Any] = original(*args, **kwargs)
-        if metadata.get("distrib_optim_sharding_type") == "dp_reshardable" and _at_the_end(get_args()):
+        if in_buckets(metadata) and _at_the_end(get_args()):
             metadata["distrib_optim_sharding_type"] = "fully_reshardable"
             metadata["distrib_optim_fully_reshardable_mem_efficient"] = (
                 get_args().distrib_optim_fully_reshardable_mem_efficient
@@ -50,6 +76,11 @@ def _at_the_end(args: argparse.Namespace) -> bool:
     return last >= args.train_iters or bool(args.exit_interval and last % args.exit_interval == 0)
 
 
+def in_buckets(metadata: dict[str, Any]) -> bool:
+    """Whether a checkpoint with this metadata of its content holds each rank's buckets as they were."""
+    return bool(metadata.get("distrib_optim_sharding_type") == _BUCKETS)
+
+
 def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argparse.Namespace, folder: str) -> None:
     """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
     optimizer, where Megatron gives no reason.
@@ -63,17 +94,13 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
     Raises:
         CheckpointError: with the two ways to go on.
     """
-    if metadata.get("distrib_optim_sharding_type") != "dp_reshardable":
+    if not in_buckets(metadata):
         return
-    elsewhere = (
-        "save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe checkpoint.reshardable: "
-    )
-    elsewhere += "always) and change that then; or start the optimizer from scratch with --no-load-optim"
     if not args.use_distributed_optimizer:
         raise CheckpointError(
             "the optimizer state of this checkpoint lies in the distributed optimizer's buckets, and this run has none",
             where=folder,
-            fix=f"go on with --use-distributed-optimizer (in a recipe: several data-parallel ranks); or {elsewhere}",
+            fix=f"go on with --use-distributed-optimizer (in a recipe: several data-parallel ranks); or {_ELSEWHERE}",
         )
     names = {"tensor_model_parallel_size": "TP", "pipeline_model_parallel_size": "PP"}
     before = {short: getattr(saved, name, None) for name, short in names.items()}
@@ -84,5 +111,62 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
     raise CheckpointError(
         f"the optimizer state of this checkpoint was saved at {was} in a form that does not load at {asked}",
         where=folder,
-        fix=f"go on at {was}; or {elsewhere}",
+        fix=f"go on at {was}; or {_ELSEWHERE}",
     )
+
+
+def check_buckets(optimizer: Any, saved: argparse.Namespace, args: argparse.Namespace, folder: str) -> None:
+    """Refuse optimizer state in buckets that other parameters fill here, or the same ones in another order.
+
+    Megatron compares sizes, and gives no reason; in another order it would mix up the weights in silence.
+
+    Args:
+        optimizer: of this run.
+        saved: arguments that the checkpoint holds.
+        args: of this run.
+        folder: of the checkpoint; its optimizer state lies in buckets.
+
+    Raises:
+        CheckpointError: on every rank, with the ways to go on.
+    """
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved_ends = {match[0]: _ends(entry) for key, entry in metadata.items() if (match := _BUCKET.search(key))}
+    own_ends = dict(_own_ends(optimizer))
+    if state_by_name.any_rank(any(max(own) != max(saved_ends.get(key, {0})) for key, own in own_ends.items())):
+        names = [name for name in _FILL_BUCKETS if _written(saved, name) != _written(args, name)]
+        was, now = (", ".join(f"{name} {_written(of, name)}" for name in names) for of in (saved, args))
+        raise CheckpointError(
+            "the optimizer state of this checkpoint lies in buckets that hold other parameters than this run's",
+            where=f"{folder}; saved with {was or 'the same layout'}, now {now or 'too'}",
+            fix=f"go on as it was saved; or {_ELSEWHERE}",
+        )
+    if state_by_name.any_rank(any(not own <= saved_ends[key] for key, own in own_ends.items())):
+        raise CheckpointError(
+            "the optimizer state of this checkpoint lies in buckets in another order than this run's parameters: one "
+            "has Transformer Engine's layers, the other has not",
+            where=folder,
+            fix="go on with the layers that it was saved with (where Transformer Engine was installed since: "
+            "--growth-layer-spec local --transformer-impl local, in a recipe megatron: {transformer-impl: local}); "
+            f"or {_ELSEWHERE}",
+        )
+
+
+def _ends(entry: Any) -> set[int]:
+    """Where the pieces of a stored bucket end; every parameter is a piece or several."""
+    return {chunk.offsets[0] + chunk.sizes[0] for chunk in entry.chunks}
+
+
+def _own_ends(optimizer: Any) -> Iterator[tuple[str, set[int]]]:
+    """(key of a bucket without what it holds, where its parameters end), of this rank's distributed optimizers."""
+    for part in leaves(optimizer):
+        for number, ranges in enumerate(part.gbuf_ranges if isinstance(part, DistributedOptimizer) else ()):
+            for dtype, buckets in ranges.items():
+                for index in range(len(buckets)):
+                    key = f"dp_group_idx_{part.data_parallel_group_idx}.gbuf_idx_{number}.dtype_{dtype}"
+                    bucket = part.buffers[number].buckets[index]
+                    yield f"{key}.bucket_idx_{index}", {end for _, end in bucket.param_to_index.values()}
+
+
+def _written(args: argparse.Namespace, name: str) -> str:
+    """An argument as text; Megatron makes an object of the pipeline layout's."""
+    return str(getattr(args, name, None))

@@ -1,0 +1,25 @@
+"""Optimizer state in the distributed optimizer's buckets goes on where the same parameters fill them, and only there.
+
+The order of parameters in a bucket is tested in tests/te/test_te_layouts.py.
+"""
+
+import pytest
+
+from megatron_growth.testing import DistributedFailure, run_distributed, tiny_pretrain_args
+from tests.megatron.plugin_workers import metrics, train_several
+
+
+def test_other_stages_of_the_same_pipeline_are_refused_with_what_differs(tmp_path):
+    def words(log, *more, **layout):
+        args = tiny_pretrain_args(iterations=2, pipeline=2, bf16=True, **layout)
+        own = ["--use-distributed-optimizer", "--growth-layer-spec", "local", "--growth-metrics", tmp_path / log]
+        return [*args, *map(str, own), *map(str, more)]
+
+    first = ["--decoder-first-pipeline-num-layers", "1"]
+    load = ["--load", tmp_path / "ckpt", "--ckpt-step", "1"]
+    whole = words("a", *first, "--save", tmp_path / "ckpt", "--save-interval", "1")
+    same = words("b", *load, "--pipeline-model-parallel-layout", "Et|tttL")
+    run_distributed(train_several, 2, [whole, same], process_group=False)
+    assert metrics(tmp_path / "b") == {2: metrics(tmp_path / "a")[2]}
+    with pytest.raises(DistributedFailure, match=r"decoder_first_pipeline_num_layers 1, now .* None"):
+        run_distributed(train_several, 2, [words("c", *load)], process_group=False)
