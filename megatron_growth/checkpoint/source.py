@@ -26,6 +26,7 @@ from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
 from megatron_growth.layout.parameters import LAYERS, MOMENTS, PARAMETERS
 from megatron_growth.records.crc import crc32
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import storage_errors
 
 OnBytes = Callable[[int, int, memoryview], None]
@@ -129,7 +130,7 @@ class Source:
             found = [offsets for offsets, _ in by_key[key]]
             if sorted(found) != sorted(sizes):
                 raise CheckpointError(
-                    f"the metadata lists {len(sizes)} chunks of {key}, {len({*found} & {*sizes})} of them are stored",
+                    f"the metadata lists {plural(len(sizes), 'chunk')} of {key}; stored: {len({*found} & {*sizes})}",
                     where=str(self.path / METADATA),
                     fix="the checkpoint was not saved completely; use another iteration",
                 )

@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import console, show
 from megatron_growth.cli.options import refuse_idle
-from megatron_growth.errors import UserError
+from megatron_growth.errors import UserError, printable
 from megatron_growth.records.human import duration, plural
 from megatron_growth.records.numbers import finite, whole
 from megatron_growth.records.storage import json_text
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_while_submitted(args.output)
     processes = args.processes or max(1, torch.cuda.device_count())
     request = request_of(args, processes, gpu=torch.cuda.is_available())
-    say = (lambda _: None) if args.json else (lambda text: print(text, file=sys.stderr))
+    say = (lambda _: None) if args.json else (lambda text: print(printable(text), file=sys.stderr))
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed and others report there what they find
         document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
     if args.json:
@@ -223,9 +224,8 @@ def _rates(args: argparse.Namespace, preset: Preset) -> tuple[float, ...]:
 def _show(document: dict[str, Any], output: Path) -> None:
     result = document["result"]
     for note in result["notes"]:
-        print(note)
+        show(note)
     if document["sweep"]:
-        from megatron_growth.cli.console import console
         from megatron_growth.posttrain.sweep import table
 
         console().print(table(document))

@@ -23,6 +23,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import show
+from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import PROCESSES, SEED, finite, whole
 from megatron_growth.records.storage import json_text
 
@@ -138,13 +140,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) -> None:
-    print(f"{output}: {'written' if written else 'already complete, nothing to do'}")
+    show(f"{output}: {'written' if written else 'already complete, nothing to do'}")
     for name, split in manifest.splits.items():
-        print(f"  {name:<6} {split.documents:>12,} documents {split.tokens:>16,} tokens ({manifest.dtype})")
+        documents, tokens = plural(split.documents, "document"), plural(split.tokens, "token")
+        show(f"  {name:<6} {documents:>22} {tokens:>23} ({manifest.dtype})")
     tokenizer = manifest.tokenizer
-    print(f"  {tokenizer.name}: {tokenizer.vocab_size} ids, end of document {tokenizer.eod}")
-    print(f"  {manifest.text_bytes:,} bytes of text, {manifest.empty_documents} empty documents left out")
+    show(f"  {tokenizer.name}: {tokenizer.vocab_size} ids, end of document {tokenizer.eod}")
+    empty = plural(manifest.empty_documents, "empty document")
+    show(f"  {plural(manifest.text_bytes, 'byte')} of text, {empty} left out")
     for reason, record in manifest.skipped.items():
         more = ", ..." if record.count > len(record.names[:3]) else ""
-        print(f"  not read: {record.count} {reason}: {', '.join(record.names[:3])}{more}")
-    print("  for Megatron: " + shlex.join(flags))
+        show(f"  not read: {record.count} {reason}: {', '.join(record.names[:3])}{more}")
+    show("  for Megatron: " + shlex.join(flags))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.console import console
+from megatron_growth.cli.console import console, show
 from megatron_growth.records.human import count, duration, size
 from megatron_growth.records.numbers import finite
 from megatron_growth.records.storage import json_text
@@ -76,10 +76,10 @@ def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
     which = f"rate {document['rate']:g}, {document['rates_done']} of {document['rates']} done"
     at = f"step {document['step']}/{document['steps'] or '?'}, loss {_loss(document['loss'])}"
     state = document["slurm_silent"] or document["job_state"] or "not known to Slurm"
-    print(f"{document['kind']} {document['output']}: {'complete' if document['complete'] else f'{which}, {at}'}")
-    print(f"  job {document['job'] or '-'}: {state}, restarts {document['restarts']}, {' '.join(document['hosts'])}")
+    show(f"{document['kind']} {document['output']}: {'complete' if document['complete'] else f'{which}, {at}'}")
+    show(f"  job {document['job'] or '-'}: {state}, restarts {document['restarts']}, {' '.join(document['hosts'])}")
     if document["failure"]:
-        print(f"  gave up: {document['failure']}")
+        show(f"  gave up: {document['failure']}")
 
 
 def _print_smoke(folder: RunDirectory) -> None:

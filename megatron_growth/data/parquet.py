@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from megatron_growth.data.pieces import not_text
 from megatron_growth.errors import DataError, GrowthError, UnsupportedError, first_line, nearest
 
 
@@ -81,9 +82,5 @@ def _text(value: Any, field: str, where: str) -> str:
             fix="Write the file again from UTF-8 text, or leave the row out.",
         ) from error
     if not isinstance(text, str):
-        raise DataError(
-            f"The column {field!r} holds {type(text).__name__}, not text.",
-            where=where,
-            fix="Name the column that holds the text with --text-field.",
-        )
+        raise not_text(text, f"The column {field!r}", "column", where)
     return text

@@ -91,6 +91,14 @@ def format_of(path: Path) -> str:
     return "text" if last in TEXT else ""
 
 
+def not_text(value: object, place: str, kind: str, where: str = "") -> DataError:
+    """The refusal of a field, or a column, that holds something else than text in one row; `place` is its name."""
+    fix = f"Name the {kind} that holds the text with --text-field"
+    if value is None:
+        return DataError(f"{place} is empty (null) here.", where=where, fix=f"{fix}, or leave this row out.")
+    return DataError(f"{place} holds {type(value).__name__}, not text.", where=where, fix=f"{fix}.")
+
+
 def sound(text: str) -> str:
     """A text of JSON with U+FFFD for lone surrogates, which JSON can write, and neither UTF-8 nor a tokenizer takes."""
     try:

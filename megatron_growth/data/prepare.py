@@ -27,7 +27,7 @@ from megatron_growth.data.manifest import FILE_NAME, Manifest, check_files, load
 from megatron_growth.data.request import PrepareRequest, differences
 from megatron_growth.data.sources import discover, hash_sources
 from megatron_growth.data.tokenizers import load_tokenizer, resolved
-from megatron_growth.errors import DataError, UserError
+from megatron_growth.errors import DataError, UserError, printable
 from megatron_growth.records import owned
 from megatron_growth.records.storage import fsync_path, storage_errors, write_json
 from megatron_growth.records.unfinished import alone_in, discard, is_still, locked
@@ -96,7 +96,7 @@ def _say_what_is_skipped(skipped: dict[str, list[str]]) -> None:
     print(f"not read: {'a file' if count == 1 else f'{count} files'} of the corpus", file=sys.stderr)
     for reason, names in sorted(skipped.items()):
         more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-        print(f"  {len(names)} {reason}: {', '.join(names[:5])}{more}", file=sys.stderr)
+        print(printable(f"  {len(names)} {reason}: {', '.join(names[:5])}{more}"), file=sys.stderr)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_growth.data import corpora
 from megatron_growth.data.compressed import errors_of, open_compressed
 from megatron_growth.data.parquet import rows
-from megatron_growth.data.pieces import COMPRESSED, Piece, reading
+from megatron_growth.data.pieces import COMPRESSED, Piece, not_text, reading
 from megatron_growth.errors import DataError, nearest
 from megatron_growth.records.storage import parse_json
 
@@ -191,8 +191,5 @@ def _field(record: Any, field: str) -> str:
         )
     text = record[field]
     if not isinstance(text, str):
-        raise DataError(
-            f"The field {field!r} holds {type(text).__name__}, not text.",
-            fix="Name the field that holds the text with --text-field.",
-        )
+        raise not_text(text, f"The field {field!r}", "field")
     return text

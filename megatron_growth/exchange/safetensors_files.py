@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_growth.errors import CheckpointError, nearest
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import doubts_as_refusals, parse_json
 
 NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -132,7 +133,7 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
         found[stored.name] = stored
     if missing := sorted(set(mapping) - set(found)):
         raise CheckpointError(
-            f"{len(missing)} tensors of the index are in no file, first {missing[0]}", where=str(index)
+            f"no file holds {plural(len(missing), 'tensor')} of the index, first {missing[0]}", where=str(index)
         )
     return found
 

@@ -23,6 +23,7 @@ from megatron_growth.exchange.folder import CONFIG
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.exchange.safetensors_files import StoredRange, read_folder
 from megatron_growth.layout.parameters import ATTENTION, EMBEDDING, MLP, dimensions
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import doubts_as_refusals, parse_json
 
 _LINEARS = (ATTENTION + "linear_qkv", ATTENTION + "linear_proj", MLP + "linear_fc1", MLP + "linear_fc2")
@@ -79,7 +80,7 @@ class HuggingFaceSource(Source):
         surplus = [name for name in stored if name not in known and not self._derived(name)]
         if surplus:
             raise CheckpointError(
-                f"{len(surplus)} tensors have no place in the model of config.json: {', '.join(sorted(surplus)[:3])}",
+                f"{plural(len(surplus), 'tensor')} too many for config.json's model: {', '.join(sorted(surplus)[:3])}",
                 where=str(self.path),
                 fix="config.json and weights belong to different models, or the architecture is not supported",
             )

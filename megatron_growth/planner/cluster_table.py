@@ -29,7 +29,7 @@ def render_cluster(plan: ClusterPlan) -> RenderableType:
         for choice in stage.alternatives:
             table.add_row("  or", *_cells(choice), style="dim")
     total = (
-        f"All stages {plan.wall_hours:,.0f} hours, {plan.gpu_hours:,.0f} GPU hours; "
+        f"All stages {plural(round(plan.wall_hours), 'hour')}, {plural(round(plan.gpu_hours), 'GPU hour')}; "
         f"checkpoints on disk at the end {size(plan.storage_bytes)}."
     )
     return Group(table, Text(), Text(LEGEND), Text(total), Text(), *_reasons(plan))

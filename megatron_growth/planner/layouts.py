@@ -121,7 +121,7 @@ def problems(
     tp, pp, vpp = layout.tp, layout.pp, layout.vpp
     possible = tensor_parallel_sizes(shape)
     if tp not in possible:
-        what = f"{shape.heads} heads" if shape.heads == shape.query_groups else f"{shape.query_groups} query groups"
+        what = plural(shape.query_groups, "head" if shape.heads == shape.query_groups else "query group")
         if shape.query_groups % tp == 0:
             what = f"ffn {shape.ffn}"
         yield "tp", f"{what} cannot be split by TP {tp}; possible TP: {_listed(possible)}"

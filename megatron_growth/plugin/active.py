@@ -19,6 +19,7 @@ from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel
 from megatron_growth.methods.freeze import take_out_of_training
 from megatron_growth.plugin import state_by_name, stopping
 from megatron_growth.plugin.addition import Addition, Wrap
+from megatron_growth.records.human import plural
 
 Chunks = list[torch.nn.Module]
 
@@ -64,7 +65,7 @@ class ActiveMethods:
             lines.append(method.describe(self.model.names, frozen))
             taken |= set(method.select(self.model.names, frozen))
             frozen |= set(method.freezes(self.model.names, frozen))
-        lines.append(f"  (no rule): {len(set(self.model.names) - taken)} parameters train with the run's schedule")
+        lines.append(f"  (no rule): the run's schedule for {plural(len(set(self.model.names) - taken), 'parameter')}")
         return "\n".join(line for line in lines if line)
 
     def _refuse_to_train_nothing(self) -> None:

@@ -19,6 +19,7 @@ from megatron_growth.posttrain.examples import RECORD
 from megatron_growth.posttrain.folder import Result, Work
 from megatron_growth.posttrain.request import FILE_NAME as REQUEST
 from megatron_growth.posttrain.request import Request
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import (
     foreign_refusals,
     made_of,
@@ -240,7 +241,7 @@ def card(document: dict[str, Any]) -> str:
     request, result, data = document["request"], document["result"], document["data"]
     facts = {
         "preset": document["preset"],
-        "data": f"{data['source']}, {data['train']:,} examples, {data['valid']:,} held out",
+        "data": f"{data['source']}, {plural(data['train'], 'example')}, {data['valid']:,} held out",
         "learning rate": f"{result['rate']:g}",
         "batch x steps": f"{request['batch']} x {result['steps']}",
         "tokens": f"{result['tokens']:,}",

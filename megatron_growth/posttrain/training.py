@@ -25,6 +25,7 @@ from megatron_growth.posttrain.examples import RECORD, TRAIN, VALID
 from megatron_growth.posttrain.folder import WHOLE, RateFolder, Result, Work
 from megatron_growth.posttrain.request import Request
 from megatron_growth.records import metrics
+from megatron_growth.records.human import plural
 from megatron_growth.records.metrics import MetricsLine
 
 Show = Callable[[MetricsLine, int], None]
@@ -267,7 +268,7 @@ def _left_out(job: Job, trainer: Any) -> tuple[str, ...]:
             )
         if left < count:
             notes.append(
-                f"{count - left:,} of {count:,} examples {which} are left out: their questions alone fill {most} "
+                f"{count - left:,} of {plural(count, 'example')} {which} left out: the question alone fills {most} "
                 "tokens (--max-length)"
             )
     return tuple(notes)

@@ -11,6 +11,7 @@ from megatron_growth.recipes.blocks import vocabulary_of
 from megatron_growth.recipes.reporting import Problem
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
 from megatron_growth.recipes.source import KeyPath
+from megatron_growth.records.human import plural
 
 
 def problems_of(recipe: Recipe) -> list[Problem]:
@@ -84,7 +85,10 @@ def _sizes(recipe: Recipe) -> Iterator[Problem]:
         if stage.ffn is None and recipe.model.ffn_multiple is None:
             yield path, "ffn is missing, here or as model.ffn_multiple"
         if stage.query_groups and stage.heads % stage.query_groups:
-            yield (*path, "query_groups"), f"{stage.heads} heads cannot be shared by {stage.query_groups} query groups"
+            yield (
+                (*path, "query_groups"),
+                f"{plural(stage.heads, 'head')} cannot be shared by {plural(stage.query_groups, 'query group')}",
+            )
         follows = isinstance(stage, Baseline) and stage.match == "steps"  # its batch follows from the budget
         if stage.global_batch_size % stage.micro_batch_size and not follows:
             yield (

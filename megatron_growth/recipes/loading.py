@@ -128,8 +128,8 @@ def _merge(
                 del places[below]
             if value is None:
                 base.pop(key, None)
-                continue
-            base[key] = deepcopy(value)
+            else:
+                base[key] = deepcopy(value)
             places |= {(*path, *p[len(came_from) :]): x for p, x in of_over.items() if p[: len(came_from)] == came_from}
 
 

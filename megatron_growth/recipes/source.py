@@ -119,12 +119,12 @@ def parse_yaml(text: str, file: str) -> tuple[Any, YamlText]:
 class _Walk:
     """Collects where every key stands, keys that are given twice, and keys that are not text."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, nodes: int = 0) -> None:
         self.file = file
         self.places: Places = {}
         self.repeated: list[str] = []
         self.problems: list[str] = []
-        self._nodes = 0
+        self._nodes = nodes
 
     def __call__(self, node: yaml.Node, path: KeyPath) -> None:
         self._nodes += 1
@@ -137,6 +137,9 @@ class _Walk:
         elif isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 self._key(key, value, path)
+            for key, value in node.value:
+                if key.tag.endswith(":merge"):
+                    self._merge(value, path)
 
     def _key(self, key: yaml.Node, value: yaml.Node, path: KeyPath) -> None:
         where = f"{self.file}:{key.start_mark.line + 1}"
@@ -151,6 +154,16 @@ class _Walk:
             self.repeated.append(f"{where} ({dotted(below)})")
         self.places[below] = self._place(key, value)
         self(value, below)
+
+    def _merge(self, value: yaml.Node, path: KeyPath) -> None:
+        """The places of what `<<` brings: behind a mapping's own keys, and the first of several counts."""
+        for mapping in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            inner = _Walk(self.file, self._nodes)
+            inner(mapping, path)
+            self._nodes = inner._nodes
+            self.repeated += inner.repeated
+            self.problems += inner.problems
+            self.places = inner.places | self.places
 
     def _place(self, key: yaml.Node, value: yaml.Node) -> Place:
         plain = isinstance(value, yaml.ScalarNode) and value.style is None and not value.tag.endswith(":str")

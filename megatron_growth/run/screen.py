@@ -6,6 +6,7 @@ import sys
 import time
 from typing import IO, Any, Self
 
+from megatron_growth.errors import printable
 from megatron_growth.records.human import count, duration
 from megatron_growth.records.metrics import StageProgress
 
@@ -41,6 +42,7 @@ class Screen:
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
+        text = printable(text)
         if self._live is not None:
             self._live.console.print(text, highlight=False, markup=False)
         else:

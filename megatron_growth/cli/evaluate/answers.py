@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from megatron_growth.cli.evaluate import common
 from megatron_growth.progress import Counter
+from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -74,6 +75,6 @@ def run(args: argparse.Namespace) -> int:
         document = {"answers": str(args.target), "questions": len(questions), "answered_now": answered, "judge": judge}
         print(json_text(document))
         return 0
-    print(f"{args.target}: {len(questions)} answers, {answered} of them new")
+    print(f"{args.target}: {plural(len(questions), 'answer')}, {answered} of them new")
     print(f"not judged yet: {judge}")
     return 0

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_growth.records.human import plural
 from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text([asdict(one) for one in found]))
     else:
-        print(f"{args.data_dir}: {len(found)} files of questions")
+        print(f"{args.data_dir}: {plural(len(found), 'file')} of questions")
     return 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from megatron_growth.cli.evaluate import common
 from megatron_growth.errors import UserError
 from megatron_growth.progress import Counter
+from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -86,6 +87,6 @@ def _write(args: argparse.Namespace, wanted: list[Instruction]) -> int:
     print(
         json.dumps({"written": str(args.write), "examples": len(turns)})
         if args.json
-        else f"{args.write}: {len(turns)} examples"
+        else f"{args.write}: {plural(len(turns), 'example')}"
     )
     return 0

@@ -26,6 +26,7 @@ from megatron_growth.layout.names import is_layer_matrix, parse_key
 from megatron_growth.methods.base import Cost, CountedParameter, Factor, Method, StageFacts, TrainedModel
 from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register, written
+from megatron_growth.records.human import plural
 from megatron_growth.records.numbers import COUNT, SEED, SIZE
 from megatron_growth.shape import ModelShape
 
@@ -163,10 +164,11 @@ class ReLoRA(Method):
     def describe(self, names: Sequence[str], frozen: Collection[str] = ()) -> str:
         """One line: rank, number of adapted matrices, resets, and number of frozen parameters."""
         taken, rest = self.select(names, frozen), self.freezes(names, frozen)
-        reset = f"merged every {self.reset_iterations} iterations" if self.reset_iterations else "never merged"
-        return (
-            f"  relora: adapters of rank {self.rank} on {len(taken)} matrices, {reset}; {len(rest)} parameters frozen"
+        reset = (
+            f"merged every {plural(self.reset_iterations, 'iteration')}" if self.reset_iterations else "never merged"
         )
+        adapted = "1 matrix" if len(taken) == 1 else f"{len(taken)} matrices"
+        return f"  relora: adapters of rank {self.rank} on {adapted}, {reset}; {plural(len(rest), 'parameter')} frozen"
 
     # In a training process ----------------------------------------------------------------------------------------
 

@@ -74,6 +74,25 @@ def test_a_missing_or_wrong_field_is_named(refused, tmp_path):
     assert "not a JSON object" in refused(path)
 
 
+def test_an_empty_field_is_not_the_wrong_field(refused, tmp_path):
+    corpus = tmp_path / "x.jsonl"
+    corpus.write_text('{"text": "a"}\n{"text": null}\n')
+    assert "or leave this row out" in refused(corpus)
+
+
+def test_names_of_files_that_are_not_read_have_no_effect_on_a_terminal(tmp_path, capsys, gpt2_files):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "\x1b[31mred.bz2").write_bytes(b"")
+    write_jsonl(tmp_path / "in" / "x.jsonl", texts(1))
+    words = ["prepare", "--corpus", tmp_path / "in", "--tokenizer", "gpt2", "--tokenizer-files", gpt2_files]
+    assert main([*map(str, words), "--valid-fraction", "0", "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert r"1 .bz2: \x1b[31mred.bz2" in said.err
+    assert r"1 .bz2: \x1b[31mred.bz2" in said.out
+    assert "\x1b" not in said.out + said.err
+    assert " 1 document " in said.out
+
+
 def test_a_missing_column_is_named(refused, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -101,6 +101,13 @@ def test_text_fits_a_terminal_of_80_columns(capsys, monkeypatch, tmp_path, name)
     assert (tmp_path / "memory.png").stat().st_size > 10_000
 
 
+def test_words_of_a_recipe_have_no_effect_on_a_terminal(capsys, tmp_path):
+    words = "[bold]one[/x] :warning: \x1b[31mred"
+    (tmp_path / "r.yaml").write_text(f"extends: nano-wso\nsummary: {json.dumps(words)}\n")
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].rstrip().endswith(words.replace("\x1b", "\\x1b"))
+
+
 def test_plan_alone_lists_the_recipes(capsys):
     assert main(["plan", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(recipes.names())

@@ -238,6 +238,24 @@ def test_what_a_baseline_cannot_be_is_refused_at_its_key(keys, where, words):
     assert words in str(caught.value)
 
 
+def test_what_a_merge_key_brings_is_read_and_placed_like_any_other():
+    merged = "optimizer:\n  <<: {beta2: 7}\n  beta1: 0.9"
+    text = RECIPE.replace("optimizer: {beta1: 0.9, beta2: 0.95, weight_decay: 0.1, clip: 1.0}", merged, 1)
+    line = text.splitlines().index("  <<: {beta2: 7}") + 1
+    assert f"mine.yaml:{line} (optimizer.beta2)" in refused(merged, merged, text)
+    written = refused("  <<: {beta2: 7}", "  <<: [{beta2: 0.9}, {beta1: 0.8, clip: 010}]", text)
+    assert f"mine.yaml:{line} (optimizer.clip): YAML reads 010 as the number 8" in written
+    assert "given twice" in refused("{beta2: 7}", "{beta2: 0.9, beta2: 0.8}", text)
+
+
+def test_a_key_that_is_taken_away_is_missing_where_it_is_taken_away(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: nano-progressive\nstages:\n  nano-92k:\n    lr: null\n")
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(file)
+    assert f"{file}:4 (stages[0].lr): stages[0].lr is missing" in str(caught.value)
+
+
 def test_the_home_folder_of_a_path_that_no_shell_has_seen(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     assert recipes.loads(RECIPE.replace("corpus: stdlib", "corpus: ~/texts")).data.corpus == "/home/ada/texts"
