@@ -112,7 +112,7 @@ def diagnose() -> Diagnosis:
         devices=nvml.devices(),
         driver=nvml.driver(),
         versions={"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
-        stand_ins=stand_ins(here, tensor_parallel=2),
+        stand_ins=stand_ins(here, layer_ranks=2),
         problems=tuple(problems),
     )
 

@@ -35,12 +35,12 @@ class StandIn:
     replacements: Callable[[], list[Replacement]] = list
 
 
-def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ...]:
+def stand_ins(here: Installation, layer_ranks: int = 1) -> tuple[StandIn, ...]:
     """What stands in for all that `here` does not have.
 
     Args:
         here: what is installed: `installation.detect()` or one of `installation.INSTALLATIONS`.
-        tensor_parallel: tensor-parallel size of the run.
+        layer_ranks: ranks among which tensor and context parallelism divide a layer.
 
     Returns:
         The rows that apply.  What the host needs in torch itself, before Megatron is imported, `cpu.install()` does.
@@ -52,7 +52,7 @@ def stand_ins(here: Installation, tensor_parallel: int = 1) -> tuple[StandIn, ..
         (_KERNELS, not (on_gpu and (here.transformer_engine or here.apex))),
         (_APEX, not (on_gpu and here.apex)),
         (_MAKEFILE, not here.makefile),
-        (_ONE_QUEUE, on_gpu and tensor_parallel > 1 and here.capability < BLACKWELL),
+        (_ONE_QUEUE, on_gpu and layer_ranks > 1 and here.capability < BLACKWELL),
     )
     return tuple(row for row, applies in table if applies)
 
@@ -94,9 +94,13 @@ def refuse_on_host(argv: Sequence[str]) -> None:
             )
 
 
-def tensor_parallel_size(argv: Sequence[str]) -> int:
-    """The value of --tensor-model-parallel-size in a command line; 1 without it."""
-    name, size = "--tensor-model-parallel-size", "1"
+def ranks_of_a_layer(argv: Sequence[str]) -> int:
+    """Ranks among which tensor and context parallelism divide a layer, by a command line; 1 without either."""
+    return _value(argv, "--tensor-model-parallel-size") * _value(argv, "--context-parallel-size")
+
+
+def _value(argv: Sequence[str], name: str) -> int:
+    size = "1"
     for position, word in enumerate(argv):
         if word == name and position + 1 < len(argv):
             size = argv[position + 1]

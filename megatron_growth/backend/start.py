@@ -19,9 +19,9 @@ from megatron_growth.backend.replacements import apply
 from megatron_growth.backend.stand_ins import (
     environment,
     missing_words,
+    ranks_of_a_layer,
     refuse_on_host,
     stand_ins,
-    tensor_parallel_size,
 )
 from megatron_growth.errors import UserError
 
@@ -41,17 +41,17 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """
     here = detect()
     refuse_impossible(here, argv)
-    rows = stand_ins(here, tensor_parallel_size(argv))
-    os.environ |= variables(tensor_parallel_size(argv))
+    rows = stand_ins(here, ranks_of_a_layer(argv))
+    os.environ |= variables(ranks_of_a_layer(argv))
     if cpu.install():
         return [*argv, *cpu.cpu_flags(argv)]
     apply(one for row in rows for one in row.replacements())
     return [*argv, *missing_words(rows, argv)]
 
 
-def variables(tensor_parallel: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+def variables(layer_ranks: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables that a rank needs on this machine before it touches CUDA, and that `inherited` does not set yet."""
-    rows = stand_ins(detect(with_transformer_engine=False), tensor_parallel)
+    rows = stand_ins(detect(with_transformer_engine=False), layer_ranks)
     return {name: value for name, value in environment(rows).items() if name not in inherited}
 
 

@@ -78,7 +78,10 @@ def _total(of_rank: dict[str, int]) -> int:
 
 def _weights(chunks: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:
     for chunk in chunks:
-        yield from (p.data for p in chunk.parameters())
+        for parameter in chunk.parameters():
+            # Transformer Engine's FP8 weights have no storage: they wrap the bytes and, once used, their transpose.
+            wrapped = getattr(parameter, "get_data_tensors", None)
+            yield from (parameter.data,) if wrapped is None else (held for held in wrapped() if held is not None)
         yield from (buffer.param_data for buffer in _buffers(chunk) if buffer.param_data is not None)
 
 

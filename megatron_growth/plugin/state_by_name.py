@@ -234,8 +234,10 @@ def _store(part: Any, moment: str, tensors: dict[int, torch.Tensor]) -> None:
         for parameter in part.model_param_group_index_map:
             if (tensor := tensors.get(id(parameter))) is not None:
                 place = part._get_model_param_range_map(parameter)["param"]
-                own = part._get_main_param_and_optimizer_states(parameter)
-                own[MASTER if is_master else moment].data.copy_(tensor.flatten()[place.start : place.end])
+                own, key = part._get_main_param_and_optimizer_states(parameter), MASTER if is_master else moment
+                own[key].data.copy_(tensor.flatten()[place.start : place.end])
+                if part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:  # then `own` may be copies in fp32
+                    part._set_main_param_and_optimizer_states(parameter, {key: own[key]})
         return
     for parameter, main in model_and_main(part):
         if (tensor := tensors.get(id(parameter))) is not None:

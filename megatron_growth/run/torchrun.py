@@ -20,7 +20,7 @@ from typing import IO
 
 from megatron_growth.backend import nvml, start
 from megatron_growth.backend.processes import request_death_signal
-from megatron_growth.backend.stand_ins import tensor_parallel_size
+from megatron_growth.backend.stand_ins import ranks_of_a_layer
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import failures
 from megatron_growth.run.lock import TOKEN_VARIABLE, end_processes
@@ -54,7 +54,7 @@ def environment(
     command: Sequence[str], token: str, failures_folder: Path, inherited: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """The environment of a stage's processes."""
-    variables = dict(inherited) | start.variables(tensor_parallel_size(command), inherited)
+    variables = dict(inherited) | start.variables(ranks_of_a_layer(command), inherited)
     # One thread per process by default: several ranks share the cores.
     variables.setdefault("OMP_NUM_THREADS", "1")
     variables |= {TOKEN_VARIABLE: token, failures.FAILURES_VARIABLE: str(failures_folder), "PYTHONUNBUFFERED": "1"}

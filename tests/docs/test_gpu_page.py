@@ -31,7 +31,7 @@ def test_the_page_names_every_installation_flag_and_cost():
         if not here.gpu:
             continue
         section = " ".join(PAGE.split(f"<!-- {name} -->")[1].split("<!--")[0].split())
-        for row in stand_ins(here, tensor_parallel=2):
+        for row in stand_ins(here, layer_ranks=2):
             assert row.cost in section, (name, row.missing)
             for word in [*row.flags, *row.environment]:
                 assert word in section, (name, word)

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from megatron_growth.backend.installation import INSTALLATIONS, Installation
-from megatron_growth.backend.stand_ins import environment, missing_words, stand_ins, tensor_parallel_size
+from megatron_growth.backend.stand_ins import environment, missing_words, ranks_of_a_layer, stand_ins
 
 CAPABILITIES = {"Hopper": (9, 0), "Blackwell": (10, 0)}
 GPU_INSTALLATIONS = ("container", "gpu", "pip")
@@ -46,7 +46,7 @@ def validated(words: list[str], here: Installation, world_size: int) -> Validate
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import validate_args
 
-    rows = stand_ins(here, tensor_parallel_size(words))
+    rows = stand_ins(here, ranks_of_a_layer(words))
     variables = {**environment(rows), "WORLD_SIZE": str(world_size), "RANK": "0"}
     with _faked(here), mock.patch.dict(os.environ, variables), contextlib.redirect_stdout(io.StringIO()):
         if "CUDA_DEVICE_MAX_CONNECTIONS" not in variables:

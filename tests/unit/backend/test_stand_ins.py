@@ -8,7 +8,7 @@ import pytest
 
 from megatron_growth.backend import installation, start
 from megatron_growth.backend.installation import INSTALLATIONS, Installation
-from megatron_growth.backend.stand_ins import environment, flags, missing_words, stand_ins, tensor_parallel_size
+from megatron_growth.backend.stand_ins import environment, flags, missing_words, ranks_of_a_layer, stand_ins
 from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.testing import run_distributed
 
@@ -69,10 +69,13 @@ def test_words_that_were_given_are_not_added():
         (["--tensor-model-parallel-size=2", "--seed", "8"], 2),
         (["--tensor-model-parallel-size", "4", "--tensor-model-parallel-size", "1"], 1),
         (["--tensor-model-parallel-size"], 1),
+        (["--context-parallel-size=2"], 2),
+        (["--context-parallel-size", "2", "--tensor-model-parallel-size", "4"], 8),
     ],
 )
-def test_tensor_parallel_size_of_a_command_line(argv, size):
-    assert tensor_parallel_size(argv) == size
+def test_ranks_of_a_layer_by_a_command_line(argv, size):
+    """Megatron asks for the same variable under tensor and under context parallelism."""
+    assert ranks_of_a_layer(argv) == size
 
 
 def test_the_table_is_read_without_torch_and_megatron():
