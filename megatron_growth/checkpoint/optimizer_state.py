@@ -31,11 +31,18 @@ from megatron_growth.operators import GrowthMap, OptimizerState
 
 
 def check_source(source: Source, common: dict[str, Any]) -> None:
-    """Refuse a source whose optimizer state is not stored by parameter.
+    """Refuse a source whose optimizer state is not stored by parameter, or not in numbers that grow.
 
     Raises:
         CheckpointError: names the flag to save with.
     """
+    if keeps_remainders(common.get("args")):
+        raise CheckpointError(
+            "its --use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks; they "
+            "do not grow",
+            where=str(source.path),
+            fix="grow with --optimizer-state reset",
+        )
     if source.has_optimizer and source.passed_over:
         raise CheckpointError(
             f"the optimizer keeps state that does not have its weight's shape, such as {source.passed_over[0]}",
@@ -58,6 +65,17 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
         where=str(source.path),
         fix="grow with --optimizer-state reset",
     )
+
+
+def keeps_remainders(args: Any) -> bool:
+    """Whether the masters that a run saves are no weights: the precision-aware Adam of Transformer Engine keeps only the
+    16 bits of an fp32 weight that the bf16 weight lacks.
+
+    Args:
+        args: Megatron's, of the run; None where they are not known.
+    """
+    on_gpu = not getattr(args, "optimizer_cpu_offload", False)
+    return bool(getattr(args, "use_precision_aware_optimizer", False) and getattr(args, "bf16", False) and on_gpu)
 
 
 class MomentRule:

@@ -17,6 +17,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.training import get_args
 from torch.distributed.checkpoint import FileSystemReader
 
+from megatron_growth.checkpoint.optimizer_state import keeps_remainders
 from megatron_growth.errors import CheckpointError
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import state_by_name
@@ -83,7 +84,7 @@ def in_buckets(metadata: dict[str, Any]) -> bool:
 
 def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argparse.Namespace, folder: str) -> None:
     """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
-    optimizer, where Megatron gives no reason.
+    optimizer, where Megatron gives no reason; and masters that are no weights where weights are wanted.
 
     Args:
         saved: arguments that the checkpoint holds.
@@ -94,6 +95,14 @@ def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argp
     Raises:
         CheckpointError: with the two ways to go on.
     """
+    if keeps_remainders(saved) != keeps_remainders(args):
+        was = "given" if keeps_remainders(saved) else "not given"
+        raise CheckpointError(
+            "--use-precision-aware-optimizer keeps fp32 weights in another form, and was "
+            f"{was} when this checkpoint was saved",
+            where=folder,
+            fix="go on as it was saved, or start the optimizer from scratch with --no-load-optim",
+        )
     if not in_buckets(metadata):
         return
     if not args.use_distributed_optimizer:

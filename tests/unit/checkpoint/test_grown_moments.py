@@ -6,6 +6,7 @@ engine and compared with the grown model's, element by element, wherever a sourc
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -251,6 +252,16 @@ def test_state_of_another_optimizer_is_not_called_buckets(tmp_path):
     ) as refused:
         check_source(Source(path), {})
     assert "reset" in refused.value.fix
+
+
+def test_bits_that_bf16_weights_lack_are_no_masters(tmp_path):
+    """Transformer Engine's precision-aware Adam saves them under the masters' name."""
+    tensors = stored.random_tensors(SMALL, 2)
+    path = stored.write(tmp_path / "bits", SMALL, tensors, moments=[("optimizer.state.exp_avg.", tensors)])
+    kind = {"bf16": True, "use_precision_aware_optimizer": True}
+    with pytest.raises(CheckpointError, match="16 bits"):
+        check_source(Source(path), {"args": argparse.Namespace(**kind)})
+    check_source(Source(path), {"args": argparse.Namespace(**kind | {"bf16": False})})
 
 
 def test_a_part_of_a_moment_that_is_missing_is_damage_and_not_freezing(tmp_path):

@@ -32,3 +32,13 @@ def test_state_in_buckets_without_the_distributed_optimizer_says_what_to_do():
     with pytest.raises(CheckpointError, match="lies in the distributed optimizer's buckets") as caught:
         check_layout(SAVED, BUCKETS, now, "ckpt")
     assert "--use-distributed-optimizer" in caught.value.fix
+
+
+def test_bits_that_bf16_weights_lack_are_not_loaded_as_weights():
+    """Megatron loads what it finds under the masters' name."""
+    bits = Namespace(**vars(SAVED) | {"bf16": True, "use_precision_aware_optimizer": True})
+    check_layout(bits, WHOLE, bits, "ckpt")
+    for saved, now, was in ((SAVED, bits, "not given"), (bits, SAVED, "given")):
+        with pytest.raises(CheckpointError, match=f"was {was} when") as caught:
+            check_layout(saved, WHOLE, now, "ckpt")
+        assert "--no-load-optim" in caught.value.fix

@@ -1,5 +1,7 @@
 """`megatron: {flag: value}` in recipe, stage and cluster profile: what passes, what is refused, and by which name."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -141,6 +143,15 @@ def test_a_flag_that_contradicts_the_layout_is_refused_before_a_job_is_made(give
         check_stages(recipe, stages, "gpu", profile)
     assert caught.value.fix
     check_stages(recipe, stages, "gpu", profile_with({"overlap-grad-reduce": False, "overlap-param-gather": False}))
+
+
+def test_masters_that_do_not_grow_are_refused_before_a_job_is_made():
+    """The growth after the stage would find it, when the stage has been trained."""
+    recipe, profile = recipes.load("progressive-8b"), profile_with({"use-precision-aware-optimizer": True})
+    stages = plan_run(recipe, 32).stages
+    check_stages(recipe, stages, "gpu", profile)
+    with pytest.raises(RecipeError, match="16 bits"):
+        check_stages(recipe, [replace(stages[0], state_is_grown=True)], "gpu", profile)
 
 
 def test_two_spellings_of_one_flag_are_refused():
