@@ -38,8 +38,8 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
     """
     if keeps_remainders(common.get("args")):
         raise CheckpointError(
-            "its --use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks; they "
-            "do not grow",
+            "its --use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks; "
+            "they do not grow",
             where=str(source.path),
             fix="grow with --optimizer-state reset",
         )
@@ -68,8 +68,8 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
 
 
 def keeps_remainders(args: Any) -> bool:
-    """Whether the masters that a run saves are no weights: the precision-aware Adam of Transformer Engine keeps only the
-    16 bits of an fp32 weight that the bf16 weight lacks.
+    """Whether the masters that a run saves are no weights: Transformer Engine's precision-aware Adam keeps only the 16
+    bits of an fp32 weight that the bf16 weight lacks.
 
     Args:
         args: Megatron's, of the run; None where they are not known.

@@ -92,8 +92,8 @@ def check_together(stage: StagePlan, options: Options) -> None:
             )
     if options.get("use-precision-aware-optimizer") and stage.state_is_grown and stage.precision != "fp32":
         raise RecipeError(
-            "--use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks, and a later "
-            "stage grows this one's optimizer state",
+            "--use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks, and a "
+            "later stage grows this one's optimizer state",
             where=f"stage {stage.name}, megatron",
             fix="leave the flag out, or set growth: {optimizer_state: reset} in the later stage",
         )
