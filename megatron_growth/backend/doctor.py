@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
+import shutil
+import sysconfig
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_growth.backend import nvml
@@ -107,6 +111,7 @@ def diagnose() -> Diagnosis:
         if not problems:
             problems.append(Problem(error.what, error.fix))
     problems += _problems_of_megatron() + _problems_of_torch(bool(here.gpu))
+    problems += _problems_of_compiling() if here.gpu else []
     return Diagnosis(
         here=here,
         devices=nvml.devices(),
@@ -160,3 +165,20 @@ def _problems_of_torch(gpu: bool) -> list[Problem]:
             "look at CUDA_VISIBLE_DEVICES, or install a driver for that CUDA",
         )
     ]
+
+
+def _problems_of_compiling() -> list[Problem]:
+    """Megatron compiles some functions for a GPU, and Triton builds small C modules for that: at the first step, on
+    every node, with the compiler and the headers that it looks for here."""
+    named = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
+        what = f"there is no C compiler {named}, which CC names" if named else "there is no C compiler"
+        what = f"{what}; Triton needs one at the first step"
+        return [Problem(what, "install gcc, or name one: CC=/path/to/compiler")]
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
+    if not header.is_file():
+        package = "python{}.{}-dev".format(*platform.python_version_tuple())
+        fix = f"install them: apt install {package}, or dnf install {package}el"
+        return [Problem(f"there is no {header}; Triton needs Python's headers at the first step", fix)]
+    return []

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
+from megatron_growth.errors import UnsupportedError
+
 
 class FusedAdam(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2), `step` kept in the parameter group.
@@ -24,7 +26,7 @@ class FusedAdam(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: factor of the weight decay.
         adam_w_mode: decay the weights (AdamW); otherwise add the decay to the gradient (Adam with L2).
-        capturable: unused, for CUDA graphs.
+        capturable: must be False.
 
     State per parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and type.
     """
@@ -38,8 +40,14 @@ class FusedAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         *,
         adam_w_mode: bool = True,
-        capturable: bool = False,  # noqa: ARG002
+        capturable: bool = False,
     ) -> None:
+        if capturable:  # a graph would repeat the bias correction of the step that it was made from
+            raise UnsupportedError(
+                "--optimizer-cuda-graph needs the Adam of Transformer Engine or Apex",
+                where="--optimizer-cuda-graph",
+                fix="leave it out, or install Transformer Engine (docs/gpu.md)",
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.adam_w_mode = adam_w_mode
 

@@ -96,7 +96,7 @@ class GaLore(Method):
                 f"GaLore needs whole query groups on a rank, and {groups} are shared by {ranks} tensor-parallel ranks",
                 fix=f"--tensor-model-parallel-size {math.gcd(groups, ranks)}",
             )
-        for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer"):
+        for flag in ("optimizer_cpu_offload", "use_precision_aware_optimizer", "optimizer_cuda_graph"):
             if getattr(args, flag, False):
                 raise UserError(f"GaLore does not work with --{flag.replace('_', '-')}", fix="leave it out")
         if getattr(args, "optimizer", "adam") != "adam":

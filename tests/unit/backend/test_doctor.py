@@ -112,6 +112,33 @@ def test_a_gpu_that_torch_cannot_use_ends_with_2(machine, capsys):
     assert "could not start" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("variables", "headers", "what"),
+    [
+        ({"PATH": "/nowhere"}, True, "there is no C compiler;"),
+        ({"CC": "/nowhere/gcc"}, True, "/nowhere/gcc, which CC names"),
+        ({}, False, "Python.h"),
+    ],
+)
+def test_a_gpu_without_what_triton_compiles_with_ends_with_2(machine, capsys, monkeypatch, variables, headers, what):
+    """Megatron's first step died of it on every node, after `doctor` had said that a run could start."""
+    machine([H100])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not headers:
+        monkeypatch.setattr(doctor.sysconfig, "get_path", lambda *_: "/nowhere")
+    code, document = told(capsys)
+    assert code == 2
+    (problem,) = document["problems"]
+    assert what in problem["what"]
+    assert problem["fix"]
+
+
+def test_the_host_needs_no_compiler(capsys, monkeypatch):
+    monkeypatch.setenv("CC", "/nowhere/gcc")
+    assert told(capsys)[0] == 0
+
+
 def test_a_transformer_engine_that_does_not_fit_ends_with_2_and_the_version_that_does(machine, capsys, monkeypatch):
     machine([H100])
     versions = {

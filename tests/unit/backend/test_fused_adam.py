@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_growth.backend.fused_adam import FusedAdam
+from megatron_growth.errors import UnsupportedError
 
 SHAPES = [(7, 5), (16,), (3, 4, 2), (1,)]
 STEPS = 200
@@ -60,6 +61,12 @@ def test_a_parameter_without_gradient_stays():
     p = torch.nn.Parameter(torch.ones(2))
     FusedAdam([p], weight_decay=0.1).step()
     assert p.tolist() == [1.0, 1.0]
+
+
+def test_a_graph_of_the_step_is_refused():
+    """It would repeat the bias correction of one step; it was taken, and ignored."""
+    with pytest.raises(UnsupportedError, match="--optimizer-cuda-graph"):
+        FusedAdam([torch.nn.Parameter(torch.ones(2))], capturable=True)
 
 
 def test_resuming_from_a_state_dict_changes_nothing():

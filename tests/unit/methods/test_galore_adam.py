@@ -177,6 +177,12 @@ def test_flat_slices_are_refused():
         get("galore").check_arguments(argparse.Namespace(use_distributed_optimizer=True))
 
 
+@pytest.mark.parametrize("flag", ["optimizer_cpu_offload", "use_precision_aware_optimizer", "optimizer_cuda_graph"])
+def test_flags_under_which_nothing_is_projected_are_refused(flag):
+    with pytest.raises(UserError, match="--" + flag.replace("_", "-")):
+        get("galore").check_arguments(argparse.Namespace(**{flag: True}))
+
+
 def test_query_groups_that_ranks_share_are_refused():
     """Their keys and values are cut through the middle: no rank has the rows of a group."""
     shared = argparse.Namespace(tensor_model_parallel_size=4, group_query_attention=True, num_query_groups=2)
