@@ -7,6 +7,7 @@ starts a stock script like this, with or without GPUs; stages of a run start the
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,10 +40,15 @@ def prepare(argv: Sequence[str]) -> list[str]:
         UnsupportedError: Transformer Engine is installed and cannot be loaded.
         UserError: they ask for what this machine cannot do.
     """
+    os.environ |= variables(ranks_of_a_layer(argv))  # first: Transformer Engine asks for the GPU when it is imported
     here = detect()
     refuse_impossible(here, argv)
+    if here.gpu and not importlib.import_module("torch").cuda.is_available():
+        raise UserError(
+            f"there is a GPU ({here.gpu}), and torch cannot use it; training would go on without it",
+            fix="`megatron-growth doctor` says why; with CUDA_VISIBLE_DEVICES= (empty) it trains on the host",
+        )
     rows = stand_ins(here, ranks_of_a_layer(argv))
-    os.environ |= variables(ranks_of_a_layer(argv))
     if cpu.install():
         return [*argv, *cpu.cpu_flags(argv)]
     apply(one for row in rows for one in row.replacements())

@@ -66,6 +66,16 @@ def test_fp8_trains(train, fp8, source):
 
 
 @pytest.mark.gpu
+def test_weights_in_fp8_are_measured_saved_and_go_on(train, fp8, tmp_path):
+    """Those of a stage that does not grow: a recipe's first."""
+    held = (*fp8, *ZERO, "--fp8-param-gather", "--growth-metrics", tmp_path / "metrics.jsonl")
+    losses = train(PLUGGED, words(*held, "--save", tmp_path / "run", "--save-interval", 4, bf16=True)).losses
+    assert losses[8] < losses[1]
+    rest = train(PLUGGED, words(*held, "--load", tmp_path / "run", "--ckpt-step", 4, bf16=True)).losses
+    assert [rest[i] for i in (5, 7, 8)] == pytest.approx([losses[i] for i in (5, 7, 8)], rel=2e-2)
+
+
+@pytest.mark.gpu
 def test_fp8_is_grown_into(train, fp8, source):
     once = {"iterations": 1, "lr": 1e-9, "bf16": True}
     small = train(PLUGGED, words(*fp8, "--load", source[0], "--finetune", "--no-load-optim", **once)).losses[1]

@@ -139,6 +139,14 @@ def test_the_host_needs_no_compiler(capsys, monkeypatch):
     assert told(capsys)[0] == 0
 
 
+def test_a_stage_does_not_train_on_the_host_because_torch_cannot_use_the_gpu(machine, monkeypatch):
+    """It did, for days; `doctor` said that a run could not start."""
+    machine([H100], usable=False)
+    monkeypatch.setattr(start.cpu, "install", lambda: pytest.fail("on the host"))
+    with pytest.raises(UserError, match="torch cannot use it"):
+        start.prepare(["--seed", "1"])
+
+
 def test_a_transformer_engine_that_does_not_fit_ends_with_2_and_the_version_that_does(machine, capsys, monkeypatch):
     machine([H100])
     versions = {
