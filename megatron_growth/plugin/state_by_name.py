@@ -12,7 +12,10 @@ that takes one pipeline stage's parameters only, or a stage that is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -190,8 +193,36 @@ def _read(sharded: dict[int, ShardedBase], moment: str, folder: str | Path) -> d
         )
         for key, tensor in sharded.items()
     }
-    loaded = dist_checkpointing.load(request, str(folder), validate_access_integrity=False)
+    return _load(request, folder)
+
+
+def _load[Key](request: dict[Key, ShardedBase], folder: str | Path) -> dict[Key, torch.Tensor]:
+    """What is asked for of a checkpoint.
+
+    In a process that is alone Megatron's loader takes layers that are not asked for, such as frozen ones, for its own,
+    and fails; so they are read too.
+    """
+    beside = _layers_left_out(request.values()) if dist.get_world_size() == 1 else ()
+    whole: dict[Any, ShardedBase] = dict(request)
+    whole |= {("beside", number): tensor for number, tensor in enumerate(beside)}
+    loaded = dist_checkpointing.load(whole, str(folder), validate_access_integrity=False)
     return {key: loaded[key] for key in request}
+
+
+def _layers_left_out(asked: Iterable[ShardedBase]) -> Iterator[ShardedTensor]:
+    """The other layers of tensors in which all layers are stacked."""
+    stacks: dict[str, list[ShardedTensor]] = defaultdict(list)
+    for tensor in asked:
+        for part in nested_values([tensor.build() if isinstance(tensor, ShardedTensorFactory) else tensor]):
+            if part.prepend_axis_num:
+                stacks[part.key].append(part)
+    for parts in stacks.values():
+        like, there = parts[0], {part.global_offset for part in parts}
+        sizes = (*(1,) * like.prepend_axis_num, *like.local_shape)
+        for place in itertools.product(*map(range, like.axis_fragmentations)):
+            offset = tuple(n * size for n, size in zip(place, sizes, strict=True))
+            if offset not in there:
+                yield replace(like, data=torch.empty_like(like.data), global_offset=offset)
 
 
 def _read_own(
@@ -221,7 +252,7 @@ def _read_own(
                 request |= {(key, name): tensor for name, tensor in described.items()}
             else:
                 part.begins_anew(main)
-    loaded = dist_checkpointing.load(request, str(folder), validate_access_integrity=False)
+    loaded = _load(request, folder)
     for key, name in request:
         states[key][name].copy_(loaded[key, name])
     return found

@@ -287,6 +287,18 @@ def test_a_changed_learning_rate_loads_with_the_optimizer(half, tmp_path, more):
         run(log, "--load", half, *more, "--lr", "5e-4")
 
 
+def test_freezing_some_layers_keeps_the_state_of_the_others(half):
+    """On one process, where Megatron's loader wants all layers of a stored tensor or none."""
+    load = ["--load", half]
+    whole, part = (
+        pictures(*load, *freeze, only_load=True, keep_moments=True)[0].moments
+        for freeze in ([], ["--growth-freeze", "decoder.layers.0.*"])
+    )
+    assert set(part) == {name for name in whole if not name.startswith("decoder.layers.0.")}
+    for name, tensors in part.items():
+        assert all(now.equal(before) for now, before in zip(tensors, whole[name], strict=True)), name
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("more", [[], RESHARDABLE], ids=["plain", "distributed optimizer"])
 def test_unfreezing_keeps_what_was_trained_and_starts_the_rest_anew(tmp_path, more, bf16):
