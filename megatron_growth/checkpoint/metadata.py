@@ -21,6 +21,7 @@ from megatron_growth import __version__
 from megatron_growth.checkpoint.architecture import refuse_unsupported
 from megatron_growth.checkpoint.init_values import Deviations
 from megatron_growth.checkpoint.source import Source
+from megatron_growth.checkpoint.vocabulary import SAVED
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup, parameters_of
 from megatron_growth.layout.architecture import settings_of
@@ -43,10 +44,24 @@ COMMON = "common_state/shard_0_1"
 PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
 NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
-_COUNTS = ("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size")
-_NUMBERS = ("layernorm_epsilon", "init_method_std", "embedding_init_method_std")
+_COUNTS = (
+    *("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size"),
+    *("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
+    *("pipeline_model_parallel_size", "max_position_embeddings", "seq_length", "consumed_train_samples"),
+)
+_NUMBERS = (
+    *("layernorm_epsilon", "norm_epsilon", "init_method_std", "embedding_init_method_std"),
+    *("rotary_base", "rotary_percent", "rope_scaling_factor"),
+)
 _MAY_BE_NONE = "embedding_init_method_std"  # None means "as init_method_std"
 _DICTIONARIES = ("optimizer", "opt_param_scheduler", "content_metadata")
+# What every growth writes down; it was never less.
+_GROWN: dict[str, type] = {
+    **dict.fromkeys(("width", "depth", "map", "source", "source_hash", "optimizer_state"), str),
+    **dict.fromkeys(("width_parameters", "depth_parameters", "init_std", "versions"), dict),
+    "seed": int,
+}
+_MOST_STEPS = 1000  # of growth, one after the other
 _OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint --from DIR --to DIR` and --load the result"
 
 
@@ -136,7 +151,27 @@ def _checked(loaded: Any, where: str) -> dict[str, Any]:
             continue
         if not (isinstance(value, int | float) and math.isfinite(value)):
             raise _wrong(f"the saved argument {name} is {value!r}", where)
+    _check_ours(args, where)
     return dict(loaded)
+
+
+def _check_ours(args: Any, where: str) -> None:
+    """Raise CheckpointError unless what this package saved with the arguments has the form that it writes."""
+    tokens = getattr(args, SAVED, None)
+    if tokens and not (isinstance(tokens, dict) and _has(tokens, {"tokens": int, "fingerprint": str})):
+        raise _wrong(f"what is saved as {SAVED} is {tokens!r}", where)
+    grown = getattr(args, PROVENANCE, None)
+    for _ in range(_MOST_STEPS):
+        if not grown:
+            return
+        if not isinstance(grown, dict):
+            raise _wrong(f"what is saved as {PROVENANCE} is a {type(grown).__name__}", where)
+        grown = grown.get("source_grown_from")
+    raise _wrong(f"what is saved as {PROVENANCE} has no end", where)
+
+
+def _has(record: dict[str, Any], kinds: dict[str, type]) -> bool:
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 def _wrong(what: str, where: str) -> CheckpointError:
@@ -285,4 +320,6 @@ def provenance_of(source: Source, *, trust: bool | None = None) -> dict[str, Any
         raise CheckpointError(
             "this checkpoint does not say that it was grown", where=str(source.path), fix="inspect it instead"
         )
+    if not _has(found, _GROWN):
+        raise _wrong(f"what is saved as {PROVENANCE} is damaged", str(source.path))
     return dict(found)

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape
-from megatron_growth.layout.architecture import flags_beyond
+from megatron_growth.layout.architecture import NORM_EPSILON, flags_beyond, settings_of
 from megatron_growth.shape import ModelShape
 
 # Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
@@ -52,8 +52,8 @@ def to_config(
         "num_key_value_heads": shape.query_groups,
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": int(args.max_position_embeddings),
-        "rms_norm_eps": float(args.layernorm_epsilon),
+        "max_position_embeddings": _positions(args),
+        "rms_norm_eps": float(NORM_EPSILON.of(args)),
         "rope_parameters": _rope_out(args),
         "tie_word_embeddings": shape.tied_embeddings,
         "attention_dropout": 0.0,
@@ -72,6 +72,8 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
     Raises:
         UnsupportedError: there is none; names what no family has.
     """
+    told = settings_of(args)
+    position = told["position_embedding_type"]
     wrong = [
         name
         for name, is_wrong in (
@@ -80,7 +82,7 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
             ("biases in all linear layers", shape.bias),
             ("layers without a feed-forward block", shape.sublayers != "full"),
             ("no layers", not shape.layers),
-            (f"positions by {args.position_embedding_type!r}", args.position_embedding_type != "rope"),
+            (f"positions by {position!r}", position != "rope"),
             ("interleaved rotary embeddings", bool(getattr(args, "rotary_interleaved", False))),
             ("partial rotary embeddings", float(getattr(args, "rotary_percent", 1.0)) != 1.0),
             ("attention windows", bool(getattr(args, "window_size", None))),
@@ -107,10 +109,18 @@ _SAID = (
 
 
 def _rope_out(args: argparse.Namespace) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(args.rotary_base)}
-    if getattr(args, "use_rope_scaling", False):
-        rope |= {"rope_type": "llama3", "factor": float(args.rope_scaling_factor), **LLAMA3_ROPE}
+    told = settings_of(args)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(told["rotary_base"])}
+    if told["use_rope_scaling"]:
+        rope |= {"rope_type": "llama3", "factor": float(told["rope_scaling_factor"]), **LLAMA3_ROPE}
     return rope
+
+
+def _positions(args: argparse.Namespace) -> int:
+    found = getattr(args, "max_position_embeddings", None) or getattr(args, "seq_length", None)
+    if not found:
+        raise CheckpointError("the saved arguments do not say how long a sequence may be (--max-position-embeddings)")
+    return int(found)
 
 
 # --------------------------------------------------------------------------------------------------------------- import

@@ -11,6 +11,7 @@ import torch
 from megatron_growth.checkpoint import grow_offline, metadata
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
+from megatron_growth.testing import saved_arguments
 from tests.cases import checkpoints as cases
 from tests.unit.checkpoint import stored
 
@@ -38,6 +39,44 @@ SAYS = {
 
 def grow(source, target, *words):
     return main(["grow", "--from", str(source), "--to", str(target), "--num-layers", "3", "--processes", "1", *words])
+
+
+ENDLESS: dict = {}
+ENDLESS["source_grown_from"] = ENDLESS
+
+
+@pytest.mark.parametrize("name", ["rotary_base", "vocab_size", "consumed_train_samples"])
+def test_a_saved_argument_that_is_no_number(tmp_path, capsys, name):
+    said = refused_arguments(tmp_path, capsys, {name: "x"})
+    assert f"the saved argument {name} is 'x'" in said
+
+
+@pytest.mark.parametrize("vocabulary", [3, "x", {"tokens": "x", "fingerprint": ""}, {"tokens": 8}])
+def test_a_saved_vocabulary_that_is_none(tmp_path, capsys, vocabulary):
+    assert "saved as growth_vocabulary is" in refused_arguments(tmp_path, capsys, {"growth_vocabulary": vocabulary})
+
+
+@pytest.mark.parametrize(
+    ("origin", "says"), [(3, "is a int"), ({"source_grown_from": "x"}, "is a str"), (ENDLESS, "no end")]
+)
+def test_an_origin_that_is_none(tmp_path, capsys, origin, says):
+    said = refused_arguments(tmp_path, capsys, {"growth_provenance": origin})
+    assert f"saved as growth_provenance {says}" in said or f"saved as growth_provenance has {says}" in said
+
+
+def test_an_origin_that_says_too_little_to_verify(tmp_path, capsys):
+    args = saved_arguments(cases.SHAPE, growth_provenance={"width": "aki"})
+    folder = stored.write(tmp_path / "m", cases.SHAPE, stored.random_tensors(cases.SHAPE), common={"args": args})
+    assert main(["verify", str(folder), "--source", str(folder)]) == 2
+    assert "growth_provenance is damaged" in capsys.readouterr().err
+
+
+def refused_arguments(tmp_path, capsys, change):
+    """What `export` says of a checkpoint with these saved arguments."""
+    args = saved_arguments(cases.SHAPE, **change)
+    folder = stored.write(tmp_path / "m", cases.SHAPE, stored.random_tensors(cases.SHAPE), common={"args": args})
+    assert main(["export", str(folder), "--to", str(tmp_path / "out"), "--no-tokenizer"]) == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cases.CASES)

@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
-from megatron_growth.errors import StorageError
+from megatron_growth.errors import CheckpointError, StorageError
 from megatron_growth.exchange import adapters
+from megatron_growth.exchange.config import to_config
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.shard_writer import ShardWriter
@@ -45,6 +46,20 @@ def test_a_checkpoint_in_mid_save(checkpoint, tmp_path, capsys):
     """Megatron writes the metadata last."""
     (checkpoint / ".metadata").rename(checkpoint / ".metadata.tmp")
     assert "no Megatron checkpoint" in refused(capsys, tmp_path, "export", checkpoint)
+
+
+def test_arguments_of_an_older_megatron_export_the_same_model(checkpoint, tmp_path):
+    args = saved_arguments(SHAPE, norm_epsilon=1e-5, use_rotary_position_embeddings=True)
+    for name in ("layernorm_epsilon", "position_embedding_type", "rotary_base"):
+        delattr(args, name)
+    stored.write(tmp_path / "older", SHAPE, stored.random_tensors(SHAPE), common={"args": args})
+    for name in ("checkpoint", "older"):
+        assert main(["export", str(tmp_path / name), "--to", str(tmp_path / f"{name}-hf"), "--no-tokenizer"]) == 0
+    now, then = (json.loads((tmp_path / f"{name}-hf" / "config.json").read_text()) for name in ("checkpoint", "older"))
+    assert then == now
+    del args.max_position_embeddings
+    with pytest.raises(CheckpointError, match="how long a sequence may be"):
+        to_config(SHAPE, args, vocab=64, dtype="float32", eod=None)
 
 
 def test_adapters_that_are_not_merged(tmp_path, capsys):
