@@ -136,10 +136,11 @@ def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterato
     if recipe.model.head_dim is None and (source.hidden % source.heads == 0 == stage.hidden % stage.heads):
         old, new = source.hidden // source.heads, stage.hidden // stage.heads
         if old != new:
+            heads, rest = divmod(stage.hidden, old)
             yield (
                 ("stages", index, "heads"),
                 f"the head dimension changes from {old} ({source.name}) to {new} ({stage.name}); growth keeps it: "
-                f"take {stage.hidden / old:g} heads",
+                + (f"give a hidden size that {old} divides" if rest else f"take {plural(heads, 'head')}"),
             )
 
 

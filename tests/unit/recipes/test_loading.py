@@ -58,6 +58,8 @@ def test_all_problems_at_once_with_their_lines():
         ("name: cosine,", "name: wsd, stable_fraction: 1.5,", "less than or equal to 1 (got 1.5)"),
         ("min_lr_ratio: 0.1", "min_lr_ratio: -0.1", "greater than or equal to 0 (got -0.1)"),
         ("tokenizer: gpt2", "tokenizer: ./tok", "model.vocab is missing"),
+        ("    from: 1B\n", "", "stage 2B needs `from`: the family rule grows each stage from another"),
+        ("    heads: 32", "    heads: 32\n    query_groups: 5", "32 heads cannot be shared by 5 query groups"),
         ("lr: 1.5e-3", "lr: 0", "greater than 0 (got 0)"),
         (
             "micro_batch_size: 4",
@@ -72,7 +74,11 @@ def test_single_problems(old, new, words):
 
 def test_a_head_dimension_that_changes():
     message = error(("  head_dim: 128\n", ""), ("hidden: 4096", "hidden: 4160"), ("heads: 32", "heads: 26"))
-    assert "the head dimension changes from 128 (4B) to 160 (8B)" in message
+    assert (
+        "the head dimension changes from 128 (4B) to 160 (8B); growth keeps it: give a hidden size that 128" in message
+    )
+    message = error(("  head_dim: 128\n", ""), ("heads: 32", "heads: 16"))
+    assert "changes from 128 (4B) to 256 (8B); growth keeps it: take 32 heads" in message
 
 
 def test_yaml_mistakes_name_their_line():
