@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth import schedules
-from megatron_growth.errors import StorageError, UserError
+from megatron_growth.errors import UserError
 from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.memory import PARTS
 from megatron_growth.planner.run_plan import RunPlan, StagePlan
 from megatron_growth.records.human import size_unit
+from megatron_growth.records.storage import atomic_path, refusal
 
 POINTS = 2000  # of one stage's curve; restarts and corners are drawn exactly whatever this is
 # Colour-blind safe (Okabe and Ito), one per stage.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+GREYS = ("0.45", "0.7", "0.2")  # of baselines
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)))
 PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00"), strict=True))
 
 
@@ -27,20 +30,20 @@ def learning_rates(plan: RunPlan, file: str | Path) -> None:
     """
     figure, axes = _figure()
     start = 0
-    for stage, colour in zip(plan.stages, _colours(plan.stages), strict=True):
+    for number, stage in enumerate(plan.stages):
         steps, rates = curve(stage)
-        axes.plot([start + step for step in steps], rates, color=colour, label=_label(stage))
+        axes.plot([start + step for step in steps], rates, label=_label(stage), **_style(number))
         if start:
             axes.axvline(start, color="0.8", linewidth=0.8, zorder=0)
         start += stage.iterations
     top = 1.1 * max(stage.lr for stage in plan.stages)
-    for baseline, style in zip(plan.baselines, ("--", ":", "-.", (0, (1, 3))), strict=False):
+    for number, baseline in enumerate(plan.baselines):
         label = _label(baseline)
         if baseline.lr > 2 * top:
             axes.plot([], [], " ", label=f"{label} (not drawn)")
             continue
         top = max(top, 1.1 * baseline.lr)
-        axes.plot(*curve(baseline), color="0.45", linestyle=style, linewidth=1, label=label)
+        axes.plot(*curve(baseline), linewidth=1, label=label, **_baseline_style(number))
     axes.set(xlabel="optimizer step", ylabel="learning rate", xlim=(0, None), ylim=(0, top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
@@ -135,8 +138,12 @@ def _figure(rows: int = 1) -> tuple[Any, ...]:
 
 
 def _save(figure: Any, file: str | Path) -> None:
+    path = Path(file)
     try:
-        figure.savefig(file, dpi=150)
+        if not path.suffix:  # matplotlib would write another file, with an ending
+            raise ValueError("its name has no ending")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UserError(
             f"cannot write the picture: {error}",
@@ -144,7 +151,7 @@ def _save(figure: Any, file: str | Path) -> None:
             fix="give a .png, .svg or .pdf in a folder that exists",
         ) from None
     except OSError as error:
-        raise StorageError(f"cannot write the picture: {error}", where=str(file), fix="look at the disk") from None
+        raise refusal(error, path) from error
 
 
 def _label(stage: StagePlan) -> str:
@@ -155,5 +162,13 @@ def _title(plan: RunPlan, what: str) -> str:
     return f"{plan.name}{f' {plan.variant}' if plan.variant else ''}: {what}"
 
 
-def _colours(stages: Sequence[StagePlan]) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(stages))]
+def _style(number: int) -> dict[str, Any]:
+    """Colour of one of several stages; the dashes change once the colours are used up."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "linestyle": DASHES[turn % len(DASHES)]}
+
+
+def _baseline_style(number: int) -> dict[str, Any]:
+    """Dashes of one of several baselines; the grey changes once they are used up."""
+    turn, place = divmod(number, len(DASHES) - 1)
+    return {"color": GREYS[turn % len(GREYS)], "linestyle": DASHES[1 + place]}

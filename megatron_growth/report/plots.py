@@ -56,9 +56,9 @@ def loss_against_flops(run: RunRecord) -> Figure:
         2, 1, figsize=(9.5, 6.6), sharex=True, height_ratios=(4, 1), layout="constrained"
     )
     for i, stage in enumerate(run.baselines):
-        _draw(top, bottom, stage, BASELINE_COLOURS[i % 2], stage.name, "--")
+        _draw(top, bottom, stage, BASELINE_COLOURS[i % 2], stage.name, DASHES[1 + i // 2 % 3])
     for i, stage in enumerate(run.stages):
-        _draw(top, bottom, stage, COLOURS[i % len(COLOURS)], stage.name, "-")
+        _draw(top, bottom, stage, COLOURS[i % len(COLOURS)], stage.name, DASHES[i // len(COLOURS) % len(DASHES)])
         if stage.source:
             for ax in (top, bottom):
                 ax.axvline(stage.flops_before, color="#bbbbbb", linewidth=0.9, zorder=0)

@@ -97,6 +97,15 @@ def test_page_holds_its_pictures_and_every_stage(run, tmp_path):
     assert not list((tmp_path / "report").glob("*partial*"))
 
 
+def test_three_baselines_are_told_apart(run):
+    from megatron_growth.report.plots import loss_against_flops
+
+    three = dataclasses.replace(run, baselines=tuple(_stage(name, flops=4e12) for name in "abc"))
+    lines = {line.get_label(): line for line in loss_against_flops(three).axes[0].lines}
+    named = [lines[name] for name in ("S1", "S2", "a", "b", "c")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in named}) == 5
+
+
 def test_page_escapes_names(run, tmp_path):
     page = write_report(dataclasses.replace(run, name="<script>"), tmp_path).read_text()
     assert "<script>" not in page
