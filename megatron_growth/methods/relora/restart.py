@@ -34,9 +34,10 @@ def merge(chunks: Sequence[torch.nn.Module]) -> None:
         if module.weight.dtype == torch.float32:
             module.weight.data.copy_(module.weight.double() + product)
             continue
-        master = lora_master(module)
-        master.copy_(master.to(product.device).double() + product)
-        module.weight.data.copy_(master)
+        merged = lora_master(module).to(product.device).double() + product
+        # A tensor of its own: a process that writes a checkpoint beside training shares the memory of the former one.
+        module.lora_master = merged.to(device="cpu", dtype=torch.float32)
+        module.weight.data.copy_(module.lora_master)
 
 
 def restart(

@@ -1,6 +1,7 @@
 """ReLoRA's settings: which parameters it takes and freezes, what it costs, and what it refuses."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,3 +134,19 @@ def test_a_subspace_of_another_rank_is_refused_where_its_state_is_loaded():
     assert "rank=2" in caught.value.fix
     galore.check_resumed(get("galore:rank=2"), NAMES, [])
     galore.check_resumed(get("galore:rank=4,gap=3"), NAMES, state)
+
+
+def test_a_merge_leaves_the_former_master_to_the_checkpoint_that_is_being_written(monkeypatch):
+    """On a GPU --async-save hands the host's tensors to another process as they are; a merge wrote into them."""
+    from megatron_growth.methods.relora import restart
+
+    weight, product = torch.randn(6, 8, dtype=torch.bfloat16), torch.randn(6, 8, dtype=torch.float64)
+    module = SimpleNamespace(weight=weight, lora_master=None, lora_product=lambda: product)
+    monkeypatch.setattr(restart, "adapters", lambda _: [module])
+    restart.merge([])
+    saved = module.lora_master
+    before = saved.clone()
+    restart.merge([])
+    assert torch.equal(saved, before)
+    assert torch.equal(module.lora_master, (before.double() + product).float())
+    assert torch.equal(weight, module.lora_master.bfloat16())
