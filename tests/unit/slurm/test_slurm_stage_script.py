@@ -93,6 +93,20 @@ def test_tasks_and_their_share_of_the_node(run_script, launcher, tasks, cpus):
     assert "--distribution=block" in words
 
 
+@pytest.mark.parametrize(("shown", "number"), [("0,1,2,3,4,5,6,7", 5), ("5", 0), ("", 5)])
+def test_a_task_that_sees_one_gpu_takes_it(run_script, tmp_path, shown, number):
+    """--gpus-per-task, or a cluster that binds GPUs: the sixth rank of a node asked for the sixth of one GPU."""
+    words = named(run_script(GROWTH_LAUNCHER="srun", GROWTH_RANKS_PER_NODE="8"), "train")
+    python = tmp_path / "bin" / "python"
+    python.write_text("#!/bin/sh\necho $RANK $LOCAL_RANK $LOCAL_WORLD_SIZE $*\n")
+    python.chmod(0o755)
+    task = {"SLURM_PROCID": "13", "SLURM_LOCALID": "5", "GROWTH_RANKS_PER_NODE": "8", "CUDA_VISIBLE_DEVICES": shown}
+    environment = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", **task}
+    command = words[words.index("bash") :]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=True).stdout
+    assert said == f"13 {number} 8 -m megatron_growth.slurm.rank {tmp_path / 'my run'} 1B\n"
+
+
 def test_more_ranks_than_cpus_share_them(run_script):
     """A division that comes to 0 CPUs a task is refused by srun."""
     words = named(run_script(GROWTH_LAUNCHER="srun", GROWTH_RANKS_PER_NODE="8", SLURM_CPUS_ON_NODE="2"), "train")
