@@ -32,7 +32,9 @@ class Answerer:
         import transformers
 
         self._opened, self._longest, self._plain = opened, longest, plain
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(opened.folder), local_files_only=True)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(opened.folder), local_files_only=True, trust_remote_code=False
+        )
         if not plain and not self._tokenizer.chat_template:
             raise UserError(
                 "the model's tokenizer has no chat template: it was never taught to answer",

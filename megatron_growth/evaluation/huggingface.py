@@ -116,7 +116,7 @@ def load(folder: Path, dtype: str, device: str) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # safetensors, json and transformers raise types of their own for damaged folders
         raise CheckpointError(

@@ -76,7 +76,7 @@ def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenize
             fix="put them there, name their folder with --tokenizer, or export the model with --tokenizer",
         )
     try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the type that transformers raises depends on the damage
         raise DataError(
             f"the tokenizer cannot be loaded: {first_line(error)}", where=str(folder), fix="repair its files"

@@ -28,7 +28,9 @@ class HuggingFaceTokenizer:
 
         transformers.logging.set_verbosity_error()
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # transformers raises many types for a folder it cannot read
             raise DataError(
                 f"This folder holds no Hugging Face tokenizer: {first_line(error)}",

@@ -1,5 +1,7 @@
 """Tokenizers against transformers, and what every tokenizer promises."""
 
+import json
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -136,6 +138,20 @@ def test_a_hugging_face_folder(gpt2, reference, tmp_path):
     before = tokenizer.fingerprint
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
     assert load_tokenizer(parse_spec(str(folder))).fingerprint != before
+
+
+def test_a_tokenizer_of_code_is_refused_without_a_question(reference, tmp_path, monkeypatch):
+    """transformers would ask on the terminal whether to run it."""
+    reference.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    other = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | other))
+    (tmp_path / "evil.py").write_text("class Evil: pass")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
+    with pytest.raises(DataError, match="contains custom code"):
+        load_tokenizer(TokenizerSpec("huggingface", str(tmp_path)))
+    assert not asked
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
