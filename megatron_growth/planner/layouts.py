@@ -10,7 +10,7 @@ from megatron_growth.recipes.blocks import Layout
 from megatron_growth.records.human import plural
 from megatron_growth.shape import ModelShape
 
-_REPEAT = re.compile(r"\(([^()]*)\)\*(\d+)|([EtmL|])\*(\d+)")
+_REPEATS = (re.compile(r"\(([^)]+)\)\*(\d+)"), re.compile(r"(.)\*(\d+)"))  # Megatron's, each unrolled once
 _TOKENS = re.compile(r"[EtmL|]*")
 LONGEST_LAYOUT = 100_000  # characters, its repeats written out
 DEFAULT_GPUS = 8  # a node
@@ -60,14 +60,16 @@ def parse_pipeline_layout(text: str) -> list[str]:
     Raises:
         ValueError: it cannot be read.
     """
-    expanded = text.replace(",", "").replace(" ", "")
-    while match := _REPEAT.search(expanded):
-        body, count = (match[1], match[2]) if match[1] is not None else (match[3], match[4])
-        if len(count) > 6 or len(expanded) + len(body) * int(count) > LONGEST_LAYOUT:
+    expanded = text.replace(",", "")
+    for repeat in _REPEATS:
+        found = list(repeat.finditer(expanded))
+        if any(len(match[2]) > 6 for match in found) or (
+            len(expanded) + sum(len(match[1]) * int(match[2]) for match in found) > LONGEST_LAYOUT
+        ):
             raise ValueError(
                 f"the pipeline layout {text!r} is longer than {LONGEST_LAYOUT} characters when written out"
             )
-        expanded = expanded[: match.start()] + body * int(count) + expanded[match.end() :]
+        expanded = repeat.sub(lambda match: match[1] * int(match[2]), expanded)
     if not _TOKENS.fullmatch(expanded):
         raise ValueError(f"cannot read the pipeline layout {text!r}; write stages as in 'Ettt|ttL'")
     return expanded.split("|")
@@ -91,8 +93,10 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
             )
         if sum(counts) != layers:
             raise ValueError(f"pipeline_layout places {plural(sum(counts), 'layer')}, but the model has {layers}")
-        if not (parts[0].startswith("E") and parts[-1].endswith("L")):
-            raise ValueError("pipeline_layout must begin with E (embedding) and end with L (loss)")
+        if not re.fullmatch("E[t|]*L", "|".join(parts)):
+            raise ValueError(
+                "pipeline_layout must begin with E (embedding), end with L (loss), and have only t between"
+            )
         return counts
     if layers % chunks:
         what = f"PP {pp}" + (f" x VPP {vpp}" if vpp > 1 else "")

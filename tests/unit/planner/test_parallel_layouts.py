@@ -46,6 +46,26 @@ def test_pipeline_layouts_read_as_megatron_reads_them(text):
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Ett||t|L", "Ett|tL|t|L", "EttE|t||L", "E |tt|t|L", "Ett|m|t|L", "E|t*1*3||L", "E((t|)*1)*3L", "E|(t|)*2tL"],
+)
+def test_what_megatron_refuses_is_refused(text):
+    layout = pytest.importorskip("megatron.core.transformer.pipeline_parallel_layer_layout")
+
+    def takes(check, *errors):
+        try:
+            check()
+        except errors:
+            return False
+        return True
+
+    theirs = takes(
+        lambda: layout.PipelineParallelLayerLayout(text, 4).validate_layer_layout(3, None), AssertionError, ValueError
+    )
+    assert takes(lambda: layouts.layers_per_chunk(3, 4, 1, text), ValueError) == theirs
+
+
 @pytest.mark.parametrize("text", ["Et*99999999999L", "E" + "(" * 6 + "t" + ")*99999" * 6 + "L", f"Et*{'9' * 5000}L"])
 def test_a_layout_that_would_fill_the_memory_is_refused(text):
     with pytest.raises(ValueError, match="longer than"):
