@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, plain
 from megatron_growth.cli.options import add_processes, add_trust, refuse_idle
-from megatron_growth.errors import GrowthPlanError, RecipeError, nearest
+from megatron_growth.errors import GrowthPlanError, RecipeError, UserError, nearest
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import SEED, SIZE, finite, whole
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         trust_checkpoint=args.trust_checkpoint,
     )
     _check_architecture(job, architecture)
+    _check_rates(job, args.lr, args.min_lr)
     if args.dry_run:
         _print_plan(job, args.json)
         return 0
@@ -190,6 +191,19 @@ def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
         target = argparse.Namespace(**{**vars(saved), **wanted})
         architecture.check(saved, target, where=where)
         architecture.check_step(saved, target, growth, where=where)
+
+
+def _check_rates(job: GrowthJob, lr: float | None, min_lr: float | None) -> None:
+    """Refuse rates that no run could load the result with; one that is not given stays the source's."""
+    saved = job.common.get("opt_param_scheduler") or {}
+    high = saved.get("max_lr") if lr is None else lr
+    low = saved.get("min_lr") if min_lr is None else min_lr
+    if (lr, min_lr) != (None, None) and high is not None and low is not None and low > high:
+        raise UserError(
+            f"the least learning rate, {low:g}, is above the highest, {high:g}: Megatron takes no such run",
+            where="--min-lr" if lr is None else "--lr",
+            fix="give both --lr and --min-lr of the run that will load the result",
+        )
 
 
 def _first_steps(job: GrowthJob) -> str:

@@ -70,7 +70,7 @@ def verify_export(
             document = read_manifest(folder)
         checksums = {str(name): int(entry["crc32"]) for name, entry in document["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the export's record is damaged: {error}", where=str(folder / MANIFEST)) from None
+        raise CheckpointError(f"the export's record cannot be read: {error}", where=str(folder / MANIFEST)) from None
     if outside := [name for name in checksums if not inside(folder, name)]:
         raise CheckpointError(
             f"the export's record names {outside[0]!r}, which is not a file of this folder",

@@ -37,6 +37,15 @@ def test_dry_run_announces_what_is_written(tmp_path, capsys, policy):
     assert sum(r["bytes_read"] for r in rows.values()) == planned["bytes_read"]
 
 
+@pytest.mark.parametrize("rates", [["--lr", "1e-3", "--min-lr", "1.5"], ["--lr", "5e-5"], ["--min-lr", "2e-3"]])
+def test_rates_that_no_run_has_are_refused(tmp_path, capsys, rates):
+    """The source was trained at 1e-3, down to 1e-4."""
+    source = make_source(tmp_path / "source", optimizer=True)
+    words = ["grow", "--from", source, "--to", tmp_path / "x", "--num-layers", "5", "--optimizer-state", "grow", *rates]
+    assert main([*map(str, words), "--dry-run"]) == 2
+    assert "is above the highest" in capsys.readouterr().err
+
+
 def test_dry_run_counts_the_bytes_that_are_read(tmp_path, capsys, monkeypatch):
     """Against the bytes that the executor really reads."""
     from megatron_growth.checkpoint import grow_offline
