@@ -32,7 +32,7 @@ def claim(folder: Path, purpose: str) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise _not_ours(folder, purpose, "is in the way, and is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if any(entry.name != MARKER and not _is_temporary(entry) for entry in folder.iterdir()):
+    if any((entry.name != MARKER or entry.is_symlink()) and not _is_temporary(entry) for entry in folder.iterdir()):
         if is_claimed(folder, purpose):  # another process was quicker
             return
         raise _not_ours(folder, purpose, "is there already, and was not made by this command")

@@ -64,6 +64,15 @@ def test_a_linked_marker_proves_nothing(tmp_path):
     assert (folder / "theirs").exists()
 
 
+def test_a_file_behind_a_linked_marker_is_not_written_over(tmp_path):
+    theirs = with_a_file(tmp_path / "user") / "theirs"
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / owned.MARKER).symlink_to(theirs)
+    with pytest.raises(RunError, match="not made by this command"):
+        owned.claim(tmp_path / "x.partial", PURPOSE)
+    assert theirs.read_text() == "precious"
+
+
 @pytest.mark.fault
 def test_a_removal_that_asks_for_no_marker_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr(owned, "is_claimed", lambda *_: True)
