@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.data.manifest import load_manifest
-from megatron_growth.errors import GrowthError, StageFailed, StorageError, UserError
+from megatron_growth.errors import GrowthError, RunError, StageFailed, StorageError, UserError
+from megatron_growth.records import metrics
 from megatron_growth.records.human import plural
 from megatron_growth.run import checkpoints, early_stop, failures, gpu_options, smoke
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
@@ -152,11 +153,22 @@ def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> in
     stage, planned = run.stage(name), run.planned_stage(name)
     refuse_stopped(stage)
     reached, last = checkpoints.tracked(stage.checkpoints) or 0, early_stop.end_of(stage, planned.iterations)
-    if exit_code == 0 and reached >= last:
+    if reached >= last and (exit_code == 0 or _evaluated(stage)):
         close_stage(run, planned)
+        if exit_code:
+            say(f"a process left with code {exit_code} after the last checkpoint and evaluation: the stage is done")
         return 0
     say(f"training left with code {exit_code}; the newest checkpoint is of iteration {reached} of {last}")
     return requeued(stage, exit_code, asked_to_stop)
+
+
+def _evaluated(stage: StageDirectory) -> bool:
+    """Whether the last thing that training does has been done."""
+    try:
+        progress = metrics.read(stage.metrics)
+    except RunError:  # a damaged line, with which the next start deals
+        return False
+    return progress.final_validation or progress.stopped is not None
 
 
 def refuse_stopped(stage: StageDirectory) -> None:

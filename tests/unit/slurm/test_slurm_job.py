@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 
 from megatron_growth import recipes
 from megatron_growth.errors import RunError, StageFailed, StorageError
@@ -82,6 +84,20 @@ def test_a_stop_and_a_crash_are_requeued(run: RunDirectory) -> None:
     failed(run, "RuntimeError", "NCCL error: unhandled system error")
     assert slurm_job.end(run, STAGE, exit_code=0, asked_to_stop=True) == slurm_job.REQUEUE
     assert slurm_job.end(run, STAGE, exit_code=1, asked_to_stop=False) == slurm_job.REQUEUE
+
+
+def test_a_process_that_crashes_when_all_is_done_fails_no_stage(run: RunDirectory) -> None:
+    """Libraries may abort while they shut down; the stage would be started again, and again."""
+    stage, last = run.stage(STAGE), run.planned_stage(STAGE).iterations
+    dcp.save({"weight": torch.zeros(4)}, checkpoint_id=stage.checkpoints / f"iter_{last:07d}", no_dist=True)
+    (stage.checkpoints / f"iter_{last:07d}" / "metadata.json").write_text("{}")
+    (stage.checkpoints / "latest_checkpointed_iteration.txt").write_text(str(last))
+    assert slurm_job.end(run, STAGE, exit_code=134, asked_to_stop=False) == slurm_job.REQUEUE  # not evaluated yet
+    assert not stage.is_done
+    line = {"event": "validation", "when": "final", "iteration": last, "loss": 1.0}
+    stage.metrics.write_text(json.dumps(line) + "\n")
+    assert slurm_job.end(run, STAGE, exit_code=134, asked_to_stop=False) == 0
+    assert stage.is_done
 
 
 @pytest.mark.parametrize(
