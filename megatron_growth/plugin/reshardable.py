@@ -9,7 +9,6 @@ its end.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +24,6 @@ from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
 
 _BUCKETS = "dp_reshardable"
-_BUCKET = re.compile(r"dp_group_idx_\d+\.gbuf_idx_\d+\.dtype_.+\.bucket_idx_\d+(?=\.exp_avg$)")
 _ELSEWHERE = (
     "save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe checkpoint.reshardable: always) "
     "and change that then; or start the optimizer from scratch with --no-load-optim"
@@ -139,7 +137,7 @@ def check_buckets(optimizer: Any, saved: argparse.Namespace, args: argparse.Name
         CheckpointError: on every rank, with the ways to go on.
     """
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
-    saved_ends = {match[0]: _ends(entry) for key, entry in metadata.items() if (match := _BUCKET.search(key))}
+    saved_ends = {key: _ends(entry) for key, entry in metadata.items() if ".bucket_idx_" in key}
     own_ends = dict(_own_ends(optimizer))
     if state_by_name.any_rank(any(max(own) != max(saved_ends.get(key, {0})) for key, own in own_ends.items())):
         names = [name for name in _FILL_BUCKETS if _written(saved, name) != _written(args, name)]
@@ -166,14 +164,17 @@ def _ends(entry: Any) -> set[int]:
 
 
 def _own_ends(optimizer: Any) -> Iterator[tuple[str, set[int]]]:
-    """(key of a bucket without what it holds, where its parameters end), of this rank's distributed optimizers."""
-    for part in leaves(optimizer):
+    """(key of a bucket's first moment, where its parameters end), of this rank's distributed optimizers."""
+    parts = list(leaves(optimizer))
+    for place, part in enumerate(parts):
+        chained = f"chained_{place}." if len(parts) > 1 else ""  # as mixtures of experts have
         for number, ranges in enumerate(part.gbuf_ranges if isinstance(part, DistributedOptimizer) else ()):
             for dtype, buckets in ranges.items():
                 for index in range(len(buckets)):
-                    key = f"dp_group_idx_{part.data_parallel_group_idx}.gbuf_idx_{number}.dtype_{dtype}"
+                    key = f"{chained}optimizer.distributed.dp_group_idx_{part.data_parallel_group_idx}"
                     bucket = part.buffers[number].buckets[index]
-                    yield f"{key}.bucket_idx_{index}", {end for _, end in bucket.param_to_index.values()}
+                    key += f".gbuf_idx_{number}.dtype_{dtype}.bucket_idx_{index}.exp_avg"
+                    yield key, {end for _, end in bucket.param_to_index.values()}
 
 
 def _written(args: argparse.Namespace, name: str) -> str:
