@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-RESULTS = os.environ.get("MEGATRON_RESULTS")
+RESULTS, RANK = os.environ.get("MEGATRON_RESULTS"), os.environ.get("RANK", "0")  # before a test changes them
 # Tests that fill a GPU's memory to see what comes of it; here that would be the host's.
 FILLS_MEMORY = ("test_oom_is_handled",)
 
@@ -52,7 +52,7 @@ if RESULTS and __name__ != "__main__":
 
 def _note(test: str, outcome: str, text: str = "") -> None:
     if RESULTS:
-        with open(Path(RESULTS) / f"rank-{os.environ.get('RANK', '0')}.jsonl", "a", encoding="utf-8") as file:
+        with open(Path(RESULTS) / f"rank-{RANK}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"test": test, "outcome": outcome, "text": text[-4000:]}) + "\n")
 
 
