@@ -90,8 +90,11 @@ def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
 
 
 def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:
-    """(recipe or profile, key path, flags) of every escape hatch."""
-    yield from ((recipe, path, given) for path, given in recipe.hatches())
+    """(recipe or profile, key path, flags) of every escape hatch; a stage's without those that it has of the recipe."""
+    of_recipe = set(map(repr, recipe.megatron.items()))
+    for path, given in recipe.hatches():
+        inherited = set() if path == ("megatron",) else of_recipe
+        yield recipe, path, dict(item for item in given.items() if repr(item) not in inherited)
     if profile is not None:
         yield profile, ("megatron",), profile.megatron
 

@@ -124,7 +124,7 @@ def test_a_plan_refuses_what_a_rank_would_die_of(tmp_path, capsys):
     document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text()) | {"megatron": {"log-interval": 0}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
     assert main(["plan", str(tmp_path / "mine.yaml")]) == 2
-    assert "--log-interval must be at least 1" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("--log-interval must be at least 1") == 1  # not again for every stage
 
 
 @pytest.mark.parametrize(

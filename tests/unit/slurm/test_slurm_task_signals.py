@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from megatron_growth.slurm import commands
+from megatron_growth.slurm.job import free_port
 
 SCRIPT = Path(commands.__file__).with_name("stage.sbatch")
 # A step is a process; its number is kept, and scancel signals that process and no other.
 SRUN = """#!/bin/bash
 step=$(sed -n 's/.*--job-name=\\([a-z]*\\).*/\\1/p' <<<"$*")
 case $step in
-begin) echo 29511; echo 0 ;;
+begin) echo "$PORT"; echo 0 ;;
 preflight) echo 0 ;;
 watch) ;;
 end) echo "$*" >"$PLACE/end"; echo 0 ;;
@@ -27,11 +28,11 @@ esac
 SCANCEL = """#!/bin/bash
 kill -"${1#--signal=}" "$(cat "$PLACE/task")"
 """
-# The rank listens, asks for the signal as a time limit would, and saves; without TERM the alarm ends it.
+# The rank listens, asks for the signal as a time limit would, and saves; without TERM the alarm ends it, long after.
 RANK = """import os, pathlib, signal
 place = pathlib.Path(os.environ["PLACE"])
 signal.signal(signal.SIGTERM, lambda *_: None)
-signal.alarm(30)
+signal.alarm(280)
 os.kill(int((place / "script").read_text()), signal.SIGUSR1)
 signal.pause()
 (place / "saved").touch()
@@ -50,6 +51,7 @@ def test_a_rank_under_torchrun_hears_what_slurm_tells_its_task(tmp_path):
     variables = {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PLACE": str(tmp_path),
+        "PORT": str(free_port()),
         "PYTHONPATH": str(tmp_path),
         "GROWTH_ENTRY": "a_rank",
         "MASTER_ADDR": "localhost",
