@@ -182,15 +182,19 @@ class Source:
                 sum((b.rows[1] - b.rows[0]) * (b.columns[1] - b.columns[0]) for b in boxes)
                 for boxes in tensor.boxes.values()
             ]
-            if (
-                any(area != full for area in areas)
-                or not areas
-                or (layered and name in PARAMETERS and layers != list(range(tensor.stacked or len(layers))))
-            ):
+            gap = layered and name in PARAMETERS and layers != list(range(tensor.stacked or len(layers)))
+            if any(area != full for area in areas) or not areas or (gap and tensor.stacked):
                 raise CheckpointError(
                     f"the checkpoint does not hold all of {name}",
                     where=str(self.path / METADATA),
                     fix="the checkpoint was not saved completely; use another iteration",
+                )
+            if gap:
+                missing = min({*range(layers[-1])} - {*layers})
+                raise CheckpointError(
+                    f"the checkpoint has {name} in layer {layers[-1]}, and not in layer {missing}",
+                    where=str(self.path / METADATA),
+                    fix="a hybrid model does not grow: all layers must be alike; if they are, use another iteration",
                 )
 
     def _check_sizes(self) -> None:

@@ -24,6 +24,7 @@ class Setting:
         name: attribute of Megatron's arguments.
         flag: the flag that sets it; for a switch, the one that turns it on.
         absent: its value in arguments of a Megatron without it; a function of these arguments, or the value.
+        unset: what Megatron takes where it was not given, which is saved as None.
         recipe: the key of a recipe that sets it; "" where only the recipe's `megatron` block does.
         older: names that it had in other versions.
         turns_off: whether the flag turns the switch off (--disable-bias-linear).
@@ -34,6 +35,7 @@ class Setting:
     flag: str
     absent: Any = False
     recipe: str = ""
+    unset: Any = None
     older: tuple[str, ...] = ()
     turns_off: bool = False
     counts: Callable[[Values], bool] = lambda _: True
@@ -43,7 +45,7 @@ class Setting:
         for name in (self.name, *self.older):
             if hasattr(args, name):
                 value = getattr(args, name)
-                return tuple(value) if isinstance(value, list) else value
+                return self.unset if value is None else tuple(value) if isinstance(value, list) else value
         return self.absent(args) if callable(self.absent) else self.absent
 
     def written(self, value: Any) -> str:
@@ -89,9 +91,23 @@ SETTINGS = (
     Setting("no_rope_freq", "--no-rope-freq", None, counts=_rotary),
     Setting("mrope_section", "--mrope-section", None, counts=_rotary),
     Setting("rotary_scaling_factor", "--rotary-scaling-factor", 1.0, counts=_yarn),
-    Setting("yarn_original_max_position_embeddings", "--yarn-original-max-position-embeddings", UNKNOWN, counts=_yarn),
-    Setting("yarn_beta_fast", "--yarn-beta-fast", UNKNOWN, counts=_yarn),
-    Setting("yarn_beta_slow", "--yarn-beta-slow", UNKNOWN, counts=_yarn),
+    Setting(
+        "yarn_original_max_position_embeddings",
+        "--yarn-original-max-position-embeddings",
+        UNKNOWN,
+        unset=4096,
+        counts=_yarn,
+    ),
+    Setting("yarn_beta_fast", "--yarn-beta-fast", UNKNOWN, unset=32.0, counts=_yarn),
+    Setting("yarn_beta_slow", "--yarn-beta-slow", UNKNOWN, unset=1.0, counts=_yarn),
+    Setting(
+        "yarn_correction_range_round_to_int",
+        "--no-yarn-correction-range-round-to-int",
+        UNKNOWN,
+        unset=True,
+        turns_off=True,
+        counts=_yarn,
+    ),
     Setting("mscale", "--mscale", 1.0, counts=_yarn),
     Setting("mscale_all_dim", "--mscale-all-dim", 0.0, counts=_yarn),
     Setting("swiglu", "--swiglu", False, "model.gated"),
@@ -131,6 +147,7 @@ UNSUPPORTED = {
     "experimental_attention_variant": "experimental attention",
     "heterogeneous_layers_config_path": "layers that differ from each other",
     "is_hybrid_model": "state-space layers",
+    "hybrid_layer_pattern": "layers of several kinds (--hybrid-layer-pattern)",
 }
 # Layers of which every n-th is another kind: a layer that moves in depth would become another function.
 BY_NUMBER = {"no_rope_freq": "--no-rope-freq", "window_attn_skip_freq": "--window-attn-skip-freq"}

@@ -30,6 +30,8 @@ ARGUMENTS = {
     "an-unknown-weight": {},
     "rope-in-some-layers-only": {"no_rope_freq": 4},
     "query-and-key-norms-without-weights": {"qk_l2_norm": True},
+    "attention-in-some-layers-only": {},
+    "layers-of-several-kinds": {"hybrid_layer_pattern": "*-*-"},
 }
 # Name -> (weight without its layer's number, size) that is stored beside those of the shape.
 WEIGHTS = {
@@ -45,13 +47,16 @@ def make(name: str, folder: Path) -> Path:
     if name in WEIGHTS:
         key, size = WEIGHTS[name]
         tensors |= {(key, layer): torch.ones(size) for layer in range(shape.layers)}
+    if name == "attention-in-some-layers-only":
+        tensors = {(key, layer): t for (key, layer), t in tensors.items() if layer != 0 or ".mlp." in key}
     args = saved_arguments(shape)
     for argument, value in ARGUMENTS[name].items():
         if value is None:
             vars(args).pop(argument, None)
         else:
             setattr(args, argument, value)
-    return stored.write(folder / name, shape, tensors, common={"args": args})
+    stacked = name != "attention-in-some-layers-only"
+    return stored.write(folder / name, shape, tensors, common={"args": args}, stacked=stacked)
 
 
 if __name__ == "__main__":

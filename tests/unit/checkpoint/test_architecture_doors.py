@@ -56,6 +56,8 @@ def test_a_recipe_of_another_function_is_refused_and_told_what_to_say(tmp_path, 
         ("a-weight-that-nothing-takes", "q_layernorm.bias"),
         ("an-unknown-weight", "decoder.layers.self_attention.sink"),
         ("rope-in-some-layers-only", "--no-rope-freq 4"),
+        ("attention-in-some-layers-only", "in layer 1, and not in layer 0"),
+        ("layers-of-several-kinds", "--hybrid-layer-pattern"),
     ],
 )
 def test_what_growth_does_not_know_is_refused_by_name(tmp_path, capsys, name, message):

@@ -23,6 +23,7 @@ OTHER = {
     "yarn_original_max_position_embeddings": 4096,
     "yarn_beta_fast": 16.0,
     "yarn_beta_slow": 2.0,
+    "yarn_correction_range_round_to_int": False,
     "mscale": 0.7,
     "mscale_all_dim": 1.0,
     "glu_linear_offset": 1.0,
@@ -79,6 +80,18 @@ def test_another_value_is_found_and_its_flag_named(megatron, setting):
     assert unknown == []
     assert setting.flag in setting.written(found[0].source)
     assert differences(source, source) == ([], [])
+
+
+def test_what_was_not_given_is_what_megatron_takes_then(megatron):
+    """Megatron saves None and builds the model with its default; the same value, given, is the same function."""
+    source = argparse.Namespace(**megatron[0] | {"position_embedding_type": "yarn"})
+    given = {"yarn_original_max_position_embeddings": 4096, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+    target = argparse.Namespace(**vars(source) | given | {"yarn_correction_range_round_to_int": True})
+    assert source.yarn_beta_fast is None
+    assert differences(source, target) == ([], [])
+    target.yarn_correction_range_round_to_int = False
+    found, _ = differences(target, source)
+    assert found[0].setting.written(found[0].source) == "--no-yarn-correction-range-round-to-int"
 
 
 def test_what_does_not_matter_is_not_compared(megatron):
