@@ -48,6 +48,12 @@ class RunSchedule:
     min_lr_ratio: float
     unit: int = 1
 
+    def in_iterations(self) -> RunSchedule:
+        """The same counted in iterations."""
+        numbers = (count / self.unit for count in (self.iterations, self.warmup_iterations))
+        whole = [int(number) if number.is_integer() else number for number in numbers]
+        return replace(self, iterations=whole[0], warmup_iterations=whole[1], unit=1)
+
 
 def _as_words(value: object) -> object:
     """Rules as PATTERN=SCHEDULE words; RecipeError for one that cannot be read."""
@@ -141,7 +147,12 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
     known = (*schedules.COMMON, *schedules.own_parameters(name))
     own = {key: _in_units(key, value, text, run.unit) if key in known else value for key, value in given.items()}
     taken = {key: getattr(run, key) for key in (*schedules.COMMON, "min_lr_ratio") if key in known}
-    return schedules.SCHEDULES.make(name, **(taken | own))
+    try:
+        return schedules.SCHEDULES.make(name, **(taken | own))
+    except RecipeError:
+        if run.unit != 1:  # says the same in iterations, as they were given
+            parse_schedule(text, run.in_iterations())
+        raise
 
 
 def _in_units(key: str, value: str, text: str, unit: int) -> float | str:

@@ -11,7 +11,7 @@ from megatron.training import get_args
 
 from megatron_growth import schedules
 from megatron_growth.errors import RunError, UnsupportedError
-from megatron_growth.methods import SCHEDULE_KEY
+from megatron_growth.methods import MULTIPLE_KEY, SCHEDULE_KEY
 from megatron_growth.methods.rates import RunSchedule, parse_schedule
 from megatron_growth.plugin.active import ActiveMethods
 from megatron_growth.plugin.addition import Addition
@@ -47,11 +47,18 @@ class RuleScheduler(OptimizerParamScheduler):
         """The learning rate of a group at `num_steps`."""
         schedule = self.rules.get(param_group.get(SCHEDULE_KEY, ""))
         if schedule is None:
-            return super().get_lr(param_group)
+            return super().get_lr(param_group) + self._start_of_multiple(param_group)
         rate = schedule.lr(self.num_steps)
         if self.num_steps < schedule.warmup_iterations:  # --lr-warmup-init
             rate += self.init_lr * (1 - self.num_steps / schedule.warmup_iterations)
         return rate
+
+    def _start_of_multiple(self, param_group: dict[str, Any]) -> float:
+        """What a multiple makes of --lr-warmup-init: Megatron begins every group's warm-up at the same rate."""
+        if not self.init_lr or self.num_steps >= self.lr_warmup_steps:
+            return 0.0
+        multiple = float(param_group.get(MULTIPLE_KEY, 1.0))
+        return float(self.init_lr * (multiple - 1) * (1 - self.num_steps / self.lr_warmup_steps))
 
     def state_dict(self) -> dict[str, Any]:
         """Megatron's state, the schedules, and the two values of WSD that Megatron leaves out."""
@@ -102,10 +109,11 @@ def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callab
         args = get_args()
         run = run_schedule(args, stock)
         named = {text: parse_schedule(text, run) for text in written}
-        if named and getattr(args, "rampup_batch_size", None):
+        if named and getattr(args, "step_batch_size_schedule", None):
             raise UnsupportedError(
-                "a parameter group's own schedule counts iterations of one size, but --rampup-batch-size changes it",
-                fix="leave out --rampup-batch-size, or use Megatron's --lr-decay-style",
+                "a parameter group's own schedule counts iterations of one size, but --step-batch-size-schedule "
+                "changes it",
+                fix="give --global-batch-size instead, or use Megatron's --lr-decay-style",
             )
         return RuleScheduler(stock, named)
 

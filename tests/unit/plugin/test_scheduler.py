@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_growth.errors import RunError
+from megatron_growth.errors import RecipeError, RunError
 from megatron_growth.methods.rates import RunSchedule, parse_schedule
 
 BATCH, STEPS, WARMUP, PEAK, LAST = 8, 40, 5, 3e-3, 3e-4
@@ -84,6 +84,50 @@ def test_it_is_megatrons_own_at_every_sample(name, decay, warmup, first, batches
         scheduler.step(samples)
         megatrons, own = rates(scheduler)
         assert own == pytest.approx(megatrons, rel=1e-12, abs=1e-18)
+
+
+@settings(deadline=None, max_examples=50)
+@given(style=st.sampled_from([*STYLES.values(), "inverse-square-root"]), first=st.floats(0, 1), at=st.integers(0, 50))
+def test_a_multiple_is_one_of_the_runs_rate_at_every_step(style, first, at):
+    """Megatron begins every group's warm-up at --lr-warmup-init itself."""
+    from megatron_growth.methods import GroupSettings
+    from megatron_growth.plugin.scheduler import RuleScheduler
+
+    plain = stock(style, init_lr=first * PEAK)
+    plain.optimizer.param_groups[1] = {"lr": 0.0, **GroupSettings("embedding.*", 0.1).as_group(PEAK, LAST)}
+    scheduler = RuleScheduler(plain, {})
+    scheduler.step(at * BATCH)
+    run, tenth = rates(scheduler)
+    assert tenth == pytest.approx(0.1 * run, rel=1e-12, abs=1e-18)
+
+
+def test_a_batch_size_that_changes_is_refused_where_schedules_count_iterations(monkeypatch):
+    from megatron_growth.errors import UnsupportedError
+    from megatron_growth.plugin import scheduler
+
+    args = types.SimpleNamespace(lr=PEAK, min_lr=LAST, global_batch_size=BATCH, step_batch_size_schedule="0:8 1K:16")
+    monkeypatch.setattr(scheduler, "get_args", lambda: args)
+    build = scheduler.around_build(lambda optimizer: stock(), ["wso"])
+    with pytest.raises(UnsupportedError, match="--step-batch-size-schedule"):
+        build(None)
+    args.step_batch_size_schedule = None
+    assert build(None).rules
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cosine:warmup_iterations=100", "the warm-up of 100 iterations is longer than the stage of 40\n"),
+        (
+            "relora:restart_iterations=2,restart_warmup_iterations=3",
+            "restart warm-up of 3 iterations .* the 2 iterations",
+        ),
+    ],
+)
+def test_a_schedule_is_refused_with_the_iterations_that_were_given(text, message):
+    """The scheduler itself counts samples."""
+    with pytest.raises(RecipeError, match=message):
+        parse_schedule(text, RUN)
 
 
 def test_another_batch_size_loads_as_in_megatron():
