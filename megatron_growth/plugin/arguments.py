@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -266,6 +267,8 @@ class PluginOptions:
             )
 
     def _check_evaluation(self, args: argparse.Namespace) -> None:
+        if self.metrics is not None and os.path.isdir(self.metrics):
+            raise UserError("--growth-metrics names a folder", where=str(self.metrics), fix="name a file in it")
         if self.evaluate_at_start and not args.eval_iters:
             raise UserError("--growth-evaluate-at-start needs an evaluation", fix="set --eval-iters above 0")
         if self.stop_below is not None and not (args.eval_iters and args.eval_interval):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import statistics
 from collections import deque
 from collections.abc import Iterator
@@ -238,7 +239,7 @@ class MetricsFile:
         dropped = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
+            if self.path.is_file():  # a pipe or a device, such as /dev/stdout, holds nothing to drop
                 dropped = self._cut(iteration)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
         except OSError as error:
@@ -282,7 +283,8 @@ class MetricsFile:
         """Put what was written on the disk; called when a checkpoint is, so that the two agree after a power cut."""
         if self._file is not None:
             try:
-                os.fsync(self._file.fileno())
+                if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                    os.fsync(self._file.fileno())
             except OSError as error:
                 raise self._refused(error) from error
 

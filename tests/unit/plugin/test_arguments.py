@@ -53,6 +53,7 @@ def test_only_what_asks_for_something_is_wanted():
     ("words", "megatrons", "error", "message"),
     [
         (["--growth-from", "/no/such/folder"], {}, UserError, "does not name a folder"),
+        (["--growth-metrics", "."], {}, UserError, "--growth-metrics names a folder"),
         (["--growth-from", ".", "--growth-width", "akii"], {}, GrowthPlanError, "no width operator is called 'akii'"),
         (["--growth-from", "."], {"save": "."}, UserError, "--growth-from and --save name the same folder"),
         (["--growth-from", "."], {"pretrained_checkpoint": "x"}, UserError, "both set the first weights"),

@@ -1,6 +1,8 @@
 """The metrics file against a plain model of it: a list of records, cut at the iteration that was loaded."""
 
 import json
+import os
+import threading
 
 import pytest
 from hypothesis import given
@@ -76,6 +78,31 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     with pytest.raises(StorageError, match="cannot write the metrics file") as failure:
         MetricsFile(tmp_path / "file" / "m.jsonl").resume(0)
     assert "--growth-metrics" in failure.value.fix
+
+
+def test_a_device_is_written_to_and_neither_cut_nor_synced():
+    file = MetricsFile("/dev/null")
+    assert file.resume(3) == 0
+    file.write({"iteration": 4})
+    file.sync()  # the device refuses it
+    file.close()
+
+
+def test_a_pipe_is_not_read_before_it_is_written_to(tmp_path):
+    """Reading it would wait for its end, for ever."""
+    pipe = tmp_path / "m.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    file = MetricsFile(pipe)
+    opening = threading.Thread(target=file.resume, args=(2,), daemon=True)
+    opening.start()
+    opening.join(60)
+    assert not opening.is_alive()
+    file.write({"iteration": 3})
+    file.sync()
+    assert os.read(reader, 100) == b'{"iteration": 3}\n'
+    file.close()
+    os.close(reader)
 
 
 @pytest.mark.fault
