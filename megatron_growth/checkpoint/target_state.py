@@ -41,6 +41,7 @@ def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dic
         if hasattr(out, name) or name == "layernorm_epsilon":
             setattr(out, name, value)
     out.group_query_attention = target.query_groups != target.heads
+    vars(out).pop("growth_start_anew", None)  # every run that trains it has one of its own (`plugin/anew.py`)
     setattr(out, PROVENANCE, provenance)
     return out
 

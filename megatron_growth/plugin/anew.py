@@ -55,24 +55,27 @@ def _refuse_own_checkpoint(args: argparse.Namespace) -> None:
         UserError: a checkpoint of the run itself lies in --save or in --load.
     """
     loadable, saved = hold_checkpoints(args.load, args.save)
-    if saved and not (args.load and os.path.realpath(args.load) == os.path.realpath(args.save)):
+    same = bool(args.load and args.save and os.path.realpath(args.load) == os.path.realpath(args.save))
+    if saved and not same:
         raise UserError(
             "--save already holds a checkpoint, and --growth-start-anew would start this run again over it",
             where=str(args.save),
             fix=f"go on with --load {args.save} and without --growth-start-anew, or name a new folder with --save",
         )
-    if loadable and _is_of_this_run(get_load_checkpoint_path_by_args(args)):
+    if loadable and _is_of_this_run(get_load_checkpoint_path_by_args(args), same=same):
         raise UserError(
-            "--load holds a checkpoint of a run that has begun anew already; it would go back to iteration 0",
+            "--load holds a checkpoint of a run that has begun already; it would go back to iteration 0",
             where=str(args.load),
             fix="leave out --growth-start-anew, which is for the first start only",
         )
 
 
-def _is_of_this_run(folder: str) -> bool:
-    """Whether a run with --growth-start-anew saved this checkpoint, and it was not grown since."""
-    common = dist_checkpointing.load_common_state_dict(folder)
-    saved = common.get("args")
-    grown = getattr(saved, "growth_provenance", None)
-    is_fresh = grown is not None and int(common.get("iteration", 0)) == grown["source_iteration"]
-    return bool(getattr(saved, "growth_start_anew", False)) and not is_fresh
+def _is_of_this_run(folder: str, *, same: bool) -> bool:
+    """Whether a run with --growth-start-anew saved this checkpoint, and it was not grown since.
+
+    Args:
+        folder: of the checkpoint's iteration.
+        same: whether this run would save beside it; then any run of the plugin is this one, with or without the flag.
+    """
+    begun = getattr(dist_checkpointing.load_common_state_dict(folder).get("args"), "growth_start_anew", None)
+    return begun is not None if same else bool(begun)  # growth takes it away
