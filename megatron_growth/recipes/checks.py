@@ -29,7 +29,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
     ]
 
 
-def _places(recipe: Recipe) -> list[tuple[KeyPath, Stage]]:
+def places_of(recipe: Recipe) -> list[tuple[KeyPath, Stage]]:
     """All stages, then all baselines, with where they are written."""
     stages: list[tuple[KeyPath, Stage]] = [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
     return stages + [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
@@ -69,7 +69,7 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
-    for path, stage in _places(recipe):
+    for path, stage in places_of(recipe):
         if recipe.model.head_dim is None and stage.hidden % stage.heads:
             yield (
                 (*path, "heads"),
@@ -192,7 +192,7 @@ def _budgets(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _early_stops(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in _places(recipe):
+    for where, stage in places_of(recipe):
         path: KeyPath = (*where, "stop_at")
         if stage.stop_at is None:
             continue

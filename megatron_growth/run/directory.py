@@ -39,6 +39,7 @@ _BINDING = (
     *("sequence_length", "data_start", "data_pool", "source", "growth", "freeze", "rules", "schedule"),
     *("optimizer", "methods"),
 )
+_SHARING = ("stages", "pool_tokens")  # keys of a recipe's data that prepare nothing
 _SHOWN_LINES = 30
 
 
@@ -284,7 +285,8 @@ def _dataset_fits(run: RunDirectory, recipe: Recipe) -> bool:
         if not _entries(run.data):
             return True
     try:
-        return recipes.load(run.recipe).data == recipe.data
+        found = recipes.load(run.recipe).data
+        return found.model_copy(update={key: getattr(recipe.data, key) for key in _SHARING}) == recipe.data
     except RecipeError:
         return False
 

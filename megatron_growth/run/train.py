@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
-from megatron_growth.run import asked, checkpoints, dataset, directory, failures, flags, state, torchrun
+from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine
@@ -93,6 +93,7 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
     machine: Machine = "gpu" if gpus else "host"
     check_stages(recipe, stages, machine)
     directory.check_free(path)
+    _check_stops(recipe, stages, directory.RunDirectory(path))
     with exclusive(directory.RunDirectory(path).lock) as token:
         run = directory.create(path, recipe, plan, request.guard)
         if request.guard:
@@ -120,6 +121,13 @@ def selected(plan: RunPlan, request: TrainRequest) -> list[StagePlan]:
     if request.stage:
         return [plan.stage(request.stage)]
     return [*plan.stages, *(stage for stage in named if stage in plan.baselines)]
+
+
+def _check_stops(recipe: Recipe, stages: Sequence[StagePlan], run: RunDirectory) -> None:
+    """Refuse a stage that would stop at the loss of a variant that is not finished; else its own start would."""
+    for stage in stages:
+        if not run.stage(stage.name).is_done:
+            early_stop.target_of(recipe, stage.name, run.path)
 
 
 def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:

@@ -154,6 +154,18 @@ def test_masters_that_do_not_grow_are_refused_before_a_job_is_made():
         check_stages(recipe, [replace(stages[0], state_is_grown=True)], "gpu", profile)
 
 
+@pytest.mark.parametrize("place", ["stage", "cluster"])
+def test_a_flag_that_a_method_does_not_work_with_is_refused_before_the_first_stage(place):
+    """Every rank refuses it: of the second stage, when the first has been trained."""
+    flag = {"use-precision-aware-optimizer": True}
+    document = yaml.safe_load((FOLDER / "nano-progressive.yaml").read_text())
+    document["stages"][1] |= {"methods": ["relora:rank=4"], "megatron": flag if place == "stage" else {}}
+    recipe = recipes.loads(yaml.safe_dump(document), file="mine.yaml")
+    with pytest.raises(RecipeError, match="nano-157k: ReLoRA does not work with --use-precision-aware-optimizer"):
+        flags.check(recipe, profile_with(flag if place == "cluster" else {}))
+    flags.check(recipe_with(stage=flag))
+
+
 def test_two_spellings_of_one_flag_are_refused():
     with pytest.raises(RecipeError, match="--log-interval is given twice"):
         recipe_with(recipe={"log-interval": 5, "log_interval": 6})

@@ -71,6 +71,16 @@ def test_a_dataset_of_other_text_is_not_taken_for_the_corrected_recipes(tmp_path
     assert "/elsewhere" in directory.create(tmp_path / "run", other, plan).recipe.read_text()
 
 
+def test_a_dataset_that_is_too_short_serves_the_recipe_that_repeats_it(tmp_path, recipe, plan):
+    """What a dataset that is too short is answered with: data.pool_tokens, which prepares nothing."""
+    run = directory.create(tmp_path / "run", recipe, plan)
+    run.data.mkdir()
+    (run.data / "manifest.json").write_text("{}")
+    data = recipe.data.model_copy(update={"pool_tokens": 4096, "stages": "same"})
+    changed = directory.create(tmp_path / "run", recipe.model_copy(update={"data": data}), plan)
+    assert yaml.safe_load(changed.recipe.read_text())["data"]["pool_tokens"] == 4096
+
+
 def test_the_command_that_goes_on_takes_the_runs_own_recipe(tmp_path, recipe, plan):
     from megatron_growth.cli.main import build_parser
     from megatron_growth.cli.train import load_recipe

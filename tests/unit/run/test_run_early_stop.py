@@ -54,6 +54,15 @@ def test_a_run_of_another_recipe_under_the_variants_name_gives_no_target(recipe,
     assert early_stop.target_of(recipe, "stage-2", tmp_path / "one-layer-attn") == 3.5
 
 
+def test_a_variant_that_is_missing_is_said_before_the_first_stage(recipe, tmp_path):
+    from megatron_growth.run.screen import Screen
+    from megatron_growth.run.train import TrainRequest, train
+
+    with pytest.raises(RunError, match="stage-2 stops at the validation loss of baseline, which is not finished"):
+        train(recipe, tmp_path / "one-layer-attn", TrainRequest(), Screen())
+    assert not (tmp_path / "one-layer-attn").exists()
+
+
 def test_of_several_seeds_the_target_is_of_the_same_one(recipe, tmp_path):
     for name, loss in (("stopping-baseline", 3.5), ("stopping-baseline-seed2", 3.25)):
         write_stage(tmp_path / name, "baseline", [validation(20, loss)], done=40)
