@@ -45,7 +45,14 @@ class Registry[T]:
 
     def register[C](self, cls: type[C]) -> type[C]:
         """Class decorator: make a part known by its `name`; two may not share one."""
-        name = getattr(cls, "name", "")
+        name, missing = getattr(cls, "name", ""), sorted(getattr(cls, "__abstractmethods__", ()))
+        if not name or missing:
+            what = f"lacks {', '.join(missing)}" if missing else "has no name"
+            raise self.error(
+                f"a {self.kind} {what}",
+                where=f"{cls.__module__}.{cls.__qualname__}",
+                fix="complete the class, or uninstall its package",
+            )
         known = self._classes.setdefault(name, cls)  # type: ignore[arg-type]
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise self.error(
@@ -138,9 +145,11 @@ class Registry[T]:
         for point in entry_points(group=self.group):
             try:
                 point.load()
-            except ImportError as error:
+            except UserError:  # it cannot be registered
+                raise
+            except Exception as error:
                 raise self.error(
-                    f"the {self.kind} package {point.value!r} cannot be imported: {error}",
+                    f"the {self.kind} package {point.value!r} cannot be imported: {_said(error)}",
                     where=f"entry point {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}",
                     fix="repair or uninstall that package",
                 ) from error
@@ -149,6 +158,11 @@ class Registry[T]:
     def forget_loaded(self) -> None:
         """Look for outside packages again at the next look-up; for tests that install one."""
         self._loaded = False
+
+
+def _said(error: Exception) -> str:
+    """What stopped an import; only an ImportError says so by its words alone."""
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
 @cache

@@ -24,6 +24,7 @@ ARCHITECTURE_FLAGS = {
     "qk_norm": "--qk-layernorm",
     "tied_embeddings": "--untie-embeddings-and-output-weights",
 }
+_LARGEST = float(np.sqrt(np.finfo(np.float32).max))
 
 
 def build_map(
@@ -43,9 +44,11 @@ def build_map(
         raise GrowthPlanError(f"the seed of growth is {seed}", fix="give 0 or more")
     streams = Seed(seed)
     layers = depth.layers(source.layers, target.layers, streams)
+    _refuse(depth, _kind_problems(layers, LayerMap))
     _refuse(depth, _layer_problems(layers, source.layers, target.layers))
     _check_sublayers(source, target, layers)
     maps = width.maps(source, target, streams)
+    _refuse(width, _kind_problems(maps, WidthMaps))
     _refuse(width, _width_problems(maps, source, target))
     provenance = {
         "width": width.name,
@@ -105,6 +108,11 @@ def _refuse(operator: Operator, problems: Iterator[str]) -> None:
     )
 
 
+def _kind_problems(made: object, kind: type) -> Iterator[str]:
+    if not isinstance(made, kind):
+        yield f"it is a {type(made).__name__}, not a {kind.__name__}"
+
+
 def _width_problems(maps: WidthMaps, source: ModelShape, target: ModelShape) -> Iterator[str]:
     yield from _axis_problems("hidden", maps.hidden, source.hidden, target.hidden)
     if len(maps.units) != source.layers:
@@ -127,10 +135,17 @@ def _axis_problems(name: str, axis: AxisMap, old: int, new: int) -> Iterator[str
         lengths = {len(part) for part in side.parts}
         if lengths != {new}:
             yield f"{where} has {'/'.join(map(str, sorted(lengths)))} entries, the target {new}"
+        elif (kind := getattr(side.source, "dtype", type(side.source).__name__)) != np.int64:
+            yield f"{where} has old indices of type {kind}; they are an array of int64"
         elif not ((side.source >= MEAN) & (side.source < old)).all():
             yield f"{where} names old index {int(side.source.max())}; there are {old}"
-        elif not (np.isfinite(side.coefficient).all() and np.isfinite(side.noise).all()):
-            yield f"{where} has coefficients or noise that are not finite numbers"
+        elif not (_usable(side.coefficient) and _usable(side.noise)):
+            yield f"{where} has coefficients or noise that are not finite, or too large"
+
+
+def _usable(numbers: np.ndarray) -> bool:
+    """Whether numbers, and the squares of them with which moments grow, are finite in the float32 that growth uses."""
+    return bool((np.abs(numbers) <= _LARGEST).all())  # also false for NaN
 
 
 def _layer_problems(layers: LayerMap, old: int, new: int) -> Iterator[str]:
@@ -142,5 +157,5 @@ def _layer_problems(layers: LayerMap, old: int, new: int) -> Iterator[str]:
         for layer, weight in take.sources:
             if not 0 <= layer < old:
                 yield f"layer {number} is made of layer {layer}; the source has {old}, counted from 0"
-            if not np.isfinite(weight):
+            if not _usable(np.asarray(weight)):
                 yield f"layer {number} takes layer {layer} with the weight {weight}"

@@ -26,7 +26,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 def register[T: type[Operator]](cls: T) -> T:
     """Class decorator: make an operator known by its `name`; two operators of one kind may not share a name."""
-    kind = next(k for k, base in KINDS.items() if issubclass(cls, base))
+    kind = next((k for k, base in KINDS.items() if issubclass(cls, base)), None)
+    if kind is None:
+        raise GrowthPlanError(
+            "an operator is neither a WidthOperator nor a DepthOperator", where=f"{cls.__module__}.{cls.__qualname__}"
+        )
     REGISTRIES[kind].register(cls)
     return cls
 

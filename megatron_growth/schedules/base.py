@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_growth.errors import RecipeError
+
+_ROUNDING = 1e-9  # a share that ends at 0 may miss it
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,17 @@ class Schedule(ABC):
         )
 
     def lr(self, step: float) -> float:
-        """The learning rate at `step`."""
+        """The learning rate at `step`; RecipeError when a schedule of an outside package gives none."""
         step = min(step, self.iterations)
         if step <= self.warmup_iterations and self.warmup_iterations:
             return self.peak * step / self.warmup_iterations
-        return self.peak * self.after_warmup(step)
+        share = self.after_warmup(step)
+        require(
+            share is not None and -_ROUNDING <= float(share) < math.inf,
+            f"the schedule {self.name!r} gives {share} of the peak at step {step:g}",
+            f"correct {type(self).__module__}.{type(self).__qualname__}, or take another schedule",
+        )
+        return self.peak * share
 
     @abstractmethod
     def after_warmup(self, step: float) -> float:

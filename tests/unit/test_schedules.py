@@ -1,7 +1,9 @@
 """The schedules against values worked out by hand from the papers' formulas, and what must hold for all of them."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -89,3 +91,20 @@ def test_the_slip_in_the_papers_body_would_be_caught():
     stable_until = T_W + 0.75 * (T - T_W)
     slipped = PEAK * (0.9 * (T - stable_until) / (T - (stable_until + T_W)) + 0.1)
     assert schedules.WSD(PEAK, T, T_W, 0.1).lr(stable_until) != pytest.approx(slipped, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.5, None])
+def test_a_share_that_is_no_learning_rate_is_refused(share):
+    """Weights of NaN, or a step up the gradient, would be trained without a word."""
+
+    @dataclass(frozen=True)
+    class Outside(schedules.Schedule):
+        name: ClassVar[str] = "outside"
+
+        def after_warmup(self, step):
+            return share if step > 5 else 1.0
+
+    schedule = Outside(1e-3, 10, 2)
+    assert schedule.lr(5) == 1e-3
+    with pytest.raises(RecipeError, match=rf"'outside' gives {share} of the peak at step 6"):
+        schedule.lr(6)

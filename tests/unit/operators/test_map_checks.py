@@ -28,6 +28,9 @@ def first_units(change):
 
 WIDTH_FAULTS = {
     "infinite": (side(lambda s: replace(s, coefficient=s.coefficient / 0.0)), "read side of hidden has coefficients"),
+    "infinite in float32": (side(lambda s: replace(s, coefficient=s.coefficient * 1e39)), "not finite, or too large"),
+    "real numbers": (side(lambda s: replace(s, source=s.source.astype(float))), "old indices of type float64"),
+    "nothing": (lambda maps: None, "it is a NoneType, not a WidthMaps"),
     "noise": (side(lambda s: replace(s, noise=s.noise + np.nan)), "read side of hidden has coefficients or noise"),
     "out of range": (side(lambda s: replace(s, source=s.source + 8)), "names old index 15; there are 8"),
     "no such code": (side(lambda s: replace(s, source=s.source - 20)), "names old index"),
@@ -66,6 +69,8 @@ LAYER_FAULTS = {
     "no such layer": (LayerMap.of(2, [0, 1, 2]), "layer 2 is made of layer 2; the source has 2"),
     "negative": (LayerMap.of(2, [0, 1, -1]), "made of layer -1"),
     "weight": (LayerMap(2, (LayerTake.copy(0), LayerTake.copy(1), LayerTake(((0, float("inf")),)))), "weight inf"),
+    "large weight": (LayerMap(2, (LayerTake.copy(0),) * 2 + (LayerTake(((0, 1e39),)),)), r"weight 1e\+39"),
+    "nothing": (None, "it is a NoneType, not a LayerMap"),
     "flags": (LayerMap(2, (LayerTake.copy(0),) * 3, (True,)), "old_layers has 1 entries for 3 layers"),
 }
 

@@ -43,6 +43,21 @@ def test_the_seed_changes_the_map_and_its_fingerprint():
     assert one.fingerprint() != two.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("base", "body", "message"),
+    [
+        (WidthOperator, {"name": "half"}, "a width operator lacks maps"),
+        (WidthOperator, {"maps": lambda *_: None}, "a width operator has no name"),
+        (object, {"name": "stray"}, "neither a WidthOperator nor a DepthOperator"),
+    ],
+)
+def test_an_operator_that_is_not_complete_is_refused_when_it_registers(base, body, message):
+    with pytest.raises(GrowthPlanError, match=message) as error:
+        register(type("Outside", (base,), body))
+    assert "Outside" in error.value.where
+    assert {"", "half", "stray"}.isdisjoint(names("width"))
+
+
 def test_parameters_are_typed_and_written_in_three_ways():
     assert get("width", "hypercloning:noise=0.5").noise == 0.5
     assert get("width", {"name": "aki", "residual": "next-layer"}).residual == "next-layer"

@@ -52,14 +52,23 @@ def test_its_parameters_are_checked_like_any_other(installed):
     assert "strength" in error.value.stderr
 
 
-def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("no_such_module", "'no_such_module' cannot be imported: No module"),
+        ("broken_operator", "'broken_operator' cannot be imported: NameError: name 'mistake'"),
+        ("json:Operator", "'json:Operator' cannot be imported: AttributeError"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, point, message):
+    (tmp_path / "broken_operator.py").write_text("mistake\n")
     info = tmp_path / "broken-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[megatron_growth.operators]\nmine = no_such_module\n")
+    (info / "entry_points.txt").write_text("[megatron_growth.operators]\nmine = " + point + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     registry.REGISTRIES["width"].forget_loaded()
-    with pytest.raises(GrowthPlanError, match="'no_such_module' cannot be imported") as error:
+    with pytest.raises(GrowthPlanError, match=message) as error:
         registry.names("width")
     assert "of broken" in error.value.where
     monkeypatch.undo()
