@@ -58,6 +58,9 @@ _SET_BY_THE_JOB = {
     "GROWTH_VENV": "from the profile's `environment.venv`",
     "GROWTH_CONTAINER_IMAGE": "from the profile's `environment.container`",
     "GROWTH_CONTAINER_MOUNTS": "from the profile's `environment.container`",
+    "GROWTH_HOSTS": "from its nodes",
+    "GROWTH_MEGATRON_FLAGS": "from the profile's `megatron` and `communication`",
+    "MEGATRON_GROWTH_FAILURES": "to a folder of the stage",
 }
 
 

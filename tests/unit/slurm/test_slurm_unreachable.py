@@ -88,11 +88,14 @@ def test_recommended_layouts_need_not_fit_as_the_recipe_has_them(capsys: pytest.
     assert main([*words, "--recommended"]) == 0
 
 
-def test_variables_that_the_job_sets_itself_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "GROWTH_HOSTS", "GROWTH_MEGATRON_FLAGS"])
+def test_variables_that_the_job_sets_itself_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     text = (Path(recipes.__file__).parent / "clusters" / "h100-8x.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(text.replace("NCCL_DEBUG: WARN", "WORLD_SIZE: '8'\n    MASTER_ADDR: a-ib0"))
+    (tmp_path / "mine.yaml").write_text(text.replace("NCCL_DEBUG: WARN", f"{name}: '8'\n    MASTER_ADDR: a-ib0"))
     assert main(["submit", "progressive-8b", "--cluster", str(tmp_path / "mine.yaml"), "--dry-run"]) == 2
-    assert "the job sets WORLD_SIZE itself" in capsys.readouterr().err
+    assert f"the job sets {name} itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
