@@ -24,7 +24,7 @@ from megatron_growth.checkpoint.plan import COPY
 from megatron_growth.checkpoint.sides import gradient_sides
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
-from megatron_growth.layout import Parameter
+from megatron_growth.layout import Parameter, parameters_of
 from megatron_growth.layout.parameters import MOMENTS
 from megatron_growth.methods import MULTIPLE_KEY
 from megatron_growth.operators import GrowthMap, OptimizerState
@@ -106,6 +106,22 @@ class MomentRule:
         if self.policy == "asymmetric":
             source = np.where(carried_on(side), source, ZERO)
         return replace(side, source=source, coefficient=side.coefficient ** MOMENTS[moment])
+
+
+def begins_at_zero(growth: GrowthMap, policy: OptimizerState) -> bool:
+    """Whether grown optimizer state has moments of zero anywhere: padding, new weights, and copies if asymmetric."""
+    rule, layers = MomentRule(policy), growth.layers
+    if not layers.final_norm or not all(
+        rule.keeps(layers, new) and take.sources and take.attention and take.ffn
+        for new, take in enumerate(layers.takes)
+    ):
+        return True
+    return any(
+        side is not None and bool((side.source < COPY).any())
+        for parameter in parameters_of(growth.target)
+        for layer in (range(growth.source.layers) if parameter.layered else [None])
+        for side in rule.sides(parameter, growth, layer, "exp_avg")
+    )
 
 
 def carried_on(side: Side) -> np.ndarray:

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from megatron_growth.checkpoint import grow_offline
+    from megatron_growth.checkpoint.optimizer_state import begins_at_zero
     from megatron_growth.exchange import open_source
 
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"grown: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s{resumed})")
         print(f"load it with: --load {shlex.quote(report.path)}" + _epsilon_hint(job))
         print(_where_training_goes_on(report.iteration))
-        if job.policy != "reset":
+        if job.policy != "reset" and begins_at_zero(job.growth, job.policy):
             print(_first_steps(job))
     return 0
 

@@ -16,7 +16,7 @@ import torch
 from megatron_growth.axes import LayerMap, LayerTake
 from megatron_growth.checkpoint import grow_offline
 from megatron_growth.checkpoint.compute import Computer
-from megatron_growth.checkpoint.optimizer_state import MomentRule, check_source, first_steps
+from megatron_growth.checkpoint.optimizer_state import MomentRule, begins_at_zero, check_source, first_steps
 from megatron_growth.checkpoint.plan import Planner, Region
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
@@ -209,6 +209,30 @@ def test_how_far_the_first_steps_of_new_entries_go(beta2, expected):
     assert most == pytest.approx(max(updates), rel=1e-3)
     assert updates[when - 1] == pytest.approx(max(updates), rel=1e-3)
     assert most == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "policy", "expected"),
+    [
+        ("fpi", "stack", "grow", False),
+        ("aki", "stack", "grow", False),
+        ("fpi", "stack", "asymmetric", True),
+        ("zero-pad", "stack", "grow", True),
+        ("fpi", "identity", "grow", True),
+        ("fpi", "random", "grow", True),
+    ],
+)
+def test_a_warning_of_zero_moments_comes_where_there_are_some(tmp_path, width, depth, policy, expected):
+    moments = [(f"optimizer.state.{name}.", stored.random_tensors(SMALL, seed)) for seed, name in enumerate(MOMENTS)]
+    source = stored.write(tmp_path / "source", SMALL, stored.random_tensors(SMALL), moments=moments)
+    operators = {"width": get("width", width), "depth": get("depth", depth)}
+    job = grow_offline.plan(source, lambda shape: shape.with_(**DOUBLE, layers=4), **operators, policy=policy)
+    assert begins_at_zero(job.growth, job.policy) == expected
+    regions = [item.region for part in job.parts for item in part.items if item.region.moment == "exp_avg"]
+    values = [torch.full((r.rows[1] - r.rows[0], r.columns[1] - r.columns[0]), torch.nan) for r in regions]
+    for region, value in zip(regions, values, strict=True):
+        job.computer().fill(region, value)
+    assert any(bool((value == 0).any()) for value in values) == expected
 
 
 @pytest.mark.parametrize("policy", ["grow", "asymmetric"])
