@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
+from megatron_growth.methods.relora import unmerged
 from megatron_growth.records.crc import crc32
 from megatron_growth.records.place import is_run, run_above, variants_in
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
@@ -84,15 +85,23 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
     return [Model(name, path, cache or (RunDirectory(run).evaluation if run else user_cache()))]
 
 
-def every_checkpoint(models: Sequence[Model]) -> list[Model]:
-    """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder has only itself."""
+def every_checkpoint(models: Sequence[Model], left_out: Callable[[str], None] = lambda _: None) -> list[Model]:
+    """All checkpoints of each model, oldest first, named NAME@ITERATION; a Hugging Face folder has only itself.
+
+    One from the middle of a ReLoRA run is no model of its own: `left_out` is called with its name.
+    """
     found = []
     for model in models:
         there = [] if model.is_huggingface else iterations(model.path)
         # One that is being saved has no metadata yet.
-        kept = [one for one in there if (folder_of_iteration(model.path, one) / METADATA).is_file()]
-        found += [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in kept]
-        found += [] if kept else [model]
+        whole = [one for one in there if (folder_of_iteration(model.path, one) / METADATA).is_file()]
+        saved = [Model(f"{model.name}@{one}", folder_of_iteration(model.path, one), model.cache) for one in whole]
+        kept = [one for one in saved if not unmerged(name for name, _ in Source(one.path).tensors)]
+        if kept:  # else the model itself, which is refused with the reason
+            for one in saved:
+                if one not in kept:
+                    left_out(one.name)
+        found += kept or [model]
     return found
 
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     benchmarks = chosen(args.tasks)
     models = models_of(args.model, args.cache)
-    models = every_checkpoint(models) if args.every_checkpoint else models
+    models = every_checkpoint(models, _left_out) if args.every_checkpoint else models
     need("lm_eval")
     if args.data_dir is not None:
         for benchmark in benchmarks:
@@ -73,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
+
+
+def _left_out(name: str) -> None:
+    import sys
+
+    print(f"{name} is left out: its adapters are not merged", file=sys.stderr, flush=True)
 
 
 def _evaluate(model: Model, benchmarks: list[Benchmark], args: argparse.Namespace, title: str) -> TaskResults:

@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -265,6 +265,6 @@ class ReLoRA(Method):
         return merged
 
 
-def unmerged(keys: Collection[str]) -> list[str]:
+def unmerged(keys: Iterable[str]) -> list[str]:
     """The keys of a checkpoint that belong to adapters, sorted."""
     return sorted(key for key in keys if ReLoRA.owns(key) and not key.startswith("optimizer."))

@@ -10,18 +10,21 @@ import shutil
 import threading
 
 import pytest
+import torch
 
 from megatron_growth import recipes
 from megatron_growth.cli.main import main
 from megatron_growth.errors import RunError
 from megatron_growth.evaluation import results
 from megatron_growth.evaluation.harness import Score
-from megatron_growth.evaluation.models import models_of
+from megatron_growth.evaluation.models import Model, every_checkpoint, models_of
 from megatron_growth.evaluation.results import TaskResults, early_stops, record, results_of, task_average
 from megatron_growth.planner import plan_run
 from megatron_growth.report.page import write_report
 from megatron_growth.report.records import RunRecord
 from megatron_growth.run import directory
+from megatron_growth.shape import ModelShape
+from tests.unit.checkpoint import stored
 from tests.unit.evaluation.tiny import write_model, write_questions
 from tests.unit.report.test_report import _stage
 
@@ -108,6 +111,21 @@ def test_every_checkpoint_of_a_stage_is_evaluated(made, tmp_path):
     document = evaluate(tmp_path, made, "--every-checkpoint")
     assert set(document["models"]) == {f"baseline/{names[0]}@7", f"other/{names[0]}@3", f"other/{names[0]}@7"}
     assert document["early_stop"] == {f"other/{names[0]}": 3}
+
+
+def test_checkpoints_with_adapters_are_left_out_by_name(tmp_path):
+    """A finished ReLoRA stage keeps one from its middle beside the last, which is merged."""
+    shape = ModelShape(hidden=4, ffn=6, layers=1, heads=2, vocab=8)
+    plain = stored.random_tensors(shape)
+    adapter = {("decoder.layers.self_attention.linear_proj.lora_a", 0): torch.zeros(2, 4)}
+    for iteration, tensors in ((3, plain | adapter), (6, plain)):
+        stored.write(tmp_path / f"iter_{iteration:07d}", shape, tensors)
+    names: list[str] = []
+    model = Model("adapted", tmp_path, tmp_path)
+    assert [one.name for one in every_checkpoint([model], names.append)] == ["adapted@6"]
+    assert names == ["adapted@3"]
+    shutil.rmtree(tmp_path / "iter_0000006")  # nothing is left: the model itself, which an export refuses
+    assert every_checkpoint([model]) == [model]
 
 
 def test_a_stage_that_was_trained_further_loses_its_old_figures(made):
