@@ -24,6 +24,7 @@ from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
+from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
 from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
@@ -256,9 +257,12 @@ class _Watch:
             self._status = "training"
             self._save()
         if begun and progress.checkpoint > self._checkpoint:
-            self._checkpoint = progress.checkpoint
-            checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint)
-            self._save()
+            with storage_errors(self._folder.checkpoints):
+                newest = checkpoints.tracked(self._folder.checkpoints) or 0
+            if newest > self._checkpoint:  # with async_save it is whole some time after the metrics speak of it
+                self._checkpoint = newest
+                checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint)
+                self._save()
 
     def close(self) -> None:
         """Write down how far the stage came."""

@@ -104,26 +104,56 @@ def test_somebodys_files_in_a_checkpoint_stay(folder: Path) -> None:
     assert [path.name for path in half.iterdir()] == ["notes.txt"]
 
 
+def watched(run: RunDirectory, stream: io.StringIO) -> tuple[train._Watch, StageDirectory]:
+    """What follows a stage that has begun, and its folder."""
+    folder = StageDirectory(run.stage("a").path)
+    folder.checkpoints.mkdir(parents=True)
+    folder.metrics.write_text('{"event": "start", "iteration": 0, "time": 1.0}\n')
+    job: Any = SimpleNamespace(
+        run=run, screen=Screen(stream).stage("stage 1/1 a", 4), recipe=SimpleNamespace(checkpoint=Checkpoint())
+    )
+    opened: Any = SimpleNamespace(stage=SimpleNamespace(name="a"), directory=folder, grows=False)
+    return train._Watch(job, opened, begin=0.0), folder
+
+
+def saved(folder: StageDirectory, iteration: int, *, whole: bool = True) -> None:
+    """What training leaves at a save: a line of the metrics and, once the checkpoint is whole, the tracker."""
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps({"event": "checkpoint", "iteration": iteration}) + "\n")
+    if whole:
+        (folder.checkpoints / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+
+
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ending it would lose what was trained since; the disk may have refused for a moment only."""
-    run, stream = RunDirectory(tmp_path), io.StringIO()
-    folder = StageDirectory(run.stage("a").path)
-    folder.path.mkdir(parents=True)
-    lines = ({"event": "start", "iteration": 0, "time": 1.0}, {"event": "checkpoint", "iteration": 2})
-    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    screen, recipe = Screen(stream), SimpleNamespace(checkpoint=Checkpoint())
-    job: Any = SimpleNamespace(run=run, screen=screen.stage("stage 1/1 a", 4), recipe=recipe)
-    opened: Any = SimpleNamespace(stage=SimpleNamespace(name="a"), directory=folder, grows=False)
-    watch = train._Watch(job, opened, begin=0.0)
+    stream = io.StringIO()
+    watch, folder = watched(RunDirectory(tmp_path), stream)
 
     def refuse(*_: object) -> None:
         raise StorageError("The file system refused: Stale file handle.", where="iter_0000001")
 
     monkeypatch.setattr(checkpoints, "prune", refuse)
-    watch.look()
-    with folder.metrics.open("a") as file:
-        file.write(json.dumps({"event": "checkpoint", "iteration": 4}) + "\n")
-    watch.look()
+    for iteration in (2, 4):
+        saved(folder, iteration)
+        watch.look()
     assert stream.getvalue().count("training goes on, but: The file system refused: Stale file handle.") == 1
+
+
+def test_old_checkpoints_go_when_one_that_is_saved_asynchronously_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics speak of it when it is begun; were that the moment, the last one would leave one too many."""
+    watch, folder = watched(RunDirectory(tmp_path), io.StringIO())
+    pruned: list[int | None] = []
+    monkeypatch.setattr(checkpoints, "prune", lambda of, _: pruned.append(checkpoints.tracked(of)))
+    saved(folder, 2)
+    watch.look()
+    saved(folder, 4, whole=False)
+    watch.look()
+    assert pruned == [2]
+    saved(folder, 4)
+    watch.look()
+    watch.look()
+    assert pruned == [2, 4]
