@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import UserError, first_line
 from megatron_growth.evaluation.huggingface import HuggingFaceModel
 
@@ -29,12 +30,8 @@ class Answerer:
     """
 
     def __init__(self, opened: HuggingFaceModel, *, longest: int, plain: bool = False) -> None:
-        import transformers
-
         self._opened, self._longest, self._plain = opened, longest, plain
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(opened.folder), local_files_only=True, trust_remote_code=False
-        )
+        self._tokenizer = open_folder(opened.folder)
         if not plain and not self._tokenizer.chat_template:
             raise UserError(
                 "the model's tokenizer has no chat template: it was never taught to answer",

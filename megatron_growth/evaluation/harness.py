@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import DataError, GrowthError, first_line
 from megatron_growth.evaluation import task_data
 from megatron_growth.evaluation.benchmarks import Benchmark
@@ -190,7 +191,7 @@ class Harness:
         opened = HuggingFaceModel(self.folder, dtype=self.settings.dtype, device=self._device, batch=self._batch)
         return need("lm_eval.models.huggingface").HFLM(
             pretrained=opened.model,
-            tokenizer=str(self.folder),
+            tokenizer=open_folder(self.folder),
             max_length=min(opened.length, self.settings.length),
             batch_size=self._batch,
             prefix_token_id=opened.start,

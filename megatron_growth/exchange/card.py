@@ -24,7 +24,7 @@ A {family} of {parameters:,} parameters, exported from Megatron-Core with megatr
 {rows}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM{import_}
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
 {tokenizer}```
@@ -52,13 +52,16 @@ def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, An
         **_grown(getattr(args, PROVENANCE, None)),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-    load = 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
+    # AutoTokenizer takes the model's own class for qwen2, which reads the files of any other tokenizer wrongly.
+    kind = "PreTrainedTokenizerFast" if plan.config["model_type"] == "qwen2" else "AutoTokenizer"
+    load = f'tokenizer = {kind}.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
     return _CARD.format(
         name=name,
         family=plan.config["model_type"],
         parameters=parameter_count(shape.with_(vocab=plan.vocab)),
         rows=rows,
         tokenizer=load,
+        import_=f", {kind}" if tokenizer else "",
     )
 
 

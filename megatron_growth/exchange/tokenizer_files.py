@@ -1,4 +1,4 @@
-"""The tokenizer of a training run as files that transformers' AutoTokenizer loads, beside an exported model.
+"""The tokenizer of a training run as files that transformers loads, beside an exported model.
 
 gpt2              vocab.json and merges.txt, from OpenAI's encoder.json and vocab.bpe
 sentencepiece     the .model file, converted by transformers (Llama's tokenizer)
@@ -18,6 +18,7 @@ from megatron_growth import recipes
 from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.manifest import TokenizerRecord, load_manifest
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer, parse_spec
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import DataError
 from megatron_growth.records.place import RECIPE, run_above
 
@@ -74,16 +75,14 @@ def write_tokenizer(spec: TokenizerSpec, folder: Path) -> None:
     Raises:
         DataError: the files are missing, or transformers reads them differently.
     """
-    import transformers
-
     ours = load_tokenizer(spec)
     if spec.kind == "huggingface":
-        transformers.AutoTokenizer.from_pretrained(spec.path, local_files_only=True).save_pretrained(folder)
+        open_folder(Path(spec.path)).save_pretrained(folder)
     elif spec.kind == "gpt2":
         _write_gpt2(spec, folder)
     else:
         _write_sentencepiece(Path(spec.path), folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    theirs = open_folder(folder)
     wanted = np.asarray(ours.encode_batch([PROBE])[0])
     got = np.asarray(theirs(PROBE, add_special_tokens=False)["input_ids"])
     if not np.array_equal(wanted, got):

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import CheckpointError, DataError, UserError, first_line
 from megatron_growth.exchange.folder import is_huggingface
 from megatron_growth.posttrain.presets import Kind
@@ -66,8 +67,6 @@ def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenize
         DataError: there is no tokenizer, it has no end-of-text token, or it has more ids than the model.
         UserError: the template does not mark answers.
     """
-    import transformers
-
     folder = Path(tokenizer) if tokenizer and Path(tokenizer).is_dir() else model
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise DataError(
@@ -76,7 +75,7 @@ def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenize
             fix="put them there, name their folder with --tokenizer, or export the model with --tokenizer",
         )
     try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        found = open_folder(folder)
     except Exception as error:  # the type that transformers raises depends on the damage
         raise DataError(
             f"the tokenizer cannot be loaded: {first_line(error)}", where=str(folder), fix="repair its files"

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from megatron_growth import mistakes
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import DataError
 from megatron_growth.posttrain import extra
 from megatron_growth.posttrain.examples import RECORD, TRAIN, VALID
@@ -106,7 +107,7 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
     import datasets
     import torch
     import trl
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     request = job.request
     if request.zero:
@@ -131,7 +132,7 @@ def _trainer(job: Job, *, evaluate_first: bool) -> Any:
         args=config,
         train_dataset=data["train"],
         eval_dataset=data.get("valid"),
-        processing_class=AutoTokenizer.from_pretrained(str(job.work.tokenizer), local_files_only=True),
+        processing_class=open_folder(job.work.tokenizer),
     )
     from transformers.trainer_callback import PrinterCallback
 

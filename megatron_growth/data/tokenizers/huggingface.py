@@ -1,11 +1,13 @@
-"""Any Hugging Face tokenizer folder, opened locally with `AutoTokenizer`."""
+"""Any Hugging Face tokenizer folder, opened locally."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,32 @@ from megatron_growth.records.storage import sha256_of
 
 # The files that decide the ids; a model's weights, which do not, may lie in the same folder.
 _PATTERNS = ("token*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*", "*.bpe")
+
+
+# What transformers calls a tokenizer that is all in its tokenizer.json.
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+def open_folder(folder: Path) -> Any:
+    """transformers' tokenizer of a folder, as its own files say.
+
+    AutoTokenizer would take the class of the model beside it for some types (qwen2), whatever the files say: ids of a
+    sentencepiece tokenizer come out wrong.  No code of the folder is run; raises what transformers raises.
+    """
+    import transformers
+
+    kind = transformers.PreTrainedTokenizerFast if declares_generic(folder) else transformers.AutoTokenizer
+    return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def declares_generic(folder: Path) -> bool:
+    """Whether a tokenizer is all in its tokenizer.json, and of no model's own class."""
+    try:
+        declared = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):  # transformers says what is wrong, if something is
+        return False
+    own = isinstance(declared, dict) and "auto_map" not in declared and declared.get("tokenizer_class") in GENERIC
+    return own and (folder / "tokenizer.json").is_file()
 
 
 class HuggingFaceTokenizer:
@@ -28,9 +56,7 @@ class HuggingFaceTokenizer:
 
         transformers.logging.set_verbosity_error()
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+            self._tokenizer = open_folder(folder)
         except Exception as error:  # transformers raises many types for a folder it cannot read
             raise DataError(
                 f"This folder holds no Hugging Face tokenizer: {first_line(error)}",

