@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_growth.checkpoint.metadata import PROVENANCE
 from megatron_growth.exchange.export_plan import ExportPlan
+from megatron_growth.exchange.families import named
 from megatron_growth.layout.parameters import parameter_count
 
 _CARD = """\
@@ -52,8 +53,7 @@ def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, An
         **_grown(getattr(args, PROVENANCE, None)),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-    # AutoTokenizer takes the model's own class for qwen2, which reads the files of any other tokenizer wrongly.
-    kind = "PreTrainedTokenizerFast" if plan.config["model_type"] == "qwen2" else "AutoTokenizer"
+    kind = named(plan.config["model_type"]).tokenizer
     load = f'tokenizer = {kind}.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
     return _CARD.format(
         name=name,

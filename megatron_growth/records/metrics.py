@@ -140,6 +140,11 @@ class StageProgress:
     memory_on_gpu: bool = False
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the last thing that training does has been done."""
+        return self.final_validation or self.stopped is not None
+
     def add(self, record: MetricsLine) -> None:
         """Take one record of the file."""
         match record.get("event"):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import (
     FILE_NAME,
     Manifest,
@@ -143,6 +144,13 @@ def of_stages(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manife
         return StageData(tuple(_mock_flags(recipe)), cache / "mock", 1)
     samples = validation_samples(recipe, plan.stages, manifest)
     return StageData(tuple(_flags(run, manifest)), cache / manifest.fingerprint, samples)
+
+
+def opened(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> StageData:
+    """As `of_stages`; sample orders that a kill has cut short are removed."""
+    data = of_stages(run, recipe, plan, manifest)
+    drop_broken_orders(data.cache)
+    return data
 
 
 def _mock_flags(recipe: Recipe) -> list[str]:

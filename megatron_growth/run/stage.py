@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
@@ -101,13 +100,11 @@ def open_stage(
     source, grown = _start(stage, folder, verified, reached)
     progress = _progress(folder, reached, notes)
     end = early_stop.end_of(folder, stage.iterations)
-    data = dataset.of_stages(run, recipe, plan, manifest)
-    drop_broken_orders(data.cache)
     launch = Launch(
         directory=folder,
         source=source,
         grown=grown,
-        data=data,
+        data=dataset.opened(run, recipe, plan, manifest),
         wandb_project=place.wandb_project,
         wandb_name=f"{recipe.name}-{name}",
         stop_below=early_stop.target_of(recipe, name, run.path),
@@ -121,7 +118,7 @@ def open_stage(
         stage=stage,
         directory=folder,
         reached=reached,
-        needed=reached < end or not (progress.final_validation or progress.stopped),
+        needed=reached < end or not progress.is_over,
         arguments=tuple(megatron_arguments(recipe, stage, launch)),
         notes=tuple(notes),
     )

@@ -165,10 +165,9 @@ def end(run: RunDirectory, name: str, exit_code: int, asked_to_stop: bool) -> in
 def _evaluated(stage: StageDirectory) -> bool:
     """Whether the last thing that training does has been done."""
     try:
-        progress = metrics.read(stage.metrics)
+        return metrics.read(stage.metrics).is_over
     except RunError:  # a damaged line, with which the next start deals
         return False
-    return progress.final_validation or progress.stopped is not None
 
 
 def refuse_stopped(stage: StageDirectory) -> None:

@@ -14,6 +14,7 @@ early stop).
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _left_out(name: str) -> None:
-    import sys
-
     print(f"{name} is left out: its adapters are not merged", file=sys.stderr, flush=True)
 
 
 def _evaluate(model: Model, benchmarks: list[Benchmark], args: argparse.Namespace, title: str) -> TaskResults:
-    import sys
-
     from megatron_growth.evaluation.harness import Harness, Settings
     from megatron_growth.evaluation.results import TaskResults
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,12 @@ import numpy as np
 
 from megatron_growth.data.hub_address import api, hub_errors, parse
 from megatron_growth.errors import DataError, first_line
-from megatron_growth.records.storage import sha256_of
+from megatron_growth.records.storage import parse_json, sha256_of
 
 # The files that decide the ids; a model's weights, which do not, may lie in the same folder.
 _PATTERNS = ("token*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model", "spiece*", "*.bpe")
-
-
 # What transformers calls a tokenizer that is all in its tokenizer.json.
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def open_folder(folder: Path) -> Any:
@@ -31,17 +28,17 @@ def open_folder(folder: Path) -> Any:
     """
     import transformers
 
-    kind = transformers.PreTrainedTokenizerFast if declares_generic(folder) else transformers.AutoTokenizer
+    kind = transformers.PreTrainedTokenizerFast if _declares_generic(folder) else transformers.AutoTokenizer
     return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
-def declares_generic(folder: Path) -> bool:
+def _declares_generic(folder: Path) -> bool:
     """Whether a tokenizer is all in its tokenizer.json, and of no model's own class."""
     try:
-        declared = json.loads((folder / "tokenizer_config.json").read_bytes())
+        declared = parse_json((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):  # transformers says what is wrong, if something is
         return False
-    own = isinstance(declared, dict) and "auto_map" not in declared and declared.get("tokenizer_class") in GENERIC
+    own = isinstance(declared, dict) and "auto_map" not in declared and declared.get("tokenizer_class") in _GENERIC
     return own and (folder / "tokenizer.json").is_file()
 
 

@@ -36,6 +36,7 @@ class Family:
         exports: whether a model of Megatron's is exported as this; False where another family has the same models.
         qkv_bias: whether query, key and value have biases.
         qk_norm: whether queries and keys are normed.
+        tokenizer: the class of transformers that opens an exported tokenizer.
         layers: what stands before the names of a layer's tensors; `{layer}` is its number from 0.
         names: Hugging Face's name of each Megatron parameter that is one tensor there.
         projections: of query, key and value, which Megatron fuses by query group; without `.weight` or `.bias`.
@@ -47,6 +48,7 @@ class Family:
     exports: ClassVar[bool] = True
     qkv_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    tokenizer: ClassVar[str] = "AutoTokenizer"
     layers: ClassVar[str] = "model.layers.{layer}."
     names: ClassVar[Mapping[str, str]] = NAMES
     projections: ClassVar[tuple[str, str, str]] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -18,6 +18,8 @@ class Qwen2(Family):
     name = "qwen2"
     architecture = "Qwen2ForCausalLM"
     qkv_bias = True
+    # AutoTokenizer takes Qwen2's own class whatever the files say, and splits text as that does.
+    tokenizer = "PreTrainedTokenizerFast"
 
     def refused(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
         """Its biases are no switch."""

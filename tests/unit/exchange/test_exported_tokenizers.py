@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import transformers
 
+from megatron_growth.cli.main import main
 from megatron_growth.data.tokenizers import TokenizerSpec, load_tokenizer
 from megatron_growth.data.tokenizers.sentencepiece import train
 from megatron_growth.errors import DataError
 from megatron_growth.exchange import tokenizer_files
 from megatron_growth.exchange.tokenizer_files import write_tokenizer
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import saved_arguments
+from tests.unit.checkpoint import stored
 from tests.unit.data.sample_corpus import texts
 
 
@@ -41,6 +45,20 @@ def test_a_model_beside_it_does_not_change_how_text_is_split(trained, tmp_path):
     ours, ids = load_tokenizer(trained), load_tokenizer(TokenizerSpec("huggingface", str(tmp_path)))
     for text in [*texts(20), tokenizer_files.PROBE]:
         assert np.array_equal(ours.encode_batch([text])[0], ids.encode_batch([text])[0]), text
+
+
+@pytest.mark.parametrize(("qkv_bias", "kind"), [(False, "AutoTokenizer"), (True, "PreTrainedTokenizerFast")])
+def test_what_the_card_says_opens_the_tokenizer(trained, tmp_path, qkv_bias, kind):
+    shape = ModelShape(hidden=8, ffn=12, layers=1, heads=2, head_dim=4, vocab=512, qkv_bias=qkv_bias)
+    common = {"args": saved_arguments(shape)}
+    folder = stored.write(tmp_path / "checkpoint", shape, stored.random_tensors(shape), common=common)
+    assert main(["export", str(folder), "--to", str(tmp_path / "hf"), "--tokenizer", trained.path]) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"import AutoModelForCausalLM, {kind}" in card
+    assert f"tokenizer = {kind}.from_pretrained" in card
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path / "hf")
+    ids = theirs(tokenizer_files.PROBE, add_special_tokens=False)["input_ids"]
+    assert ids == load_tokenizer(trained).encode_batch([tokenizer_files.PROBE])[0].tolist()
 
 
 def test_gpt2(tmp_path):
