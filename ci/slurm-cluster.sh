@@ -129,14 +129,19 @@ start_node() {
     - "$1" "$BASE/etc/hosts" "$SLURM_CONF"
 }
 
-# All processes of a node are those that see its host name: the daemon, the steps' daemons, and the jobs.
+# All processes of a node are those that see its host name: the daemon, the steps' daemons, and the jobs.  Looked for until
+# none is left: some die with their parents before their turn comes, others begin meanwhile.
 stop_node() {
-  local uts process
+  local uts process found=yes
   uts=$(readlink "/proc/$(cat "$BASE/run/slurmd.$1.pid")/ns/uts")
-  for process in /proc/[0-9]*; do
-    [ "$(readlink "$process/ns/uts" 2>/dev/null)" = "$uts" ] && kill -KILL "${process#/proc/}" 2>/dev/null
+  while [ "$found" = yes ]; do
+    found=no
+    for process in /proc/[0-9]*; do
+      [ "$(readlink "$process/ns/uts" 2>/dev/null)" = "$uts" ] || continue
+      found=yes
+      kill -KILL "${process#/proc/}" 2>/dev/null || true
+    done
   done
-  return 0
 }
 
 wait_for_nodes() {

@@ -45,10 +45,13 @@ class Cluster:
 
     Args:
         base: a new folder for everything.
+
+    Attributes:
+        is_lost: it did not do what it was asked to; its logs are worth keeping.
     """
 
     def __init__(self, base: Path) -> None:
-        self.base = base
+        self.base, self.is_lost = base, False
         self.configuration = base / "etc" / "slurm.conf"
         self._process = subprocess.Popen(
             [SCRIPT, base, "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -80,6 +83,7 @@ class Cluster:
         assert self._process.stdout
         line = self._process.stdout.readline().strip()
         if line != answer:
+            self.is_lost = True
             raise RuntimeError(f"the cluster said {line!r} and not {answer!r}; its logs are in {self.base / 'log'}")
 
 

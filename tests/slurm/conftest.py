@@ -39,13 +39,17 @@ def cluster() -> Iterator[slurm_cluster.Cluster]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         yield running
     running.close()
-    shutil.rmtree(base)
+    if not running.is_lost:
+        shutil.rmtree(base)
 
 
 @pytest.fixture
 def queue(cluster: slurm_cluster.Cluster) -> Iterator[slurm_cluster.Cluster]:
     """The cluster with an empty queue before and after."""
+    assert not cluster.is_lost, f"an earlier test has lost the cluster; its logs are in {cluster.base / 'log'}"
     yield cluster
+    if cluster.is_lost:
+        return
     for number in slurm_cluster.unfinished():
         slurm_cluster.slurm("scancel", number)
     slurm_cluster.wait_for_end()

@@ -205,6 +205,16 @@ def test_refusals_are_in_slurms_own_words_and_leave_no_job(
     assert left == ["CANCELLED", "CANCELLED"]
 
 
+def test_a_power_cut_meets_processes_that_die_with_their_parents(queue: Cluster, tmp_path: Path) -> None:
+    """The cluster itself once ended when a process had died like that just before it was to be killed."""
+    family = f"for i in $(seq 100); do setpriv --pdeathsig KILL sleep 600 & done; touch {tmp_path}/all; wait"
+    number = slurm("sbatch", "--parsable", "--nodelist=node2", "--output=/dev/null", f"--wrap={family}").strip()
+    wait_until((tmp_path / "all").exists)
+    queue.stop_node("node2")
+    queue.start_node("node2")
+    slurm("scancel", number)
+
+
 def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
     """SIGKILL gives nobody a chance to clean up; the kernel ends the cluster's PID namespace."""
     if reason := why_not():
