@@ -73,6 +73,13 @@ class StageJob:
         return shlex.join(["env", *variables, "sbatch", *self.words(after)])
 
 
+_ROOM = (
+    "raise `nodes` in the profile, change the stage's layout in the recipe, or take what `plan --cluster` recommends with "
+    "--recommended; memory is counted with the profile's `gpu` and `memory_gib`"
+)
+_FP8 = "give the stage `precision: bf16`, or the profile the `gpu.fp8_tflops` of its GPUs if they have FP8"
+
+
 def stage_jobs(
     run: RunDirectory, stages: Sequence[StagePlan], profile: ClusterProfile, wandb_project: str = ""
 ) -> list[StageJob]:
@@ -89,27 +96,26 @@ def stage_jobs(
         RunError: the path of the run cannot be given to Slurm.
     """
     check_path_and_profile(run, profile)
-    problems, jobs = [], []
+    problems: dict[str, str] = {}  # -> what to do about it
+    jobs = []
     for stage in stages:
         try:
             nodes, ranks = nodes_of(stage, profile)
         except ValueError as error:
-            problems.append(f"stage {stage.name}: {error}")
+            problems[f"stage {stage.name}: {error}"] = _ROOM
             continue
         if lacks := room_of(profile, ranks).lacks(stage.memory):
-            problems.append(f"stage {stage.name}: {lacks}")
+            problems[f"stage {stage.name}: {lacks}"] = _ROOM
         if stage.precision == "fp8" and profile.gpu.fp8_tflops is None:
-            problems.append(
-                f"stage {stage.name}: it trains in FP8, which {profile.gpu.name} does not have (gpu.fp8_tflops)"
-            )
+            lacks = f"it trains in FP8, which {profile.gpu.name} does not have (gpu.fp8_tflops)"
+            problems[f"stage {stage.name}: {lacks}"] = _FP8
         environment = _environment(profile, stage, ranks, wandb_project)
         jobs.append(job_of(run, stage.name, stage.source, profile, nodes, environment))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
-            where=profile.where("nodes"),
-            fix="raise `nodes` in the profile, change the stage's layout in the recipe, or take what `plan --cluster` "
-            "recommends with --recommended; memory is counted with the profile's `gpu` and `memory_gib`",
+            where=profile.where("gpu" if set(problems.values()) == {_FP8} else "nodes"),
+            fix="; ".join(dict.fromkeys(problems.values())),
         )
     return jobs
 

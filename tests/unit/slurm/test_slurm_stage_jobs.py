@@ -171,8 +171,9 @@ def test_fp8_on_a_gpu_without_it_is_refused(tmp_path: Path) -> None:
     stages, profile = plan_run(recipe, 32).stages, load_cluster("h100-8x")
     assert stage_jobs(RunDirectory(tmp_path / "r"), stages, profile)
     gpu = profile.gpu.model_copy(update={"name": "A100", "fp8_tflops": None})
-    with pytest.raises(RecipeError, match=r"stage 1B: it trains in FP8, which A100 does not have"):
+    with pytest.raises(RecipeError, match=r"stage 1B: it trains in FP8, which A100 does not have") as refused:
         stage_jobs(RunDirectory(tmp_path / "r"), stages, profile.model_copy(update={"gpu": gpu}))
+    assert refused.value.fix.startswith("give the stage `precision: bf16`")  # more nodes would not help
 
 
 def test_a_profile_without_slurm(plan: RunPlan, tmp_path: Path) -> None:
