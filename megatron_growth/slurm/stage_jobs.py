@@ -74,8 +74,8 @@ class StageJob:
 
 
 _ROOM = (
-    "raise `nodes` in the profile, change the stage's layout in the recipe, or take what `plan --cluster` recommends with "
-    "--recommended; memory is counted with the profile's `gpu` and `memory_gib`"
+    "raise `nodes` in the profile, change the stage's layout in the recipe, or take what `plan --cluster` recommends "
+    "with --recommended; memory is counted with the profile's `gpu` and `memory_gib`"
 )
 _FP8 = "give the stage `precision: bf16`, or the profile the `gpu.fp8_tflops` of its GPUs if they have FP8"
 
