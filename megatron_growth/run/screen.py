@@ -38,7 +38,7 @@ class Screen:
         self._stream = stream or sys.stderr
         self._live = _live(self._stream) if self._stream.isatty() else None
         self._task: Any = None
-        self._title, self._iterations, self._last, self._shown = "", 0, 0.0, ("", -1)
+        self._title, self._begin, self._iterations, self._last, self._shown = "", "", 0, 0.0, ("", -1)
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
@@ -48,17 +48,18 @@ class Screen:
         else:
             print(text, file=self._stream, flush=True)
 
-    def stage(self, title: str, iterations: int) -> Self:
+    def stage(self, title: str, iterations: int, begin: str = "starting") -> Self:
         """Begin a stage: `with screen.stage("stage 2/4 nano-157k", 100): ... screen.show(...)`."""
-        self._title, self._iterations, self._last, self._shown = title, iterations, time.monotonic(), ("starting", 0)
+        self._title, self._begin, self._iterations = title, begin, iterations
+        self._last, self._shown = time.monotonic(), (begin, 0)
         return self
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._task = self._live.add_task(self._title, total=self._iterations, figures="starting")
+            self._task = self._live.add_task(self._title, total=self._iterations, figures=self._begin)
             self._live.start()
         else:
-            self.message(f"{self._title}  starting")
+            self.message(f"{self._title}  {self._begin}")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -195,7 +195,7 @@ class _Job:
         progress = _Watch(self, opened, time.time())
         code = -1
         try:
-            with self.screen.stage(title, stage.iterations):
+            with self.screen.stage(title, stage.iterations, progress.starting):
                 code = torchrun.run_processes(
                     torchrun.command_of(world_size(stage), opened.arguments),
                     log=folder.log,
@@ -237,7 +237,15 @@ class _Watch:
         self._refused = ""
         self._before = state.load(job.run).stage(opened.stage.name)
         self._status: state.Status = "growing" if opened.grows else "training"
+        self._reached = opened.reached
         self._save(launches=self._before.launches + 1)
+
+    @property
+    def starting(self) -> str:
+        """What the processes do until they have trained an iteration."""
+        if self._status == "growing":
+            return "growing"
+        return f"starting from the checkpoint of iteration {self._reached:,}" if self._reached else "starting"
 
     def look(self) -> None:
         """Called several times a second.  What the file system refuses here is said, and does not end the training."""
@@ -249,8 +257,7 @@ class _Watch:
             if error.what != self._refused:
                 self._refused = error.what
                 self._job.screen.message(f"training goes on, but: {error.what} ({error.where})")
-        starting = "growing" if self._status == "growing" else "starting"
-        self._job.screen.show("" if begun else starting, progress)
+        self._job.screen.show("" if begun else self.starting, progress)
 
     def _keep_house(self, progress: StageProgress, begun: bool) -> None:
         if self._status == "growing" and begun:

@@ -234,6 +234,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(copied, corpus, finished):
     assert checkpoints.tracked(stage / "checkpoints") == AFTER + 1
     again = prepared.call("train", *micro_run.train_words(corpus, copied))
     assert again.returncode == 0, again.stderr
+    assert f"large  starting from the checkpoint of iteration {AFTER + 1}\n" in again.stderr
     assert micro_run.differences(copied, finished) == []
 
 
