@@ -157,6 +157,8 @@ def arguments_of_modules(chunks: Sequence[Any], source: argparse.Namespace) -> a
         "rotary_base": module.rotary_base,
         "use_rope_scaling": module.rotary_scaling,
         "swiglu": config.gated_linear_unit and config.activation_func.__name__ == "silu",
+        "bias_gelu_fusion": config.bias_activation_fusion,
+        "bias_swiglu_fusion": config.bias_activation_fusion,
         "untie_embeddings_and_output_weights": not module.share_embeddings_and_output_weights,
     }
     names = {setting.name for setting in SETTINGS} - known.keys()

@@ -25,6 +25,7 @@ class Setting:
         flag: the flag that sets it; for a switch, the one that turns it on.
         absent: its value in arguments of a Megatron without it; a function of these arguments, or the value.
         unset: what Megatron takes where it was not given, which is saved as None.
+        as_unset: values that mean the same as not giving it.
         recipe: the key of a recipe that sets it; "" where only the recipe's `megatron` block does.
         older: names that it had in other versions.
         turns_off: whether the flag turns the switch off (--disable-bias-linear).
@@ -36,6 +37,7 @@ class Setting:
     absent: Any = False
     recipe: str = ""
     unset: Any = None
+    as_unset: tuple[Any, ...] = ()
     older: tuple[str, ...] = ()
     turns_off: bool = False
     counts: Callable[[Values], bool] = lambda _: True
@@ -45,7 +47,8 @@ class Setting:
         for name in (self.name, *self.older):
             if hasattr(args, name):
                 value = getattr(args, name)
-                return self.unset if value is None else tuple(value) if isinstance(value, list) else value
+                value = tuple(value) if isinstance(value, list) else value
+                return self.unset if value is None or value in self.as_unset else value
         return self.absent(args) if callable(self.absent) else self.absent
 
     def written(self, value: Any) -> str:
@@ -70,6 +73,18 @@ def _rotary(values: Values) -> bool:
 
 def _yarn(values: Values) -> bool:
     return values["position_embedding_type"] == "yarn"
+
+
+def _gelu(values: Values) -> bool:
+    return not (values["swiglu"] or values["squared_relu"] or values["quick_geglu"])
+
+
+def _fused_gelu(values: Values) -> bool:
+    return _gelu(values) and bool(values["add_bias_linear"])  # without biases Megatron turns the fusion off
+
+
+def _clamped_swiglu(values: Values) -> bool:
+    return bool(values["swiglu"]) and values["activation_func_clamp_value"] is not None
 
 
 SETTINGS = (
@@ -117,6 +132,11 @@ SETTINGS = (
     Setting("glu_linear_offset", "--glu-linear-offset", 0.0),
     Setting("activation_func_clamp_value", "--activation-func-clamp-value", None),
     Setting("add_bias_linear", "--disable-bias-linear", True, "model.bias", turns_off=True),
+    # Fused, and as Transformer Engine's module, GELU is its tanh approximation; else it is exact, by erf.
+    Setting("bias_gelu_fusion", "--no-bias-gelu-fusion", True, turns_off=True, counts=_fused_gelu),
+    Setting("use_te_activation_func", "--use-te-activation-func", counts=_gelu),
+    # The fused SwiGLU does not clamp.
+    Setting("bias_swiglu_fusion", "--no-bias-swiglu-fusion", True, turns_off=True, counts=_clamped_swiglu),
     Setting("add_qkv_bias", "--add-qkv-bias", lambda args: getattr(args, "add_bias_linear", True), "model.qkv_bias"),
     Setting("qk_layernorm", "--qk-layernorm", False, "model.qk_norm"),
     Setting("qk_l2_norm", "--qk-l2-norm"),
@@ -129,6 +149,8 @@ SETTINGS = (
         counts=lambda values: values.get("window_size") is not None,
     ),
     Setting("apply_residual_connection_post_layernorm", "--apply-residual-connection-post-layernorm"),
+    # Layers of the user's own; "local" are Megatron's without Transformer Engine, which compute the same.
+    Setting("spec", "--spec", None, as_unset=(("local",), ())),
     Setting(
         "untie_embeddings_and_output_weights", "--untie-embeddings-and-output-weights", False, "model.tied_embeddings"
     ),

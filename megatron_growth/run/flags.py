@@ -86,7 +86,9 @@ def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
     flags = [merged(below, one.megatron) for one in (source, stage)]
     if not any(flags):
         return
-    old, new = (_parsed(given, position_embedding_type=recipe.model.position) for given in flags)
+    model = recipe.model  # what decides whether a flag matters
+    known = {"position_embedding_type": model.position, "swiglu": model.gated, "add_bias_linear": model.bias}
+    old, new = (_parsed(given, **known) for given in flags)
     where = recipe.where("stages", recipe.stages.index(stage), "from")
     try:
         architecture.refuse_unsupported(old, where)

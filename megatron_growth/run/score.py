@@ -40,7 +40,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 _BUILT = (
     *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "use_rope_scaling"),
     *("rotary_seq_len_interpolation_factor", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias"),
-    *("qk_layernorm", "untie_embeddings_and_output_weights"),
+    *("qk_layernorm", "untie_embeddings_and_output_weights", "bias_gelu_fusion"),
 )
 
 
@@ -199,13 +199,14 @@ def _transformer_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     import torch
 
     from megatron_growth.backend.layer_spec import usable_transformer_engine
-    from megatron_growth.layout.architecture import NORM_EPSILON
+    from megatron_growth.layout.architecture import NORM_EPSILON, settings_of
     from megatron_growth.layout.model_shape import transformer_config
 
     return transformer_config(
         shape,
         getattr(torch, job.dtype),
         layernorm_epsilon=NORM_EPSILON.of(args),
+        bias_activation_fusion=bool(settings_of(args).get("bias_gelu_fusion")),  # another GELU, not only a faster one
         tensor_model_parallel_size=job.tensor,
         pipeline_model_parallel_size=job.pipeline,
         transformer_impl="transformer_engine" if usable_transformer_engine() else "local",

@@ -117,6 +117,7 @@ def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
         "num_query_groups": shape.query_groups,
         "kv_channels": shape.head_dim,
         "swiglu": shape.gated,
+        "bias_gelu_fusion": False,  # as `layout.model_shape.transformer_config` builds it
         "normalization": shape.norm,
         "add_bias_linear": shape.bias,
         "add_qkv_bias": shape.qkv_bias,

@@ -14,7 +14,8 @@ from megatron_growth.evaluation.documents import Document
 from megatron_growth.evaluation.megatron import MegatronModel
 from megatron_growth.evaluation.windows import windows
 from megatron_growth.run import score
-from megatron_growth.testing import run_distributed
+from megatron_growth.shape import ModelShape
+from megatron_growth.testing import run_distributed, saved_arguments
 from tests.unit.evaluation.tiny import PROSE, write_model
 
 LENGTH = 48
@@ -102,3 +103,12 @@ def test_what_cannot_be_scored_is_refused(checkpoint, scored, tmp_path, capsys):
     (tmp_path / "half" / "latest_checkpointed_iteration.txt").write_text("")  # as Megatron leaves it in mid-save
     assert main(["evaluate", "perplexity", str(tmp_path / "half"), "--text", str(tmp_path / "a.txt")]) == 2
     assert "cut off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gelu_is_the_one_that_the_model_was_trained_with(scored, fused):
+    """Megatron's fused GELU is the tanh approximation, the other one exact."""
+    shape = ModelShape(hidden=16, ffn=32, layers=2, heads=2, vocab=64, gated=False, norm="LayerNorm", bias=True)
+    args = saved_arguments(shape, bias_gelu_fusion=fused)
+    config = score._transformer_config(scored[0].job(scored[1])[0], shape, args)
+    assert (config.bias_activation_fusion, config.activation_func) == (fused, torch.nn.functional.gelu)

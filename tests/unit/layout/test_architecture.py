@@ -31,10 +31,14 @@ OTHER = {
     "softmax_type": "off-by-one",
     "window_size": (128, 0),
     "window_attn_skip_freq": 2,
+    "spec": ["my_layers", "spec"],
 }
 CONDITIONS = {
     "rope_scaling_factor": {"use_rope_scaling": True},
     "window_attn_skip_freq": {"window_size": (64, 0)},
+    "bias_gelu_fusion": {"swiglu": False, "add_bias_linear": True},
+    "use_te_activation_func": {"swiglu": False},
+    "bias_swiglu_fusion": {"activation_func_clamp_value": 7.0},
     **{
         name: {"position_embedding_type": "yarn"}
         for name in OTHER
@@ -98,6 +102,24 @@ def test_what_does_not_matter_is_not_compared(megatron):
     source, target = (argparse.Namespace(**megatron[0] | {"rotary_base": base}) for base in (10000, 500000))
     assert len(differences(source, target)[0]) == 1
     source.position_embedding_type = target.position_embedding_type = "none"
+    assert differences(source, target) == ([], [])
+
+
+def test_a_fusion_is_compared_only_where_it_is_another_activation(megatron):
+    """SwiGLU is the same fused, unless it is clamped; GELU without biases is never fused."""
+    fused = argparse.Namespace(**megatron[0])
+    plain = argparse.Namespace(**megatron[0] | {"bias_gelu_fusion": False, "bias_swiglu_fusion": False})
+    assert differences(fused, plain) == ([], [])
+    fused.swiglu = plain.swiglu = False
+    assert differences(fused, plain) == ([], [])
+    fused.add_bias_linear = plain.add_bias_linear = fused.add_qkv_bias = plain.add_qkv_bias = True
+    assert [str(found) for found in differences(fused, plain)[0]] == [
+        "bias_gelu_fusion is True in the source and False here"
+    ]
+
+
+def test_megatrons_own_local_layers_are_no_other_function(megatron):
+    source, target = (argparse.Namespace(**megatron[0] | {"spec": spec}) for spec in (["local"], None))
     assert differences(source, target) == ([], [])
 
 
