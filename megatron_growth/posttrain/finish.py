@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth import __version__
+from megatron_growth.data.tokenizers.huggingface import opened_by
 from megatron_growth.errors import GrowthError
 from megatron_growth.exchange.folder import MANIFEST, is_huggingface
 from megatron_growth.posttrain import inputs, presets
@@ -125,7 +126,7 @@ def _described(work: Work, request: Request, processes: int) -> dict[str, Any]:
 
         write_sweep(work, request, found, kept)
     (folder.model / "README.md").unlink(missing_ok=True)  # written by the trainer
-    write_whole(work.path / "README.md", card(document))
+    write_whole(work.path / "README.md", card(document, opened_by(folder.model)))
     return {"model": str(folder.model.relative_to(work.path)), "document": document}
 
 
@@ -233,11 +234,18 @@ tags: [megatron_growth, trl, {kind}]
 | | |
 |---|---|
 {rows}
+
+```python
+from transformers import AutoModelForCausalLM, {tokenizer}
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
+tokenizer = {tokenizer}.from_pretrained("path/to/this/folder")
+```
 """
 
 
-def card(document: dict[str, Any]) -> str:
-    """README.md of the model, from its posttrain.json."""
+def card(document: dict[str, Any], tokenizer: str) -> str:
+    """README.md of the model, from its posttrain.json and the class that opens its tokenizer."""
     request, result, data = document["request"], document["result"], document["data"]
     facts = {
         "preset": document["preset"],
@@ -257,4 +265,5 @@ def card(document: dict[str, Any]) -> str:
         model=request["model"],
         trl=document["versions"]["trl"],
         rows="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
+        tokenizer=tokenizer,
     )

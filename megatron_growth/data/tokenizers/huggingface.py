@@ -28,8 +28,13 @@ def open_folder(folder: Path) -> Any:
     """
     import transformers
 
-    kind = transformers.PreTrainedTokenizerFast if _declares_generic(folder) else transformers.AutoTokenizer
+    kind = getattr(transformers, opened_by(folder))
     return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def opened_by(folder: Path) -> str:
+    """The class of transformers that opens a folder's tokenizer, for us and in a model's card."""
+    return "PreTrainedTokenizerFast" if _declares_generic(folder) else "AutoTokenizer"
 
 
 def _declares_generic(folder: Path) -> bool:

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from megatron_growth.cli.main import main
+from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
@@ -281,6 +283,19 @@ def test_what_was_given_beside_the_model_is_the_same_on_resume(place: Path, tmp_
     file.write_text(file.read_text() + " ")
     with pytest.raises(RunError, match=f"the {option.replace('_', ' ')} is not what out.* was made from"):
         posttrain(request, tmp_path / "out")
+
+
+def test_the_card_opens_the_tokenizer_as_it_was_trained_with(undisturbed: Path, tmp_path: Path) -> None:
+    """Beside a Qwen2 model too, where AutoTokenizer takes that model's own class."""
+    card = (undisturbed / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith(("from transformers", "tokenizer = "))]
+    assert len(lines) == 2
+    for file in undisturbed.glob("*token*"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    found: dict[str, Any] = {}
+    exec("\n".join(lines).replace("path/to/this/folder", str(tmp_path)), found)
+    assert type(found["tokenizer"]) is type(open_folder(undisturbed))
 
 
 def test_formats_of_one_conversation_train_alike(place: Path, undisturbed: Path) -> None:
