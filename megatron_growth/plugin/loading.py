@@ -18,6 +18,7 @@ from megatron.core import dist_checkpointing
 from megatron.training import get_args
 from megatron.training.checkpointing import checkpoint_exists, get_load_checkpoint_path_by_args
 
+from megatron_growth.checkpoint.optimizer_state import keeps_remainders
 from megatron_growth.errors import CheckpointError, RunError
 from megatron_growth.methods import Method, frozen_names, group_of
 from megatron_growth.methods.parts.optimizer_tensors import leaves
@@ -58,8 +59,9 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
             _refuse_without_state(common, folder)
             _refuse_dropped_rates(saved, active, args, folder)
             metadata = state_by_name.content_metadata(common)
-            reshardable.check_layout(common["args"], metadata, args, str(folder))
+            _refuse_another_form_of_masters(common["args"], args, str(folder))
             if reshardable.in_buckets(metadata):
+                reshardable.check_layout(common["args"], args, str(folder))
                 reshardable.check_buckets(optimizer, common["args"], args, str(folder))
             if _by_name(common, saved, active):
                 args.no_load_optim = True
@@ -90,6 +92,22 @@ def _refuse_without_state(common: dict[str, Any], folder: str) -> None:
             "the checkpoint has no optimizer state: its run has ended, and merged its adapters or did not save any",
             where=folder,
             fix="--no-load-optim goes on at its iteration with a fresh optimizer, --finetune begins at iteration 0",
+        )
+
+
+def _refuse_another_form_of_masters(saved: argparse.Namespace, args: argparse.Namespace, folder: str) -> None:
+    """Refuse masters that are no weights where weights are wanted, and the reverse; they have the same name.
+
+    Raises:
+        CheckpointError: with the two ways to go on.
+    """
+    if keeps_remainders(saved) != keeps_remainders(args):
+        was = "given" if keeps_remainders(saved) else "not given"
+        raise CheckpointError(
+            "--use-precision-aware-optimizer keeps fp32 weights in another form, and was "
+            f"{was} when this checkpoint was saved",
+            where=folder,
+            fix="go on as it was saved, or start the optimizer from scratch with --no-load-optim",
         )
 
 

@@ -16,7 +16,6 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.training import get_args
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_growth.checkpoint.optimizer_state import keeps_remainders
 from megatron_growth.errors import CheckpointError
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import state_by_name
@@ -80,29 +79,18 @@ def in_buckets(metadata: dict[str, Any]) -> bool:
     return bool(metadata.get("distrib_optim_sharding_type") == _BUCKETS)
 
 
-def check_layout(saved: argparse.Namespace, metadata: dict[str, Any], args: argparse.Namespace, folder: str) -> None:
+def check_layout(saved: argparse.Namespace, args: argparse.Namespace, folder: str) -> None:
     """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
-    optimizer, where Megatron gives no reason; and masters that are no weights where weights are wanted.
+    optimizer, where Megatron gives no reason.
 
     Args:
         saved: arguments that the checkpoint holds.
-        metadata: of the checkpoint's content.
         args: of this run.
-        folder: of the checkpoint.
+        folder: of the checkpoint; its optimizer state lies in buckets.
 
     Raises:
         CheckpointError: with the two ways to go on.
     """
-    if keeps_remainders(saved) != keeps_remainders(args):
-        was = "given" if keeps_remainders(saved) else "not given"
-        raise CheckpointError(
-            "--use-precision-aware-optimizer keeps fp32 weights in another form, and was "
-            f"{was} when this checkpoint was saved",
-            where=folder,
-            fix="go on as it was saved, or start the optimizer from scratch with --no-load-optim",
-        )
-    if not in_buckets(metadata):
-        return
     if not args.use_distributed_optimizer:
         raise CheckpointError(
             "the optimizer state of this checkpoint lies in the distributed optimizer's buckets, and this run has none",
