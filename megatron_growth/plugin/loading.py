@@ -26,6 +26,7 @@ from megatron_growth.plugin import reshardable, state_by_name
 from megatron_growth.plugin.active import ActiveMethods
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import methods_of
+from megatron_growth.plugin.bucket_order import in_buckets
 from megatron_growth.plugin.group_match import IDENTITY, RATES, match_group
 from megatron_growth.plugin.growing import check_grown
 
@@ -60,9 +61,9 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
             _refuse_dropped_rates(saved, active, args, folder)
             metadata = state_by_name.content_metadata(common)
             _refuse_another_form_of_masters(common["args"], args, str(folder))
-            if reshardable.in_buckets(metadata):
+            if in_buckets(metadata):
                 reshardable.check_layout(common["args"], args, str(folder))
-                reshardable.check_buckets(optimizer, common["args"], args, str(folder))
+                reshardable.check_buckets(model, optimizer, common, args, str(folder))
             if _by_name(common, saved, active):
                 args.no_load_optim = True
                 try:

@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target(
             "setup_model_and_optimizer",
-            "act on the optimizer once model, optimizer and checkpoint are in place",
+            "act on the optimizer once model, optimizer and checkpoint are in place, and on every save",
             "model_type model_provider_func checkpointing_context cfg_container pg_collection",
         ),
         Target(
@@ -73,7 +73,8 @@ TARGETS: dict[str, Target] = {
         Target(
             "_build_sharded_state_dict_metadata",
             "save layers under a key each when only some are trained (--growth-freeze, --growth-method); save the last "
-            "checkpoint so that its optimizer state can be grown (--growth-reshardable-end)",
+            "checkpoint so that its optimizer state can be grown (--growth-reshardable-end); note the order of "
+            "parameters in the optimizer's buckets",
             "args dp_cp_group",
             "megatron.training.checkpointing",
         ),

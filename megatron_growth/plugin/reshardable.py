@@ -9,9 +9,10 @@ its end.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.training import get_args
 from torch.distributed.checkpoint import FileSystemReader
@@ -21,8 +22,8 @@ from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import state_by_name
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.plugin.bucket_order import KEY, in_buckets, orders
 
-_BUCKETS = "dp_reshardable"
 _ELSEWHERE = (
     "save one checkpoint there with --dist-ckpt-optim-fully-reshardable (in a recipe checkpoint.reshardable: always) "
     "and change that then; or start the optimizer from scratch with --no-load-optim"
@@ -74,11 +75,6 @@ def _at_the_end(args: argparse.Namespace) -> bool:
     return last >= args.train_iters or bool(args.exit_interval and last % args.exit_interval == 0)
 
 
-def in_buckets(metadata: dict[str, Any]) -> bool:
-    """Whether a checkpoint with this metadata of its content holds each rank's buckets as they were."""
-    return bool(metadata.get("distrib_optim_sharding_type") == _BUCKETS)
-
-
 def check_layout(saved: argparse.Namespace, args: argparse.Namespace, folder: str) -> None:
     """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
     optimizer, where Megatron gives no reason.
@@ -110,20 +106,29 @@ def check_layout(saved: argparse.Namespace, args: argparse.Namespace, folder: st
     )
 
 
-def check_buckets(optimizer: Any, saved: argparse.Namespace, args: argparse.Namespace, folder: str) -> None:
+def check_buckets(
+    model: Sequence[torch.nn.Module],
+    optimizer: Any,
+    common: dict[str, Any],
+    args: argparse.Namespace,
+    folder: str,
+) -> None:
     """Refuse optimizer state in buckets that other parameters fill here, or the same ones in another order.
 
-    Megatron compares sizes, and gives no reason; in another order it would mix up the weights in silence.
+    Megatron compares sizes, and gives no reason; in another order it would mix up the weights in silence.  A
+    checkpoint that was saved without the plugin shows an order only where sizes differ.
 
     Args:
+        model: this run's chunks.
         optimizer: of this run.
-        saved: arguments that the checkpoint holds.
+        common: the checkpoint's common state.
         args: of this run.
         folder: of the checkpoint; its optimizer state lies in buckets.
 
     Raises:
         CheckpointError: on every rank, with the ways to go on.
     """
+    saved, noted = common["args"], state_by_name.content_metadata(common).get(KEY, {})
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     saved_ends = {key: _ends(entry) for key, entry in metadata.items() if ".bucket_idx_" in key}
     own_ends = dict(_own_ends(optimizer))
@@ -143,6 +148,14 @@ def check_buckets(optimizer: Any, saved: argparse.Namespace, args: argparse.Name
             fix="go on with the layers that it was saved with (where Transformer Engine was installed since: "
             "--growth-layer-spec local --transformer-impl local, in a recipe megatron: {transformer-impl: local}); "
             f"or {_ELSEWHERE}",
+        )
+    here = orders(model, optimizer)
+    if state_by_name.any_rank(any(noted.get(shard, digest) != digest for shard, digest in here.items())):
+        raise CheckpointError(
+            "the optimizer state of this checkpoint lies in buckets whose parameters have the sizes of this run's, but "
+            "other names or another order",
+            where=folder,
+            fix=f"go on with the layers (--spec) and the pipeline layout that it was saved with; or {_ELSEWHERE}",
         )
 
 

@@ -1,6 +1,6 @@
 """Optimizer state in the distributed optimizer's buckets goes on where the same parameters fill them, and only there.
 
-The order of parameters in a bucket is tested in tests/te/test_te_layouts.py.
+The order of Transformer Engine's layers is tested in tests/te/test_te_layouts.py.
 """
 
 import pytest
@@ -23,3 +23,30 @@ def test_other_stages_of_the_same_pipeline_are_refused_with_what_differs(tmp_pat
     assert metrics(tmp_path / "b") == {2: metrics(tmp_path / "a")[2]}
     with pytest.raises(DistributedFailure, match=r"decoder_first_pipeline_num_layers 1, now .* None"):
         run_distributed(train_several, 2, [words("c", *load)], process_group=False)
+
+
+def train_with_query_and_key_norms(words, swapped):
+    """One run; `swapped`: its attention lists the norm of keys before that of queries, which is as large."""
+    from megatron.core.transformer.attention import SelfAttention
+
+    original = SelfAttention.__init__
+
+    def build(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self._modules["q_layernorm"] = self._modules.pop("q_layernorm")
+
+    if swapped:
+        SelfAttention.__init__ = build
+    train_several([words])
+
+
+def test_two_parameters_of_one_size_that_change_places_are_noticed(tmp_path):
+    """Megatron compares sizes only, and would give each the other's moments."""
+    own = ["--use-distributed-optimizer", "--growth-layer-spec", "local", "--growth-metrics", str(tmp_path / "log")]
+    words = [*tiny_pretrain_args(iterations=2, bf16=True), "--qk-layernorm", *own]
+    save = ["--save", str(tmp_path / "ckpt"), "--save-interval", "1"]
+    load = ["--load", str(tmp_path / "ckpt"), "--ckpt-step", "1"]
+    run_distributed(train_with_query_and_key_norms, 2, [*words, *save], False, process_group=False)
+    run_distributed(train_with_query_and_key_norms, 2, [*words, *load], False, process_group=False)
+    with pytest.raises(DistributedFailure, match="other names or another order"):
+        run_distributed(train_with_query_and_key_norms, 2, [*words, *load], True, process_group=False)
