@@ -112,7 +112,7 @@ def watched(run: RunDirectory, stream: io.StringIO) -> tuple[train._Watch, Stage
     job: Any = SimpleNamespace(
         run=run, screen=Screen(stream).stage("stage 1/1 a", 4), recipe=SimpleNamespace(checkpoint=Checkpoint())
     )
-    opened: Any = SimpleNamespace(stage=SimpleNamespace(name="a"), directory=folder, grows=False)
+    opened: Any = SimpleNamespace(stage=SimpleNamespace(name="a"), directory=folder, grows=False, reached=0)
     return train._Watch(job, opened, begin=0.0), folder
 
 
