@@ -7,11 +7,11 @@ import math
 import os
 import shutil
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from megatron_growth import __version__
+from megatron_growth.backend.installation import version_of
 from megatron_growth.data.tokenizers.huggingface import opened_by
 from megatron_growth.errors import GrowthError
 from megatron_growth.exchange.folder import MANIFEST, is_huggingface
@@ -198,7 +198,7 @@ def provenance(
         "processes": processes,
         "result": asdict(kept),
         "sweep": [asdict(result) for result in found] if len(found) > 1 else [],
-        "versions": {"megatron_growth": __version__, **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"megatron_growth": __version__, **{name: version_of(name) or None for name in _PACKAGES}},
     }
 
 
@@ -211,13 +211,6 @@ def recorded_inputs(work: Work) -> dict[str, str]:
 
 def _json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8")) if file.is_file() else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 _CARD = """\

@@ -9,7 +9,6 @@ Exit codes are those of `megatron_growth.slurm.job`: 0, 1 for a failure, 3 for a
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -32,6 +31,7 @@ from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.job import (
     LOOK_SECONDS,
     give_up,
+    ranks,
     record_start,
     refuse_stopped,
     requeued,
@@ -126,12 +126,11 @@ def _published(run: RunDirectory, request: Request) -> bool:
         return True
     if not all(work.rate(rate).result for rate in request.rates) and not (work.path / finish.FILE_NAME).is_file():
         return False
-    ranks = len(os.environ.get("GROWTH_HOSTS", "x").split()) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
     with unfinished(target, PURPOSE) as partial:
         if partial is not None:
             if not (partial / finish.FILE_NAME).is_file():
                 try:
-                    finish.gather(work, request, ranks)
+                    finish.gather(work, request, ranks())
                 except GrowthError as error:
                     slurm_record.fail(run.stage(request.kind), error.what)
                     raise

@@ -6,7 +6,6 @@ The node must see the work folder with its examples, have the packages that trai
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from megatron_growth.posttrain.run import require
 from megatron_growth.posttrain.slurm_jobs import request_in, target_of, work_of
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
+from megatron_growth.slurm.preflight import host_name
 
 
 def check(run: RunDirectory) -> None:
@@ -40,12 +40,11 @@ def check(run: RunDirectory) -> None:
 def main() -> int:
     """0 when this node may train."""
     run, kind = RunDirectory(Path(sys.argv[1])), sys.argv[2]
-    node = os.environ.get("SLURMD_NODENAME") or platform.node()
     try:
         check(run)
     except GrowthError as error:
-        print(f"preflight on {node}: {error}", file=sys.stderr)
-        slurm_record.fail(run.stage(kind), f"before training, on {node}: {error.what}")
+        print(f"preflight on {host_name()}: {error}", file=sys.stderr)
+        slurm_record.fail(run.stage(kind), f"before training, on {host_name()}: {error.what}")
         return error.exit_code
     return 0
 

@@ -302,6 +302,10 @@ class Recipe(Block):
         """Tokens of the vocabulary, before padding."""
         return self.model.vocab or vocabulary_of(self.data.tokenizer) or 0
 
+    def stage(self, name: str) -> Stage:
+        """The stage or baseline of this name, which the recipe has."""
+        return next(stage for stage in (*self.stages, *self.baselines.values()) if stage.name == name)
+
     def hatches(self) -> Iterator[tuple[KeyPath, dict[str, FlagValue]]]:
         """(where it is written, flags) of every `megatron:` block."""
         yield ("megatron",), self.megatron

@@ -6,7 +6,7 @@ Options that follow from the machine instead of the recipe are in `gpu_options.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_growth.errors import UnsupportedError
@@ -67,10 +67,6 @@ class Launch:
     machine: Machine = "gpu"
     cluster_flags: Flags = field(default_factory=dict)
     grown: Path | None = None
-
-    def on(self, machine: Machine, cluster_flags: Flags) -> Launch:
-        """The same launch on a machine, with the flags of its profile."""
-        return replace(self, machine=machine, cluster_flags=cluster_flags)
 
 
 def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list[str]:

@@ -57,8 +57,8 @@ def stage_words(
         launch = replace(launch, source=None, grown=None if begun else launch.directory.grown)
     here = INSTALLATIONS[installation]
     machine: Machine = "gpu" if here.gpu else "host"
-    launch = launch.on(machine, cluster_flags(profile, stage) if profile else {})
-    words = megatron_arguments(recipe, stage, launch)
+    further = cluster_flags(profile, stage) if profile else {}
+    words = megatron_arguments(recipe, stage, replace(launch, machine=machine, cluster_flags=further))
     refuse_impossible(here, words)
     return [*words, *missing_words(stand_ins(here, stage.layout.tp), words)]
 
@@ -77,13 +77,8 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
         directory=folder,
         source=source,
         data=StageData(flags, PLACEHOLDER / "cache", dataset.in_whole_batches(samples, plan.stages)),
-        stop_below=_fixed_stop(recipe, stage.name),
+        stop_below=recipe.stage(stage.name).stop_below,  # a variant's loss (`stop_at`) is known only in a run
     )
-
-
-def _fixed_stop(recipe: Recipe, name: str) -> float | None:
-    """The loss at which the recipe itself stops a stage; that of another variant (`stop_at`) is known only in a run."""
-    return next((s.stop_below for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name), None)
 
 
 def _of_run(recipe: Recipe, plan: RunPlan, stage: StagePlan, run: RunDirectory) -> Launch:

@@ -26,7 +26,7 @@ def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
     Raises:
         RunError: that variant has not been trained to its end.
     """
-    wanted = next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == stage)
+    wanted = recipe.stage(stage)
     if wanted.stop_at is None:
         return wanted.stop_below
     loss = _final_loss(run.absolute(), recipe, wanted.stop_at)

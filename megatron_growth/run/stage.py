@@ -198,9 +198,9 @@ def check_stages(
                 fix="give both stages the same `distributed_optimizer` and a `dp` of 1, or both more than 1; or set "
                 "growth.optimizer_state: reset",
             )
-        launch = Launch(StageDirectory(nowhere / stage.name), source, StageData((), nowhere, 1))
         further = cluster_flags(profile, stage) if profile else {}
-        megatron_arguments(recipe, stage, launch.on(machine, further))
+        folder, data = StageDirectory(nowhere / stage.name), StageData((), nowhere, 1)
+        megatron_arguments(recipe, stage, Launch(folder, source, data, machine=machine, cluster_flags=further))
 
 
 def check_wandb(project: str) -> None:

@@ -74,7 +74,7 @@ def record_start(stage: StageDirectory, reached: int, at: str = "") -> int:
     start = Start(
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        hosts=tuple(os.environ.get("GROWTH_HOSTS", "").split()),
+        hosts=hosts(),
         time=time.time(),
         iteration=reached,
     )
@@ -94,17 +94,25 @@ def _open(run: RunDirectory, name: str) -> StageLaunch:
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
 
-    hosts = os.environ.get("GROWTH_HOSTS", "").split()
-    ranks = max(len(hosts), 1) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
     recipe = recipes.load(run.recipe)
     flags = json.loads(os.environ.get(FLAGS_VARIABLE) or "{}")
     place = Place(gpu_options.machine_here(), flags, os.environ.get("GROWTH_WANDB_PROJECT", ""))
     manifest = None if smoke.is_smoke(run) and recipe.data.prepared is None else load_manifest(run.data)
     if smoke.is_smoke(run) and (checkpoints.tracked(run.stage(name).checkpoints) or 0) < smoke.HALF:
         place = replace(place, stop_after=smoke.HALF)  # the job then requeues itself, and resumes
-    opened = open_stage(run, recipe, plan_run(recipe, gpus=ranks), name, manifest, place)
+    opened = open_stage(run, recipe, plan_run(recipe, gpus=ranks()), name, manifest, place)
     write_arguments(opened)
     return opened
+
+
+def hosts() -> tuple[str, ...]:
+    """Names of the job's nodes, the first host first."""
+    return tuple(os.environ.get("GROWTH_HOSTS", "").split())
+
+
+def ranks() -> int:
+    """Number of the job's training processes."""
+    return max(len(hosts()), 1) * int(os.environ.get("GROWTH_RANKS_PER_NODE", "1"))
 
 
 def useless_restarts(earlier: Sequence[Start], now: Start) -> int:

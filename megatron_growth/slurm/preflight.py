@@ -23,13 +23,13 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 import megatron_growth
 from megatron_growth import recipes
+from megatron_growth.backend.installation import version_of
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.planner import StagePlan, plan_run
 from megatron_growth.planner.memory import RankMemory, Room
@@ -154,19 +154,14 @@ def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
         raise RunError(what, where=where, fix="take another number of nodes, or another micro_batch_size")
 
 
-def leaves_dp_open(run: RunDirectory, name: str) -> bool:
-    """Whether the recipe leaves the data-parallel size of a stage to the number of ranks."""
-    recipe = recipes.load(run.recipe)
-    return next(s for s in (*recipe.stages, *recipe.baselines.values()) if s.name == name).layout.dp is None
-
-
 def facts_of_this_node(run: RunDirectory, patience: float = _WAIT_SECONDS / 2) -> NodeFacts:
     """Look at this node; NVIDIA's driver has `patience` seconds to answer."""
     package = Path(megatron_growth.__file__).parent
+    versions = {"python": platform.python_version()} | {n: version_of(n) for n in ("torch", "megatron-core")}
     return NodeFacts(
-        host=_host(),
+        host=host_name(),
         code=_hash_files(package, sorted(package.rglob("*.py"))),
-        versions=", ".join(f"{n} {_version(n)}" for n in ("python", "torch", "megatron-core")),
+        versions=", ".join(f"{n} {v}" for n, v in versions.items()),
         recipe=_hash_files(run.path, [run.recipe, run.plan]),
         data=_hash_files(run.data, sorted(f for f in run.data.rglob("*") if f.is_file())),
         gpus=int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),
@@ -175,13 +170,9 @@ def facts_of_this_node(run: RunDirectory, patience: float = _WAIT_SECONDS / 2) -
     )
 
 
-def _host() -> str:
+def host_name() -> str:
     """This node's name, as Slurm calls it."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
-
-
-def _version(package: str) -> str:
-    return platform.python_version() if package == "python" else metadata.version(package)
 
 
 def _hash_files(base: Path, files: Iterable[Path]) -> str:
@@ -239,8 +230,8 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
     Raises:
         RunError: the nodes disagree, or do not fit the plan.
     """
-    planned, open_dp = run.planned_stage(name), leaves_dp_open(run, name)
-    stage = run.stage(name)
+    stage, planned, recipe = run.stage(name), run.planned_stage(name), recipes.load(run.recipe)
+    open_dp = recipe.stage(name).layout.dp is None
     folder = stage.path / "preflight" / f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     facts = facts_of_this_node(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +240,7 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
         return
     ranks = len(hosts) * ranks_per_node
     check_world(planned, ranks, open_dp)
-    memory = plan_run(recipes.load(run.recipe), gpus=ranks).stage(name).memory if open_dp else planned.memory
+    memory = plan_run(recipe, gpus=ranks).stage(name).memory if open_dp else planned.memory
     found = _collect(folder, hosts)
     for earlier in folder.parent.iterdir():  # of this start, and of starts that were killed
         owned.remove_files(earlier, "*.json")
@@ -282,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             int(gpus) if gpus else None,
         )
     except GrowthError as error:
-        print(f"preflight on {_host()}: {error}", file=sys.stderr)
+        print(f"preflight on {host_name()}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
