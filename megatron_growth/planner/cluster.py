@@ -16,7 +16,7 @@ from megatron_growth import methods
 from megatron_growth.errors import ParallelLayoutError, UnsupportedError
 from megatron_growth.planner import flops, layouts
 from megatron_growth.planner.inventory import Inventory, take_inventory
-from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory
+from megatron_growth.planner.memory import RankMemory, Setting, peak_memory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan, StagePlan, checkpoint_bytes
 from megatron_growth.planner.step_time import StepTime, step_time
@@ -170,14 +170,14 @@ def _simplicity(choice: Choice) -> tuple[bool, int, int, int]:
     return layout.recompute == "full", layout.model_parallel_size, uneven, -choice.micro_batch_size
 
 
-def _distinct(choices: list[Choice], best: Choice, count: int = 3) -> list[Choice]:
-    """The fastest choice of each of the next (TP, PP, recompute)."""
+def _distinct(choices: list[Choice], best: Choice) -> list[Choice]:
+    """The fastest choice of each of the next three (TP, PP, recompute)."""
     seen, found = {_kind(best)}, []
     for choice in choices:
         if _kind(choice) not in seen:
             seen.add(_kind(choice))
             found.append(choice)
-    return found[:count]
+    return found[:3]
 
 
 def _kind(choice: Choice) -> tuple[int, int, str]:
@@ -208,14 +208,15 @@ def _candidates(stage: StagePlan, profile: ClusterProfile) -> Iterator[tuple[Par
 
 def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: ParallelLayout, micro: int) -> Choice:
     inventory = _inventory(recipe, stage, layout.tp)
-    given = flags.merged(profile.megatron, stage.megatron)
     setting = Setting.of_layout(
         layout,
         precision=stage.precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=micro,
         sequence_length=stage.sequence_length,
-        **habits(recipe.checkpoint, stage.precision, stage.state_is_grown, given),
+        checkpoint=recipe.checkpoint,
+        state_is_grown=stage.state_is_grown,
+        flags=flags.merged(profile.megatron, stage.megatron),
     )
     memory = peak_memory(inventory, setting)
     host_bytes = memory.save_host_bytes * profile.ranks_of_a_node
@@ -242,7 +243,7 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
 
 def own_layout(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> Choice:
     """The stage in its own layout, on as many of the cluster's GPUs as that takes."""
-    ranks = stage.layout.model_parallel_size * (stage.layout.dp or 1)
+    ranks = stage.layout.ranks
     per_node = min(ranks, profile.ranks_of_a_node)
     taken = {"nodes": -(-ranks // per_node), "gpus_per_node": per_node, "ranks_per_node": None}
     return _choice(recipe, stage, profile.model_copy(update=taken), stage.layout, stage.micro_batch_size)

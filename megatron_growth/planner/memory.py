@@ -141,43 +141,32 @@ class Setting(ParallelLayout):
         global_batch_size: int,
         micro_batch_size: int,
         sequence_length: int,
-        **more: bool,
+        checkpoint: Checkpoint,
+        state_is_grown: bool,
+        flags: Mapping[str, object],
     ) -> Setting:
         """The setting of a stage that trains in a layout; batch sizes in sequences.
 
         Args:
-            more: how it communicates and saves, see the attributes.
+            checkpoint: of the recipe.
+            state_is_grown: a later stage grows its optimizer state.
+            flags: of the escape hatch, which may turn overlapping off.
         """
         dp = layout.dp or 1
-        more["gathered_save"] = more.get("gathered_save", False) and layout.distributed_optimizer and dp > 1
-        values: dict[str, Any] = vars(layout) | {"dp": dp} | more
+        values: dict[str, Any] = vars(layout) | {"dp": dp}
+        # fp32 state loads in no other form
+        gathered = precision == "fp32" or checkpoint.reshardable == "always" or state_is_grown
         return cls(
             **values,
             precision=precision,
             micro_batch_size=micro_batch_size,
             micro_batches=global_batch_size // (micro_batch_size * dp),
             sequence_length=sequence_length,
+            overlap_gradients=flags.get("overlap-grad-reduce", True) is not False,
+            overlap_weights=flags.get("overlap-param-gather", True) is not False,
+            gathered_save=gathered and layout.distributed_optimizer and dp > 1,
+            async_save=checkpoint.async_save,
         )
-
-
-def habits(
-    checkpoint: Checkpoint, precision: str, state_is_grown: bool, flags: Mapping[str, object]
-) -> dict[str, bool]:
-    """How a stage communicates and saves, for `Setting.of_layout`.
-
-    Args:
-        checkpoint: of the recipe.
-        precision: of the stage.
-        state_is_grown: a later stage grows its optimizer state.
-        flags: of the escape hatch, which may turn overlapping off.
-    """
-    return {
-        "overlap_gradients": flags.get("overlap-grad-reduce", True) is not False,
-        "overlap_weights": flags.get("overlap-param-gather", True) is not False,
-        # fp32 state loads in no other form
-        "gathered_save": precision == "fp32" or checkpoint.reshardable == "always" or state_is_grown,
-        "async_save": checkpoint.async_save,
-    }
 
 
 def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float:

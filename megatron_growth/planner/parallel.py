@@ -32,6 +32,11 @@ class ParallelLayout:
         """Ranks that hold one copy of the model."""
         return self.tp * self.pp
 
+    @property
+    def ranks(self) -> int:
+        """All training processes; with `dp` open, those of one copy of the model."""
+        return self.model_parallel_size * (self.dp or 1)
+
     def flags(self) -> dict[str, int | bool | str]:
         """{Megatron's flag without dashes: value}; `from_arguments` reads them back.  Megatron has no flag for `dp`:
         the number of processes says it."""

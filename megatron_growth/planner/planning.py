@@ -12,7 +12,7 @@ from megatron_growth.methods import Method
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, take_inventory
-from megatron_growth.planner.memory import RankMemory, Setting, habits, peak_memory, rank_memory
+from megatron_growth.planner.memory import RankMemory, Setting, peak_memory, rank_memory
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import Parameters, RunPlan, StagePlan
 from megatron_growth.planner.training import (
@@ -280,14 +280,15 @@ def _state_is_grown(recipe: Recipe, stage: Stage) -> bool:
 
 def _setting(recipe: Recipe, draft: _Draft) -> Setting:
     stage = draft.stage
-    precision, given = stage.precision or recipe.precision, flags.merged(stage.megatron)
     return Setting.of_layout(
         draft.layout,
-        precision=precision,
+        precision=stage.precision or recipe.precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
         sequence_length=draft.sequence_length,
-        **habits(recipe.checkpoint, precision, _state_is_grown(recipe, stage), given),
+        checkpoint=recipe.checkpoint,
+        state_is_grown=_state_is_grown(recipe, stage),
+        flags=flags.merged(stage.megatron),
     )
 
 

@@ -102,11 +102,6 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
     return [*words(options), *launch.data.flags]
 
 
-def world_size(stage: StagePlan) -> int:
-    """Number of processes that the stage's layout takes."""
-    return stage.layout.model_parallel_size * (stage.layout.dp or 1)
-
-
 def grows_state(stage: StagePlan) -> bool:
     """Whether a stage grows its source's optimizer state, too: offline, before its first launch."""
     return stage.growth is not None and stage.growth.optimizer_state != "reset"

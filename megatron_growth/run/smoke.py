@@ -30,7 +30,6 @@ from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Print
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
-from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.fewer_layers import moved_growth, restricted
 from megatron_growth.run.screen import Screen
@@ -118,7 +117,7 @@ def _rank_bytes(recipe: Recipe, gpus: int) -> float:
     devices = nvml.devices()
     if devices:
         return min(device.memory for device in devices) * FILLED
-    ranks = max(world_size(stage) for stage in plan_run(recipe, gpus).stages)
+    ranks = max(stage.layout.ranks for stage in plan_run(recipe, gpus).stages)
     return psutil.virtual_memory().total * FILLED / ranks
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from megatron_growth.planner import StagePlan
 from megatron_growth.records import metrics
 from megatron_growth.run import asked, checkpoints, state
-from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 
 
@@ -92,7 +91,7 @@ def utilisation(stage: StagePlan, tokens_per_second: float | None, peak_tflops: 
     """Model FLOPs utilisation (exact accounting) of the dense peak of a stage's GPUs; None where one is unknown."""
     if not tokens_per_second or not peak_tflops:
         return None
-    return stage.flops_exact / stage.tokens_trained * tokens_per_second / (world_size(stage) * peak_tflops * 1e12)
+    return stage.flops_exact / stage.tokens_trained * tokens_per_second / (stage.layout.ranks * peak_tflops * 1e12)
 
 
 def is_active(run: RunDirectory) -> bool:

@@ -26,7 +26,6 @@ from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
-from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine
 from megatron_growth.run.lock import exclusive
@@ -133,7 +132,7 @@ def _check_stops(recipe: Recipe, stages: Sequence[StagePlan], run: RunDirectory)
 
 def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
     """Refuse a stage that this machine cannot hold; larger ones are for a cluster."""
-    processes = world_size(stage)
+    processes = stage.layout.ranks
     elsewhere = "`megatron-growth submit RECIPE --cluster PROFILE` runs it on a cluster"
     if gpus and processes > gpus:
         raise ParallelLayoutError(
@@ -197,7 +196,7 @@ class _Job:
         try:
             with self.screen.stage(title, stage.iterations, progress.starting):
                 code = torchrun.run_processes(
-                    torchrun.command_of(world_size(stage), opened.arguments),
+                    torchrun.command_of(stage.layout.ranks, opened.arguments),
                     log=folder.log,
                     token=self.token,
                     failures_folder=folder.failures,

@@ -19,7 +19,6 @@ from megatron_growth.planner.memory import Room
 from megatron_growth.planner.run_plan import StagePlan
 from megatron_growth.recipes import ClusterProfile
 from megatron_growth.records.human import plural
-from megatron_growth.run.arguments import world_size
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import cluster_flags
 
@@ -154,7 +153,7 @@ def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
         ValueError: its layout does not fit the nodes of the profile.
     """
     layout, most = stage.layout, profile.ranks_of_a_node
-    ranks = world_size(stage)
+    ranks = layout.ranks
     per_node = min(ranks, most)
     nodes = -(-ranks // per_node)
     words = f"{layout} is {plural(ranks, 'rank')}"

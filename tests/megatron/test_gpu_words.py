@@ -13,7 +13,6 @@ from megatron_growth.backend.start import refuse_impossible
 from megatron_growth.errors import UserError
 from megatron_growth.planner import plan_run
 from megatron_growth.planner.cluster import plan_cluster, with_recommended
-from megatron_growth.run.arguments import world_size
 from megatron_growth.run.command import stage_words
 from tests.megatron.gpu_words import CAPABILITIES, GPU_INSTALLATIONS, Validated, installation, validated
 
@@ -92,7 +91,7 @@ def test_every_stage_is_valid_everywhere(name):
         seen.add(essence(words))
         for which, gpu in EVERY[:1] if known else EVERY:
             here = installation(which, gpu)
-            found = validated(words, here, world_size(stage))
+            found = validated(words, here, stage.layout.ranks)
             problems += [f"{stage.name} {stage.layout} on {which} {gpu}: {p}" for p in wrong(stage, found, here)]
     assert not problems, "\n".join(problems)
 

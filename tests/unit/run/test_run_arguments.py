@@ -9,7 +9,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run.arguments import Launch, StageData, megatron_arguments, world_size
+from megatron_growth.run.arguments import Launch, StageData, megatron_arguments
 from megatron_growth.run.directory import StageDirectory
 
 
@@ -63,7 +63,7 @@ def test_the_layouts_are_the_stages_own(nano):
     assert sizes == [("2", "2"), ("1", "2"), ("2", "1"), ("1", "2")]
     assert found[1]["--pipeline-model-parallel-layout"] == "Ettt|ttL"
     assert found[3]["--num-virtual-stages-per-pipeline-rank"] == "2"
-    assert [world_size(stage) for stage in plan.stages] == [4, 2, 2, 2]
+    assert [stage.layout.ranks for stage in plan.stages] == [4, 2, 2, 2]
 
 
 def test_windows_follow_each_other(nano):
