@@ -35,7 +35,6 @@ class GrowthReport:
     Attributes:
         source, target: sizes.
         tensors: local tensors filled.
-        bytes_filled: of them.
         bytes_read: from the source, by this rank.
         seconds: wall time on this rank.
         provenance: what a grown checkpoint carries (`args.growth_provenance`).
@@ -45,7 +44,6 @@ class GrowthReport:
     source: ModelShape
     target: ModelShape
     tensors: int
-    bytes_filled: int
     bytes_read: int
     seconds: float
     provenance: dict[str, Any]
@@ -119,14 +117,14 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Gr
         architecture.check_step(saved, target, growth, where=str(source.path))
     init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
-    tensors = size = 0
+    tensors = 0
     for key, sharded in local_tensors(model_chunks):
         computer.fill(region_of(key, sharded), sharded.data)
-        tensors, size = tensors + 1, size + sharded.data.numel() * sharded.data.element_size()
+        tensors += 1
     origin = metadata.provenance(source, growth, common, init_std=init_std)
     source.close()
     seconds = time.perf_counter() - begin
-    return GrowthReport(growth.source, growth.target, tensors, size, source.bytes_read, seconds, origin, tuple(unknown))
+    return GrowthReport(growth.source, growth.target, tensors, source.bytes_read, seconds, origin, tuple(unknown))
 
 
 def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Any]]:

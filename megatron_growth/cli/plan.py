@@ -11,7 +11,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
+    from megatron_growth.recipes import load_cluster
 
     if args.recipe is None:
         _list(args.json)
@@ -76,22 +76,22 @@ def run(args: argparse.Namespace) -> int:
         return _command(recipe, args)
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)
-    _check_flags(recipe, args)
-    on_cluster = _on_cluster(recipe, plan, args)
+    profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
+    _check_flags(recipe, profile)
+    on_cluster = _on_cluster(recipe, plan, profile, args.nodes)
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
     written = _draw(plan, args)
     if args.json:
         extra = {"cluster": on_cluster and on_cluster.to_json(), "fit": fit}
         document = plan.to_json() | {key: value for key, value in extra.items() if value is not None}
-        sys.stdout.write(json_text(document) + "\n")
+        print(json_text(document))
     else:
         _print(plan, on_cluster, fit, written)
     return 0
 
 
-def _check_flags(recipe: Recipe, args: argparse.Namespace) -> None:
+def _check_flags(recipe: Recipe, profile: ClusterProfile | None) -> None:
     """Refuse what Megatron would refuse of `megatron:`; only where it is used, as importing Megatron takes seconds."""
-    profile = _profile(args) if args.cluster else None
     if any(given for _, given in recipe.hatches()) or (profile and profile.megatron):
         from megatron_growth.run import flags
 
@@ -110,12 +110,13 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
     """Print the words of one stage."""
     from megatron_growth.errors import RecipeError
     from megatron_growth.planner import plan_run
+    from megatron_growth.recipes import load_cluster
     from megatron_growth.run.command import lines, stage_words
     from megatron_growth.run.directory import existing
 
     if args.host and args.installation:
         raise RecipeError("--host is an installation of its own", fix="leave out --installation")
-    profile = _profile(args) if args.cluster else None
+    profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
     if profile is None:
         refuse_idle({"--nodes": args.nodes}, "no --cluster is named")
     gpus = args.gpus or (profile.gpus if profile else 1 if args.host else None)
@@ -127,28 +128,19 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
         installation="host" if args.host else args.installation or "container",
         profile=profile,
     )
-    sys.stdout.write(json_text(words) + "\n" if args.json else "\n".join(lines(words)) + "\n")
+    print(json_text(words) if args.json else "\n".join(lines(words)))
     return 0
 
 
-def _profile(args: argparse.Namespace) -> ClusterProfile:
-    from megatron_growth.recipes import load_cluster
-
-    profile = load_cluster(args.cluster)
-    if args.nodes is None:
-        return profile
-    return profile.model_copy(update={"nodes": args.nodes})
-
-
-def _on_cluster(recipe: Recipe, plan: RunPlan, args: argparse.Namespace) -> ClusterPlan | None:
+def _on_cluster(recipe: Recipe, plan: RunPlan, profile: ClusterProfile | None, nodes: int | None) -> ClusterPlan | None:
     from megatron_growth.errors import RecipeError
     from megatron_growth.planner.cluster import plan_cluster
 
-    if args.cluster is None:
-        if args.nodes is not None:
+    if profile is None:
+        if nodes is not None:
             raise RecipeError("--nodes needs --cluster", fix="name a cluster profile, such as h100-8x")
         return None
-    return plan_cluster(recipe, plan, _profile(args))
+    return plan_cluster(recipe, plan, profile)
 
 
 def _fit(recipe: Recipe, gigabytes: float) -> dict[str, Any]:
@@ -205,7 +197,7 @@ def _list(as_json: bool) -> None:
 
     shipped = {name: recipes.load(name).summary for name in recipes.names()}
     if as_json:
-        sys.stdout.write(json_text(shipped) + "\n")
+        print(json_text(shipped))
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

@@ -90,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("submit needs a recipe and --cluster", fix="megatron-growth submit RECIPE --cluster PROFILE")
     from megatron_growth.recipes import load_cluster
 
-    profile = load_cluster(args.cluster)
-    if args.nodes is not None:
-        profile = profile.model_copy(update={"nodes": args.nodes})
+    profile = load_cluster(args.cluster, args.nodes)
     if args.smoke:
         profile = _short(profile, args)
     requests = _requests(args, profile)

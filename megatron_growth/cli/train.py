@@ -97,12 +97,11 @@ def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
     return 0 if all(verdict.ok for verdict in found) else 1
 
 
-def load_recipe(name: str, variant: str | None, options: argparse.Namespace | None = None) -> Recipe:
+def load_recipe(name: str, variant: str | None, options: argparse.Namespace) -> Recipe:
     """The recipe, its data replaced by those of the command line's options."""
     from megatron_growth import recipes
 
-    recipe = recipes.load(name, variant)
-    return recipe if options is None else with_data_options(recipe, options)
+    return with_data_options(recipes.load(name, variant), options)
 
 
 def default_folder(recipe: Recipe) -> Path:

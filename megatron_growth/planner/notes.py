@@ -18,8 +18,8 @@ def notes_of(
     recipe: Recipe,
     stages: Sequence[StagePlan],
     baselines: Sequence[StagePlan],
-    program: Program | None = None,
-    compute: Saving | None = None,
+    program: Program | None,
+    compute: Saving | None,
 ) -> list[str]:
     """All notes of a plan."""
     return [

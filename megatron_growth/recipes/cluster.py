@@ -299,8 +299,8 @@ def cluster_names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def load_cluster(name_or_path: str | Path) -> ClusterProfile:
-    """The profile of a shipped name or a YAML file.
+def load_cluster(name_or_path: str | Path, nodes: int | None = None) -> ClusterProfile:
+    """The profile of a shipped name or a YAML file, with another number of nodes where one is given.
 
     Raises:
         RecipeError: there is no such profile, or it is not valid; all problems with file and line.
@@ -309,7 +309,8 @@ def load_cluster(name_or_path: str | Path) -> ClusterProfile:
     file = Path(text) if Path(text).is_file() else FOLDER / f"{text}.yaml"
     if not file.is_file():
         raise RecipeError(f"no cluster profile is called {text!r}", fix=nearest(text, cluster_names()) + " or a path")
-    return _build(*read_yaml(file))
+    profile = _build(*read_yaml(file))
+    return profile if nodes is None else profile.model_copy(update={"nodes": nodes})
 
 
 def loads_cluster(text: str, file: str = "cluster profile") -> ClusterProfile:

@@ -21,7 +21,7 @@ _TIMEOUT_SECONDS = 120
 _QUERIES = ("squeue", "scontrol", "sacct")  # scontrol is only asked to show
 _TRIES = 5
 _WAIT = "try again when the controller answers (`scontrol ping`); jobs that were accepted are found again"
-_FIELDS = "%A|%T|%j|%N|%S|%r"
+_FIELDS = "%A|%T|%j|%r"
 # A job in any other state that Slurm knows will run, now or later.
 ENDED = frozenset(
     (
@@ -47,16 +47,12 @@ class QueuedJob:
         id: Slurm's job number.
         state: Slurm's word for its state, such as PENDING or RUNNING.
         name: the name it was submitted with.
-        nodes: Slurm's compact list, empty while it waits.
-        start: when it started, or is expected to; N/A when Slurm does not know.
         reason: why it waits.
     """
 
     id: str
     state: str
     name: str
-    nodes: str
-    start: str
     reason: str
 
 
@@ -96,7 +92,7 @@ def submit(words: Sequence[str], environment: Mapping[str, str]) -> str:
 def active(names: Iterable[str]) -> dict[str, QueuedJob]:
     """This user's unfinished jobs of these names, by name."""
     command = ["squeue", "--me", "--noheader", f"--format={_FIELDS}", f"--name={','.join(names)}"]
-    jobs = (QueuedJob(*line.split("|", 5)) for line in _run(command).splitlines())
+    jobs = (QueuedJob(*line.split("|", 3)) for line in _run(command).splitlines())
     return {job.name: job for job in jobs}
 
 

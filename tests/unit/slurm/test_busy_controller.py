@@ -27,7 +27,7 @@ done=$(cat "$CALLS.$(basename $0)" 2>/dev/null || echo 0)
 if [ "$done" -lt "$FAILURES" ]; then echo $((done + 1)) > "$CALLS.$(basename $0)"; {failure}; fi
 {success}
 """
-JOB = "7|RUNNING|run-A|a1|N/A|None"
+JOB = "7|RUNNING|run-A|None"
 # The last line of a check is its exit code.  The training step lasts until scancel asks it to end; `end` wants the job
 # again.
 SRUN = """#!/bin/sh

@@ -39,7 +39,7 @@ class Recorder:
             raise slurm.SlurmRefused("no")
         number = str(100 + len(self.dependencies))
         self.dependencies[number] = next(word for word in words if word.startswith("--dependency="))
-        self.jobs[name] = slurm.QueuedJob(number, "PENDING", name, "", "N/A", "None")
+        self.jobs[name] = slurm.QueuedJob(number, "PENDING", name, "None")
         return number
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -117,7 +117,7 @@ def test_a_job_that_will_go_on_is_not_said_to_be_gone(
     reason: str,
     sentence: str,
 ) -> None:
-    queued = {name: slurm.QueuedJob("7", state, name, "", "N/A", reason) for name in [job_name(run, "nano-92k")]}
+    queued = {name: slurm.QueuedJob("7", state, name, reason) for name in [job_name(run, "nano-92k")]}
     monkeypatch.setattr(slurm, "active", lambda _: queued)
     monkeypatch.setattr(slurm, "final_state", lambda _: None)
     assert main(["status", str(run.path)]) == 0
