@@ -190,6 +190,11 @@ def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespac
     return args if isinstance(args, argparse.Namespace) else argparse.Namespace(**vars(args))
 
 
+def arguments_of(source: Source, *, trust: bool | None = None) -> argparse.Namespace:
+    """`saved_arguments` of a checkpoint of which nothing else is wanted that is stored once."""
+    return saved_arguments(common_state(source, trust=trust), source)
+
+
 def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False) -> ModelShape:
     """Sizes of a checkpoint: from its tensors where they show them, from its arguments where they do not.
 
@@ -314,8 +319,7 @@ def provenance_of(source: Source, *, trust: bool | None = None) -> dict[str, Any
     Raises:
         CheckpointError: it does not say so.
     """
-    args = saved_arguments(common_state(source, trust=trust), source)
-    found = getattr(args, PROVENANCE, None)
+    found = getattr(arguments_of(source, trust=trust), PROVENANCE, None)
     if not found:
         raise CheckpointError(
             "this checkpoint does not say that it was grown", where=str(source.path), fix="inspect it instead"

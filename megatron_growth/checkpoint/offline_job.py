@@ -61,10 +61,13 @@ class GrowthJob:
         )
         return hashlib.sha256(repr(words).encode()).hexdigest()
 
+    def planner(self) -> Planner:
+        """What plans the regions of the target."""
+        return Planner(self.growth, None if self.policy == "reset" else MomentRule(self.policy))
+
     def computer(self) -> Computer:
         """An executor of this job's plan."""
-        rule = None if self.policy == "reset" else MomentRule(self.policy)
-        return Computer(self.source, Planner(self.growth, rule), self.init_std)
+        return Computer(self.source, self.planner(), self.init_std)
 
 
 def plan(

@@ -121,10 +121,7 @@ def rebuild(target: Source, source: Source, provenance: dict[str, Any], *, trust
             where=f"{source.path}; the target names {provenance['source']}",
             fix="give the checkpoint that it names",
         )
-    old, new = (
-        metadata.shape_of(c, metadata.saved_arguments(metadata.common_state(c, trust=trust), c))
-        for c in (source, target)
-    )
+    old, new = (metadata.shape_of(c, metadata.arguments_of(c, trust=trust)) for c in (source, target))
     width = get("width", {"name": provenance["width"], **provenance["width_parameters"]})
     depth = get("depth", {"name": provenance["depth"], **provenance["depth_parameters"]})
     growth = build_map(old, new, width, depth, provenance["seed"])

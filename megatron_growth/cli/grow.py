@@ -240,12 +240,9 @@ def _target_shape(source: ModelShape, args: argparse.Namespace, shape: ModelShap
 
 
 def _print_plan(job: GrowthJob, as_json: bool) -> None:
-    from megatron_growth.checkpoint.optimizer_state import MomentRule
-    from megatron_growth.checkpoint.plan import Planner
     from megatron_growth.checkpoint.summary import summarise
 
-    rule = None if job.policy == "reset" else MomentRule(job.policy)
-    rows = summarise(job.parts, Planner(job.growth, rule), job.source)
+    rows = summarise(job.parts, job.planner(), job.source)
     read, written = sum(r.bytes_read for r in rows), sum(r.bytes_written for r in rows)
     if as_json:
         document = {

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     target = Source(args.target)
-    arguments = metadata.saved_arguments(metadata.common_state(target, trust=args.trust_checkpoint), target)
+    arguments = metadata.arguments_of(target, trust=args.trust_checkpoint)
     found = copies_in(target, metadata.shape_of(target, arguments))
     if args.json:
         print(json_text({"verified": True, **asdict(result), "copies": asdict(found)}, default=str))

@@ -67,7 +67,7 @@ class MegatronModel:
                 f"models are not evaluated in {dtype!r}", where="--dtype", fix=nearest(dtype, DTYPES)
             )
         source = Source(checkpoint)
-        args = metadata.saved_arguments(metadata.common_state(source, trust=trust_checkpoint), source)
+        args = metadata.arguments_of(source, trust=trust_checkpoint)
         metadata.shape_of(source, args)  # what cannot be scored is refused before processes are started
         self.checkpoint, self.trust, self.dtype, self.batch = checkpoint, trust_checkpoint, dtype, batch
         self.layout = Layout(

@@ -55,7 +55,7 @@ def export_adapters(source: Source, target: Path, *, trust_checkpoint: bool = Fa
     Raises:
         CheckpointError: it has no adapters, because they are merged or it never had any.
     """
-    args = metadata.saved_arguments(metadata.common_state(source, trust=trust_checkpoint), source)
+    args = metadata.arguments_of(source, trust=trust_checkpoint)
     method = method_of(args)
     if method is None or not any(name.endswith(".lora_a") for name, _ in source.tensors):
         raise CheckpointError(

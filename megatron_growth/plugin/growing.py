@@ -77,7 +77,7 @@ def check_source(source: Path) -> None:
 
     opened = open_source(source)
     try:
-        saved = metadata.saved_arguments(metadata.common_state(opened), opened)
+        saved = metadata.arguments_of(opened)
     finally:
         opened.close()
     vocabulary.refuse_other(saved, vocabulary_of_run(), str(opened.path))

@@ -132,7 +132,7 @@ def build(job: Job) -> Any:
     from megatron_growth.exchange import open_source
 
     source = open_source(Path(job.checkpoint))
-    args = metadata.saved_arguments(metadata.common_state(source, trust=job.trust), source)
+    args = metadata.arguments_of(source, trust=job.trust)
     shape = metadata.shape_of(source, args)
     _check_layout(job, shape)
     parallel_state.destroy_model_parallel()

@@ -33,7 +33,7 @@ def run(tmp_path_factory) -> Path:
 def test_the_plan_is_what_megatron_built(run):
     for stage in plan_run(load(RECIPE), gpus=1).stages:
         source = Source(run / "stages" / stage.name / "checkpoints")
-        args = metadata.saved_arguments(metadata.common_state(source), source)
+        args = metadata.arguments_of(source)
         assert (args.add_qkv_bias, args.qk_layernorm, args.add_bias_linear) == (True, True, False)
         assert metadata.shape_of(source, args) == stage.shape
         stored = sum(

@@ -96,7 +96,7 @@ def test_what_cannot_be_scored_is_refused(checkpoint, scored, tmp_path, capsys):
     assert "--tokenizer gpt2" in capsys.readouterr().err
     job = dataclasses.replace(scored[0].job(scored[1])[0], tensor=3)
     source = Source(checkpoint[0])
-    shape = metadata.shape_of(source, metadata.saved_arguments(metadata.common_state(source), source))
+    shape = metadata.shape_of(source, metadata.arguments_of(source))
     with pytest.raises(ParallelLayoutError, match="cannot be divided by 3"):
         score._check_layout(dataclasses.replace(job, pipeline=3), shape)
     (tmp_path / "half").mkdir()
