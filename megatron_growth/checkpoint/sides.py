@@ -146,9 +146,12 @@ def _hidden(use: str, growth: GrowthMap) -> Side:
 
 
 def _padded(old: int, new: int) -> Side:
-    """Vocabulary rows: padding depends on the tensor-parallel size, so it may grow or shrink."""
+    """Vocabulary rows: padding depends on the tensor-parallel size, so it may grow or shrink; it grows by zeros.
+
+    So does it where Megatron itself loads a checkpoint into more rows, as it does after growth offline.
+    """
     index = np.arange(new)
-    return Side.of(np.where(index < old, index, INIT))
+    return Side.of(np.where(index < old, index, ZERO))
 
 
 def _qk_scale(growth: GrowthMap) -> float:

@@ -48,6 +48,17 @@ def test_megatron_loads_the_offline_target_in_every_layout(grown, target):
     assert_same(run_distributed(workers.load, world(layout), TARGET, layout, grown), expected("aki"))
 
 
+def test_more_padding_rows_are_the_same_through_both_doors(source, grown):
+    """A larger tensor-parallel size pads the vocabulary further; the offline door leaves that to Megatron's loader."""
+    padded, layout = TARGET.with_(vocab=40), {"tp": 2}
+    loaded = run_distributed(workers.load, 2, padded, layout, grown)
+    filled = run_distributed(workers.grow, 2, padded, layout, source, width="aki", depth="stack", seed=SEED)
+    for offline, (online, _) in zip(loaded, filled, strict=True):
+        assert [entry[:3] for entry in offline] == [entry[:3] for entry in online]
+        for (name, *_, one), (*_, other) in zip(offline, online, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
 def logits(shape, layout, full, tokens):
     """On one rank: the logits of a model with the given weights."""
     chunks = workers.build(shape, layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megatron_growth.axes import INIT
+from megatron_growth.axes import ZERO
 from megatron_growth.checkpoint.sides import sides
 from megatron_growth.errors import GrowthPlanError, UnsupportedError
 from megatron_growth.layout import ModelKey, canonical, lookup, parse_key, spellings
@@ -82,7 +82,7 @@ def test_vocabulary_padding_may_grow_and_shrink():
     for new in (8, 10, 12):
         growth = build_map(OLD, NEW.with_(vocab=new), get("width", "fpi"), get("depth", "stack"))
         rows, _ = sides(embedding, growth, None)
-        assert rows.source.tolist() == [*range(min(new, 10)), *[INIT] * max(new - 10, 0)]
+        assert rows.source.tolist() == [*range(min(new, 10)), *[ZERO] * max(new - 10, 0)]
 
 
 def test_keys_are_taken_apart():
