@@ -134,19 +134,24 @@ class Communication(Block):
     pad_buckets: bool = False
 
 
+_MOST_SECONDS = 2**31 - 60  # Slurm counts them in 32 bits, and rounds up to minutes
+
+
 def seconds_of(limit: str) -> int | None:
-    """Seconds of a time limit as sbatch takes it; None for no limit, as 0 also means.
+    """Seconds of a time limit as sbatch takes it; None for no limit, as 0 and -1 also mean.
 
     Raises:
-        ValueError: it is not a time limit.
+        ValueError: it is not a time limit, or more than Slurm can count.
     """
-    if limit.upper() in ("UNLIMITED", "INFINITE"):
+    if limit.upper() in ("UNLIMITED", "INFINITE", "-1"):
         return None
     match = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", limit, re.ASCII)
     if match is None:
         raise ValueError(f"{limit!r} is not a time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
     days, of_day, minute, second, hours, minutes, seconds, alone = (int(part or 0) for part in match.groups())
     found = ((days * 24 + of_day + hours) * 60 + minute + minutes + alone) * 60 + second + seconds
+    if found > _MOST_SECONDS:  # Slurm would read some other, even a negative one, and not say so
+        raise ValueError(f"{limit!r} is longer than the 68 years that Slurm can count; write UNLIMITED for no limit")
     return found or None
 
 

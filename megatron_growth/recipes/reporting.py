@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -82,11 +83,15 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: 
     Raises:
         RecipeError: all problems; unknown keys with the nearest known ones.
     """
-    problems = dict(_changed_numbers(document, source))
+    problems = {
+        path: _if_quotes_help(message, path, cls, document, source)
+        for path, message in _changed_numbers(document, source)
+    }
     try:
         valid = cls.model_validate(document)
     except ValidationError as error:
         found = _at_keys([_problem(dict(e), cls, source) for e in error.errors()], document)
+        found = [(path, _if_quotes_help(message, path, cls, document, source)) for path, message in found]
         raise report([*(p for p in found if p[0] not in problems), *problems.items()], source, what) from None
     if problems:
         raise report(list(problems.items()), source, what)
@@ -153,6 +158,28 @@ def _quotes(written: str, value: Any) -> str:
     else:
         read = f"the number {value}" if isinstance(value, int | float) else "a date"
     return f'YAML reads {written} as {read}; put it in quotes: "{written}" (a number, without a leading 0 or colons)'
+
+
+def _if_quotes_help(message: str, path: KeyPath, cls: type[BaseModel], document: Any, source: YamlText) -> str:
+    """A message that says to put a value in quotes; what is wrong with it in quotes, where that is refused as well."""
+    says, advice, _ = message.partition("; put it in quotes")
+    written = source.written(path)
+    if not (advice and written and path):
+        return message
+    quoted = copy.deepcopy(document)
+    block: Any = quoted
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = written
+    try:
+        cls.model_validate(quoted)
+    except ValidationError as error:
+        still = [dict(e) for e in error.errors() if tuple(e["loc"])[: len(path)] == path]
+        if any(e["type"].startswith(("int_", "float_")) for e in still):
+            return f"{says}; write a number, without a leading 0 or colons"
+        if still:
+            return f"{says}; in quotes it is refused too: {_problem(still[0], cls, source)[1].rpartition(' (got ')[0]}"
+    return message
 
 
 def _is_word(value: Any) -> bool:

@@ -29,7 +29,11 @@ def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
         ("name: nano-progressive", "name: 1e-4", 'YAML reads 1e-4 as the number 0.0001; put it in quotes: "1e-4"'),
         ("name: nano-progressive", "name: 2024-01-01", 'YAML reads 2024-01-01 as a date; put it in quotes: "2024'),
         ("name: nano-progressive", "name: 0x1f", 'YAML reads 0x1f as the number 31; put it in quotes: "0x1f"'),
-        ("name: nano-progressive", "name: ~", 'YAML reads ~ as nothing; put it in quotes: "~"'),
+        (
+            "name: nano-progressive",
+            "name: ~",
+            "YAML reads ~ as nothing; in quotes it is refused too: string should match",
+        ),
         ("corpus: stdlib", "corpus: no", 'YAML reads no as false; put it in quotes: "no"'),
         (
             "tokenizer: sentencepiece:1024",
@@ -45,7 +49,7 @@ def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
         (
             "sequence_length: 128",
             "sequence_length: 2:08",
-            'YAML reads 2:08 as the number 128; put it in quotes: "2:08"',
+            "YAML reads 2:08 as the number 128; write a number, without a leading 0 or colons",
         ),
         ("sequence_length: 128", "sequence_length: yes", "expected a number, not true"),
         ("init_std: 0.06", "init_std: .inf", "finite number"),
@@ -54,7 +58,7 @@ def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
         ("name: nano-progressive", "name: 2024-99-99", "not valid YAML: month must be in 1..12"),
     ],
 )
-def test_what_yaml_changes_is_to_be_put_in_quotes(old, new, words):
+def test_what_yaml_changes_is_named_with_what_helps(old, new, words):
     message = refused(old, new)
     assert words in message
     assert "mine.yaml" in message
@@ -100,10 +104,33 @@ def test_a_variable_without_a_name_is_refused():
         ("1-02:03:04", 93784),
         ("0", None),
         ("UNLIMITED", None),
+        ("-1", None),
+        ("35791393", 2147483580),
     ],
 )
 def test_time_limits_are_read_as_slurm_reads_them(limit, seconds):
     assert seconds_of(limit) == seconds
+
+
+@pytest.mark.parametrize("limit", ["-1", "0", "90", "24:00:00", "10:30"])
+def test_a_time_limit_that_is_put_in_quotes_as_told_is_taken(limit):
+    """-1 was to be put in quotes, and refused there."""
+    told = refused("  time_limit: ", f"  time_limit: {limit} # ", PROFILE, loads_cluster)
+    assert f'put it in quotes: "{limit}"' in told
+    assert loads_cluster(PROFILE.replace("time_limit: ", f'time_limit: "{limit}" # ')).slurm.time_limit == limit
+
+
+@pytest.mark.parametrize("limit", ["null", "true", "1e3", "90.5", "-1:00", "1:2:3:4", "2024-01-01", "24:00:00.5"])
+def test_quotes_are_not_advised_where_they_would_not_help(limit):
+    told = refused("  time_limit: ", f"  time_limit: {limit} # ", PROFILE, loads_cluster)
+    assert f"in quotes it is refused too: '{limit}' is not a time limit; write hours:minutes:seconds" in told
+    assert "put it" not in told
+
+
+def test_a_time_limit_that_slurm_would_read_as_a_negative_one_is_refused():
+    """Slurm takes this for -21590357 minutes, without a word."""
+    told = refused("  time_limit: ", '  time_limit: "9999999999" # ', PROFILE, loads_cluster)
+    assert "longer than the 68 years that Slurm can count; write UNLIMITED" in told
 
 
 def test_in_quotes_they_are_what_they_say():
