@@ -6,8 +6,10 @@ wrong (exit code 2); anything else means that we, or the machine, failed (exit c
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 
 class GrowthError(Exception):
@@ -76,10 +78,38 @@ class StorageError(GrowthError):
     """The file system refused: no space left, or a write that failed."""
 
 
-def unexpected(error: BaseException, where: str) -> GrowthError:
-    """A `GrowthError` for an exception of a type that was not expected, to be handed to another process."""
+@contextlib.contextmanager
+def within(part: str) -> Iterator[None]:
+    """Note in an exception that leaves the block which part of an outside package raised it; its type is kept.
+
+    Args:
+        part: what it is called in messages, with its package.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, GrowthError) and not part_of(error):
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            with contextlib.suppress(AttributeError):  # a class with slots takes no notes
+                error.growth_part = (part, f"{at.filename}:{at.lineno}, in {at.name}")  # type: ignore[attr-defined]
+                error.add_note(f"raised by the {part}")
+        raise
+
+
+def part_of(error: BaseException) -> str:
+    """The outside part that raised an exception, from `within`, or ""."""
+    return str(getattr(error, "growth_part", ("",))[0])
+
+
+def unexpected(error: BaseException, where: str = "") -> GrowthError:
+    """A `GrowthError` for an exception of a type that was not expected: for a message, or another process."""
+    said = f"{type(error).__name__}: {error}"
+    if part := part_of(error):
+        place = error.growth_part[1]  # type: ignore[attr-defined]
+        fix = "correct or update that package, or choose another; --debug shows the whole traceback"
+        return GrowthError(f"the {part} failed: {said}", where=place, fix=fix)
     fix = "add --debug to see where it comes from; it may be a fault of megatron_growth"
-    return GrowthError(f"{type(error).__name__}: {error}", where=where, fix=fix)
+    return GrowthError(said, where=where, fix=fix)
 
 
 def printable(text: str) -> str:

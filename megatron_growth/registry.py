@@ -13,19 +13,23 @@ A part is found by its `name`; its fields are its parameters, validated by their
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_growth import words
-from megatron_growth.errors import UserError, nearest
+from megatron_growth.errors import UserError, nearest, within
+
+_OURS = ("megatron_growth", "builtins", "abc", "typing")
+_PACKAGES: dict[str, str] = {}  # name and version of each installed package with parts, by its module
 
 
 class Registry[T]:
@@ -60,7 +64,24 @@ class Registry[T]:
                 where=f"{known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__}",
                 fix="rename one of them",
             )
+        self._name_in_errors(cls)
         return cls
+
+    def _name_in_errors(self, cls: type) -> None:
+        """Let what a part of an outside package raises say whose it is; the exception is the same.
+
+        Only the functions that the package wrote: what they inherit from ours is ours.
+        """
+        foreign = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in _OURS]
+        if cls not in foreign:
+            return
+        root = cls.__module__.partition(".")[0]
+        package = f", package {_PACKAGES[root]}" if root in _PACKAGES else ""
+        part = f"{self.kind} {getattr(cls, 'name', '')!r} ({cls.__module__}.{cls.__qualname__}{package})"
+        for base in reversed(foreign):
+            for name, value in list(vars(base).items()):
+                if not name.startswith("_"):
+                    setattr(cls, name, _named(value, part))
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
@@ -143,6 +164,8 @@ class Registry[T]:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.group):
+            if point.dist:
+                _PACKAGES[point.module.partition(".")[0]] = f"{point.dist.name} {point.dist.version}"
             try:
                 point.load()
             except UserError:  # it cannot be registered
@@ -160,12 +183,29 @@ class Registry[T]:
         self._loaded = False
 
 
+def _named(value: Any, part: str) -> Any:
+    """A function, class method, static method or property within which errors are noted as the part's."""
+    if isinstance(value, classmethod | staticmethod):
+        return type(value)(_named(value.__func__, part))
+    if isinstance(value, property):
+        return property(_named(value.fget, part), value.fset, value.fdel, value.__doc__)
+    if not inspect.isfunction(value):
+        return value
+
+    @functools.wraps(value)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        with within(part):
+            return value(*args, **kwargs)
+
+    return function
+
+
 def _said(error: Exception) -> str:
     """What stopped an import; only an ImportError says so by its words alone."""
     return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
-@cache
+@functools.cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 

@@ -19,7 +19,7 @@ from typing import TextIO
 from megatron_growth import __version__
 from megatron_growth.backend.processes import end_without_collection
 from megatron_growth.cli.parser import Parser
-from megatron_growth.errors import GrowthError, UserError, nearest
+from megatron_growth.errors import GrowthError, UserError, nearest, part_of, unexpected
 from megatron_growth.records.storage import refusal
 
 # In the order in which a run uses them.
@@ -94,7 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"megatron-growth: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, MemoryError) as error:
+    except Exception as error:
+        if part_of(error):
+            if "--debug" in words:
+                traceback.print_exc()
+            print(f"megatron-growth: {unexpected(error)}", file=sys.stderr)
+            return GrowthError.exit_code
+        if not isinstance(error, OSError | MemoryError):
+            raise  # ours: the traceback is what helps
         if isinstance(error, BrokenPipeError) and (unread := _without_reader()):
             return 128 + signal.SIGPIPE if sys.stderr in unread else 0  # messages come before the work is done
         return _refused_by_the_machine(error, "--debug" in words)

@@ -174,7 +174,7 @@ def _if_quotes_help(message: str, path: KeyPath, cls: type[BaseModel], document:
     try:
         cls.model_validate(quoted)
     except ValidationError as error:
-        still = [dict(e) for e in error.errors() if tuple(e["loc"])[: len(path)] == path]
+        still: list[dict[str, Any]] = [dict(e) for e in error.errors() if e["loc"][: len(path)] == path]
         if any(e["type"].startswith(("int_", "float_")) for e in still):
             return f"{says}; write a number, without a leading 0 or colons"
         if still:

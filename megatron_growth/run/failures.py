@@ -40,6 +40,7 @@ class Failure:
         what: its message, or the `what` of a GrowthError.
         where: of a GrowthError.
         fix: of a GrowthError.
+        part: of an outside package, that raised it; or "".
         trace: the whole traceback.
     """
 
@@ -49,6 +50,7 @@ class Failure:
     what: str
     where: str = ""
     fix: str = ""
+    part: str = ""
     trace: str = ""
 
 
@@ -85,6 +87,7 @@ def _record(error: BaseException) -> None:
     rank = int(os.environ.get("RANK", "0"))
     what = f"exit code {error.code}" if isinstance(error, SystemExit) else str(error)
     document = {"rank": rank, "time": time.time(), "kind": type(error).__name__, "what": what}
+    document["part"] = errors.part_of(error)
     if isinstance(error, GrowthError):
         document |= {"what": error.what, "where": error.where, "fix": error.fix}
     document["trace"] = traceback.format_exc()
@@ -134,7 +137,8 @@ def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> 
         )
     if failure:
         lines = failure.what.strip().splitlines() or [""]
-        reason = f"rank {failure.rank}: {failure.kind}: {lines[0]}"
+        raised = f" in the {failure.part}" if failure.part else ""
+        reason = f"rank {failure.rank}{raised}: {failure.kind}: {lines[0]}"
         if failure.kind == "SystemExit":
             reason = f"rank {failure.rank} gave up ({failure.what}): {_last_words(tail)}"
     else:
