@@ -1,7 +1,6 @@
 """`evaluate` on tiny checkpoints: against the tables they were written from, and what it refuses."""
 
 import argparse
-import json
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from megatron_growth.cli.main import main
 from megatron_growth.data.tokenizers.sentencepiece import SentencePieceTokenizer, train
 from megatron_growth.evaluation.tables import read_rows, read_table
 from megatron_growth.evaluation.word_vectors import neighbour_agreement, read_pairs, similarity
+from tests.unit.evaluation.tiny import error, output
 
 WORDS = ["river", "stream", "engine", "motor", "winter", "summer", "doctor", "nurse"]
 VOCAB, HIDDEN = 330, 12
@@ -42,20 +42,6 @@ def checkpoint(folder, *, seed=0, tied=False, vocab=VOCAB, hidden=HIDDEN, said=T
     arguments = argparse.Namespace(vocab_size=vocab if said else None, num_attention_heads=1)
     torch.save({"args": arguments, "iteration": 3}, folder / "common.pt")
     return [tables[name].float() for name in names]
-
-
-def output(capsys, *words):
-    capsys.readouterr()
-    assert main(["evaluate", *map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def error(capsys, *words):
-    capsys.readouterr()
-    assert main(["evaluate", *map(str, words)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err
 
 
 def test_similarity_is_that_of_the_tables(tmp_path, tokenizer, pairs, capsys):

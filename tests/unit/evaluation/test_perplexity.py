@@ -13,25 +13,13 @@ from megatron_growth.backend import cpu
 from megatron_growth.cli.main import main
 from megatron_growth.evaluation.documents import read_documents
 from megatron_growth.evaluation.windows import padded, windows
-from tests.unit.evaluation.tiny import PROSE, write_lines, write_model
+from tests.unit.evaluation.tiny import PROSE, error, output, write_lines, write_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("hf") / "tiny"
     return path, write_model(path)
-
-
-def output(capsys, *words):
-    capsys.readouterr()
-    assert main(["evaluate", *map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def error(capsys, *words):
-    capsys.readouterr()
-    assert main(["evaluate", *map(str, words)]) == 2
-    return capsys.readouterr().err
 
 
 def plain_nats(model, text, length, stride):

@@ -4,6 +4,8 @@ import json
 
 import torch
 
+from megatron_growth.cli.main import main
+
 PROSE = (
     "The river bends twice before it meets the mill, and the miller's daughter counts its stones.\n"
     "In winter she walks on the ice; in summer she sits on the bank and reads what the post has brought.\n\n"
@@ -48,6 +50,22 @@ def write_model(folder, *, seed=0, vocab=257, length=128, **sizes):
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return model
+
+
+def output(capsys, *words):
+    """The JSON document of `evaluate`; standard output holds nothing else."""
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error(capsys, *words):
+    """What `evaluate` says when it refuses; standard output holds nothing."""
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
 
 
 def write_lines(path, entries):
