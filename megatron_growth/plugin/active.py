@@ -18,7 +18,8 @@ from megatron_growth.layout.names import parse_key
 from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names, group_of
 from megatron_growth.methods.freeze import take_out_of_training
 from megatron_growth.plugin import state_by_name, stopping
-from megatron_growth.plugin.addition import Addition, Wrap
+from megatron_growth.plugin.addition import Addition, Wrap, after_step, then
+from megatron_growth.plugin.bucket_order import in_buckets
 from megatron_growth.records.human import plural
 
 Chunks = list[torch.nn.Module]
@@ -96,11 +97,11 @@ class ActiveMethods:
         if self._has("optimizer"):
             bind["get_megatron_optimizer"] = self.around_optimizer
         if self.methods:
-            bind["setup_model_and_optimizer"] = self.around_setup
+            bind["setup_model_and_optimizer"] = then(self._set_up)
         if self._has("after_iteration") or self._has("end"):
-            bind["post_training_step_callbacks"] = self.around_callbacks
+            bind["post_training_step_callbacks"] = after_step(self._step)
         if self.methods:
-            bind["_build_sharded_state_dict_metadata"] = self.around_metadata
+            bind["_build_sharded_state_dict_metadata"] = then(self._describe)
         return Addition(before_wrap=self.apply, bind=bind)
 
     def _has(self, hook: str) -> bool:
@@ -136,33 +137,18 @@ class ActiveMethods:
             original = method.optimizer(original)
         return original
 
-    def around_setup(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Call `after_setup` when model, optimizer and scheduler are ready; keep the optimizer for every save."""
+    def _set_up(self, found: tuple[Chunks, Any, Any]) -> None:
+        """Call `after_setup` with model, optimizer and scheduler; keep the optimizer for every save."""
+        self.model.chunks, self.optimizer, scheduler = found
+        for method in self.methods:
+            method.after_setup(self.model, self.optimizer, scheduler)
 
-        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
-            chunks, optimizer, scheduler = original(*args, **kwargs)
-            self.model.chunks, self.optimizer = chunks, optimizer
-            for method in self.methods:
-                method.after_setup(self.model, optimizer, scheduler)
-            return chunks, optimizer, scheduler
-
-        return setup_model_and_optimizer
-
-    def around_callbacks(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Call `after_iteration` before the checkpoint."""
-
-        def post_training_step_callbacks(
-            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
-        ) -> Any:
-            result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
-            self.model.chunks = model
-            for method in self.methods:
-                method.after_iteration(self.model, optimizer, opt_param_scheduler, iteration)
-            if iteration >= get_args().train_iters or stopping.is_asked_for():
-                self._end()
-            return result
-
-        return post_training_step_callbacks
+    def _step(self, chunks: Chunks, optimizer: Any, scheduler: Any, iteration: int) -> None:
+        self.model.chunks = chunks
+        for method in self.methods:
+            method.after_iteration(self.model, optimizer, scheduler, iteration)
+        if iteration >= get_args().train_iters or stopping.is_asked_for():
+            self._end()
 
     def _end(self) -> None:
         """Let every method turn the model back into a plain one; optimizer state that no longer fits is not saved."""
@@ -170,7 +156,7 @@ class ActiveMethods:
             if method.end(self.model):
                 get_args().no_save_optim = True
 
-    def around_metadata(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _describe(self, metadata: dict[str, Any]) -> None:
         """Save each layer under its own key when only some have optimizer state, or when a method asks for it.
 
         Adam's step is saved too: Megatron takes it from the first rank, which may train nothing.
@@ -178,19 +164,12 @@ class ActiveMethods:
         Megatron stacks the layers of a parameter into one global tensor, which must be complete.  The checkpoint
         says how its layers are stored, so a later run loads it with or without the plugin.
         """
-
-        def _build_sharded_state_dict_metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            metadata = original(*args, **kwargs)
-            flat = metadata.get("distrib_optim_sharding_type") == "dp_reshardable"
-            if self.splits_layers and not flat and not get_args().no_save_optim:
-                metadata["non_homogeneous_layers"] = True
-            for method in self.methods:
-                metadata.update(method.metadata(self.model))
-            if self.optimizer is not None and not get_args().no_save_optim:
-                metadata[state_by_name.STEP_KEY] = state_by_name.largest(state_by_name.step_of(self.optimizer))
-            return metadata
-
-        return _build_sharded_state_dict_metadata
+        if self.splits_layers and not in_buckets(metadata) and not get_args().no_save_optim:
+            metadata["non_homogeneous_layers"] = True
+        for method in self.methods:
+            metadata.update(method.metadata(self.model))
+        if self.optimizer is not None and not get_args().no_save_optim:
+            metadata[state_by_name.STEP_KEY] = state_by_name.largest(state_by_name.step_of(self.optimizer))
 
     @contextlib.contextmanager
     def loading(self, folder: str, saved_methods: Sequence[Method], *, optimizer: bool) -> Iterator[None]:

@@ -22,3 +22,33 @@ class Addition:
     configure: Callable[[Any], None] | None = None
     before_wrap: Callable[[list[Any]], list[Any]] | None = None
     bind: Mapping[str, Wrap] = field(default_factory=dict)
+
+
+def then(act: Callable[[Any], None]) -> Wrap:
+    """Wraps a function of Megatron: `act` gets what it returns, and may change that in place."""
+
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def with_act(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            act(result)
+            return result
+
+        return with_act
+
+    return around
+
+
+def after_step(act: Callable[[Any, Any, Any, int], None]) -> Wrap:
+    """Wraps `post_training_step_callbacks`: `act` gets chunks, optimizer, scheduler and iteration before a save."""
+
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def post_training_step_callbacks(
+            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
+        ) -> Any:
+            result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+            act(model, optimizer, opt_param_scheduler, iteration)
+            return result
+
+        return post_training_step_callbacks
+
+    return around

@@ -8,7 +8,7 @@ content metadata, one for each tensor- and pipeline-parallel shard; `reshardable
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_growth.layout.model_names import named_parameters
 from megatron_growth.methods.parts.optimizer_tensors import leaves
-from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.addition import Addition, then
 
 KEY = "growth_optimizer_buckets"  # in a checkpoint's content metadata: {shard: digest}
 _BUCKETS = "dp_reshardable"
@@ -32,29 +32,14 @@ def addition() -> Addition:
     """Notes the order with every save of buckets."""
     kept: list[Any] = []  # model chunks and optimizer, once both exist
 
-    def around_setup(original: Callable[..., Any]) -> Callable[..., Any]:
-        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
-            chunks, optimizer, scheduler = original(*args, **kwargs)
-            kept[:] = [chunks, optimizer]
-            return chunks, optimizer, scheduler
+    def keep(found: tuple[Any, Any, Any]) -> None:
+        kept[:] = found[:2]
 
-        return setup_model_and_optimizer
+    def note(metadata: dict[str, Any]) -> None:
+        if kept and in_buckets(metadata):
+            metadata[KEY] = _of_all_ranks(orders(*kept))
 
-    def around_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
-        def _build_sharded_state_dict_metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
-            metadata: dict[str, Any] = original(*args, **kwargs)
-            if kept and in_buckets(metadata):
-                metadata[KEY] = _of_all_ranks(orders(*kept))
-            return metadata
-
-        return _build_sharded_state_dict_metadata
-
-    return Addition(
-        bind={
-            "setup_model_and_optimizer": around_setup,
-            "_build_sharded_state_dict_metadata": around_metadata,
-        }
-    )
+    return Addition(bind={"setup_model_and_optimizer": then(keep), "_build_sharded_state_dict_metadata": then(note)})
 
 
 def orders(model: Sequence[torch.nn.Module], optimizer: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from megatron.training import get_args, training
 
 from megatron_growth.checkpoint.agreement import together
 from megatron_growth.plugin import stopping
-from megatron_growth.plugin.addition import Addition, Wrap
+from megatron_growth.plugin.addition import Addition, Wrap, after_step, then
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.plugin.late import LateLines, LateNumber
 from megatron_growth.plugin.state_by_name import any_rank
@@ -56,10 +56,10 @@ class Events:
             "train": (has_metrics or options.evaluate_at_start, self.around_train),
             "training_log": (has_metrics, self.around_training_log),
             "save_checkpoint_and_time": (has_metrics, self.around_save),
-            "evaluate": (has_metrics or stops, self.around_evaluate),
+            "evaluate": (has_metrics or stops, then(self._evaluated)),
             "evaluate_and_print_results": (has_metrics or stops, self.around_evaluate_and_print),
-            "setup_model_and_optimizer": (bool(self.after_setup), self.around_setup),
-            "post_training_step_callbacks": (bool(self.after_iteration), self.around_callbacks),
+            "setup_model_and_optimizer": (bool(self.after_setup), then(self._set_up)),
+            "post_training_step_callbacks": (bool(self.after_iteration), after_step(self._step)),
         }
         return Addition(bind={name: wrap for name, (is_wanted, wrap) in wanted.items() if is_wanted})
 
@@ -103,16 +103,13 @@ class Events:
 
     # Wrappers -----------------------------------------------------------------------------------------------------
 
-    def around_setup(self, original: Function) -> Function:
-        """Run `after_setup` when model, optimizer and scheduler are ready."""
+    def _set_up(self, found: tuple[Any, Any, Any]) -> None:
+        for hook in self.after_setup:
+            hook(*found)
 
-        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
-            model, optimizer, scheduler = original(*args, **kwargs)
-            for hook in self.after_setup:
-                hook(model, optimizer, scheduler)
-            return model, optimizer, scheduler
-
-        return setup_model_and_optimizer
+    def _step(self, *now: Any) -> None:
+        for hook in self.after_iteration:
+            hook(*now)
 
     def around_train(self, original: Function) -> Function:
         """Open the metrics and evaluate before the first step."""
@@ -249,19 +246,13 @@ class Events:
             self.record({"event": "stopped", "iteration": iteration, "loss": loss, "target": target})
             stopping.stop_after_this_iteration()
 
-    def around_evaluate(self, original: Function) -> Function:
+    def _evaluated(self, found: tuple[dict[str, torch.Tensor] | None, Any, Any]) -> None:
         """Write the loss of one evaluation."""
-
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
-            losses, collected, time_is_up = original(*args, **kwargs)
-            if losses and self._evaluation is not None:
-                iteration, when = self._evaluation
-                event = {"event": "test"} if when == "test" else {"event": "validation", "when": when}
-                self._validation_loss = _loss(losses)
-                self.record({**event, "iteration": iteration, "loss": self._validation_loss})
-            return losses, collected, time_is_up
-
-        return evaluate
+        if found[0] and self._evaluation is not None:
+            iteration, when = self._evaluation
+            event = {"event": "test"} if when == "test" else {"event": "validation", "when": when}
+            self._validation_loss = _loss(found[0])
+            self.record({**event, "iteration": iteration, "loss": self._validation_loss})
 
     def around_save(self, original: Function) -> Function:
         """Write down each checkpoint and how long it took."""
@@ -276,19 +267,6 @@ class Events:
             return result
 
         return save_checkpoint_and_time
-
-    def around_callbacks(self, original: Function) -> Function:
-        """Run `after_iteration` before the checkpoint."""
-
-        def post_training_step_callbacks(
-            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
-        ) -> Any:
-            result = original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
-            for hook in self.after_iteration:
-                hook(model, optimizer, opt_param_scheduler, iteration)
-            return result
-
-        return post_training_step_callbacks
 
 
 def _iteration(

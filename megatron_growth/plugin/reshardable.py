@@ -9,7 +9,7 @@ its end.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from megatron_growth.errors import CheckpointError
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin import state_by_name
-from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.addition import Addition, then
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.plugin.bucket_order import KEY, in_buckets, orders
 
@@ -48,22 +48,16 @@ def addition(options: PluginOptions) -> Addition:
     """Changes the form of the last save; nothing without --growth-reshardable-end."""
     if not options.reshardable_end:
         return Addition()
-    return Addition(bind={"_build_sharded_state_dict_metadata": around_metadata})
+    return Addition(bind={"_build_sharded_state_dict_metadata": then(_save_whole_at_the_end)})
 
 
-def around_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
+def _save_whole_at_the_end(metadata: dict[str, Any]) -> None:
     """Save the optimizer's state fully reshardable when training ends with this save."""
-
-    def _build_sharded_state_dict_metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        metadata: dict[str, Any] = original(*args, **kwargs)
-        if in_buckets(metadata) and _at_the_end(get_args()):
-            metadata["distrib_optim_sharding_type"] = "fully_reshardable"
-            metadata["distrib_optim_fully_reshardable_mem_efficient"] = (
-                get_args().distrib_optim_fully_reshardable_mem_efficient
-            )
-        return metadata
-
-    return _build_sharded_state_dict_metadata
+    if in_buckets(metadata) and _at_the_end(get_args()):
+        metadata["distrib_optim_sharding_type"] = "fully_reshardable"
+        metadata["distrib_optim_fully_reshardable_mem_efficient"] = (
+            get_args().distrib_optim_fully_reshardable_mem_efficient
+        )
 
 
 def _at_the_end(args: argparse.Namespace) -> bool:
