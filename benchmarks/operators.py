@@ -325,7 +325,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from megatron_growth.report.plots import COLOURS, MARKS
+    from megatron_growth.report.plots import MARKS
+    from megatron_growth.strokes import COLOURS
 
     names = sorted({row.name for row in rows}, key=lambda n: min(statistics.mean(r.final) for r in rows if r.name == n))
     rates = sorted({row.lr for row in rows}, reverse=True)

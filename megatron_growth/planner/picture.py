@@ -13,13 +13,10 @@ from megatron_growth.planner.memory import PARTS
 from megatron_growth.planner.run_plan import RunPlan, StagePlan
 from megatron_growth.records.human import size_unit
 from megatron_growth.records.storage import atomic_path, refusal
+from megatron_growth.strokes import COLOURS, baseline_stroke, stroke
 
 POINTS = 2000  # of one stage's curve; restarts and corners are drawn exactly whatever this is
-# Colour-blind safe (Okabe and Ito), one per stage.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-GREYS = ("0.45", "0.7", "0.2")  # of baselines
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (1, 3)))
-PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00"), strict=True))
+PART_COLOURS = dict(zip(PARTS, (COLOURS[place] for place in (0, 4, 2, 5, 3, 1)), strict=True))
 
 
 def learning_rates(plan: RunPlan, file: str | Path) -> None:
@@ -32,7 +29,7 @@ def learning_rates(plan: RunPlan, file: str | Path) -> None:
     start = 0
     for number, stage in enumerate(plan.stages):
         steps, rates = curve(stage)
-        axes.plot([start + step for step in steps], rates, label=_label(stage), **_style(number))
+        axes.plot([start + step for step in steps], rates, label=_label(stage), **stroke(number))
         if start:
             axes.axvline(start, color="0.8", linewidth=0.8, zorder=0)
         start += stage.iterations
@@ -43,7 +40,7 @@ def learning_rates(plan: RunPlan, file: str | Path) -> None:
             axes.plot([], [], " ", label=f"{label} (not drawn)")
             continue
         top = max(top, 1.1 * baseline.lr)
-        axes.plot(*curve(baseline), linewidth=1, label=label, **_baseline_style(number))
+        axes.plot(*curve(baseline), linewidth=1, label=label, **baseline_stroke(number))
     axes.set(xlabel="optimizer step", ylabel="learning rate", xlim=(0, None), ylim=(0, top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
@@ -160,15 +157,3 @@ def _label(stage: StagePlan) -> str:
 
 def _title(plan: RunPlan, what: str) -> str:
     return f"{plan.name}{f' {plan.variant}' if plan.variant else ''}: {what}"
-
-
-def _style(number: int) -> dict[str, Any]:
-    """Colour of one of several stages; the dashes change once the colours are used up."""
-    turn, place = divmod(number, len(COLOURS))
-    return {"color": COLOURS[place], "linestyle": DASHES[turn % len(DASHES)]}
-
-
-def _baseline_style(number: int) -> dict[str, Any]:
-    """Dashes of one of several baselines; the grey changes once they are used up."""
-    turn, place = divmod(number, len(DASHES) - 1)
-    return {"color": GREYS[turn % len(GREYS)], "linestyle": DASHES[1 + place]}

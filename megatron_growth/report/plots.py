@@ -1,6 +1,6 @@
 """The pictures of the report: every axis has a unit, and no two curves of a picture share colour, mark or label.
 
-The first colours are Okabe and Ito's, which colour-blind readers can tell apart; marks distinguish the others.
+Colours and dashes are those of `strokes.py`; marks distinguish further.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ from megatron_growth.records.human import size_unit
 from megatron_growth.records.storage import atomic_path
 from megatron_growth.report.records import RunRecord, StageRecord
 from megatron_growth.report.variants import BASELINES, Variant
+from megatron_growth.strokes import COLOURS, baseline_stroke, stroke
 
-COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
-    *("#7F3C8D", "#A0522D", "#8DB600", "#004D40", "#FF5C8A", "#5B5B9E"),
-)
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-DASHES = ("-", "--", ":", "-.")
-BASELINE_COLOURS = ("#444444", "#999999")
 
 plt.rcParams.update(
     {
@@ -46,8 +41,7 @@ plt.rcParams.update(
 
 def curve_style(number: int) -> dict[str, Any]:
     """Colour and mark of one of several curves; beyond twelve the dashes change as well."""
-    turn, place = divmod(number, len(COLOURS))
-    return {"color": COLOURS[place], "marker": MARKS[place], "linestyle": DASHES[turn % len(DASHES)]}
+    return {**stroke(number), "marker": MARKS[number % len(MARKS)]}
 
 
 def loss_against_flops(run: RunRecord) -> Figure:
@@ -56,9 +50,9 @@ def loss_against_flops(run: RunRecord) -> Figure:
         2, 1, figsize=(9.5, 6.6), sharex=True, height_ratios=(4, 1), layout="constrained"
     )
     for i, stage in enumerate(run.baselines):
-        _draw(top, bottom, stage, BASELINE_COLOURS[i % 2], stage.name, DASHES[1 + i // 2 % 3])
+        _draw(top, bottom, stage, baseline_stroke(i))
     for i, stage in enumerate(run.stages):
-        _draw(top, bottom, stage, COLOURS[i % len(COLOURS)], stage.name, DASHES[i // len(COLOURS) % len(DASHES)])
+        _draw(top, bottom, stage, stroke(i))
         if stage.source:
             for ax in (top, bottom):
                 ax.axvline(stage.flops_before, color="#bbbbbb", linewidth=0.9, zorder=0)
@@ -80,7 +74,7 @@ def growth_steps(run: RunRecord) -> Figure | None:
     figure, ax = plt.subplots(figsize=(9.5, 0.55 * len(grown) + 1.4), layout="constrained")
     for y, stage in enumerate(reversed(grown)):
         before, after, end = run.before_growth(stage), stage.validation_at_start, stage.final_validation
-        colour = COLOURS[run.stages.index(stage) % len(COLOURS)]
+        colour = stroke(run.stages.index(stage))["color"]
         ax.plot([before, after], [y, y], color=colour, linewidth=1.2, alpha=0.5)
         ax.plot(before, y, "o", color="white", markeredgecolor=colour, markersize=9, label="before growth")
         ax.plot(after, y, "X", color=colour, markersize=9, label="right after growth")
@@ -100,7 +94,7 @@ def variant_losses(variants: Sequence[Variant]) -> Figure:
     for variant in variants:
         if variant.name in BASELINES:
             number = BASELINES.index(variant.name)
-            style: dict[str, Any] = curve_style(number) | {"color": BASELINE_COLOURS[number % 2], "linestyle": "--"}
+            style: dict[str, Any] = curve_style(number) | baseline_stroke(number)
         else:
             style = curve_style(others.index(variant.name))
         points = [(n, loss) for n, loss in variant.last.validation if n]
@@ -172,13 +166,14 @@ def write_png(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _draw(top: Axes, bottom: Axes, stage: StageRecord, colour: str, label: str, style: str) -> None:
+def _draw(top: Axes, bottom: Axes, stage: StageRecord, style: dict[str, Any]) -> None:
+    colour = style["color"]
     flops = [stage.flops_at(i) for i in stage.curve.iterations]
     top.plot(flops, stage.curve.losses, color=colour, linewidth=0.5, alpha=0.25)
-    top.plot(flops, stage.curve.smoothed(smoothing(stage)), style, color=colour, linewidth=1.8, label=label)
+    top.plot(flops, stage.curve.smoothed(smoothing(stage)), linewidth=1.8, label=stage.name, **style)
     points = [(stage.flops_at(i), loss) for i, loss in stage.validation]
     top.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, markersize=4.5, markeredgecolor="white")
-    bottom.plot(flops, stage.curve.learning_rates, style, color=colour, linewidth=1.4)
+    bottom.plot(flops, stage.curve.learning_rates, linewidth=1.4, **style)
 
 
 def _loss_limits(run: RunRecord) -> tuple[float, float]:

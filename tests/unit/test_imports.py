@@ -14,7 +14,7 @@ PACKAGE = Path(megatron_growth.__file__).parent
 LEVELS = (
     ("errors", "__init__"),
     ("shape", "records", "words", "hints", "mistakes"),
-    ("axes", "patterns", "progress", "registry"),
+    ("axes", "patterns", "progress", "registry", "strokes"),
     ("schedules", "operators", "layout"),
     ("methods",),
     ("checkpoint", "backend", "planner", "recipes", "data"),
