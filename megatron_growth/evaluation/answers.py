@@ -16,9 +16,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from megatron_growth.data.pieces import JSONL, reading, sound
 from megatron_growth.errors import DataError, RunError
@@ -26,6 +27,7 @@ from megatron_growth.evaluation.documents import check_columns, records
 from megatron_growth.evaluation.generate import Answerer, Message
 from megatron_growth.evaluation.perplexity import OnProgress
 from megatron_growth.records.storage import parse_json, sha256_of, storage_errors, write_json, write_whole
+from megatron_growth.records.unfinished import is_still, locked
 
 Format = Literal["mt-bench", "alpaca-eval"]
 COLUMNS: Mapping[Format, tuple[str, ...]] = {
@@ -143,29 +145,54 @@ def answer(
         progress: called with (questions answered, questions in all).
 
     Raises:
-        RunError: the target, or the file of unfinished answers beside it, exists and holds other answers.
+        RunError: the target, or the file of unfinished answers beside it, exists and holds other answers; or another
+            command is writing them.
         StorageError: the file system refused.
     """
-    if _is_done(target, kind, name, {question.key: _answer_id(identity, question) for question in questions}):
+    wanted = {question.key: _answer_id(identity, question) for question in questions}
+    if _is_done(target, kind, name, wanted):
         return 0
     partial = target.with_name(target.name + ".partial")
-    with storage_errors(partial):
-        answers = _begun(partial, identity)
-    todo = [question for question in questions if question.key not in answers]
-    if todo:
-        opened = answerer()
-        with storage_errors(partial), partial.open("a", encoding="utf-8") as stream:
+    with storage_errors(partial), _alone(partial) as stream:
+        if _is_done(target, kind, name, wanted):  # by a command that ended meanwhile
+            partial.unlink()
+            return 0
+        answers = _begun(stream, partial, identity)
+        todo = [question for question in questions if question.key not in answers]
+        if todo:
+            opened = answerer()
             for group in _groups(todo, batch):
-                lines = _turns(group, opened)
-                for question, turns in zip(group, lines, strict=True):
+                for question, turns in zip(group, _turns(group, opened), strict=True):
                     answers[question.key] = turns
-                    stream.write(json.dumps({"key": question.key, "turns": turns}, ensure_ascii=False) + "\n")
+                    line = json.dumps({"key": question.key, "turns": turns}, ensure_ascii=False)
+                    stream.write(f"{line}\n".encode())
                 stream.flush()
                 progress(len(answers), len(questions))
-    with storage_errors(target):
-        _write(target, kind, name, identity, questions, answers)
+        with storage_errors(target):
+            _write(target, kind, name, identity, questions, answers)
         partial.unlink(missing_ok=True)
     return len(todo)
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[IO[bytes]]:
+    """The file of unfinished answers, open and ours alone: what two commands wrote into it would be lost.
+
+    Raises:
+        RunError: another command answers into the same file.
+    """
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with partial.open("a+b") as stream:
+            if not locked(stream.fileno()):
+                raise RunError(
+                    "another command is writing these answers",
+                    where=str(partial),
+                    fix="wait for it, or end it; the same command then goes on where it was",
+                )
+            if is_still(stream.fileno(), partial):  # else the other one has just finished, and removed it
+                yield stream
+                return
 
 
 def _is_done(target: Path, kind: Format, name: str, wanted: dict[str, str]) -> bool:
@@ -203,23 +230,25 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
     return found
 
 
-def _begun(partial: Path, identity: str) -> dict[str, list[str]]:
+def _begun(stream: IO[bytes], partial: Path, identity: str) -> dict[str, list[str]]:
     """Answers of an earlier command for the same model; a last line that was cut off is dropped."""
-    head = json.dumps({"identity": identity})
-    if not partial.exists():
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(partial, head + "\n")
+    head = (json.dumps({"identity": identity}) + "\n").encode()
+    stream.seek(0)
+    found = stream.read()
+    if head.startswith(found):  # new, or cut off before its first line was whole
+        stream.truncate(0)
+        stream.write(head)
+        stream.flush()
         return {}
-    lines = partial.read_text("utf-8", errors="replace").split("\n")
-    if lines[0] != head:
+    if not found.startswith(head):
         raise RunError(
             "the unfinished answers there are another model's, to other questions or with other settings, or not ours",
             where=str(partial),
             fix="name another file with --to, or remove this one",
         )
-    whole = lines[:-1]  # what follows the last line break is cut off, or empty
-    write_whole(partial, "".join(f"{line}\n" for line in whole))
-    return {entry["key"]: entry["turns"] for entry in map(json.loads, whole[1:])}
+    stream.truncate(found.rfind(b"\n") + 1)
+    whole = found.split(b"\n")[1:-1]  # what follows the last line break is cut off, or empty
+    return {entry["key"]: entry["turns"] for entry in map(json.loads, whole)}
 
 
 def _answer_id(identity: str, question: Question) -> str:

@@ -105,6 +105,29 @@ def test_answers_that_were_stopped_go_on(tuned, mt_bench, tmp_path, monkeypatch,
         assert "other answers" in capsys.readouterr().err
 
 
+def test_a_second_command_on_the_same_answers_is_refused_and_loses_none(tuned, mt_bench, tmp_path, monkeypatch, capsys):
+    """The second took the file's name from the first, whose answers then went into a file that nobody could read."""
+    target, original, calls, codes = tmp_path / "a.jsonl", Answerer.__call__, [], []
+
+    def meanwhile(self, conversations, **more):
+        calls.append(len(conversations))
+        if len(calls) == 1:
+            codes.append(main(words(tuned[0], mt_bench, "mt-bench", target)))
+        if len(calls) == 4:  # two turns of the first batch are done, then the second batch's first
+            raise KeyboardInterrupt
+        return original(self, conversations, **more)
+
+    monkeypatch.setattr(Answerer, "__call__", meanwhile)
+    assert main(words(tuned[0], mt_bench, "mt-bench", target)) == 130
+    assert codes == [2]
+    assert "another command is writing these answers" in capsys.readouterr().err
+    kept = target.with_name("a.jsonl.partial").read_text().splitlines()[1:]
+    assert len(kept) >= 2  # the first command's, written after the second began
+    monkeypatch.setattr(Answerer, "__call__", original)
+    assert main([*words(tuned[0], mt_bench, "mt-bench", target), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answered_now"] == len(QUESTIONS) - len(kept)
+
+
 @pytest.mark.parametrize("there", ["my own notes\n", '{"identity": "of another model"}\n', "\xff\n"])
 def test_unfinished_answers_that_are_not_of_this_command_are_left_alone(tuned, mt_bench, tmp_path, capsys, there):
     partial = tmp_path / "a.jsonl.partial"
