@@ -39,6 +39,23 @@ class StageData:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a stage is launched.
+
+    Attributes:
+        machine: what it runs on.
+        cluster_flags: Megatron flags of the cluster's profile; those of the recipe take precedence.
+        wandb_project: Weights & Biases project, or "" for none.
+        stop_after: iteration after which a launch saves and ends, to be resumed; None for the stage's last.
+    """
+
+    machine: Machine = "gpu"
+    cluster_flags: Flags = field(default_factory=dict)
+    wandb_project: str = ""
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True)
 class Launch:
     """What a launch of a stage adds to its plan.
 
@@ -47,25 +64,17 @@ class Launch:
         source: checkpoint folder to grow from on load, or None.
         grown: checkpoint folder that offline growth has written, optimizer state included, to start from; or None.
         data: what the stage is fed with.
-        wandb_project: Weights & Biases project, or "" for none.
-        wandb_name: name of the run there.
+        place: where it is launched.
         stop_below: validation loss at which training ends early, or None.
         train: False to evaluate the finished stage only; nothing is saved then.
-        stop_after: iteration after which this launch saves and ends, to be resumed; None for the stage's last.
-        machine: what the stage runs on.
-        cluster_flags: Megatron flags of the cluster's profile; those of the recipe take precedence.
     """
 
     directory: StageDirectory
     source: Path | None
     data: StageData
-    wandb_project: str = ""
-    wandb_name: str = ""
+    place: Place = Place()
     stop_below: float | None = None
     train: bool = True
-    stop_after: int | None = None
-    machine: Machine = "gpu"
-    cluster_flags: Flags = field(default_factory=dict)
     grown: Path | None = None
 
 
@@ -84,7 +93,7 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         UnsupportedError: the stage asks for something that the host cannot do.
         RecipeError: a flag of `megatron:` contradicts the layout.
     """
-    _check(stage, launch.machine)
+    _check(stage, launch.place.machine)
     options: Options = {
         **_model(recipe, stage),
         **gpu_options.precision(stage),
@@ -95,8 +104,8 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         **_schedule(stage),
         **_files(recipe, stage, launch),
         **_growth(stage, launch),
-        **gpu_options.speed(stage, launch.machine),
-        **merged(launch.cluster_flags, stage.megatron),
+        **gpu_options.speed(stage, launch.place.machine),
+        **merged(launch.place.cluster_flags, stage.megatron),
     }
     gpu_options.check_together(stage, options)
     return [*words(options), *launch.data.flags]
@@ -222,17 +231,17 @@ def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:
         options |= {"save": folder.checkpoints, "save-interval": min(recipe.checkpoint.interval, stage.iterations)}
         if launch.stop_below is not None:
             options["growth-stop-below"] = launch.stop_below
-        if launch.stop_after is not None:
-            options["exit-interval"] = launch.stop_after
+        if launch.place.stop_after is not None:
+            options["exit-interval"] = launch.place.stop_after
         options |= gpu_options.saving(recipe, stage)
     else:
         options["skip-train"] = True
     if launch.grown:
         options |= {"growth-start-anew": True, "override-opt_param-scheduler": True, "no-load-rng": True}
-    if launch.wandb_project:
+    if launch.place.wandb_project:
         options |= {
-            "wandb-project": launch.wandb_project,
-            "wandb-exp-name": launch.wandb_name or stage.name,
+            "wandb-project": launch.place.wandb_project,
+            "wandb-exp-name": f"{recipe.name}-{stage.name}",
             "wandb-save-dir": folder.path / "wandb",
         }
     return options

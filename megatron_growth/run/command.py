@@ -17,7 +17,7 @@ from megatron_growth.errors import RunError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
 from megatron_growth.run import checkpoints, dataset, early_stop, flags
-from megatron_growth.run.arguments import Launch, StageData, grows_state, megatron_arguments
+from megatron_growth.run.arguments import Launch, Place, StageData, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags
 
@@ -57,8 +57,8 @@ def stage_words(
         launch = replace(launch, source=None, grown=None if begun else launch.directory.grown)
     here = INSTALLATIONS[installation]
     machine: Machine = "gpu" if here.gpu else "host"
-    further = cluster_flags(profile, stage) if profile else {}
-    words = megatron_arguments(recipe, stage, replace(launch, machine=machine, cluster_flags=further))
+    place = Place(machine, cluster_flags(profile, stage) if profile else {})
+    words = megatron_arguments(recipe, stage, replace(launch, place=place))
     refuse_impossible(here, words)
     return [*words, *missing_words(stand_ins(here, stage.layout.tp), words)]
 

@@ -11,18 +11,17 @@ import importlib.util
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
-from megatron_growth.recipes.flags import Flags
 from megatron_growth.records.metrics import MetricsFile, StageProgress, read
 from megatron_growth.records.storage import write_json
 from megatron_growth.run import checkpoints, dataset, early_stop
-from megatron_growth.run.arguments import Launch, StageData, grows_state, megatron_arguments
+from megatron_growth.run.arguments import Launch, Place, StageData, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags, distributed_optimizer
 
@@ -53,23 +52,6 @@ class StageLaunch:
     def grows(self) -> bool:
         """Whether this launch begins with growth."""
         return self.stage.source is not None and not self.reached
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stage is launched.
-
-    Attributes:
-        machine: what it runs on.
-        cluster_flags: Megatron flags of the cluster's profile.
-        wandb_project: Weights & Biases project, or "".
-        stop_after: iteration after which a launch saves and ends, to be resumed.
-    """
-
-    machine: Machine
-    cluster_flags: Flags = field(default_factory=dict)
-    wandb_project: str = ""
-    stop_after: int | None = None
 
 
 def open_stage(
@@ -105,14 +87,10 @@ def open_stage(
         source=source,
         grown=grown,
         data=dataset.opened(run, recipe, plan, manifest),
-        wandb_project=place.wandb_project,
-        wandb_name=f"{recipe.name}-{name}",
+        place=place,
         stop_below=early_stop.target_of(recipe, name, run.path),
         # A finished stage is only evaluated: saving again would put its good checkpoint at risk.
         train=reached < end,
-        machine=place.machine,
-        cluster_flags=place.cluster_flags,
-        stop_after=place.stop_after,
     )
     return StageLaunch(
         stage=stage,
@@ -198,9 +176,9 @@ def check_stages(
                 fix="give both stages the same `distributed_optimizer` and a `dp` of 1, or both more than 1; or set "
                 "growth.optimizer_state: reset",
             )
-        further = cluster_flags(profile, stage) if profile else {}
+        place = Place(machine, cluster_flags(profile, stage) if profile else {})
         folder, data = StageDirectory(nowhere / stage.name), StageData((), nowhere, 1)
-        megatron_arguments(recipe, stage, Launch(folder, source, data, machine=machine, cluster_flags=further))
+        megatron_arguments(recipe, stage, Launch(folder, source, data, place))
 
 
 def check_wandb(project: str) -> None:

@@ -26,11 +26,12 @@ from megatron_growth.records.human import duration, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
+from megatron_growth.run.arguments import Place
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine
 from megatron_growth.run.lock import exclusive
 from megatron_growth.run.screen import Screen
-from megatron_growth.run.stage import Place, StageLaunch, check_stages, check_wandb, close_stage, open_stage
+from megatron_growth.run.stage import StageLaunch, check_stages, check_wandb, close_stage, open_stage
 
 
 @dataclass(frozen=True)

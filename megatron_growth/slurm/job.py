@@ -30,8 +30,9 @@ from megatron_growth.errors import GrowthError, RunError, StageFailed, StorageEr
 from megatron_growth.records import metrics
 from megatron_growth.records.human import plural
 from megatron_growth.run import checkpoints, early_stop, failures, gpu_options, smoke
+from megatron_growth.run.arguments import Place
 from megatron_growth.run.directory import RunDirectory, StageDirectory, existing
-from megatron_growth.run.stage import Place, StageLaunch, close_stage, open_stage, write_arguments
+from megatron_growth.run.stage import StageLaunch, close_stage, open_stage, write_arguments
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Doctor, Limits
 from megatron_growth.slurm.record import Start

@@ -17,7 +17,7 @@ from megatron_growth import recipes
 from megatron_growth.backend.cpu import cpu_flags
 from megatron_growth.planner import plan_run
 from megatron_growth.recipes.schema import Baseline
-from megatron_growth.run.arguments import Launch, StageData, megatron_arguments
+from megatron_growth.run.arguments import Launch, Place, StageData, megatron_arguments
 from megatron_growth.run.directory import StageDirectory
 from megatron_growth.testing import run_distributed
 from tests.megatron.effects_worker import look_at
@@ -231,7 +231,7 @@ def words(document: dict[str, Any], stage: int, folder, ranks: int = 1) -> list[
         directory=StageDirectory(folder / plan.stages[stage].name),
         source=folder / "source" if stage else None,
         data=StageData(data, folder / "cache", recipe.evaluation.iterations * 4),
-        machine="host",
+        place=Place("host"),
     )
     found = megatron_arguments(recipe, plan.stages[stage], launch)
     found.remove("--growth-evaluate-at-start")

@@ -9,7 +9,7 @@ import pytest
 from megatron_growth import recipes
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run.arguments import Launch, StageData, megatron_arguments
+from megatron_growth.run.arguments import Launch, Place, StageData, megatron_arguments
 from megatron_growth.run.directory import StageDirectory
 
 
@@ -172,7 +172,7 @@ def test_what_the_host_cannot_train_is_refused(nano):
     recipe, plan = nano
     stage = plan.stages[0]
     with pytest.raises(UnsupportedError, match="FP8"):
-        megatron_arguments(recipe, replace(stage, precision="fp8"), replace(launch(stage), machine="host"))
+        megatron_arguments(recipe, replace(stage, precision="fp8"), launch(stage, place=Place("host")))
 
 
 @pytest.mark.parametrize(

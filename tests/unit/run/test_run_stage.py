@@ -14,6 +14,7 @@ from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from megatron_growth.planner import plan_run
 from megatron_growth.run import dataset, directory, stage
+from megatron_growth.run.arguments import Place
 from megatron_growth.run.gpu_options import machine_here
 from megatron_growth.slurm import job as slurm_job
 from megatron_growth.slurm import record as slurm_record
@@ -35,7 +36,7 @@ def run(tmp_path, recipe):
 
 
 def open_here(run, recipe, name, wandb_project=""):
-    place = stage.Place(machine_here(), wandb_project=wandb_project)
+    place = Place(machine_here(), wandb_project=wandb_project)
     return stage.open_stage(run, recipe, plan_run(recipe, gpus=1), name, load_manifest(run.data), place)
 
 
