@@ -162,11 +162,10 @@ def answer(
         if todo:
             opened = answerer()
             for group in _groups(todo, batch):
-                for question, turns in zip(group, _turns(group, opened), strict=True):
-                    answers[question.key] = turns
-                    line = json.dumps({"key": question.key, "turns": turns}, ensure_ascii=False)
-                    stream.write(f"{line}\n".encode())
+                new = {question.key: turns for question, turns in zip(group, _turns(group, opened), strict=True)}
+                stream.writelines(_line(key, turns) for key, turns in new.items())
                 stream.flush()
+                answers |= new
                 progress(len(answers), len(questions))
         with storage_errors(target):
             _write(target, kind, name, identity, questions, answers)
@@ -228,6 +227,10 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
             conversations[place].append({"role": "assistant", "content": text})
             found[place].append(text)
     return found
+
+
+def _line(key: str, turns: list[str]) -> bytes:
+    return (json.dumps({"key": key, "turns": turns}, ensure_ascii=False) + "\n").encode()
 
 
 def _begun(stream: IO[bytes], partial: Path, identity: str) -> dict[str, list[str]]:

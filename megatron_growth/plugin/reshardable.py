@@ -122,7 +122,7 @@ def check_buckets(
     Raises:
         CheckpointError: on every rank, with the ways to go on.
     """
-    saved, noted = common["args"], state_by_name.content_metadata(common).get(KEY, {})
+    saved = common["args"]
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     saved_ends = {key: _ends(entry) for key, entry in metadata.items() if ".bucket_idx_" in key}
     own_ends = dict(_own_ends(optimizer))
@@ -143,7 +143,11 @@ def check_buckets(
             "--growth-layer-spec local --transformer-impl local, in a recipe megatron: {transformer-impl: local}); "
             f"or {_ELSEWHERE}",
         )
-    here = orders(model, optimizer)
+    _check_order(orders(model, optimizer), state_by_name.content_metadata(common).get(KEY, {}), folder)
+
+
+def _check_order(here: dict[str, str], noted: dict[str, str], folder: str) -> None:
+    """Refuse an order of parameters that is another one than `bucket_order` noted with the checkpoint."""
     if state_by_name.any_rank(any(noted.get(shard, digest) != digest for shard, digest in here.items())):
         raise CheckpointError(
             "the optimizer state of this checkpoint lies in buckets whose parameters have the sizes of this run's, but "
