@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from megatron_growth.recipes.blocks import Layout
+from megatron_growth.recipes.schema import Stage
 from megatron_growth.records.human import plural
 from megatron_growth.shape import ModelShape
 
@@ -118,10 +118,9 @@ def uneven_layout(layers: int, chunks: int) -> str:
     return "|".join(["E" + parts[0], *parts[1:-1], parts[-1] + "L"]) if chunks > 1 else f"E{parts[0]}L"
 
 
-def problems(
-    shape: ModelShape, layout: Layout, *, dp: int, sequence_length: int, global_batch_size: int, micro_batch_size: int
-) -> Iterator[tuple[str, str]]:
+def problems(shape: ModelShape, stage: Stage, dp: int, sequence_length: int) -> Iterator[tuple[str, str]]:
     """(key of the layout, message) for everything that does not fit; `dp` may be open in the layout itself."""
+    layout, batch, micro = stage.layout, stage.global_batch_size, stage.micro_batch_size
     tp, pp, vpp = layout.tp, layout.pp, layout.vpp
     possible = tensor_parallel_sizes(shape)
     if tp not in possible:
@@ -139,17 +138,13 @@ def problems(
         yield "sequence_parallel", "sequence parallelism needs TP > 1"
     if layout.sequence_parallel and sequence_length % tp:
         yield "sequence_parallel", f"{sequence_length} tokens of a sequence cannot be split by TP {tp}"
-    step = micro_batch_size * dp
-    if global_batch_size % step:
-        yield (
-            "dp",
-            f"the batch of {global_batch_size} sequences is not a multiple of micro-batch {micro_batch_size} x DP {dp}",
-        )
-    elif vpp > 1 and (global_batch_size // step) % pp:
+    if batch % (micro * dp):
+        yield "dp", f"the batch of {batch} sequences is not a multiple of micro-batch {micro} x DP {dp}"
+    elif vpp > 1 and batch // (micro * dp) % pp:
         yield (
             "vpp",
-            f"interleaving needs a number of micro-batches that PP {pp} divides; a batch of {global_batch_size} "
-            f"sequences by micro-batch {micro_batch_size} x DP {dp} gives {global_batch_size // step}",
+            f"interleaving needs a number of micro-batches that PP {pp} divides; a batch of {batch} sequences by "
+            f"micro-batch {micro} x DP {dp} gives {batch // (micro * dp)}",
         )
 
 

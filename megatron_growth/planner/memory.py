@@ -177,13 +177,11 @@ def paper_bytes(trainable: float, frozen: float, adapters: float = 0.0) -> float
 def rank_memory(inventory: Inventory, setting: Setting, pipeline_rank: int) -> RankMemory:
     """The estimate for one pipeline rank; its tensor-parallel ranks are alike."""
     weight = 4 if setting.precision == "fp32" else 2
-    here = _on_rank(inventory, setting, pipeline_rank)
-    trained = sum(one.trained for one in here)
-    moments = sum(one.moments for one in here)
+    held, trained, moments = _on_rank(inventory, setting, pipeline_rank)
     shards = setting.dp if setting.distributed_optimizer else 1
     activations, in_flight = _activations(inventory.shape, setting, pipeline_rank, weight)
     last = pipeline_rank == setting.pp - 1
-    weights = weight * sum(one.held for one in here)
+    weights = weight * held
     save_gpu, save_host = _saving(setting, pipeline_rank, weights, trained)
     return RankMemory(
         pipeline_rank=pipeline_rank,
@@ -222,30 +220,23 @@ def peak_memory(inventory: Inventory, setting: Setting) -> RankMemory:
     return max(ranks, key=lambda rank: (rank.peak_bytes, rank.total_bytes))
 
 
-@dataclass(frozen=True)
-class _OnRank:
-    """Numbers of one parameter, and its adapter, on one rank: held, trained, and fp32 numbers of optimizer state."""
-
-    held: int
-    trained: int
-    moments: int
-
-
-def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> list[_OnRank]:
+def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> tuple[int, int, int]:
+    """Numbers on one rank, adapters included: held, trained, and fp32 numbers of optimizer state."""
     owner = _pipeline_rank_of_layer(setting)
-    found = []
+    held = trained = moments = 0
     for p in inventory.parameters:
         if pipeline_rank not in _places(p, owner, setting, inventory.shape):
             continue
         size = -(-p.size // setting.tp) if p.split != "none" else p.size
         adapter = sum(factor.on_rank(setting.tp) for factor in p.factors)
-        trained = (size if p.trainable else 0) + adapter
-        moments = 2 * trained
-        numbers = cost_of(inventory.methods, p, setting.tp).optimizer_numbers
-        if numbers is not None and p.trainable:
-            moments = numbers + 2 * adapter
-        found.append(_OnRank(size + adapter, trained, moments))
-    return found
+        own = cost_of(inventory.methods, p, setting.tp).optimizer_numbers
+        held += size + adapter
+        trained += adapter
+        moments += 2 * adapter
+        if p.trainable:
+            trained += size
+            moments += 2 * size if own is None else own
+    return held, trained, moments
 
 
 def _places(p: Entry, owner: list[int], setting: Setting, shape: ModelShape) -> set[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from megatron_growth import methods, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
@@ -16,7 +17,7 @@ from megatron_growth.planner.memory import RankMemory, Setting, peak_memory, ran
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import Parameters, RunPlan, StagePlan
 from megatron_growth.planner.training import (
-    at_growth,
+    Asked,
     check_frozen,
     check_schedules,
     check_stop,
@@ -27,42 +28,37 @@ from megatron_growth.planner.training import (
 from megatron_growth.planner.windows import assign
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.schema import Baseline, Recipe, Stage
-from megatron_growth.recipes.source import KeyPath
 from megatron_growth.records.human import size
 from megatron_growth.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _Draft(Asked):
     """A stage with everything that does not depend on its budget."""
 
-    stage: Stage
-    path: KeyPath
     shape: ModelShape
     layout: ParallelLayout
     methods: tuple[Method, ...]
     inventory: Inventory
     nominal: float
     counted: flops.Counted
-    sequence_length: int
     norm_epsilon: float
-    accounting: str = "paper"
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of one optimizer step."""
-        return self.stage.global_batch_size * self.sequence_length
+        return self.stage.global_batch_size * self.recipe.model.sequence_length
 
-    @property
+    @cached_property
     def exact_rate(self) -> float:
         """FLOPs of a token by the exact accounting."""
         again = self.layout.recompute == "full"
-        return flops.exact_flops_per_token(self.inventory, self.sequence_length, recompute=again)
+        return flops.exact_flops_per_token(self.inventory, self.recipe.model.sequence_length, recompute=again)
 
     @property
     def rate(self) -> float:
         """FLOPs of a token by the accounting that the budget uses."""
-        return self.exact_rate if self.accounting == "exact" else self.counted.flops_per_token
+        return self.exact_rate if self.recipe.budget.accounting == "exact" else self.counted.flops_per_token
 
     def costs(self) -> budgets.Costs:
         """What budgets need to know."""
@@ -84,7 +80,7 @@ def plan_run(recipe: Recipe, gpus: int | None = None) -> RunPlan:
     """
     drafts = _drafts(recipe, gpus)
     split = _split_budget(recipe, drafts)
-    stages = [_stage_plan(recipe, draft, budget) for draft, budget in zip(drafts, split, strict=True)]
+    stages = [_stage_plan(draft, budget) for draft, budget in zip(drafts, split, strict=True)]
     baselines = _baselines(recipe, stages, gpus)
     stages, baselines = assign(recipe, stages, baselines)
     return complete(recipe, stages, baselines)
@@ -96,49 +92,37 @@ def _drafts(recipe: Recipe, gpus: int | None) -> list[_Draft]:
     drafts: dict[str, _Draft] = {}
     for index, stage in enumerate(recipe.stages):
         source = drafts.get(stage.source or "")
-        drafts[stage.name] = _draft(recipe, stage, ("stages", index), source, gpus, problems)
+        drafts[stage.name] = _draft(Asked(recipe, stage, ("stages", index)), source, gpus, problems)
     _refuse(problems)
     return list(drafts.values())
 
 
-def _draft(
-    recipe: Recipe, stage: Stage, path: KeyPath, source: _Draft | None, gpus: int | None, problems: list[str]
-) -> _Draft:
-    model, given = recipe.model, stage.layout
+def _draft(asked: Asked, source: _Draft | None, gpus: int | None, problems: list[str]) -> _Draft:
+    recipe, stage, given = asked.recipe, asked.stage, asked.stage.layout
     dp = given.dp or layouts.open_dp(gpus, given.tp * given.pp, stage.global_batch_size // stage.micro_batch_size)
     shape = shape_of(recipe, stage)
-    found = layouts.problems(
-        shape,
-        given,
-        dp=dp,
-        sequence_length=model.sequence_length,
-        global_batch_size=stage.global_batch_size,
-        micro_batch_size=stage.micro_batch_size,
-    )
-    bad = [f"{recipe.where(*path, 'layout', key)}: stage {stage.name}: {message}" for key, message in found]
+    found = layouts.problems(shape, stage, dp, recipe.model.sequence_length)
+    bad = [f"{asked.where('layout', key)}: stage {stage.name}: {message}" for key, message in found]
     problems += bad
     chunks = () if bad else layouts.layers_per_chunk(shape.layers, given.pp, given.vpp, given.pipeline_layout)
     distributed = stage.optimizer.distributed if given.distributed_optimizer is None else given.distributed_optimizer
     chosen = given.model_dump() | {"dp": dp, "distributed_optimizer": distributed, "layers_per_chunk": chunks}
     old = source.shape if source else None
-    taken = chosen_methods(recipe, stage, path, shape, old, distributed=distributed and dp > 1)
-    inventory = take_inventory(shape, stage.freeze, (*chosen_rates(recipe, stage, path, shape), *taken))
-    check_frozen(recipe, stage, path, shape, inventory)
+    taken = chosen_methods(asked, shape, old, distributed=distributed and dp > 1)
+    inventory = take_inventory(shape, stage.freeze, (*chosen_rates(asked, shape), *taken))
+    check_frozen(asked, inventory)
     relora = stage.method("relora")
-    rule = model.nominal_parameters
+    rule = recipe.model.nominal_parameters
     nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
     return _Draft(
-        stage=stage,
-        path=path,
+        **vars(asked),
         shape=shape,
         layout=ParallelLayout(**chosen),
         methods=taken,
         inventory=inventory,
         nominal=nominal,
         counted=flops.counted(inventory, recipe.vocab, rule, nominal, relora.rank if relora else 0),
-        sequence_length=model.sequence_length,
-        norm_epsilon=_norm_epsilon(recipe, stage, path, shape, source),
-        accounting=recipe.budget.accounting,
+        norm_epsilon=_norm_epsilon(asked, shape, source),
     )
 
 
@@ -163,14 +147,14 @@ def shape_of(recipe: Recipe, stage: Stage) -> ModelShape:
     )
 
 
-def _norm_epsilon(recipe: Recipe, stage: Stage, path: KeyPath, shape: ModelShape, source: _Draft | None) -> float:
+def _norm_epsilon(asked: Asked, shape: ModelShape, source: _Draft | None) -> float:
     """The norm epsilon: an operator that pads the residual stream rescales the epsilon of the source stage."""
     if source is None:
-        return recipe.model.norm_epsilon
+        return asked.recipe.model.norm_epsilon
     try:
-        growth = stage.growth.spec.map(source.shape, shape)
+        growth = asked.stage.growth.spec.map(source.shape, shape)
     except GrowthPlanError as error:
-        raise at_growth(recipe, stage, path, error) from None
+        raise asked.refused(error, "growth") from None
     return growth.norm_epsilon(source.norm_epsilon)
 
 
@@ -183,35 +167,32 @@ def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.Stag
     last = drafts[-1]
     rate = 6 * last.nominal
     if rule.accounting == "exact":
-        rate = flops.exact_flops_per_token(take_inventory(last.shape), last.sequence_length)
+        rate = flops.exact_flops_per_token(take_inventory(last.shape), recipe.model.sequence_length)
     vanilla = rate * (rule.vanilla_iterations or 0) * last.batch_tokens
     return budgets.step(costs, vanilla, rule.fraction, rule.fraction_of)
 
 
-def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iterations: int | None = None) -> StagePlan:
+def _stage_plan(draft: _Draft, budget: budgets.StageBudget, iterations: int | None = None) -> StagePlan:
     """A stage with its budget; `iterations` overrides the rounding of tokens to whole batches."""
-    stage, layout = draft.stage, draft.layout
+    recipe, stage = draft.recipe, draft.stage
     steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
-    schedule = _schedule(recipe, draft, steps, is_last)
-    check_schedules(recipe, stage, draft.path, schedule)
-    check_stop(recipe, stage, draft.path, steps)
-    exact = draft.exact_rate
-    growth = stage.growth.spec if stage.source is not None else None
+    schedule = _schedule(draft, steps, is_last)
+    check_schedules(draft, schedule)
+    check_stop(draft, steps)
     samples = steps * stage.global_batch_size
-    setting = _setting(recipe, draft)
+    setting = _setting(draft)
     memory = peak_memory(draft.inventory, setting)
-    flops_exact = exact * samples * draft.sequence_length
     return StagePlan(
         name=stage.name,
         shape=draft.shape,
         vocab=recipe.vocab,
-        parameters=_parameters(draft, recipe.vocab),
+        parameters=_parameters(draft),
         tokens=budget.tokens,
         samples=samples,
         iterations=steps,
-        flops=budget.flops if draft.accounting == "paper" else draft.counted.flops_per_token * budget.tokens,
-        flops_exact=flops_exact,
+        flops=budget.flops if recipe.budget.accounting == "paper" else draft.counted.flops_per_token * budget.tokens,
+        flops_exact=draft.exact_rate * samples * recipe.model.sequence_length,
         memory=memory,
         state_bytes=tuple(rank_memory(draft.inventory, setting, rank).state_bytes for rank in range(setting.pp)),
         lr=stage.lr,
@@ -219,13 +200,13 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         warmup_iterations=int(schedule.warmup_iterations),
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
-        sequence_length=draft.sequence_length,
+        sequence_length=recipe.model.sequence_length,
         norm_epsilon=draft.norm_epsilon,
-        layout=layout,
+        layout=draft.layout,
         data_start=0,
         data_pool=samples,
         source=stage.source,
-        growth=growth,
+        growth=stage.growth.spec if stage.source is not None else None,
         freeze=stage.freeze,
         rules=written_rules(stage),
         methods=tuple(map(methods.written, draft.methods)),
@@ -234,14 +215,14 @@ def _stage_plan(recipe: Recipe, draft: _Draft, budget: budgets.StageBudget, iter
         stop_iterations=stage.stop_iterations,
         precision=stage.precision or recipe.precision,
         megatron=flags.merged(stage.megatron),
-        state_is_grown=_state_is_grown(recipe, stage),
+        state_is_grown=_state_is_grown(draft),
         note=getattr(stage, "note", ""),
-        formulas=_formulas(draft, budget, steps, exact, memory),
+        formulas=_formulas(draft, budget, steps, memory),
     )
 
 
-def _parameters(draft: _Draft, vocab: int) -> Parameters:
-    shape = draft.shape
+def _parameters(draft: _Draft) -> Parameters:
+    shape, vocab = draft.shape, draft.recipe.vocab
     padding = (shape.vocab - vocab) * shape.hidden
     frozen = sum(
         p.size - (padding if p.kind in ("embedding", "output") else 0)
@@ -254,18 +235,16 @@ def _parameters(draft: _Draft, vocab: int) -> Parameters:
     )
 
 
-def _formulas(
-    draft: _Draft, budget: budgets.StageBudget, steps: int, exact: float, memory: RankMemory
-) -> dict[str, str]:
-    rate, batch, stage = draft.counted.flops_per_token, draft.batch_tokens, draft.stage
+def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int, memory: RankMemory) -> dict[str, str]:
+    rate, stage, length = draft.counted.flops_per_token, draft.stage, draft.recipe.model.sequence_length
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
-    exactly = budget.tokens / batch
+    exactly = budget.tokens / draft.batch_tokens
     whole = f"rounded to {steps:,}" if steps == max(1, round(exactly)) else f"{steps:,} as all stages together take"
     return {
         "FLOPs": budget.formula,
-        "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {exact:.4g}",
+        "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {draft.exact_rate:.4g}",
         "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
-        "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {draft.sequence_length:,} a batch) = "
+        "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {length:,} a batch) = "
         f"{exactly:,.2f}, {whole}",
         "memory per GPU": memory.training_in_words
         + (f" (pipeline rank {memory.pipeline_rank})" if draft.layout.pp > 1 else "")
@@ -273,31 +252,31 @@ def _formulas(
     }
 
 
-def _state_is_grown(recipe: Recipe, stage: Stage) -> bool:
+def _state_is_grown(asked: Asked) -> bool:
     """Whether a later stage grows this one's optimizer state too."""
-    return any(s.source == stage.name and s.growth.optimizer_state != "reset" for s in recipe.stages)
+    return any(s.source == asked.stage.name and s.growth.optimizer_state != "reset" for s in asked.recipe.stages)
 
 
-def _setting(recipe: Recipe, draft: _Draft) -> Setting:
-    stage = draft.stage
+def _setting(draft: _Draft) -> Setting:
+    recipe, stage = draft.recipe, draft.stage
     return Setting.of_layout(
         draft.layout,
         precision=stage.precision or recipe.precision,
         global_batch_size=stage.global_batch_size,
         micro_batch_size=stage.micro_batch_size,
-        sequence_length=draft.sequence_length,
+        sequence_length=recipe.model.sequence_length,
         checkpoint=recipe.checkpoint,
-        state_is_grown=_state_is_grown(recipe, stage),
+        state_is_grown=_state_is_grown(draft),
         flags=flags.merged(stage.megatron),
     )
 
 
-def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> schedules.Schedule:
+def _schedule(draft: _Draft, steps: int, is_last: bool) -> schedules.Schedule:
     """The schedule of a stage; a `planned` span decays over the steps that were planned when the stage began."""
     block = draft.stage.schedule
     span = steps
     if block.span == "planned" and not is_last:
-        span = round(steps / recipe.budget.fraction)
+        span = round(steps / draft.recipe.budget.fraction)
     warmup = block.warmup_iterations
     if warmup is None:
         warmup = round(block.warmup_fraction * steps)
@@ -309,8 +288,8 @@ def _schedule(recipe: Recipe, draft: _Draft, steps: int, is_last: bool) -> sched
             raise RecipeError(f"the warm-up takes all {steps} iterations", fix="shorten it; the rate would never decay")
         return schedules.make(block.name, draft.stage.lr, span, warmup, **block.given)
     except RecipeError as error:
-        where = recipe.where(*draft.path, "schedule", "warmup_iterations" if "warm-up" in error.what else "name")
-        raise RecipeError(f"stage {draft.stage.name}: {error.what}", where=where, fix=error.fix) from None
+        key = "warmup_iterations" if "warm-up" in error.what else "name"
+        raise draft.refused(error, "schedule", key) from None
 
 
 def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int | None) -> list[StagePlan]:
@@ -320,31 +299,29 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int | None) ->
     whole, steps = sum(getattr(stage, key) for stage in stages), sum(stage.iterations for stage in stages)
     plans = []
     for name, baseline in recipe.baselines.items():
-        path: KeyPath = ("baselines", name)
+        asked = Asked(recipe, baseline, ("baselines", name))
         iterations = None
         if baseline.match == "steps":
-            baseline, iterations = _step_matched(recipe, baseline, path, whole, steps, gpus), steps
-        draft = _draft(recipe, baseline, path, None, gpus, problems)
+            asked, iterations = _step_matched(asked, whole, steps, gpus), steps
+        draft = _draft(asked, None, gpus, problems)
         _refuse(problems)
-        costs = draft.costs()
         if baseline.match == "iterations":
-            budget = budgets.by_iterations([costs])[0]
+            budget = budgets.by_iterations([draft.costs()])[0]
         else:
             formula = f"all stages together: {whole:.4g} FLOPs"
             budget = budgets.StageBudget(whole, round(whole / draft.rate), formula)
-        plans.append(_stage_plan(recipe, draft, budget, iterations))
+        plans.append(_stage_plan(draft, budget, iterations))
     return plans
 
 
-def _step_matched(
-    recipe: Recipe, baseline: Baseline, path: KeyPath, whole: float, steps: int, gpus: int | None
-) -> Baseline:
+def _step_matched(asked: Asked, whole: float, steps: int, gpus: int | None) -> Asked:
     """The baseline with the batch that spends `whole` FLOPs in as many steps as the stages take."""
-    draft = _draft(recipe, baseline, path, None, gpus, [])
+    draft = _draft(asked, None, gpus, [])
     dp = draft.layout.dp or 1
-    batch = max(1, round(whole / draft.rate / steps / draft.sequence_length / dp)) * dp
-    micro = max(d for d in layouts.divisors(batch // dp) if d <= baseline.micro_batch_size)
-    return baseline.model_copy(update={"global_batch_size": batch, "micro_batch_size": micro})
+    batch = max(1, round(whole / draft.rate / steps / asked.recipe.model.sequence_length / dp)) * dp
+    micro = max(d for d in layouts.divisors(batch // dp) if d <= asked.stage.micro_batch_size)
+    sizes = {"global_batch_size": batch, "micro_batch_size": micro}
+    return replace(asked, stage=asked.stage.model_copy(update=sizes))
 
 
 def _refuse(problems: list[str]) -> None:
