@@ -222,19 +222,18 @@ def _choice(recipe: Recipe, stage: StagePlan, profile: ClusterProfile, layout: P
     host_bytes = memory.save_host_bytes * profile.ranks_of_a_node
     saved = checkpoint_bytes(stage.parameters, stage.precision)
     time = step_time(inventory, setting, memory, profile, saved)
-    tokens = stage.global_batch_size * stage.sequence_length
     hours = time.hours(stage.iterations, recipe.checkpoint.interval)
-    useful = _flops_per_token(inventory, stage.sequence_length) * tokens
+    useful = _flops_per_token(inventory, stage.sequence_length) * stage.batch_tokens
     return Choice(
         layout=layout,
         micro_batch_size=micro,
         gradient_accumulation=setting.micro_batches,
         memory=memory,
         save_host_bytes_per_node=host_bytes,
-        fits=memory.peak_bytes <= profile.usable_bytes and host_bytes <= _node_bytes(profile),
+        fits=memory.peak_bytes <= profile.usable_bytes and host_bytes <= profile.node_bytes,
         time=time,
         step_seconds=time.step,
-        tokens_per_second=tokens / time.step,
+        tokens_per_second=stage.batch_tokens / time.step,
         wall_hours=hours,
         gpu_hours=hours * profile.gpus,
         model_flops_utilisation=useful / time.step / (profile.gpus * profile.gpu.peak_tflops * 1e12),
@@ -247,11 +246,6 @@ def own_layout(recipe: Recipe, stage: StagePlan, profile: ClusterProfile) -> Cho
     per_node = min(ranks, profile.ranks_of_a_node)
     taken = {"nodes": -(-ranks // per_node), "gpus_per_node": per_node, "ranks_per_node": None}
     return _choice(recipe, stage, profile.model_copy(update=taken), stage.layout, stage.micro_batch_size)
-
-
-def _node_bytes(profile: ClusterProfile) -> float:
-    """Memory of a node, infinite where the profile does not say."""
-    return profile.memory_gib * 2**30 if profile.memory_gib else float("inf")
 
 
 def _inventory(recipe: Recipe, stage: StagePlan, tp: int) -> Inventory:
@@ -276,7 +270,7 @@ def _reason(best: Choice, choices: list[Choice], stage: StagePlan, profile: Clus
     if plain and not any(c.fits for c in plain):
         least = min(plain, key=lambda c: c.memory.peak_bytes)
         reason += f"; {least} would need {size(least.memory.peak_bytes)}"
-    heavy = [c for c in choices if c.save_host_bytes_per_node > _node_bytes(profile)]
+    heavy = [c for c in choices if c.save_host_bytes_per_node > profile.node_bytes]
     if heavy:
         most = max(c.save_host_bytes_per_node for c in heavy)
         reason += f"; {plural(len(heavy), 'layout')} would need up to {size(most)} of a node's memory for a save"

@@ -45,8 +45,7 @@ def _scratch_flops(recipe: Recipe, stages: Sequence[StagePlan], baselines: Seque
         return sum(6 * ratio * stage.parameters.nominal**2 for stage in stages)
     if recipe.budget.rule == "step":
         last = stages[-1]
-        batch = last.global_batch_size * last.sequence_length
-        return 6 * last.parameters.nominal * (recipe.budget.vanilla_iterations or 0) * batch
+        return 6 * last.parameters.nominal * (recipe.budget.vanilla_iterations or 0) * last.batch_tokens
     return baselines[0].flops if baselines else sum(stage.flops for stage in stages)
 
 

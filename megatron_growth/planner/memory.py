@@ -264,9 +264,9 @@ def _activations(shape: ModelShape, setting: Setting, pipeline_rank: int, width:
     per_layer, working = width * (norms * whole + split), 0
     if setting.recompute == "full":
         per_layer, working = width * whole, per_layer
-    layers = [n for c, n in enumerate(setting.layers_per_chunk) if c % setting.pp == pipeline_rank]
+    layers = sum(setting.layers_per_chunk[pipeline_rank :: setting.pp])
     in_flight = chunks_in_flight(setting, pipeline_rank) / setting.vpp
-    return int(in_flight * sum(layers) * per_layer) + working, in_flight
+    return int(in_flight * layers * per_layer) + working, in_flight
 
 
 def chunks_in_flight(setting: Setting, pipeline_rank: int) -> int:

@@ -87,10 +87,9 @@ def _tokens(recipe: Recipe, stages: Sequence[StagePlan]) -> Iterator[str]:
     printed, trained = recipe.printed.tokens, sum(stage.tokens_trained for stage in stages)
     if printed and abs(trained / printed - 1) > ROUNDING:
         last = stages[-1]
-        batch = last.global_batch_size * last.sequence_length
         yield (
-            f"The paper prints {printed / 1e9:.4g} B tokens, but its {last.iterations:,} steps of {batch:,} tokens are "
-            f"{trained / 1e9:.4g} B; steps and batch are used."
+            f"The paper prints {printed / 1e9:.4g} B tokens, but its {last.iterations:,} steps of "
+            f"{last.batch_tokens:,} tokens are {trained / 1e9:.4g} B; steps and batch are used."
         )
 
 

@@ -124,6 +124,11 @@ class StagePlan:
         return self.memory.total_bytes
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
     def tokens_trained(self) -> int:
         """Tokens after rounding to whole iterations."""
         return self.samples * self.sequence_length

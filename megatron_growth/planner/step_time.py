@@ -153,9 +153,7 @@ def data_parallel_bus(setting: Setting, profile: ClusterProfile) -> tuple[float,
 
 def _imbalance(setting: Setting) -> float:
     """How much longer the pipeline rank with most layers computes than the average one."""
-    layers = [
-        sum(n for c, n in enumerate(setting.layers_per_chunk) if c % setting.pp == rank) for rank in range(setting.pp)
-    ]
+    layers = [sum(setting.layers_per_chunk[rank :: setting.pp]) for rank in range(setting.pp)]
     return max(layers) * setting.pp / sum(layers) if sum(layers) else 1.0
 
 

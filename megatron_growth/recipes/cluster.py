@@ -5,6 +5,7 @@ A profile says what the planner needs (nodes, GPUs, memory, speed) and what a jo
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -297,6 +298,11 @@ class ClusterProfile(Block):
     def usable_bytes(self) -> float:
         """GPU memory that training may fill, in bytes: without CUDA's and NCCL's, and allowing for fragmentation."""
         return (self.gpu.memory_gib - self.gpu.reserved_gib) * 2**30 / (1 + self.gpu.fragmentation)
+
+    @property
+    def node_bytes(self) -> float:
+        """Memory of a node in bytes; infinite where the profile does not say."""
+        return self.memory_gib * 2**30 if self.memory_gib else math.inf
 
 
 def cluster_names() -> list[str]:

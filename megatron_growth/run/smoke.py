@@ -305,7 +305,7 @@ def _verdict(run: RunDirectory, stage: StagePlan, known: Mapping[str, Any]) -> V
     starts = [record["iteration"] for record in records if record.get("event") == "start"]
     steady = [step["seconds"] for step in steps if step["iteration"] - 1 not in (0, *starts)]
     seconds = statistics.median(steady) if steady else None
-    speed = stage.global_batch_size * stage.sequence_length / seconds if seconds else None
+    speed = stage.batch_tokens / seconds if seconds else None
     progress = metrics.read(folder.metrics)
     verdict = Verdict(
         stage=stage.name,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -121,7 +120,7 @@ def stage_jobs(
 
 def room_of(profile: ClusterProfile, ranks: int) -> Room:
     """Memory that each of a node's `ranks` may fill."""
-    return Room(profile.usable_bytes, profile.memory_gib * 2**30 / ranks if profile.memory_gib else math.inf)
+    return Room(profile.usable_bytes, profile.node_bytes / ranks)
 
 
 def check_path_and_profile(run: RunDirectory, profile: ClusterProfile) -> None:
