@@ -17,9 +17,8 @@ from megatron_growth.layout.model_names import all_names, named_parameters
 from megatron_growth.layout.names import parse_key
 from megatron_growth.methods import METHODS, GroupSettings, Method, TrainedModel, frozen_names, group_of
 from megatron_growth.methods.freeze import take_out_of_training
-from megatron_growth.plugin import state_by_name, stopping
+from megatron_growth.plugin import bucket_order, state_by_name, stopping
 from megatron_growth.plugin.addition import Addition, Wrap, after_step, then
-from megatron_growth.plugin.bucket_order import in_buckets
 from megatron_growth.records.human import plural
 
 Chunks = list[torch.nn.Module]
@@ -90,18 +89,16 @@ class ActiveMethods:
         return tuple(dict.fromkeys(text for method in self.methods for text in method.schedules()))
 
     def addition(self) -> Addition:
-        """The hook, and the replacements that some method of this run needs."""
+        """The hook, the replacements that some method of this run needs, and what every save needs."""
         bind: dict[str, Wrap] = {}
         if self._has("group"):
             bind["get_megatron_optimizer_config"] = self.around_optimizer_config
         if self._has("optimizer"):
             bind["get_megatron_optimizer"] = self.around_optimizer
-        if self.methods:
-            bind["setup_model_and_optimizer"] = then(self._set_up)
+        bind["setup_model_and_optimizer"] = then(self._set_up)
         if self._has("after_iteration") or self._has("end"):
             bind["post_training_step_callbacks"] = after_step(self._step)
-        if self.methods:
-            bind["_build_sharded_state_dict_metadata"] = then(self._describe)
+        bind["_build_sharded_state_dict_metadata"] = then(self._note)
         return Addition(before_wrap=self.apply, bind=bind)
 
     def _has(self, hook: str) -> bool:
@@ -156,6 +153,13 @@ class ActiveMethods:
             if method.end(self.model):
                 get_args().no_save_optim = True
 
+    def _note(self, metadata: dict[str, Any]) -> None:
+        """What a save notes of its content, once there is an optimizer and where there are methods."""
+        if self.optimizer is not None:
+            bucket_order.note(metadata, self.model.chunks, self.optimizer)
+        if self.methods:
+            self._describe(metadata)
+
     def _describe(self, metadata: dict[str, Any]) -> None:
         """Save each layer under its own key when only some have optimizer state, or when a method asks for it.
 
@@ -164,7 +168,7 @@ class ActiveMethods:
         Megatron stacks the layers of a parameter into one global tensor, which must be complete.  The checkpoint
         says how its layers are stored, so a later run loads it with or without the plugin.
         """
-        if self.splits_layers and not in_buckets(metadata) and not get_args().no_save_optim:
+        if self.splits_layers and not bucket_order.in_buckets(metadata) and not get_args().no_save_optim:
             metadata["non_homogeneous_layers"] = True
         for method in self.methods:
             metadata.update(method.metadata(self.model))

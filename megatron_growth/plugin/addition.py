@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,11 @@ class Addition:
     configure: Callable[[Any], None] | None = None
     before_wrap: Callable[[list[Any]], list[Any]] | None = None
     bind: Mapping[str, Wrap] = field(default_factory=dict)
+
+
+def named(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a function of Megatron is called with, by the names of its parameters; `rebind.TARGETS` lists them."""
+    return inspect.signature(original).bind(*args, **kwargs).arguments
 
 
 def then(act: Callable[[Any], None]) -> Wrap:

@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "growth", "start from a smaller model, freeze parameters, and follow a run (megatron_growth)"
     )
     _add_growth_arguments(group)
-    _add_start_argument(group)
     _add_training_arguments(group)
     _add_data_arguments(group)
     _add_run_arguments(group)
@@ -77,9 +76,6 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         help="what becomes of the source's optimizer state: reset starts from scratch; grow (with the weights) and "
         "asymmetric (old entries keep theirs) need a checkpoint from `megatron-growth grow` (default: %(default)s)",
     )
-
-
-def _add_start_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-start-anew",
         action="store_true",

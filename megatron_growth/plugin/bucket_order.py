@@ -17,7 +17,6 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_growth.layout.model_names import named_parameters
 from megatron_growth.methods.parts.optimizer_tensors import leaves
-from megatron_growth.plugin.addition import Addition, then
 
 KEY = "growth_optimizer_buckets"  # in a checkpoint's content metadata: {shard: digest}
 _BUCKETS = "dp_reshardable"
@@ -28,18 +27,10 @@ def in_buckets(metadata: dict[str, Any]) -> bool:
     return bool(metadata.get("distrib_optim_sharding_type") == _BUCKETS)
 
 
-def addition() -> Addition:
-    """Notes the order with every save of buckets."""
-    kept: list[Any] = []  # model chunks and optimizer, once both exist
-
-    def keep(found: tuple[Any, Any, Any]) -> None:
-        kept[:] = found[:2]
-
-    def note(metadata: dict[str, Any]) -> None:
-        if kept and in_buckets(metadata):
-            metadata[KEY] = _of_all_ranks(orders(*kept))
-
-    return Addition(bind={"setup_model_and_optimizer": then(keep), "_build_sharded_state_dict_metadata": then(note)})
+def note(metadata: dict[str, Any], model: Sequence[torch.nn.Module], optimizer: Any) -> None:
+    """Note the order in a checkpoint's metadata of its content when it holds buckets; a collective then."""
+    if in_buckets(metadata):
+        metadata[KEY] = _of_all_ranks(orders(model, optimizer))
 
 
 def orders(model: Sequence[torch.nn.Module], optimizer: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from megatron.training import get_args, training
 
 from megatron_growth.checkpoint.agreement import together
 from megatron_growth.plugin import stopping
-from megatron_growth.plugin.addition import Addition, Wrap, after_step, then
+from megatron_growth.plugin.addition import Addition, Wrap, after_step, named, then
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.plugin.late import LateLines, LateNumber
 from megatron_growth.plugin.state_by_name import any_rank
@@ -24,6 +24,12 @@ from megatron_growth.records.human import plural
 from megatron_growth.records.metrics import MetricsFile, MetricsLine
 
 Function = Callable[..., Any]
+
+# What Megatron's train() hands on to an evaluation under the same name.
+_HANDED_ON = (
+    *("forward_step_func", "model", "process_non_loss_data_func", "config", "non_loss_data_func"),
+    *("p2p_communicator", "pg_collection"),
+)
 
 
 class Events:
@@ -117,7 +123,7 @@ class Events:
         def train(*args: Any, **kwargs: Any) -> Any:
             self._open()
             if self._options.evaluate_at_start and get_args().iteration == 0 and get_args().do_valid:
-                self._evaluate_at_start(*args, **kwargs)
+                self._evaluate_at_start(named(original, args, kwargs))
             self._mark = time.perf_counter()
             try:
                 result = original(*args, **kwargs)
@@ -132,72 +138,35 @@ class Events:
 
         return train
 
-    def _evaluate_at_start(
-        self,
-        forward_step_func: Function,
-        model: list[torch.nn.Module],
-        optimizer: Any,  # noqa: ARG002  (the parameters are those of Megatron's train())
-        opt_param_scheduler: Any,  # noqa: ARG002
-        train_data_iterator: Any,  # noqa: ARG002
-        valid_data_iterator: Any,
-        process_non_loss_data_func: Function | None,
-        config: Any,
-        checkpointing_context: Any,  # noqa: ARG002
-        non_loss_data_func: Function | None,
-        inference_model: Any = None,  # noqa: ARG002
-        **groups: Any,
-    ) -> None:
-        """One evaluation as the training loop makes it, with the weights as they were initialised, grown or given."""
+    def _evaluate_at_start(self, given: dict[str, Any]) -> None:
+        """One evaluation as the training loop makes it, with the weights as they were initialised, grown or given.
+
+        Args:
+            given: what train() is called with, by name.
+        """
         hooked = training.should_disable_forward_pre_hook(get_args())
         if hooked:  # parameters are in place; there is nothing to gather yet
-            training.disable_forward_pre_hook(model, param_sync=False)
+            training.disable_forward_pre_hook(given["model"], param_sync=False)
         training.evaluate_and_print_results(
-            "iteration 0",
-            forward_step_func,
-            valid_data_iterator,
-            model,
-            0,
-            process_non_loss_data_func,
-            config,
-            non_loss_data_func=non_loss_data_func,
-            **groups,
+            prefix="iteration 0",
+            data_iterator=given["valid_data_iterator"],
+            iteration=0,
+            **{name: given[name] for name in _HANDED_ON if name in given},
         )
         if hooked:
-            training.enable_forward_pre_hook(model)
+            training.enable_forward_pre_hook(given["model"])
 
     def around_training_log(self, original: Function) -> Function:
         """Write the figures of one iteration without waiting for the GPU where Megatron does not."""
 
-        def training_log(
-            loss_dict: dict[str, torch.Tensor],
-            total_loss_dict: dict[str, Any],
-            learning_rate: float | None,
-            iteration: int,
-            loss_scale: float,
-            report_memory_flag: bool,
-            skipped_iter: int,
-            grad_norm: float | None,
-            *rest: Any,
-            **kwargs: Any,
-        ) -> Any:
+        def training_log(*args: Any, **kwargs: Any) -> Any:
+            given = named(original, args, kwargs)
             now = time.perf_counter()
             seconds, self._mark = now - self._mark, now
-            rate = self._rate(learning_rate)
+            rate = self._rate(given["learning_rate"])
             if self._writes():
-                line = _iteration(iteration, rate, grad_norm, seconds, skipped_iter)
-                self._late.add(line, LateNumber(_loss_tensor(loss_dict)))
-            result = original(
-                loss_dict,
-                total_loss_dict,
-                learning_rate,
-                iteration,
-                loss_scale,
-                report_memory_flag,
-                skipped_iter,
-                grad_norm,
-                *rest,
-                **kwargs,
-            )
+                self._late.add(_iteration(given, rate, seconds), LateNumber(_loss_tensor(given["loss_dict"])))
+            result = original(*args, **kwargs)
             self._late.flush(wait=False)
             return result
 
@@ -214,20 +183,14 @@ class Events:
     def around_evaluate_and_print(self, original: Function) -> Function:
         """Note which evaluation this is, and leave its time out of the step time."""
 
-        def evaluate_and_print_results(
-            prefix: str,
-            forward_step_func: Function,
-            data_iterator: Any,
-            model: Any,
-            iteration: int,
-            *rest: Any,
-            **kw: Any,
-        ) -> Any:
+        def evaluate_and_print_results(*args: Any, **kwargs: Any) -> Any:
+            given = named(original, args, kwargs)
+            prefix, iteration = given["prefix"], given["iteration"]
             self._open()
             when = "test" if "test set" in prefix else "final" if "validation set" in prefix else "interval"
             self._evaluation = (iteration, when if iteration or when != "interval" else "start")
             self._validation_loss = None
-            result = original(prefix, forward_step_func, data_iterator, model, iteration, *rest, **kw)
+            result = original(*args, **kwargs)
             self._evaluation = None
             if iteration and when == "interval":
                 self._stop_when_reached(iteration)
@@ -269,23 +232,25 @@ class Events:
         return save_checkpoint_and_time
 
 
-def _iteration(
-    iteration: int, learning_rate: float | None, grad_norm: float | None, seconds: float, skipped: int
-) -> MetricsLine:
-    """The metrics line of one iteration, with a place for its loss."""
+def _iteration(given: dict[str, Any], learning_rate: float | None, seconds: float) -> MetricsLine:
+    """The metrics line of one iteration, with a place for its loss.
+
+    Args:
+        given: what training_log() is called with, by name.
+    """
     args = get_args()
     batch = args.micro_batch_size * args.data_parallel_size * training.get_num_microbatches()
     record = {
-        "iteration": iteration,
+        "iteration": given["iteration"],
         "samples": args.consumed_train_samples,
         "tokens": args.consumed_train_samples * args.seq_length,
         "loss": None,
         "lr": learning_rate,
-        "grad_norm": None if grad_norm is None else float(grad_norm),
+        "grad_norm": None if given["grad_norm"] is None else float(given["grad_norm"]),
         "seconds": round(seconds, 6),
         "tokens_per_second": round(batch * args.seq_length / seconds, 1),
     }
-    return {**record, "skipped": True} if skipped else record
+    return {**record, "skipped": True} if given["skipped_iter"] else record
 
 
 def _loss_tensor(losses: dict[str, torch.Tensor]) -> torch.Tensor | None:

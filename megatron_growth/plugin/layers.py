@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.training.checkpointing import get_checkpoint_name
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.addition import Addition, named
 from megatron_growth.plugin.arguments import PluginOptions
 
 
@@ -44,20 +44,12 @@ def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
 def around_load(original: Callable[..., Any]) -> Callable[..., Any]:
     """Load as Megatron does, but do not ask for extra states of norms that the checkpoint lacks."""
 
-    def _load_global_dist_base_checkpoint(
-        load_dir: str,
-        args: Any,
-        rank0: bool,
-        sharded_state_dict: Any,
-        iteration: int,
-        release: bool,
-        *rest: Any,
-        **kw: Any,
-    ) -> Any:
-        if not rank0 and sharded_state_dict is not None:
-            folder = get_checkpoint_name(load_dir, iteration, release, return_base_dir=True)
-            _drop_missing_norm_states(sharded_state_dict, Path(folder))
-        return original(load_dir, args, rank0, sharded_state_dict, iteration, release, *rest, **kw)
+    def _load_global_dist_base_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        given = named(original, args, kwargs)
+        if not given["rank0"] and given["sharded_state_dict"] is not None:
+            folder = get_checkpoint_name(given["load_dir"], given["iteration"], given["release"], return_base_dir=True)
+            _drop_missing_norm_states(given["sharded_state_dict"], Path(folder))
+        return original(*args, **kwargs)
 
     return _load_global_dist_base_checkpoint
 

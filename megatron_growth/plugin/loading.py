@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,32 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
     """Load as Megatron does, across changed learning rates and changed methods."""
 
     def load_checkpoint(model: Chunks, optimizer: Any, opt_param_scheduler: Any, *rest: Any, **kwargs: Any) -> Any:
-        args = get_args()
+        args, load = get_args(), partial(original, model, optimizer, opt_param_scheduler, *rest, **kwargs)
         folder = get_load_checkpoint_path_by_args(args) if checkpoint_exists(args.load) else None
         if folder is None or not dist_checkpointing.check_is_distributed_checkpoint(folder):
-            return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+            return load()
         common = dist_checkpointing.load_common_state_dict(folder)
         check_grown(common, folder)
         saved = methods_of(common.get("args"))
         whole = not (optimizer is None or args.finetune or args.no_load_optim)
         with active.loading(folder, saved, optimizer=whole):
             if not whole:
-                return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+                return load()
             if hasattr(common["args"], "growth_provenance"):  # what the model grew from stays with its checkpoints
                 args.growth_provenance = common["args"].growth_provenance
             if Path(folder).name == "release":  # it has no optimizer state, whatever its metadata say of its origin
-                return original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+                return load()
             _refuse_without_state(common, folder)
             _refuse_dropped_rates(saved, active, args, folder)
             metadata = state_by_name.content_metadata(common)
-            _refuse_another_form_of_masters(common["args"], args, str(folder))
+            _refuse_another_form_of_masters(common["args"], args, folder)
             if in_buckets(metadata):
-                reshardable.check_layout(common["args"], args, str(folder))
-                reshardable.check_buckets(model, optimizer, common, args, str(folder))
+                reshardable.check_layout(common["args"], args, folder)
+                reshardable.check_buckets(model, optimizer, common, args, folder)
             if _by_name(common, saved, active):
                 args.no_load_optim = True
                 try:
-                    result = original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+                    result = load()
                 finally:
                     args.no_load_optim = False
                 trained = set(active.model.names) - _frozen_at_save(common, active)
@@ -75,7 +76,7 @@ def around_load(original: Callable[..., Any], active: ActiveMethods) -> Callable
                 opt_param_scheduler.load_state_dict(common["opt_param_scheduler"])
                 return result
             with _matching_groups(optimizer, args):
-                result = original(model, optimizer, opt_param_scheduler, *rest, **kwargs)
+                result = load()
             _restore_step(optimizer, common)
             return result
 

@@ -86,24 +86,13 @@ def _keep_rope_factor(model_cfg: Any, args: argparse.Namespace) -> None:
 
 def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     """What every part of the plugin adds to this run, in the order in which the parts act."""
-    from megatron_growth.plugin import (
-        anew,
-        bucket_order,
-        datasets,
-        growing,
-        layers,
-        loading,
-        memory,
-        reshardable,
-        scheduler,
-    )
+    from megatron_growth.plugin import anew, datasets, growing, layers, loading, memory, reshardable, scheduler
     from megatron_growth.plugin.active import ActiveMethods
 
     active = ActiveMethods(options.methods, events.record)
     yield layers.addition(options)
     yield growing.addition(options, events.record)
-    yield reshardable.addition(options)  # before the methods, which ask for the form that it chooses
-    yield bucket_order.addition()  # of the form that is chosen then
+    yield reshardable.addition(options)  # before `active`, which asks for the form that it chooses
     yield active.addition()
     yield scheduler.addition(active)
     yield loading.addition(active)
