@@ -24,7 +24,7 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.vocabulary import SAVED
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
 from megatron_growth.layout import lookup, parameters_of
-from megatron_growth.layout.architecture import settings_of
+from megatron_growth.layout.architecture import SIZES, settings_of
 from megatron_growth.layout.parameters import (
     EMBEDDING,
     FC1,
@@ -45,8 +45,7 @@ PROVENANCE = "growth_provenance"  # attribute of the saved arguments
 LEGACY_COMMON = "common.pt"
 NOT_WEIGHTS = ("optimizer.", "chained_", "rng_state", "rerun_state")  # how other tensors of a checkpoint begin
 _COUNTS = (
-    *("num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size", "num_layers", "hidden_size"),
-    *("vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
+    *(*SIZES, "vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
     *("pipeline_model_parallel_size", "max_position_embeddings", "seq_length", "consumed_train_samples"),
 )
 _NUMBERS = (

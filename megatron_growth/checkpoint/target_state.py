@@ -13,7 +13,7 @@ import torch
 from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, load_object
 from megatron_growth.checkpoint.optimizer_state import rewrite_rates
 from megatron_growth.checkpoint.source import Source
-from megatron_growth.layout.architecture import NORM_EPSILON
+from megatron_growth.layout.architecture import NORM_EPSILON, SIZES
 from megatron_growth.operators import GrowthMap
 
 _EXTRA = re.compile(r"^(decoder\.layers\.)(?:(\d+)\.)?(.+\._extra_state)/shard_(\d+)_(\d+)$")
@@ -26,14 +26,8 @@ _OF_OPTIMIZER = ("distrib_optim", "growth_optimizer")  # how content metadata of
 def grown_arguments(args: argparse.Namespace, growth: GrowthMap, provenance: dict[str, Any]) -> argparse.Namespace:
     """Megatron's saved arguments with the target's sizes."""
     out, target = copy.copy(args), growth.target
-    sizes = {
-        "num_layers": target.layers,
+    sizes = {name: getattr(target, field) for name, field in SIZES.items()} | {
         "encoder_num_layers": target.layers,
-        "hidden_size": target.hidden,
-        "ffn_hidden_size": target.ffn,
-        "num_attention_heads": target.heads,
-        "num_query_groups": target.query_groups,
-        "kv_channels": target.head_dim,
         "padded_vocab_size": target.vocab,
         "layernorm_epsilon": growth.norm_epsilon(NORM_EPSILON.of(args)),
     }

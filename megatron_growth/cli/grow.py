@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_growth.cli.console import console, plain
 from megatron_growth.cli.options import add_processes, add_trust, refuse_idle
 from megatron_growth.errors import GrowthPlanError, RecipeError, UserError, nearest
+from megatron_growth.layout.architecture import NORM_EPSILON, SIZES
 from megatron_growth.progress import Progress
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import SEED, SIZE, finite, whole
@@ -33,13 +34,7 @@ if TYPE_CHECKING:
     from megatron_growth.shape import ModelShape
 
 HELP = "grow a checkpoint into a larger model's, offline"
-SIZES = {
-    "num_layers": "layers",
-    "hidden_size": "hidden",
-    "ffn_hidden_size": "ffn",
-    "num_attention_heads": "heads",
-    "num_query_groups": "query_groups",
-}
+GIVEN = {name: field for name, field in SIZES.items() if field != "head_dim"}  # growth keeps the head dimension
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the small checkpoint, or a Hugging Face folder",
     )
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
-    for name in SIZES:
+    for name in GIVEN:
         parser.add_argument(
             "--" + name.replace("_", "-"),
             type=whole(0 if name == "num_layers" else 1, SIZE),
@@ -89,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.exchange import open_source
 
     torch.set_num_threads(1)
-    spec, shape, architecture = _wanted(args)
+    spec, shape, wanted = _wanted(args)
     if spec.optimizer_state == "reset":
         refuse_idle({"--lr": args.lr, "--min-lr": args.min_lr}, "without grown optimizer state no rate is stored")
     job = grow_offline.plan(
@@ -101,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         policy=spec.optimizer_state,
         trust_checkpoint=args.trust_checkpoint,
     )
-    _check_architecture(job, architecture)
+    _check_architecture(job, wanted)
     _check_rates(job, args.lr, args.min_lr)
     if args.dry_run:
         _print_plan(job, args.json)
@@ -133,8 +128,6 @@ def _where_training_goes_on(iteration: int | None) -> str:
 
 
 def _epsilon_hint(job: GrowthJob) -> str:
-    from megatron_growth.layout.architecture import NORM_EPSILON
-
     if job.growth.width.epsilon_scale == 1.0:
         return ""
     return f" --norm-epsilon {job.growth.norm_epsilon(NORM_EPSILON.of(job.common['args']))!r}"
@@ -143,41 +136,23 @@ def _epsilon_hint(job: GrowthJob) -> str:
 def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, dict[str, Any]]:
     """How to grow: from the command line, else the recipe's stage, else the defaults; and a stage's sizes and the
     arguments that decide its function."""
+    from megatron_growth import recipes
     from megatron_growth.operators.spec import FIELDS, GrowthSpec
+    from megatron_growth.run.arguments import architecture
 
     if bool(args.recipe) != bool(args.stage):
         raise RecipeError("--recipe and --stage belong together", fix="give both, or the target's sizes")
     settings: dict[str, Any] = {}
     shape: ModelShape | None = None
-    architecture: dict[str, Any] = {}
+    wanted: dict[str, Any] = {}
     if args.recipe:
         stage = _stage(args.recipe, args.stage)
         if stage.growth is None:
             raise GrowthPlanError(f"stage {stage.name!r} is not grown from another", where=args.recipe)
         settings, shape = asdict(stage.growth), stage.shape
-        architecture = _architecture(args.recipe, stage)
+        wanted = architecture(recipes.load(args.recipe), stage)
     settings |= {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
-    return GrowthSpec.of(**settings), shape, architecture
-
-
-def _architecture(recipe: str, stage: StagePlan) -> dict[str, Any]:
-    """What decides a stage's function beside its sizes, as Megatron's arguments (`layout/architecture.py`)."""
-    from megatron_growth import recipes
-
-    model, shape = recipes.load(recipe).model, stage.shape
-    return {
-        "normalization": shape.norm,
-        "layernorm_epsilon": stage.norm_epsilon,
-        "swiglu": shape.gated,
-        "add_bias_linear": shape.bias,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
-        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
-        "position_embedding_type": model.position,
-        "rotary_base": model.rope_base,
-        "use_rope_scaling": model.rope_scaling is not None,
-        "rope_scaling_factor": model.rope_scaling.factor if model.rope_scaling else 8.0,
-    }
+    return GrowthSpec.of(**settings), shape, wanted
 
 
 def _check_architecture(job: GrowthJob, wanted: dict[str, Any]) -> None:
@@ -232,10 +207,10 @@ def _stage(recipe: str, name: str) -> StagePlan:
 def _target_shape(source: ModelShape, args: argparse.Namespace, shape: ModelShape | None) -> ModelShape:
     """The target's sizes; vocabulary and architecture stay the source's."""
     base = shape or source
-    given = {field: getattr(args, name) for name, field in SIZES.items() if getattr(args, name) is not None}
+    given = {field: getattr(args, name) for name, field in GIVEN.items() if getattr(args, name) is not None}
     if "heads" in given and "query_groups" not in given and source.query_groups == source.heads:
         given["query_groups"] = given["heads"]
-    sizes = {field: getattr(base, field) for field in SIZES.values()} | given
+    sizes = {field: getattr(base, field) for field in GIVEN.values()} | given
     return source.with_(**sizes, head_dim=base.head_dim, sublayers=base.sublayers)
 
 

@@ -15,16 +15,18 @@ import argparse
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_growth.cli.options import add_processes
+from megatron_growth.layout.architecture import arguments_of, flags_of
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.storage import json_text
 
-if TYPE_CHECKING:
-    from megatron_growth.shape import ModelShape
-
 MEGATRONS_FACTOR = 8.0
+# Arguments of the architecture that no shape says.
+BESIDE = (
+    *("layernorm_epsilon", "position_embedding_type", "rotary_base", "max_position_embeddings", "vocab_size"),
+    *("use_rope_scaling", "rope_scaling_factor"),
+)
 HELP = "write a Hugging Face model as a Megatron checkpoint"
 
 
@@ -42,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.checkpoint import grow_offline
     from megatron_growth.exchange.source import HuggingFaceSource
     from megatron_growth.operators import get
+    from megatron_growth.run.flags import words
 
     torch.set_num_threads(1)
     source = HuggingFaceSource(args.source)
     job = grow_offline.plan(source, lambda shape: shape, get("width", "zero-pad"), get("depth", "identity"))
     with Progress({"check": "checking the source", "write": "importing"}, quiet=args.json) as progress:
         report = grow_offline.grow(job, args.target, processes=args.processes, progress=progress)
-    flags = _megatron_flags(source.shape, source.arguments)
+    beside = {name: getattr(source.arguments, name) for name in BESIDE}
+    flags = words(flags_of(arguments_of(source.shape) | beside))
     if args.json:
         print(json_text({**asdict(report), "megatron_flags": flags}))
         return 0
@@ -61,33 +65,3 @@ def run(args: argparse.Namespace) -> int:
         )
         print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")
     return 0
-
-
-def _megatron_flags(shape: ModelShape, args: argparse.Namespace) -> list[str]:
-    """Words of Megatron's command line for the architecture only: no data, optimizer or layout."""
-    from megatron_growth.run.flags import words
-
-    grouped = shape.query_groups != shape.heads
-    options = {
-        "num-layers": shape.layers,
-        "hidden-size": shape.hidden,
-        "ffn-hidden-size": shape.ffn,
-        "num-attention-heads": shape.heads,
-        "num-query-groups": shape.query_groups if grouped else False,
-        "kv-channels": shape.head_dim,
-        "normalization": shape.norm,
-        "norm-epsilon": args.layernorm_epsilon,
-        "position-embedding-type": "rope",
-        "rotary-base": args.rotary_base,
-        "max-position-embeddings": args.max_position_embeddings,
-        "vocab-size": shape.vocab,
-        "rope-scaling-factor": args.rope_scaling_factor if args.use_rope_scaling else False,
-        "group-query-attention": grouped,
-        "swiglu": shape.gated,
-        "disable-bias-linear": not shape.bias,
-        "add-qkv-bias": shape.qkv_bias,
-        "qk-layernorm": shape.qk_norm,
-        "use-rope-scaling": args.use_rope_scaling,
-        "untie-embeddings-and-output-weights": not shape.tied_embeddings,
-    }
-    return words(options)

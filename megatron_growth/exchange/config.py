@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape
-from megatron_growth.layout.architecture import NORM_EPSILON, flags_beyond, settings_of
+from megatron_growth.layout.architecture import NORM_EPSILON, SWITCHES, arguments_of, flags_beyond, settings_of
 from megatron_growth.shape import ModelShape
 
 # Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
@@ -102,9 +102,8 @@ def family_of(shape: ModelShape, args: argparse.Namespace) -> Family:
 
 # Settings that a configuration says or that are refused above; any other must be at its default.
 _SAID = (
-    *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "rotary_interleaved", "window_size"),
-    *("use_rope_scaling", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias", "qk_layernorm"),
-    *("untie_embeddings_and_output_weights", "window_attn_skip_freq"),
+    *(*SWITCHES, "untie_embeddings_and_output_weights", "position_embedding_type", "rotary_base", "rotary_percent"),
+    *("rotary_interleaved", "use_rope_scaling", "rope_scaling_factor", "window_size", "window_attn_skip_freq"),
 )
 
 
@@ -257,28 +256,16 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         raise UnsupportedError(f"rope_theta is {base}; Megatron's --rotary-base is a whole number", where=where)
     dtype = config.get("dtype", config.get("torch_dtype", "float32"))
     return argparse.Namespace(
-        num_layers=shape.layers,
+        **arguments_of(shape),
         encoder_num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        group_query_attention=shape.query_groups != shape.heads,
-        num_query_groups=shape.query_groups,
-        kv_channels=shape.head_dim,
-        swiglu=True,
-        normalization="RMSNorm",
         layernorm_epsilon=need.number("rms_norm_eps"),
         apply_layernorm_1p=False,
-        add_bias_linear=False,
-        add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
         position_embedding_type="rope",
         rotary_base=int(base),
         rotary_percent=1.0,
         rotary_interleaved=False,
         use_rope_scaling=rope.get("rope_type", rope.get("type")) == "llama3",
         rope_scaling_factor=float(rope.get("factor", 8.0)),
-        untie_embeddings_and_output_weights=not shape.tied_embeddings,
         max_position_embeddings=need.integer("max_position_embeddings"),
         seq_length=need.integer("max_position_embeddings"),
         vocab_size=shape.vocab,

@@ -1,8 +1,9 @@
-"""The arguments of Megatron, beside sizes, that decide what function a dense GPT model computes.
+"""The one table of Megatron's arguments that decide what function a dense GPT model computes.
 
-Two models of the same shape may still be different functions: another rotary base, another activation.  Growth keeps
-the function only where all of these agree.  They can be read from the arguments that any version of Megatron saved:
-each setting knows its older names, and what a Megatron without it did.
+A shape is written as arguments and as flags from here.  Two models of the same shape may still be different functions:
+another rotary base, another activation.  Growth keeps the function only where all of these agree.  They can be read
+from the arguments that any version of Megatron saved: each setting knows its older names, and what a Megatron without
+it did.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from argparse import Namespace
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
+
+from megatron_growth.shape import ModelShape
 
 UNKNOWN = "unknown"
 Values = dict[str, Any]
@@ -155,6 +158,23 @@ SETTINGS = (
         "untie_embeddings_and_output_weights", "--untie-embeddings-and-output-weights", False, "model.tied_embeddings"
     ),
 )
+# Megatron's argument -> the field of ModelShape that it says; `arguments_of` has the two that are not one of them.
+SIZES = {
+    "num_layers": "layers",
+    "hidden_size": "hidden",
+    "ffn_hidden_size": "ffn",
+    "num_attention_heads": "heads",
+    "num_query_groups": "query_groups",
+    "kv_channels": "head_dim",
+}
+SWITCHES = {
+    "normalization": "norm",
+    "swiglu": "gated",
+    "add_bias_linear": "bias",
+    "add_qkv_bias": "qkv_bias",
+    "qk_layernorm": "qk_norm",
+}
+_GROUPS = Setting("num_query_groups", "--num-query-groups", counts=lambda values: values["group_query_attention"])
 NORM_EPSILON = Setting("layernorm_epsilon", "--norm-epsilon", 1e-5, "model.norm_epsilon", older=("norm_epsilon",))
 
 # What growth does not know, by the argument that asks for it.
@@ -185,6 +205,25 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.setting.name} is {self.source} in the source and {self.target} here"
+
+
+def arguments_of(shape: ModelShape) -> Values:
+    """What Megatron's arguments say of a model of this shape, by their names; not its vocabulary."""
+    return {name: getattr(shape, field) for name, field in (SIZES | SWITCHES).items()} | {
+        "group_query_attention": shape.query_groups != shape.heads,
+        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
+    }
+
+
+def flags_of(values: Values) -> Values:
+    """The flags, without dashes, that give arguments these values; without those that do not matter beside the rest."""
+    settings = {setting.name: setting for setting in (*SETTINGS, NORM_EPSILON, _GROUPS)}
+    found: Values = {}
+    for name, value in values.items():
+        setting = settings.get(name, Setting(name, name.replace("_", "-")))
+        if setting.counts(values):
+            found[setting.flag.removeprefix("--")] = not value if setting.turns_off else value
+    return found
 
 
 def settings_of(args: Namespace) -> Values:

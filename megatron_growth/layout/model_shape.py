@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_growth.errors import UnsupportedError
+from megatron_growth.layout.architecture import SIZES, SWITCHES
 from megatron_growth.layout.model_names import named_parameters
 from megatron_growth.layout.names import parse_key
 from megatron_growth.shape import ModelShape
 
 if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
+
+# What the configuration names as the arguments do.
+_FIELDS = {name: field for name, field in (SIZES | SWITCHES).items() if field != "gated"}
 
 
 def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
@@ -31,20 +35,11 @@ def shape_of_modules(model_chunks: Sequence[torch.nn.Module]) -> ModelShape:
     layered = any(name.startswith("decoder.layers.") for name in names)
     has_ffn = any(".mlp." in name for name in names)
     return ModelShape(
-        hidden=config.hidden_size,
-        ffn=config.ffn_hidden_size,
-        layers=config.num_layers,
-        heads=config.num_attention_heads,
+        **{field: getattr(config, name) for name, field in _FIELDS.items()},
         vocab=module.vocab_size,
-        query_groups=config.num_query_groups or config.num_attention_heads,
-        head_dim=config.kv_channels,
         tied_embeddings=module.share_embeddings_and_output_weights,
         gated=config.gated_linear_unit,
-        norm=config.normalization,
-        bias=config.add_bias_linear,
         sublayers="attention" if layered and not has_ffn else "full",
-        qkv_bias=bool(config.add_qkv_bias),
-        qk_norm=bool(config.qk_layernorm),
     )
 
 
@@ -59,18 +54,10 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, **options: Any) ->
     from megatron.core.transformer import TransformerConfig
 
     fields = {
+        **{name: getattr(shape, field) for name, field in _FIELDS.items()},
         "num_layers": shape.layers or 1,
-        "hidden_size": shape.hidden,
-        "ffn_hidden_size": shape.ffn,
-        "num_attention_heads": shape.heads,
-        "num_query_groups": shape.query_groups,
-        "kv_channels": shape.head_dim,
         "gated_linear_unit": shape.gated,
         "activation_func": torch.nn.functional.silu if shape.gated else torch.nn.functional.gelu,
-        "normalization": shape.norm,
-        "add_bias_linear": shape.bias,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "params_dtype": dtype,

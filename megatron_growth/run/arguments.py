@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_growth.errors import UnsupportedError
+from megatron_growth.layout.architecture import arguments_of, flags_of
 from megatron_growth.methods.rates import multiple
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
@@ -123,39 +125,33 @@ def _check(stage: StagePlan, machine: Machine) -> None:
         )
 
 
+def architecture(recipe: Recipe, stage: StagePlan) -> dict[str, Any]:
+    """What decides a stage's function, as Megatron's arguments."""
+    model, scaling = recipe.model, recipe.model.rope_scaling
+    return arguments_of(stage.shape) | {
+        "layernorm_epsilon": stage.norm_epsilon,
+        "position_embedding_type": model.position,
+        "rotary_base": model.rope_base,
+        "use_rope_scaling": scaling is not None,
+        "rope_scaling_factor": scaling.factor if scaling else 8.0,
+    }
+
+
 def _model(recipe: Recipe, stage: StagePlan) -> Options:
     shape, model = stage.shape, recipe.model
-    options: Options = {
-        "num-layers": max(1, shape.layers),  # Megatron refuses 0; with the sub-layers "none" the one is not built
-        "hidden-size": shape.hidden,
-        "ffn-hidden-size": shape.ffn,
-        "num-attention-heads": shape.heads,
-        "kv-channels": shape.head_dim,
+    layers = max(1, shape.layers)  # Megatron refuses 0; with the sub-layers "none" the one is not built
+    return {
+        **flags_of(architecture(recipe, stage) | {"num_layers": layers}),
         "seq-length": stage.sequence_length,
         "max-position-embeddings": stage.sequence_length,
-        "normalization": shape.norm,
-        "norm-epsilon": stage.norm_epsilon,
-        "position-embedding-type": model.position,
         "make-vocab-size-divisible-by": model.vocab_multiple,
         "init-method-std": model.init_std,
         "no-scaled-init": not model.scaled_init,
-        "swiglu": shape.gated,
-        "disable-bias-linear": not shape.bias,
-        "add-qkv-bias": shape.qkv_bias,
-        "qk-layernorm": shape.qk_norm,
-        "untie-embeddings-and-output-weights": not shape.tied_embeddings,
         "hidden-dropout": 0,
         "attention-dropout": 0,
         "growth-layer-spec": "auto",
         "growth-sublayers": shape.sublayers if shape.layers else "none",
     }
-    if shape.query_groups != shape.heads:
-        options |= {"group-query-attention": True, "num-query-groups": shape.query_groups}
-    if model.position == "rope":
-        options["rotary-base"] = model.rope_base
-    if model.rope_scaling:
-        options |= {"use-rope-scaling": True, "rope-scaling-factor": model.rope_scaling.factor}
-    return options
 
 
 def _batches(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:

@@ -28,6 +28,7 @@ from megatron_growth.backend import cpu
 from megatron_growth.backend.processes import die_with_parent
 from megatron_growth.backend.start import prepare
 from megatron_growth.errors import ParallelLayoutError, UnsupportedError
+from megatron_growth.layout.architecture import NORM_EPSILON, SETTINGS, SWITCHES, flags_beyond, settings_of
 from megatron_growth.records.storage import atomic_path, write_whole
 from megatron_growth.run import failures
 
@@ -38,9 +39,8 @@ JOB, LOSSES, DONE = "job.npz", "losses.npz", "done"
 Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 # Settings that `build` follows; any other setting that decides the function must be at its default.
 _BUILT = (
-    *("normalization", "position_embedding_type", "rotary_base", "rotary_percent", "use_rope_scaling"),
-    *("rotary_seq_len_interpolation_factor", "rope_scaling_factor", "swiglu", "add_bias_linear", "add_qkv_bias"),
-    *("qk_layernorm", "untie_embeddings_and_output_weights", "bias_gelu_fusion"),
+    *(*SWITCHES, "untie_embeddings_and_output_weights", "position_embedding_type", "rotary_base", "rotary_percent"),
+    *("rotary_seq_len_interpolation_factor", "use_rope_scaling", "rope_scaling_factor", "bias_gelu_fusion"),
 )
 
 
@@ -170,7 +170,6 @@ def _model_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     from megatron.training.models import GPTModelConfig
 
     from megatron_growth.backend.layer_spec import layer_spec
-    from megatron_growth.layout.architecture import SETTINGS, flags_beyond
 
     if beyond := flags_beyond(_BUILT, args):
         raise UnsupportedError(
@@ -199,7 +198,6 @@ def _transformer_config(job: Job, shape: ModelShape, args: Namespace) -> Any:
     import torch
 
     from megatron_growth.backend.layer_spec import usable_transformer_engine
-    from megatron_growth.layout.architecture import NORM_EPSILON, settings_of
     from megatron_growth.layout.model_shape import transformer_config
 
     return transformer_config(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_growth.layout.architecture import arguments_of
 from megatron_growth.shape import ModelShape
 
 
@@ -108,30 +109,17 @@ def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
         shape: of the model.
         more: further arguments, which override these.
     """
-    sizes = {
-        "num_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "ffn_hidden_size": shape.ffn,
-        "num_attention_heads": shape.heads,
-        "group_query_attention": shape.query_groups != shape.heads,
-        "num_query_groups": shape.query_groups,
-        "kv_channels": shape.head_dim,
-        "swiglu": shape.gated,
+    saved = arguments_of(shape) | {
         "bias_gelu_fusion": False,  # as `layout.model_shape.transformer_config` builds it
-        "normalization": shape.norm,
-        "add_bias_linear": shape.bias,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
         "layernorm_epsilon": 1e-5,
         "init_method_std": 0.02,
-        "untie_embeddings_and_output_weights": not shape.tied_embeddings,
         "padded_vocab_size": shape.vocab,
         "position_embedding_type": "rope",
         "rotary_base": 10000,
         "max_position_embeddings": 2048,
         "consumed_train_samples": 0,
     }
-    return argparse.Namespace(**sizes | more)
+    return argparse.Namespace(**saved | more)
 
 
 _FIXED = {
