@@ -90,6 +90,10 @@ def _clamped_swiglu(values: Values) -> bool:
     return bool(values["swiglu"]) and values["activation_func_clamp_value"] is not None
 
 
+def _module(values: Values) -> bool:
+    return _gelu(values) or _clamped_swiglu(values)
+
+
 SETTINGS = (
     Setting("normalization", "--normalization", "LayerNorm", "model.norm"),
     Setting("layernorm_zero_centered_gamma", "--apply-layernorm-1p", older=("apply_layernorm_1p",)),
@@ -135,10 +139,10 @@ SETTINGS = (
     Setting("glu_linear_offset", "--glu-linear-offset", 0.0),
     Setting("activation_func_clamp_value", "--activation-func-clamp-value", None),
     Setting("add_bias_linear", "--disable-bias-linear", True, "model.bias", turns_off=True),
-    # Fused, and as Transformer Engine's module, GELU is its tanh approximation; else it is exact, by erf.
+    # Fused, and as Transformer Engine's module, GELU is its tanh approximation and SwiGLU is not clamped (`_FUSED`);
+    # else GELU is exact, by erf, and SwiGLU is clamped.
     Setting("bias_gelu_fusion", "--no-bias-gelu-fusion", True, turns_off=True, counts=_fused_gelu),
-    Setting("use_te_activation_func", "--use-te-activation-func", counts=_gelu),
-    # The fused SwiGLU does not clamp.
+    Setting("use_te_activation_func", "--use-te-activation-func", counts=_module),
     Setting("bias_swiglu_fusion", "--no-bias-swiglu-fusion", True, turns_off=True, counts=_clamped_swiglu),
     Setting("add_qkv_bias", "--add-qkv-bias", lambda args: getattr(args, "add_bias_linear", True), "model.qkv_bias"),
     Setting("qk_layernorm", "--qk-layernorm", False, "model.qk_norm"),
@@ -176,6 +180,8 @@ SWITCHES = {
 }
 _GROUPS = Setting("num_query_groups", "--num-query-groups", counts=lambda values: values["group_query_attention"])
 NORM_EPSILON = Setting("layernorm_epsilon", "--norm-epsilon", 1e-5, "model.norm_epsilon", older=("norm_epsilon",))
+# One of them is as good as another: they compute the same activation.
+_FUSED = ("bias_gelu_fusion", "bias_swiglu_fusion", "use_te_activation_func")
 
 # What growth does not know, by the argument that asks for it.
 UNSUPPORTED = {
@@ -251,9 +257,10 @@ def differences(source: Namespace, target: Namespace) -> tuple[list[Difference],
         target: arguments of this run, or the part of them that is known.
     """
     old, new = settings_of(source), settings_of(target)
+    skipped = _FUSED if any(map(old.get, _FUSED)) == any(map(new.get, _FUSED)) else ()
     found, unknown = [], []
     for setting in SETTINGS:
-        if setting.name not in old or setting.name not in new:
+        if setting.name not in old or setting.name not in new or setting.name in skipped:
             continue
         one, other = old[setting.name], new[setting.name]
         if UNKNOWN in (one, other):
