@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron_growth.layout.architecture import NORM_EPSILON, SETTINGS
+
 FlagValue = bool | int | float | str | tuple[int | float | str, ...]
 Flags = Mapping[str, FlagValue]
 
-# What sets them -> flags.  One that Megatron reads as another spelling of a planned one is here too.
+# What sets them -> flags, beside those whose key is in `layout/architecture.py`.  One that Megatron reads as another
+# spelling of a planned one is here too.
 _SET_BY: dict[str, str] = {
     # The model.
     "layers of the stage": "num-layers encoder-num-layers decoder-num-layers",
@@ -23,21 +26,13 @@ _SET_BY: dict[str, str] = {
     "query_groups of the stage": "group-query-attention num-query-groups",
     "model.head_dim": "kv-channels",
     "model.sequence_length": "seq-length encoder-seq-length decoder-seq-length max-position-embeddings",
-    "model.norm": "normalization apply-layernorm-1p",
-    "model.norm_epsilon": "norm-epsilon",
-    "model.position": "position-embedding-type use-rotary-position-embeddings no-position-embedding rope-type",
-    "model.rope_base": "rotary-base",
-    "model.rope_scaling": "use-rope-scaling",
-    "model.rope_scaling.factor": "rope-scaling-factor",
+    "model.norm": "apply-layernorm-1p",
+    "model.position": "use-rotary-position-embeddings no-position-embedding rope-type",
     "model.vocab_multiple": "make-vocab-size-divisible-by no-pad-vocab-size disable-pad-vocab-size",
     "model.vocab": "vocab-size padded-vocab-size",
     "model.init_std": "init-method-std embedding-init-method-std init-method-xavier-uniform",
     "model.scaled_init": "no-scaled-init",
-    "model.gated": "swiglu squared-relu",
-    "model.bias": "disable-bias-linear",
-    "model.qkv_bias": "add-qkv-bias",
-    "model.qk_norm": "qk-layernorm",
-    "model.tied_embeddings": "untie-embeddings-and-output-weights",
+    "model.gated": "squared-relu",
     "the recipe's model": "spec",
     "nothing: models are dense": (
         "num-experts hybrid-layer-pattern hybrid-override-pattern is-hybrid-model expert-model-parallel-size "
@@ -118,7 +113,10 @@ _SET_BY: dict[str, str] = {
     "data.tokenizer": "tokenizer-type tokenizer-model null-tokenizer-eod-id",
     "nothing: a stage ends after a checkpoint when it is told to stop": "exit-signal-handler",
 }
-OWNED: dict[str, str] = {flag: key for key, flags in _SET_BY.items() for flag in flags.split()}
+OWNED: dict[str, str] = {
+    **{one.flag.removeprefix("--"): one.recipe for one in (*SETTINGS, NORM_EPSILON) if one.recipe},
+    **{flag: key for key, flags in _SET_BY.items() for flag in flags.split()},
+}
 _GROWTH = "growth-"
 
 
