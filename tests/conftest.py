@@ -26,6 +26,8 @@ settings.load_profile("search" if os.environ.get("HYPOTHESIS_EXAMPLES") else "sa
 FIRST = ("slurm", "te", "megatron", "docs", "distributed")
 # All tests of these share a process or a cluster that takes long to start, and run one after the other on one worker.
 WHOLE = ("slurm", "te")
+# With the functions that most ranks call, and what these import, such as pytest.
+CALLED = ("tests.distributed.test_grow_doors", "tests.distributed.relora_workers", "tests.megatron.plugin_workers")
 HERE = Path(__file__).parent
 
 
@@ -40,7 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         from megatron_growth.testing.distributed import start_server
 
-        start_server()
+        start_server(*CALLED)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from megatron_growth import methods, schedules
 from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
 from megatron_growth.layout.parameters import parameter_count
 from megatron_growth.methods import Method
+from megatron_growth.operators import GrowthSpec
 from megatron_growth.planner import budgets, flops, layouts
 from megatron_growth.planner.comparison import complete
 from megatron_growth.planner.inventory import Inventory, take_inventory
@@ -152,10 +153,14 @@ def _norm_epsilon(asked: Asked, shape: ModelShape, source: _Draft | None) -> flo
     if source is None:
         return asked.recipe.model.norm_epsilon
     try:
-        growth = asked.stage.growth.spec.map(source.shape, shape)
+        return _grown_epsilon(asked.stage.growth.spec, source.shape, shape, source.norm_epsilon)
     except GrowthPlanError as error:
         raise asked.refused(error, "growth") from None
-    return growth.norm_epsilon(source.norm_epsilon)
+
+
+@lru_cache(maxsize=64)  # a map is most of a plan's time, and a command plans the same stages more than once
+def _grown_epsilon(spec: GrowthSpec, source: ModelShape, target: ModelShape, epsilon: float) -> float:
+    return spec.map(source, target).norm_epsilon(epsilon)
 
 
 def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.StageBudget]:

@@ -131,12 +131,15 @@ def _rank_variables(rank: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
-def start_server() -> None:
+def start_server(*modules: str) -> None:
     """Start the server now instead of at the first call of `run_distributed`.
 
     Python has one fork server per process; its first user decides what it imports.
+
+    Args:
+        modules: names of further modules to import once for all ranks, such as those of the functions they will call.
     """
-    _server()
+    _server().set_forkserver_preload([*PRELOADED, *modules])
     multiprocessing.forkserver.ensure_running()
 
 
