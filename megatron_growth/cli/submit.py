@@ -18,7 +18,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
         profile = _short(profile, args)
     requests = _requests(args, profile)
     if args.dry_run:
-        _show(requests, profile, args.json)
+        _show(requests, args.json)
     else:
-        _submit(requests, profile, args.workers, args.json)
+        _submit(requests, profile, args)
     return 0
 
 
@@ -113,29 +113,22 @@ def _short(profile: ClusterProfile, args: argparse.Namespace) -> ClusterProfile:
 
 @dataclass(frozen=True)
 class _Request:
-    """One run to submit; in `stages`, the baselines that are wanted follow the plan's stages.
+    """One run to submit.
 
     Attributes:
-        smoke_of: the real recipe, when this is its smoke job.
+        stages: of the plan, then the baselines that are wanted.
+        jobs: one for each stage, in the order of the chain.
         step_seconds: planned time of a step, by stage, in the recipe's own layout.
-        peak_tflops: dense bf16 peak of one of the cluster's GPUs.
+        smoke_of: the real recipe, when this is its smoke job.
     """
 
+    folder: Path
     recipe: Recipe
     plan: RunPlan
-    stages: tuple[StagePlan, ...]
-    folder: Path
-    wandb_project: str
-    smoke_of: Recipe | None = None
-    step_seconds: dict[str, float] = field(default_factory=dict)
-    peak_tflops: float | None = None
-
-    def jobs(self, profile: ClusterProfile) -> list[StageJob]:
-        """One for each stage, in the order of the chain."""
-        from megatron_growth.run.directory import RunDirectory
-        from megatron_growth.slurm.stage_jobs import stage_jobs
-
-        return stage_jobs(RunDirectory(self.folder), self.stages, profile, self.wandb_project)
+    stages: list[StagePlan]
+    jobs: list[StageJob]
+    step_seconds: dict[str, float]
+    smoke_of: Recipe | None
 
 
 def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Request]:
@@ -156,8 +149,6 @@ def _requests(args: argparse.Namespace, profile: ClusterProfile) -> list[_Reques
             if args.smoke and not args.folder:
                 folder = folder.with_name(f"{folder.name}-smoke")
             requests.append(_planned(recipe, folder, profile, args))
-    for request in requests:
-        request.jobs(profile)
     return requests
 
 
@@ -165,10 +156,11 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import own_layout, plan_cluster, with_recommended
     from megatron_growth.run import flags
+    from megatron_growth.run.directory import RunDirectory
     from megatron_growth.run.smoke import changes, smoke_recipe
     from megatron_growth.run.stage import check_stages
     from megatron_growth.run.train import TrainRequest, selected
-    from megatron_growth.slurm.stage_jobs import room_of
+    from megatron_growth.slurm.stage_jobs import room_of, stage_jobs
 
     flags.check(recipe, profile)
     if args.recommended:  # the recipe's own layout need not fit these nodes
@@ -182,12 +174,11 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
     check_stages(recipe, stages, "gpu", profile)
     seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
-    if not args.smoke:
-        return _Request(recipe, plan, tuple(stages), folder, args.wandb, step_seconds=seconds)
-    return _Request(recipe, plan, tuple(stages), folder, "", real, seconds, profile.gpu.peak_tflops)
+    jobs = stage_jobs(RunDirectory(folder), stages, profile, args.wandb)
+    return _Request(folder, recipe, plan, stages, jobs, seconds, real if args.smoke else None)
 
 
-def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> None:
+def _show(requests: list[_Request], as_json: bool) -> None:
     """--dry-run: print every command, and the script that they submit."""
     from megatron_growth.run.storage import bytes_needed
     from megatron_growth.slurm.stage_jobs import SCRIPT
@@ -196,7 +187,7 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
     for request in requests:
         stages = [
             {"stage": job.stage, "nodes": job.nodes, "command": job.command([f"JOB_OF_{s}" for s in [job.source] if s])}
-            for job in request.jobs(profile)
+            for job in request.jobs
         ]
         need = bytes_needed(request.stages, request.recipe)
         runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
@@ -210,18 +201,18 @@ def _show(requests: list[_Request], profile: ClusterProfile, as_json: bool) -> N
     print(f"# {SCRIPT}\n{SCRIPT.read_text(encoding='utf-8')}", end="")
 
 
-def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | None, as_json: bool) -> None:
+def _submit(requests: list[_Request], profile: ClusterProfile, args: argparse.Namespace) -> None:
     """Create the run directories with their data, then submit all chains."""
     from megatron_growth.slurm import commands as slurm
     from megatron_growth.slurm.submit import submit_chain
 
     slurm.require()
-    runs = [(request, _prepare(request, workers)) for request in requests]
+    runs = [(request, _prepare(request, profile, args)) for request in requests]
     documents = []
     for request, folder in runs:
-        submitted = submit_chain(folder, request.jobs(profile), profile, request.step_seconds)
+        submitted = submit_chain(folder, request.jobs, profile, request.step_seconds)
         documents.append({"run": str(folder.path), "stages": [asdict(stage) for stage in submitted]})
-        if not as_json:
+        if not args.json:
             print(f"{folder.path}:")
             for stage in submitted:
                 after = f", after job {stage.after}" if stage.after else ""
@@ -229,11 +220,11 @@ def _submit(requests: list[_Request], profile: ClusterProfile, workers: int | No
                     f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {plural(stage.nodes, 'node')}{after}"
                 )
             print("  " + shlex.join(["megatron-growth", "status", str(folder.path)]))
-    if as_json:
+    if args.json:
         print(json_text({"runs": documents}))
 
 
-def _prepare(request: _Request, workers: int | None) -> RunDirectory:
+def _prepare(request: _Request, profile: ClusterProfile, args: argparse.Namespace) -> RunDirectory:
     """The run directory with its data, and room for its checkpoints."""
     from megatron_growth.run import asked, dataset, directory, smoke
     from megatron_growth.run.lock import exclusive
@@ -246,31 +237,23 @@ def _prepare(request: _Request, workers: int | None) -> RunDirectory:
     with exclusive(directory.RunDirectory(request.folder).lock):
         run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
         baselines = [stage.name for stage in request.stages if stage in request.plan.baselines]
-        asked.remember(run, baselines, request.wandb_project)
+        asked.remember(run, baselines, args.wandb)
         check_room(run, request.stages, request.recipe)
         if request.smoke_of:
-            smoke.begin(run, request.smoke_of, request.step_seconds, request.peak_tflops)
+            smoke.begin(run, request.smoke_of, request.step_seconds, profile.gpu.peak_tflops)
         if not request.smoke_of or request.recipe.data.prepared:
-            dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, workers))
+            dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, args.workers))
     return run
 
 
 def _cancel(folder: Path, as_json: bool) -> int:
+    from megatron_growth.posttrain import slurm_jobs
     from megatron_growth.run.directory import existing
     from megatron_growth.slurm.submit import cancel_chain
 
-    cancelled = _cancelled_posttraining(folder)
-    if cancelled is None:
-        cancelled = cancel_chain(existing(folder))
+    cancelled = slurm_jobs.cancel(folder) if slurm_jobs.is_job(folder) else cancel_chain(existing(folder))
     if as_json:
         print(json.dumps({"run": str(folder), "cancelled": cancelled}))
     else:
         print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: there was no job'}")
     return 0
-
-
-def _cancelled_posttraining(folder: Path) -> list[str] | None:
-    """Cancel a post-training's job and return its id; None for any other folder."""
-    from megatron_growth.posttrain import slurm_jobs
-
-    return slurm_jobs.cancel(folder) if slurm_jobs.is_job(folder) else None

@@ -11,8 +11,9 @@ from megatron_growth.evaluation.results import results_of
 from megatron_growth.planner import StagePlan
 from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import GrowthSpec
+from megatron_growth.records.storage import reading_record
 from megatron_growth.report.records import RunRecord, StageRecord, read_metrics, read_state_bytes
-from megatron_growth.run.directory import RunDirectory, existing
+from megatron_growth.run.directory import StageDirectory, existing
 from megatron_growth.slurm.submit import go_on_command
 
 
@@ -26,12 +27,13 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
     Raises:
         RunError: the directory is not a run's, its plan cannot be read, or nothing has been trained yet.
     """
-    plan = existing(run_directory).planned
+    found = existing(run_directory)
+    plan, go_on = found.planned, go_on_command(found)
     stages, spent = [], 0.0
     for planned in plan.stages:
-        stages.append(_stage(planned, run_directory, spent if planned.source else 0.0))
+        stages.append(_stage(planned, found.stage(planned.name), spent if planned.source else 0.0))
         spent += planned.flops
-    baselines = [_stage(planned, run_directory, 0.0) for planned in plan.baselines]
+    baselines = [_stage(planned, found.stage(planned.name), 0.0) for planned in plan.baselines]
     run = RunRecord(
         name=plan.name,
         summary=plan.summary,
@@ -42,21 +44,20 @@ def collect(run_directory: Path, *, started: bool = True) -> RunRecord:
         saving=plan.saving,
         scratch=plan.scratch,
         evaluation=results_of(run_directory),
-        go_on=go_on_command(RunDirectory(run_directory)),
+        go_on=go_on,
         again=shlex.join(["megatron-growth", "report", str(run_directory)]),
     )
     if started and not any(s.done for s in (*run.stages, *run.baselines)):
         raise RunError(
             "nothing has been trained in this run yet",
             where=str(run_directory),
-            fix=f"`{go_on_command(RunDirectory(run_directory))}` starts it",
+            fix=f"`{go_on}` starts it",
         )
     return run
 
 
-def _stage(planned: StagePlan, run_directory: Path, flops_before: float) -> StageRecord:
-    folder = run_directory / "stages" / planned.name
-    curve, validation, seconds = read_metrics(folder / "metrics.jsonl")
+def _stage(planned: StagePlan, folder: StageDirectory, flops_before: float) -> StageRecord:
+    curve, validation, seconds = read_metrics(folder.metrics)
     return StageRecord(
         name=planned.name,
         parameters=planned.parameters.total,
@@ -68,13 +69,13 @@ def _stage(planned: StagePlan, run_directory: Path, flops_before: float) -> Stag
         lr=planned.lr,
         layout=_layout(planned.layout),
         source=planned.source,
-        growth=_growth(planned.growth) if planned.source else "",
+        growth=_growth(planned.growth),
         curve=curve,
         validation=validation,
         wall_seconds=seconds,
-        stopped=_stopped(folder / "done", planned.iterations),
+        stopped=_stopped(folder.done, planned.iterations),
         flops_exact=planned.flops_exact,
-        state_bytes=read_state_bytes(folder / "metrics.jsonl"),
+        state_bytes=read_state_bytes(folder.metrics),
         predicted_state_bytes=planned.state_bytes,
     )
 
@@ -83,11 +84,9 @@ def _stopped(marker: Path, planned: int) -> int | None:
     """The iteration in a stage's `done` marker if it is below the planned one."""
     if not marker.is_file():
         return None
-    try:
+    fix = "remove it and give the train command again: what is trained already is only checked"
+    with reading_record(marker, "the mark of a finished stage", fix):
         last = int(json.loads(marker.read_text(encoding="utf-8"))["iteration"])
-    except (ValueError, KeyError, TypeError):
-        fix = "remove it and give the train command again: what is trained already is only checked"
-        raise RunError("the mark of a finished stage is damaged", where=str(marker), fix=fix) from None
     return last if last < planned else None
 
 

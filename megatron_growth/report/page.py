@@ -11,7 +11,7 @@ import jinja2
 from megatron_growth import __version__
 from megatron_growth.evaluation.results import task_average
 from megatron_growth.records import human
-from megatron_growth.records.storage import atomic_path
+from megatron_growth.records.storage import write_whole
 from megatron_growth.report import plots
 from megatron_growth.report.findings import findings, variant_findings
 from megatron_growth.report.records import RunRecord
@@ -61,10 +61,8 @@ def write(folder: Path, template: str, images: dict[str, Path], **values: Any) -
         .get_template(template)
         .render(images=encoded, directory=folder.parent, version=__version__, **values)
     )
-    path = folder / "index.html"
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    write_whole(folder / "index.html", page)
+    return folder / "index.html"
 
 
 def _environment() -> jinja2.Environment:

@@ -101,9 +101,10 @@ def _variant(path: Path) -> Variant:
 
 def state_bytes(checkpoints: Path) -> int | None:
     """Bytes of weights and optimizer state in the newest checkpoint of a stage; None when there is none."""
+    from megatron_growth.checkpoint.paths import TRACKER
     from megatron_growth.checkpoint.source import Source
 
-    if not (checkpoints / "latest_checkpointed_iteration.txt").exists():
+    if not (checkpoints / TRACKER).exists():
         return None
     return sum(item.bytes for item in Source(checkpoints).items)
 

@@ -69,8 +69,7 @@ def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
     source = StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None
     flags = (
         *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
-        *("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)),
-        *("--null-tokenizer-eod-id", str(recipe.vocab - 1)),
+        *dataset.null_tokenizer(recipe),
     )
     samples = recipe.evaluation.iterations * plan.stages[-1].global_batch_size
     return Launch(

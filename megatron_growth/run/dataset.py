@@ -141,9 +141,13 @@ def of_stages(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manife
     """
     cache = run.path.absolute() / "cache"
     if manifest is None:
-        return StageData(tuple(_mock_flags(recipe)), cache / "mock", 1)
-    samples = validation_samples(recipe, plan.stages, manifest)
-    return StageData(tuple(_flags(run, manifest)), cache / manifest.fingerprint, samples)
+        return StageData(("--mock-data", *null_tokenizer(recipe)), cache / "mock", 1)
+    flags = (
+        *megatron_data_flags(run.data.absolute(), manifest),
+        *megatron_tokenizer_flags(manifest),
+        *("--growth-tokenizer", manifest.tokenizer.fingerprint),
+    )
+    return StageData(flags, cache / manifest.fingerprint, validation_samples(recipe, plan.stages, manifest))
 
 
 def opened(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> StageData:
@@ -153,16 +157,10 @@ def opened(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest 
     return data
 
 
-def _mock_flags(recipe: Recipe) -> list[str]:
-    """Megatron's flags for made-up tokens of the recipe's vocabulary."""
-    vocabulary = ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab)]
-    return ["--mock-data", *vocabulary, "--null-tokenizer-eod-id", str(recipe.vocab - 1)]
-
-
-def _flags(run: RunDirectory, manifest: Manifest) -> list[str]:
-    """Megatron's flags for the dataset and its tokenizer, and the plugin's for the tokenizer's identity."""
-    tokenizer = [*megatron_tokenizer_flags(manifest), "--growth-tokenizer", manifest.tokenizer.fingerprint]
-    return [*megatron_data_flags(run.data.absolute(), manifest), *tokenizer]
+def null_tokenizer(recipe: Recipe) -> tuple[str, ...]:
+    """Megatron's flags for the ids of the recipe's vocabulary without a tokenizer; the last one ends a document."""
+    vocabulary = ("--tokenizer-type", "NullTokenizer", "--vocab-size", str(recipe.vocab))
+    return (*vocabulary, "--null-tokenizer-eod-id", str(recipe.vocab - 1))
 
 
 def check(recipe: Recipe, plan: RunPlan, manifest: Manifest) -> None:

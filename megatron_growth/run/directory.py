@@ -27,7 +27,7 @@ import yaml
 from megatron_growth.errors import RecipeError, RunError, nearest
 from megatron_growth.records import place
 from megatron_growth.records.metrics import read
-from megatron_growth.records.storage import atomic_path, storage_errors, write_json
+from megatron_growth.records.storage import storage_errors, write_json, write_whole
 
 if TYPE_CHECKING:
     from megatron_growth.planner import RunPlan, StagePlan
@@ -294,10 +294,8 @@ def _dataset_fits(run: RunDirectory, recipe: Recipe) -> bool:
 def _write(run: RunDirectory, text: str, plan: RunPlan) -> None:
     with storage_errors(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-        # recipe.yaml last: with it the folder is a run.
-        for file, content in ((run.plan, plan.to_text()), (run.recipe, text)):
-            with atomic_path(file) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_whole(run.plan, plan.to_text())
+        write_whole(run.recipe, text)  # last: with it the folder is a run
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -26,7 +26,7 @@ from megatron_growth.patterns import FROZEN
 from megatron_growth.planner import StagePlan, layouts, plan_run
 from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
-from megatron_growth.recipes.schema import Budget, Checkpoint, Evaluation, Printed, RateRule, ScheduleBlock, Stage
+from megatron_growth.recipes.schema import Budget, Evaluation, Printed, RateRule, ScheduleBlock, Stage
 from megatron_growth.records import metrics
 from megatron_growth.records.human import size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
@@ -80,6 +80,15 @@ class Verdict:
     def ok(self) -> bool:
         """Whether there are no problems."""
         return not self.problems
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """RUN/smoke-plan.json: what the verdicts compare with, by stage, and a GPU's dense bf16 peak (see `begin`)."""
+
+    layers: dict[str, int]
+    seconds: dict[str, float]
+    peak_tflops: float | None = None
 
 
 def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
@@ -176,8 +185,6 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
         if stage.source:
             layers[stage.source] = min(layers[stage.source], layers[stage.name])
     stages = tuple(_stage(recipe, stage, layers, gpus) for stage in recipe.stages)
-    interval = Evaluation(interval=HALF, iterations=1)
-    checkpoint = recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None})
     smoke = recipe.model_copy(
         update={
             "name": recipe.name + SUFFIX,
@@ -186,8 +193,8 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
             "baselines": {},
             "variants": {},
             "printed": Printed(),  # a paper's figures do not apply to a few steps
-            "evaluation": interval,
-            "checkpoint": Checkpoint.model_validate(checkpoint.model_dump()),
+            "evaluation": Evaluation(interval=HALF, iterations=1),
+            "checkpoint": recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None}),
         }
     )
     smoke._source = recipe._source
@@ -245,7 +252,7 @@ def begin(
     run.path.mkdir(parents=True, exist_ok=True)
     write_whole(run.path / REAL, recipe_text(recipe))
     layers = {stage.name: stage.layers for stage in recipe.stages}
-    write_json(run.path / PLAN, {"layers": layers, "seconds": dict(seconds or {}), "peak_tflops": peak_tflops})
+    write_json(run.path / PLAN, asdict(_Planned(layers, dict(seconds or {}), peak_tflops)))
 
 
 def command(run: RunDirectory) -> str:
@@ -261,10 +268,7 @@ def is_smoke(run: RunDirectory) -> bool:
 def verdicts(run: RunDirectory, *, write: bool = True) -> list[Verdict]:
     """What is known of every stage of a smoke job; also written to RUN/smoke.json and RUN/smoke.txt."""
     with reading_record(run.path / PLAN, "the plan of the smoke job", "give the smoke command again"):
-        known = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
-        known |= {"layers": made_of(dict[str, int], known["layers"])}
-        known |= {"seconds": made_of(dict[str, float], known["seconds"])}
-        known |= {"peak_tflops": made_of(float | None, known.get("peak_tflops"))}
+        known: _Planned = made_of(_Planned, json.loads((run.path / PLAN).read_text(encoding="utf-8")))
     found = [_verdict(run, stage, known) for stage in run.planned.stages]
     if write:
         write_json(run.path / RESULT, {"ok": all(v.ok for v in found), "stages": [asdict(v) for v in found]})
@@ -298,7 +302,7 @@ def _three(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
 
 
-def _verdict(run: RunDirectory, stage: StagePlan, known: Mapping[str, Any]) -> Verdict:
+def _verdict(run: RunDirectory, stage: StagePlan, known: _Planned) -> Verdict:
     folder = run.stage(stage.name)
     records = metrics.records(folder.metrics)
     steps = [record for record in records if "event" not in record]
@@ -311,14 +315,14 @@ def _verdict(run: RunDirectory, stage: StagePlan, known: Mapping[str, Any]) -> V
         stage=stage.name,
         layout=str(stage.layout),
         layers=stage.shape.layers,
-        layers_planned=known["layers"][stage.name],
+        layers_planned=known.layers[stage.name],
         iterations=len(steps),
         first_loss=steps[0]["loss"] if steps else None,
         last_loss=steps[-1]["loss"] if steps else None,
         step_seconds=seconds,
-        planned_seconds=known["seconds"].get(stage.name),
+        planned_seconds=known.seconds.get(stage.name),
         tokens_per_second=speed,
-        model_flops_utilisation=utilisation(stage, speed, known.get("peak_tflops")),
+        model_flops_utilisation=utilisation(stage, speed, known.peak_tflops),
         memory_bytes=progress.memory,
         planned_bytes=stage.memory.peak_bytes if progress.memory_on_gpu else stage.memory.state_bytes,
         problems=(),

@@ -7,11 +7,10 @@ what people ask for: which stage is being trained, how long it took, how often i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from megatron_growth.errors import RunError
-from megatron_growth.records.storage import made_of, storage_errors, write_json
+from megatron_growth.records.storage import made_of, reading_record, storage_errors, write_json
 from megatron_growth.run.directory import RunDirectory
 
 Status = Literal["pending", "growing", "training", "done"]
@@ -53,15 +52,10 @@ def load(run: RunDirectory) -> RunState:
     """
     state = RunState()
     if run.state.exists():
-        try:
+        fix = "remove the file; the checkpoints and the done markers hold what counts"
+        with reading_record(run.state, "the run's state", fix):
             document = json.loads(run.state.read_text(encoding="utf-8"))
             state.stages = {name: made_of(StageState, values) for name, values in document["stages"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"the run's state cannot be read ({' '.join(str(error).split())})",
-                where=str(run.state),
-                fix="remove the file; the checkpoints and the done markers hold what counts",
-            ) from error
     for name, stage in state.stages.items():
         if run.stage(name).is_done:
             stage.status = "done"
@@ -78,3 +72,11 @@ def save(run: RunDirectory, state: RunState) -> None:
     """
     with storage_errors(run.state):
         write_json(run.state, {"stages": {name: asdict(stage) for name, stage in state.stages.items()}})
+
+
+def update(run: RunDirectory, name: str, **changes: Any) -> StageState:
+    """Write down what has changed of one stage; returns its new state."""
+    current = load(run)
+    current.stages[name] = replace(current.stage(name), **changes)
+    save(run, current)
+    return current.stages[name]

@@ -207,17 +207,15 @@ class _Job:
                     ),
                 )
         finally:
-            progress.close()
+            progress.save()
         if code:
             raise failures.as_error(stage.name, failures.first(folder.failures), folder.log, code)
 
     def _finish(self, stage: StagePlan, title: str) -> None:
         """Mark the stage done, and report how it went."""
         end = close_stage(self.run, stage)
-        current, progress = state.load(self.run), read(self.run.stage(stage.name).metrics)
-        reached = current.stage(stage.name)
-        reached.status, reached.iteration = "done", end
-        state.save(self.run, current)
+        progress = read(self.run.stage(stage.name).metrics)
+        reached = state.update(self.run, stage.name, status="done", iteration=end)
         loss = f"{progress.loss:.3f}" if progress.loss is not None else "-"
         validation = f"{progress.validation:.3f}" if progress.validation is not None else "-"
         how = "done" if end == stage.iterations else f"stopped early, of {stage.iterations}"
@@ -231,21 +229,20 @@ class _Watch:
     """Follows the metrics of a running stage: screen, state.json, and old checkpoints that are no longer needed."""
 
     def __init__(self, job: _Job, opened: StageLaunch, begin: float) -> None:
-        self._job, self._stage, self._folder, self._begin = job, opened.stage, opened.directory, begin
+        self._job, self._opened, self._begin = job, opened, begin
         self._follower = Follower(opened.directory.metrics)
-        self._checkpoint = 0
-        self._refused = ""
+        self._checkpoint, self._refused = 0, ""
         self._before = state.load(job.run).stage(opened.stage.name)
         self._status: state.Status = "growing" if opened.grows else "training"
-        self._reached = opened.reached
-        self._save(launches=self._before.launches + 1)
+        self.save()
 
     @property
     def starting(self) -> str:
         """What the processes do until they have trained an iteration."""
         if self._status == "growing":
             return "growing"
-        return f"starting from the checkpoint of iteration {self._reached:,}" if self._reached else "starting"
+        reached = self._opened.reached
+        return f"starting from the checkpoint of iteration {reached:,}" if reached else "starting"
 
     def look(self) -> None:
         """Called several times a second.  What the file system refuses here is said, and does not end the training."""
@@ -262,26 +259,23 @@ class _Watch:
     def _keep_house(self, progress: StageProgress, begun: bool) -> None:
         if self._status == "growing" and begun:
             self._status = "training"
-            self._save()
+            self.save()
         if begun and progress.checkpoint > self._checkpoint:
-            with storage_errors(self._folder.checkpoints):
-                newest = checkpoints.tracked(self._folder.checkpoints) or 0
+            folder = self._opened.directory.checkpoints
+            with storage_errors(folder):
+                newest = checkpoints.tracked(folder) or 0
             if newest > self._checkpoint:  # with async_save it is whole some time after the metrics speak of it
                 self._checkpoint = newest
-                checkpoints.prune(self._folder.checkpoints, self._job.recipe.checkpoint)
-                self._save()
+                checkpoints.prune(folder, self._job.recipe.checkpoint)
+                self.save()
 
-    def close(self) -> None:
-        """Write down how far the stage came."""
-        self._save()
-
-    def _save(self, launches: int | None = None) -> None:
-        self._before = replace(self._before, launches=launches or self._before.launches)
-        current = state.load(self._job.run)
-        current.stages[self._stage.name] = replace(
-            self._before,
+    def save(self) -> None:
+        """Write down how far the stage has come."""
+        state.update(
+            self._job.run,
+            self._opened.stage.name,
             status=self._status,
             iteration=self._follower.look().iteration,
+            launches=self._before.launches + 1,
             wall_seconds=round(self._before.wall_seconds + time.time() - self._begin, 1),
         )
-        state.save(self._job.run, current)
