@@ -10,14 +10,17 @@ import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
+
+NO_NUMBER = "truth_for_a_number"  # pydantic's type of that error
 
 
 def _no_truth(value: Any) -> Any:
     """Refuse a truth value where a number belongs: pydantic would take `yes` for 1."""
     if isinstance(value, bool):
-        raise ValueError(f"expected a number, not {str(value).lower()}")
+        raise PydanticCustomError(NO_NUMBER, "expected a number, not {word}", {"word": str(value).lower()})
     return value
 
 

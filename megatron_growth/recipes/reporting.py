@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.recipes.blocks import NO_NUMBER
 from megatron_growth.recipes.source import KeyPath, YamlText, dotted
 from megatron_growth.recipes.wording import models_in, wanted
 
@@ -58,20 +59,34 @@ SYNONYMS = {
     "extends": "base inherits",
 }
 _MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()}
-# What pydantic names otherwise, by the type of its error.
-_IN_OUR_WORDS = dict.fromkeys(("tuple_type", "list_type"), "a list")
-_IN_OUR_WORDS |= dict.fromkeys(("dict_type", "model_type"), "a mapping of keys")
-# How messages about a type begin, with what was given; and the types of a value that may have several.
-_KIND = re.compile(r"input should be (a valid \w+|a list|a mapping of keys)(| \(got .*\))$", re.DOTALL)
-_IN_WORDS = {
-    "a valid boolean": "true or false",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid string": "text",
+# The types that a value may have, by the type of pydantic's error when it has none of them.
+_KINDS = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "a mapping of keys"),
 }
+# The names of types, which pydantic puts behind the key of a value with several.
 _TYPE = re.compile(r"(?:str|int|float|bool|function-\w+|tuple|list|dict|union)(?:\[.*\])?", re.DOTALL)
 # YAML 1.1 reads these as base 60 and base 8.
 _CHANGED = re.compile(r"[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[0-7_]*[0-7])$")
+
+
+class _Found(NamedTuple):
+    """Something that is wrong with a value: its place, what it is called by pydantic, and the sentence in parts.
+
+    Attributes:
+        given: the value, in brackets.
+        advice: how to put it in quotes, which comes in place of `given`.
+    """
+
+    path: KeyPath
+    type: str
+    says: str
+    given: str = ""
+    advice: str = ""
 
 
 def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: str) -> T:
@@ -83,37 +98,35 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: 
     Raises:
         RecipeError: all problems; unknown keys with the nearest known ones.
     """
-    problems = {
-        path: _if_quotes_help(message, path, cls, document, source)
-        for path, message in _changed_numbers(document, source)
-    }
+    changed = {one.path: one for one in _changed_numbers(document, source)}
+    found: list[_Found] = []
     try:
         valid = cls.model_validate(document)
     except ValidationError as error:
-        found = _at_keys([_problem(dict(e), cls, source) for e in error.errors()], document)
-        found = [(path, _if_quotes_help(message, path, cls, document, source)) for path, message in found]
-        raise report([*(p for p in found if p[0] not in problems), *problems.items()], source, what) from None
-    if problems:
-        raise report(list(problems.items()), source, what)
+        found = _at_keys([_of_pydantic(dict(e), cls, source) for e in error.errors()], document)
+    found = [*(one for one in found if one.path not in changed), *changed.values()]
+    if found:
+        advised = [_where_quotes_help(one, cls, document, source) for one in found]
+        raise report([(one.path, one.says + one.given + one.advice) for one in advised], source, what)
     return valid
 
 
-def _at_keys(found: Sequence[Problem], document: Any) -> list[Problem]:
-    """The problems of keys that may have several types, once for each key; pydantic has one for each type."""
-    by_key: dict[KeyPath, list[str]] = {}
-    for path, message in found:
-        by_key.setdefault(_written_part(path, document), []).append(message)
-    problems = []
-    for path, messages in by_key.items():
-        kinds = [match for message in messages if (match := _KIND.match(message))]
-        quotes = [message for message in messages if "put it in quotes" in message]
-        if len(messages) > 1 and quotes:
-            messages = [message for message in messages if "expected a number" in message] or quotes
-        elif len(messages) > 1 and len(kinds) == len(messages):
-            *first, last = dict.fromkeys(_IN_WORDS.get(match[1], match[1]) for match in kinds)
-            messages = [f"it must be {', '.join(first)} or {last}{kinds[0][2]}"]
-        problems += [(path, message) for message in messages]
-    return problems
+def _at_keys(found: Sequence[_Found], document: Any) -> list[_Found]:
+    """What is wrong with keys that may have several types, once for each key; pydantic has one for each type."""
+    by_key: dict[KeyPath, list[_Found]] = {}
+    for one in found:
+        path = _written_part(one.path, document)
+        by_key.setdefault(path, []).append(one._replace(path=path))
+    kept = []
+    for path, several in by_key.items():
+        advised = [one for one in several if one.advice]
+        if len(several) > 1 and advised:
+            several = [one for one in several if one.type == NO_NUMBER] or advised
+        elif len(several) > 1 and all(one.type in _KINDS for one in several):
+            *first, last = dict.fromkeys(_KINDS[one.type] for one in several)
+            several = [_Found(path, "", f"it must be {', '.join(first)} or {last}", several[0].given)]
+        kept += several
+    return kept
 
 
 def _written_part(path: KeyPath, document: Any) -> KeyPath:
@@ -138,7 +151,7 @@ def report(problems: Sequence[Problem], source: YamlText, what: str) -> RecipeEr
     return RecipeError(f"the {what} has {count}:\n" + "\n".join(f"  {line}" for line in listed))
 
 
-def _changed_numbers(document: Any, source: YamlText) -> Iterable[Problem]:
+def _changed_numbers(document: Any, source: YamlText) -> Iterator[_Found]:
     """Values written in base 60 or 8, such as 24:00:00 and 010, which are never meant as such in a recipe."""
     for path, place in source.places.items():
         if _CHANGED.match(place.written):
@@ -149,23 +162,24 @@ def _changed_numbers(document: Any, source: YamlText) -> Iterable[Problem]:
             except (KeyError, IndexError, TypeError):
                 continue  # a variant that was not chosen
             if isinstance(value, int | float):
-                yield path, _quotes(place.written, value)
+                yield _to_quote(path, place.written, value, " (a number, without a leading 0 or colons)")
 
 
-def _quotes(written: str, value: Any) -> str:
+def _to_quote(path: KeyPath, written: str, value: Any, unless: str = "") -> _Found:
+    """A value without quotes that YAML does not read as what is written; `unless` says when quotes do not help."""
     if _is_word(value):
         read = {None: "nothing", True: "true", False: "false"}[value]
     else:
         read = f"the number {value}" if isinstance(value, int | float) else "a date"
-    return f'YAML reads {written} as {read}; put it in quotes: "{written}" (a number, without a leading 0 or colons)'
+    advice = f'; put it in quotes: "{written}"{unless}'
+    return _Found(path, "string_type", f"YAML reads {written} as {read}", advice=advice)
 
 
-def _if_quotes_help(message: str, path: KeyPath, cls: type[BaseModel], document: Any, source: YamlText) -> str:
-    """A message that says to put a value in quotes; what is wrong with it in quotes, where that is refused as well."""
-    says, advice, _ = message.partition("; put it in quotes")
-    written = source.written(path)
-    if not (advice and written and path):
-        return message
+def _where_quotes_help(found: _Found, cls: type[BaseModel], document: Any, source: YamlText) -> _Found:
+    """Advice to put a value in quotes only where it helps: else what is wrong with it in quotes as well."""
+    path, written = found.path, source.written(found.path)
+    if not (found.advice and written and path):
+        return found
     quoted = copy.deepcopy(document)
     block: Any = quoted
     for key in path[:-1]:
@@ -176,33 +190,34 @@ def _if_quotes_help(message: str, path: KeyPath, cls: type[BaseModel], document:
     except ValidationError as error:
         still: list[dict[str, Any]] = [dict(e) for e in error.errors() if e["loc"][: len(path)] == path]
         if any(e["type"].startswith(("int_", "float_")) for e in still):
-            return f"{says}; write a number, without a leading 0 or colons"
+            return found._replace(advice="; write a number, without a leading 0 or colons")
         if still:
-            return f"{says}; in quotes it is refused too: {_problem(still[0], cls, source)[1].rpartition(' (got ')[0]}"
-    return message
+            refused = _of_pydantic(still[0], cls, source).says
+            return found._replace(advice=f"; in quotes it is refused too: {refused}")
+    return found
 
 
 def _is_word(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _problem(error: Mapping[str, Any], root: type[BaseModel], source: YamlText) -> Problem:
-    """Path and message of one error of pydantic, in our words."""
-    path: KeyPath = tuple(error["loc"])
-    if error["type"] == "extra_forbidden":
-        return path, _unknown(str(path[-1]), root, path[:-1])
-    if error["type"] == "missing":
-        return path, _missing(root, path)
+def _of_pydantic(error: Mapping[str, Any], root: type[BaseModel], source: YamlText) -> _Found:
+    """One error of pydantic in our words."""
+    path, kind, value = tuple(error["loc"]), error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return _Found(path, kind, _unknown(str(path[-1]), root, path[:-1]))
+    if kind == "missing":
+        return _Found(path, kind, _missing(root, path))
     written = source.written(path) or source.written(path[:-1])
-    if error["type"] == "string_type" and written and not isinstance(error["input"], dict | list):
-        return path, _quotes(written, error["input"]).split(" (a number")[0]
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if error["type"] in _IN_OUR_WORDS:  # YAML has neither tuples nor dictionaries
-        message = f"input should be {_IN_OUR_WORDS[error['type']]}"
-    if isinstance(error["input"], dict | list):
-        return path, message
-    return path, f"{message} (got {error['input']!r}{f', written {written}' if _is_word(error['input']) else ''})"
+    if kind == "string_type" and written and not isinstance(value, dict | list):
+        return _to_quote(path, written, value)
+    says = error["msg"].removeprefix("Value error, ")
+    says = says[:1].lower() + says[1:]
+    if kind in ("tuple_type", "list_type", "dict_type", "model_type"):  # YAML has neither tuples nor dictionaries
+        says = f"input should be {_KINDS[kind]}"
+    if isinstance(value, dict | list):
+        return _Found(path, kind, says)
+    return _Found(path, kind, says, f" (got {value!r}{f', written {written}' if _is_word(value) else ''})")
 
 
 def _unknown(key: str, root: type[BaseModel], path: KeyPath) -> str:

@@ -52,6 +52,11 @@ def refused(old: str, new: str, text: str = RECIPE, load=recipes.loads) -> str:
             "YAML reads 2:08 as the number 128; write a number, without a leading 0 or colons",
         ),
         ("sequence_length: 128", "sequence_length: yes", "expected a number, not true"),
+        (
+            "name: nano-progressive",
+            "name: nano-progressive\nsede: 0200",
+            "YAML reads 0200 as the number 128; in quotes it is refused too: unknown key 'sede'; did you mean seed",
+        ),
         ("init_std: 0.06", "init_std: .inf", "finite number"),
         ("init_std: 0.06", "init_std: .nan", "finite number"),
         ("baselines:\n  scratch:", "baselines:\n  no:", "YAML does not read the key no as text; put it in quotes"),
