@@ -222,7 +222,7 @@ def peak_memory(inventory: Inventory, setting: Setting) -> RankMemory:
 
 def _on_rank(inventory: Inventory, setting: Setting, pipeline_rank: int) -> tuple[int, int, int]:
     """Numbers on one rank, adapters included: held, trained, and fp32 numbers of optimizer state."""
-    owner = _pipeline_rank_of_layer(setting)
+    owner = [c % setting.pp for c, count in enumerate(setting.layers_per_chunk) for _ in range(count)]  # of each layer
     held = trained = moments = 0
     for p in inventory.parameters:
         if pipeline_rank not in _places(p, owner, setting, inventory.shape):
@@ -244,11 +244,6 @@ def _places(p: Entry, owner: list[int], setting: Setting, shape: ModelShape) -> 
     if p.kind == "embedding":
         return {0, setting.pp - 1} if shape.tied_embeddings else {0}
     return {owner[p.layer]} if p.layer < shape.layers else {setting.pp - 1}
-
-
-def _pipeline_rank_of_layer(setting: Setting) -> list[int]:
-    """(layers,) pipeline rank of each layer."""
-    return [c % setting.pp for c, count in enumerate(setting.layers_per_chunk) for _ in range(count)]
 
 
 def _activations(shape: ModelShape, setting: Setting, pipeline_rank: int, width: int) -> tuple[int, float]:

@@ -72,7 +72,8 @@ def step_time(
         checkpoint_bytes: of one checkpoint.
     """
     computing, compute_words = _computing(inventory, setting, profile)
-    compute = computing * _imbalance(setting)
+    imbalance = _imbalance(setting)
+    compute = computing * imbalance
     bubble = computing * (setting.pp - 1) / (setting.vpp * setting.micro_batches)
     tensor, tensor_words = _tensor(inventory, setting, profile)
     bus, bus_words = data_parallel_bus(setting, profile)
@@ -85,7 +86,7 @@ def step_time(
     save = 0.0 if setting.async_save else checkpoint_bytes / (profile.storage.write * 1e9)
     share = f"{setting.dp - 1}/{setting.dp} / {bus:g} GB/s ({bus_words})"
     formulas = {
-        "compute": f"{compute_words}{_times(_imbalance(setting))} = {compute:.3g} s",
+        "compute": compute_words + (f" x {imbalance:.3g}" if imbalance != 1 else "") + f" = {compute:.3g} s",
         "bubble": f"{computing:.3g} s x {setting.pp - 1} / ({setting.vpp} x {setting.micro_batches}) = {bubble:.3g} s",
         "TP": tensor_words,
         "gradients": f"{size(memory.gradients_bytes)} x {'' if setting.distributed_optimizer else '2 x '}{share} = "
@@ -155,7 +156,3 @@ def _imbalance(setting: Setting) -> float:
     """How much longer the pipeline rank with most layers computes than the average one."""
     layers = [sum(setting.layers_per_chunk[rank :: setting.pp]) for rank in range(setting.pp)]
     return max(layers) * setting.pp / sum(layers) if sum(layers) else 1.0
-
-
-def _times(factor: float) -> str:
-    return "" if factor == 1 else f" x {factor:.3g}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.optimizer import ParamKey
 from megatron.training import get_args, print_rank_0
@@ -46,7 +45,7 @@ class ActiveMethods:
         Raises:
             RecipeError: a method takes what the model does not have, or nothing is left to train.
         """
-        names = all_names(chunks, _pipeline_group())
+        names = all_names(chunks, parallel_state.get_pipeline_model_parallel_group())
         model = self.model = TrainedModel(chunks, names, log=print_rank_0, record=self._record)
         if not self.methods:
             return chunks
@@ -207,10 +206,6 @@ class ActiveMethods:
                     where=f"{folder}: {owned[0]} and {len(owned) - 1} more",
                     fix=f"add --growth-method {name}:... as it was, or load that run's last checkpoint",
                 )
-
-
-def _pipeline_group() -> dist.ProcessGroup:
-    return parallel_state.get_pipeline_model_parallel_group()
 
 
 def _mark(number: int) -> str:

@@ -215,9 +215,11 @@ class PluginOptions:
                 "the --growth-* arguments are missing",
                 fix="parse_and_validate_args(extra_args_provider=growth.add_arguments, ...)",
             )
+        with at_door("script"):
+            growth = GrowthSpec.from_arguments(args, "growth_")
         options = cls(
             source=args.growth_from,
-            growth=_growth_of(args),
+            growth=growth,
             methods=methods_of(args),
             document_masks=bool(getattr(args, "reset_attention_mask", False)),
             **{f.name: getattr(args, f"growth_{f.name}") for f in fields(cls) if f.name not in _READ},
@@ -319,11 +321,6 @@ class PluginOptions:
                 )
         if self.data_repeat and self.data_pool is None:
             raise UserError("--growth-data-repeat needs --growth-data-start and --growth-data-pool")
-
-
-def _growth_of(args: argparse.Namespace) -> GrowthSpec:
-    with at_door("script"):
-        return GrowthSpec.from_arguments(args, "growth_")
 
 
 def methods_of(args: argparse.Namespace) -> tuple[Method, ...]:

@@ -214,7 +214,8 @@ class Events:
         if found[0] and self._evaluation is not None:
             iteration, when = self._evaluation
             event = {"event": "test"} if when == "test" else {"event": "validation", "when": when}
-            self._validation_loss = _loss(found[0])
+            loss = _loss_tensor(found[0])
+            self._validation_loss = None if loss is None else float(loss)
             self.record({**event, "iteration": iteration, "loss": self._validation_loss})
 
     def around_save(self, original: Function) -> Function:
@@ -256,9 +257,3 @@ def _iteration(given: dict[str, Any], learning_rate: float | None, seconds: floa
 def _loss_tensor(losses: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The language-model loss of a dictionary of losses."""
     return losses.get("lm loss", next(iter(losses.values()), None))
-
-
-def _loss(losses: dict[str, torch.Tensor]) -> float | None:
-    """The language-model loss as a number, in nats per token."""
-    value = _loss_tensor(losses)
-    return None if value is None else float(value)

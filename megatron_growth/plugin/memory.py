@@ -17,9 +17,9 @@ from megatron.training import get_args
 from megatron_growth.methods.parts.optimizer_tensors import leaves
 from megatron_growth.plugin.addition import Addition
 from megatron_growth.plugin.arguments import PluginOptions
+from megatron_growth.records.metrics import STATE_PARTS
 
 Record = dict[str, Any]
-PARTS = ("weights", "gradients", "optimizer")
 
 
 def addition(options: PluginOptions, record: Callable[[Record], None]) -> Addition:
@@ -46,7 +46,7 @@ def state_bytes(chunks: Iterable[torch.nn.Module], optimizer: Any) -> dict[str, 
     """Bytes on this rank, by part; a storage that several parts share counts for the first."""
     seen: set[int] = set()
     found = {}
-    for part, tensors in zip(PARTS, (_weights(chunks), _gradients(chunks), _optimizer(optimizer)), strict=True):
+    for part, tensors in zip(STATE_PARTS, (_weights(chunks), _gradients(chunks), _optimizer(optimizer)), strict=True):
         found[part] = 0
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -68,12 +68,10 @@ def by_pipeline_rank(chunks: Iterable[torch.nn.Module], optimizer: Any) -> list[
     dist.all_gather_object(gathered, (parallel_state.get_pipeline_model_parallel_rank(), own))
     fullest: dict[int, dict[str, int]] = {}
     for stage, of_rank in gathered:
-        fullest[stage] = max(fullest.get(stage, of_rank), of_rank, key=_total)
+        fullest[stage] = max(
+            fullest.get(stage, of_rank), of_rank, key=lambda rank: sum(rank[part] for part in STATE_PARTS)
+        )
     return [fullest[stage] for stage in range(get_args().pipeline_model_parallel_size)]
-
-
-def _total(of_rank: dict[str, int]) -> int:
-    return sum(of_rank[part] for part in PARTS)
 
 
 def _weights(chunks: Iterable[torch.nn.Module]) -> Iterator[torch.Tensor]:

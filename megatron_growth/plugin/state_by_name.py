@@ -136,10 +136,9 @@ def saved_step(common: dict[str, Any]) -> int:
     noted = content_metadata(common).get(STEP_KEY)
     if noted is not None:
         return int(noted)
-    found = [int(group["step"]) for group in saved_groups(common) if group.get("step") is not None]
-    for state in map(inner, saved_optimizers(common)):
-        found += [int(step) for step in [state.get("state", {}).get("common_step")] if step is not None]
-    return max(found, default=0)
+    of_groups = [group.get("step") for group in saved_groups(common)]
+    shared = [inner(state).get("state", {}).get("common_step") for state in saved_optimizers(common)]
+    return max((int(step) for step in (*of_groups, *shared) if step is not None), default=0)
 
 
 def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:

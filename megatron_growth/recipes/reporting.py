@@ -222,7 +222,7 @@ def _of_pydantic(error: Mapping[str, Any], root: type[BaseModel], source: YamlTe
 
 def _unknown(key: str, root: type[BaseModel], path: KeyPath) -> str:
     """The message for an unknown key at a path: the right name, or the block it belongs to."""
-    known = _keys_at(root, path)
+    known = [field.alias or name for model in _models_at(root, path) for name, field in model.model_fields.items()]
     name = _MEANT.get(key.lower().replace("-", "_"), "")
     if name in known:
         return f"unknown key {key!r}; it is called {name} here"
@@ -263,7 +263,3 @@ def _models_at(root: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
         fields = [f for m in models for name, f in m.model_fields.items() if key in (name, f.alias)]
         models = [model for f in fields for model in models_in(f.annotation)] or models
     return models
-
-
-def _keys_at(root: type[BaseModel], path: KeyPath) -> list[str]:
-    return [field.alias or name for model in _models_at(root, path) for name, field in model.model_fields.items()]

@@ -31,6 +31,7 @@ from megatron_growth.errors import RunError, StorageError
 from megatron_growth.records.storage import finite, parse_json, write_whole
 
 MetricsLine = dict[str, Any]
+STATE_PARTS = ("weights", "gradients", "optimizer")  # of a "memory" line, in bytes
 _RECENT = 20  # iterations that speed is averaged over
 # Evaluations that a restarted process makes again whatever its iteration.
 _REPEATED = ("start", "final")
@@ -167,7 +168,7 @@ class StageProgress:
     def _add_memory(self, ranks: list[dict[str, int]]) -> None:
         """The most that any launch measured counts."""
         self.memory_on_gpu = all("device_peak" in rank for rank in ranks)
-        parts = ("device_peak",) if self.memory_on_gpu else ("weights", "gradients", "optimizer")
+        parts = ("device_peak",) if self.memory_on_gpu else STATE_PARTS
         self.memory = max(self.memory or 0, *(sum(rank[part] for part in parts) for rank in ranks))
 
     @property

@@ -168,9 +168,7 @@ def read_state_bytes(path: Path) -> tuple[int, ...]:
     for record in metrics.records(path):
         if record.get("event") == "memory":
             with metrics.complete(path):
-                found = tuple(
-                    sum(rank[part] for part in ("weights", "gradients", "optimizer")) for rank in record["ranks"]
-                )
+                found = tuple(sum(rank[part] for part in metrics.STATE_PARTS) for rank in record["ranks"])
     return found
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -234,11 +234,6 @@ def _losses(targets: Any, counts: Any, vocab: int, logits: Any, non_loss_data: b
     return (nats.T.double() * counts).sum(dim=1).cpu().numpy()
 
 
-def _write(folder: Path, losses: Sequence[NDArray[np.float64]]) -> None:
-    with atomic_path(folder / LOSSES) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, *losses)
-
-
 def main() -> int:
     """Entry point of one rank; returns its exit code."""
     die_with_parent()
@@ -254,7 +249,8 @@ def main() -> int:
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1  # of the last pipeline stage
         losses = score(Job.load(folder), lambda done: write_whole(folder / DONE, str(done)) if last else None)
         if last and losses is not None:
-            _write(folder, losses)
+            with atomic_path(folder / LOSSES) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, *losses)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     return 0
