@@ -186,7 +186,11 @@ def _show(requests: list[_Request], as_json: bool) -> None:
     runs: list[dict[str, Any]] = []
     for request in requests:
         stages = [
-            {"stage": job.stage, "nodes": job.nodes, "command": job.command([f"JOB_OF_{s}" for s in [job.source] if s])}
+            {
+                "stage": job.stage,
+                "nodes": job.nodes,
+                "command": job.command(f"JOB_OF_{job.source}" if job.source else None),
+            }
             for job in request.jobs
         ]
         need = bytes_needed(request.stages, request.recipe)

@@ -72,8 +72,5 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["count"] = human.count
-    environment.filters["duration"] = human.duration
-    environment.filters["size"] = human.size
-    environment.filters["task_average"] = task_average
+    environment.filters.update(count=human.count, duration=human.duration, size=human.size, task_average=task_average)
     return environment

@@ -25,13 +25,18 @@ TIMEOUT_MINUTES = 60
 LOADER_WORKERS = 2
 
 
-def machine_here() -> Machine:
-    """Whether this process would train on a GPU or on the host."""
+def local_devices() -> int:
+    """GPUs of this machine, 0 where there are none."""
     if not nvml.has_driver():
-        return "host"
+        return 0
     import torch
 
-    return "gpu" if torch.cuda.is_available() else "host"
+    return torch.cuda.device_count()
+
+
+def machine_here() -> Machine:
+    """Whether this process would train on a GPU or on the host."""
+    return "gpu" if local_devices() else "host"
 
 
 def speed(stage: StagePlan, machine: Machine) -> Options:

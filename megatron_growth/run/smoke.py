@@ -32,9 +32,10 @@ from megatron_growth.records.human import size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.fewer_layers import moved_growth, restricted
+from megatron_growth.run.gpu_options import local_devices
 from megatron_growth.run.screen import Screen
 from megatron_growth.run.status import utilisation
-from megatron_growth.run.train import TrainRequest, local_devices, train
+from megatron_growth.run.train import TrainRequest, train
 
 ITERATIONS, HALF = 20, 10
 SUFFIX = "-smoke"

@@ -28,7 +28,7 @@ from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
 from megatron_growth.run.arguments import Place
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.gpu_options import Machine
+from megatron_growth.run.gpu_options import Machine, local_devices
 from megatron_growth.run.lock import exclusive
 from megatron_growth.run.screen import Screen
 from megatron_growth.run.stage import StageLaunch, check_stages, check_wandb, close_stage, open_stage
@@ -58,15 +58,6 @@ class TrainRequest:
     guard: Callable[[RunDirectory], None] | None = None
     mock: bool = False
     resumed_at: int | None = None
-
-
-def local_devices() -> int:
-    """GPUs of this machine, 0 where there are none."""
-    if not nvml.has_driver():
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> RunDirectory:

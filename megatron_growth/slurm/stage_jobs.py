@@ -55,17 +55,13 @@ class StageJob:
     arguments: tuple[str, ...]
     environment: dict[str, str]
 
-    def words(self, after: Sequence[str] = ()) -> list[str]:
-        """The words after `sbatch`.
-
-        Args:
-            after: ids of jobs that must end successfully first.
-        """
+    def words(self, after: str | None = None) -> list[str]:
+        """The words after `sbatch`; `after` is the id of a job that must end successfully first."""
         # singleton: should two jobs of a stage ever exist, Slurm itself does not let them run at the same time.
-        dependency = ",".join(["singleton", *(f"afterok:{job}" for job in after)])
+        dependency = "singleton" + (f",afterok:{after}" if after else "")
         return [*self.options, f"--dependency={dependency}", str(self.script), *self.arguments]
 
-    def command(self, after: Sequence[str] = ()) -> str:
+    def command(self, after: str | None = None) -> str:
         """The same as a shell command."""
         variables = [f"{name}={value}" for name, value in sorted(self.environment.items())]
         return shlex.join(["env", *variables, "sbatch", *self.words(after)])

@@ -110,7 +110,7 @@ def _submit_one(
             return Submitted(job.stage, active[job.name].id, job.nodes, after, "kept")
         slurm.cancel([active[job.name].id])  # it waits for a job that has failed, which Slurm has not noticed yet
     run.stage(job.stage).path.mkdir(parents=True, exist_ok=True)
-    number = slurm.submit(job.words([after] if after else []), job.environment)
+    number = slurm.submit(job.words(after), job.environment)
     return Submitted(job.stage, number, job.nodes, after, "submitted")
 
 

@@ -47,7 +47,7 @@ def plan() -> RunPlan:
 
 def test_everything_of_the_profile_reaches_sbatch(plan: RunPlan, tmp_path: Path) -> None:
     job = stage_jobs(RunDirectory(tmp_path / "r"), plan.stages, loads_cluster(FULL))[1]
-    words = job.words(["17"])
+    words = job.words("17")
     for option in (
         "--partition=gpu",
         "--account=my-project",
