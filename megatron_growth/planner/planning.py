@@ -183,7 +183,7 @@ def _stage_plan(draft: _Draft, budget: budgets.StageBudget, iterations: int | No
     steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
     schedule = _schedule(draft, steps, is_last)
-    check_schedules(draft, schedule)
+    check_schedules(draft, draft.methods, schedule, steps)
     check_stop(draft, steps)
     samples = steps * stage.global_batch_size
     setting = _setting(draft)

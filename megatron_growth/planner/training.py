@@ -111,23 +111,30 @@ def check_frozen(asked: Asked, inventory: Inventory) -> None:
         raise RecipeError(f"stage {stage.name}: everything is frozen", where=where, fix="freeze less")
 
 
-def check_schedules(asked: Asked, schedule: Schedule) -> None:
-    """Refuse a rule's schedule that does not fit the length of the stage.
+def check_schedules(asked: Asked, chosen: Sequence[Method], schedule: Schedule, steps: int) -> None:
+    """Refuse a schedule, of the stage or of its rules and methods, that does not fit its length or gives no rate.
 
     Args:
+        chosen: the stage's methods.
         schedule: of the stage.
+        steps: that the stage trains.
 
     Raises:
         RecipeError: with the key.
     """
     ratio = getattr(schedule, "min_lr_ratio", 1.0)
     run = RunSchedule(schedule.peak, schedule.iterations, schedule.warmup_iterations, ratio)
-    for number, rule in enumerate(written_rules(asked.stage)):
+    try:
+        schedule.check_rates(steps)
+    except RecipeError as error:
+        raise asked.refused(error, "schedule", "name") from None
+    rules = [("rules", number, rates_of([rule])[0]) for number, rule in enumerate(written_rules(asked.stage))]
+    for key, number, method in (*rules, *(("methods", *numbered) for numbered in enumerate(chosen))):
         try:
-            for text in rates_of([rule])[0].schedules():
-                parse_schedule(text, run)
+            for text in method.schedules():
+                parse_schedule(text, run).check_rates(steps)
         except RecipeError as error:
-            raise asked.refused(error, "rules", number) from None
+            raise asked.refused(error, key, number) from None
 
 
 def check_stop(asked: Asked, steps: int) -> None:

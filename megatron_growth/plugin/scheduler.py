@@ -115,6 +115,8 @@ def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callab
                 "changes it",
                 fix="give --global-batch-size instead, or use Megatron's --lr-decay-style",
             )
+        for schedule in named.values():
+            schedule.check_rates(args.train_iters or 0, run.unit)
         return RuleScheduler(stock, named)
 
     return get_optimizer_param_scheduler

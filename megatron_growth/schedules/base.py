@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from megatron_growth.errors import RecipeError
+from megatron_growth.errors import GrowthError, RecipeError, unexpected
 
 _ROUNDING = 1e-9  # a share that ends at 0 may miss it
 
@@ -50,12 +50,45 @@ class Schedule(ABC):
         if step <= self.warmup_iterations and self.warmup_iterations:
             return self.peak * step / self.warmup_iterations
         share = self.after_warmup(step)
+        self._require_rate(share, f"{share} of the peak", step)
+        return self.peak * share
+
+    def check_rates(self, steps: int, unit: int = 1) -> None:
+        """Compute every learning rate of a stage before it trains, with a schedule of an outside package.
+
+        Ours are formulas that tests hold to the papers; half a million steps of one take a second.
+
+        Args:
+            steps: optimizer steps of the stage, which may be fewer or more than the schedule's.
+            unit: what the schedule counts a step as; Megatron's counts samples.
+
+        Raises:
+            RecipeError: one of them is none, with its step.
+            GrowthError: the schedule raised something.
+        """
+        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return
+        for step in range(0, steps * unit + 1, unit):
+            try:
+                rate = self.lr(step)
+            except Exception as error:
+                if isinstance(error, GrowthError):
+                    raise
+                found = unexpected(error)
+                raise GrowthError(f"{found.what} (at step {step:g})", where=found.where, fix=found.fix) from error
+            self._require_rate(rate, f"a learning rate of {rate}", step)
+
+    def _require_rate(self, value: Any, gives: str, step: float) -> None:
+        """Refuse what is no number from 0."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
         require(
-            share is not None and -_ROUNDING <= float(share) < math.inf,
-            f"the schedule {self.name!r} gives {share} of the peak at step {step:g}",
+            -_ROUNDING <= number < math.inf,
+            f"the schedule {self.name!r} gives {gives} at step {step:g}",
             f"correct {type(self).__module__}.{type(self).__qualname__}, or take another schedule",
         )
-        return self.peak * share
 
     @abstractmethod
     def after_warmup(self, step: float) -> float:

@@ -1,5 +1,7 @@
 """To add a schedule: one class and one decorator, in this package or outside; a recipe then takes it by name."""
 
+import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from megatron_growth import recipes, schedules
-from megatron_growth.errors import RecipeError
+from megatron_growth.errors import GrowthError, RecipeError
 from megatron_growth.planner import plan_run
 from megatron_growth.run.arguments import _rules
 
@@ -99,6 +101,40 @@ def test_an_outside_package_adds_a_schedule_by_entry_point(outside):
     schedule = schedules.from_dict(stage.schedule)
     half_way = (stage.iterations + stage.warmup_iterations) / 2
     assert schedule.lr(half_way) == pytest.approx(stage.lr / 8)
+
+
+BAD = {
+    "raises": (lambda step: 1 / (86 - step), GrowthError, r"ZeroDivisionError: .*\(at step 86\)"),
+    "gives nan": (lambda step: math.nan if step > 85 else 1, RecipeError, "'bad' gives nan of the peak at step 86"),
+    "falls below 0": (lambda step: 85 - step, RecipeError, "gives -1 of the peak at step 86"),
+    "gives a word": (lambda step: "half" if step > 85 else 1, RecipeError, "gives half of the peak at step 86"),
+}
+FOLLOWED_BY = {
+    "stage": ("schedule: {name: bad}", r"stage nano-92k: .*\n.*recipe:\d+ \(stages\[0\].schedule"),
+    "rule": ("rules: [{pattern: '*', schedule: bad}]", r"stage nano-92k: .*\n.*\(stages\[0\].rules\[0\]"),
+    "method": ("methods: ['rates:rules=[\"*=bad\"]']", r"stage nano-92k: .*\n.*\(stages\[0\].methods\[0\]"),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+@pytest.mark.parametrize("by", FOLLOWED_BY)
+def test_a_plan_computes_every_rate_of_an_outside_schedule(known, how, by):
+    """Else a stage of 90 steps stops at that one, in a real run after days, or trains weights of NaN."""
+    share, kind, message = BAD[how]
+
+    @schedules.register
+    @dataclass(frozen=True)
+    class Bad(schedules.Schedule):
+        name: ClassVar[str] = "bad"
+
+        def after_warmup(self, step):
+            return share(step)
+
+    text, place = FOLLOWED_BY[by]
+    recipe = recipes.loads(recipe_with("{name: wso}").replace("schedule: {name: wso}", text))
+    with pytest.raises(kind, match=message) as refused:
+        plan_run(recipe, gpus=1)
+    assert re.search(place if kind is RecipeError else "the schedule 'bad' .*failed", str(refused.value))
 
 
 def test_a_stage_with_another_schedule_drops_what_belongs_to_the_recipes(outside):

@@ -48,6 +48,11 @@ CASES = {
     "a rate that is nan": ({"large": rule("output_layer.*", "wso:peak=nan")}, "rules[0]", "not a finite number"),
     "a rate below nothing": ({"large": rule("*", -1)}, "rules[0]", "not one to train with"),
     "a rule's warm-up": ({"large": rule("*", "cosine:warmup_iterations=100")}, "rules[0]", "longer than the stage"),
+    "a method's schedule that does not exist": (
+        {"large": {"methods": ['rates:rules=["*=cosin"]']}},
+        "methods[0]",
+        "did you mean",
+    ),
     "a rule without what it needs": ({"large": rule("*", "relora")}, "rules[0]", "needs restart_iterations"),
     "a rule for nothing": ({"large": rule("outputlayer.*", "frozen")}, "rules[0]", "did you mean output_layer"),
     "rules that freeze all": ({"large": rule("*", "frozen")}, "rules", "everything is frozen"),

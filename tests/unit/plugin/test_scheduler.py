@@ -105,13 +105,29 @@ def test_a_batch_size_that_changes_is_refused_where_schedules_count_iterations(m
     from megatron_growth.errors import UnsupportedError
     from megatron_growth.plugin import scheduler
 
-    args = types.SimpleNamespace(lr=PEAK, min_lr=LAST, global_batch_size=BATCH, step_batch_size_schedule="0:8 1K:16")
+    args = types.SimpleNamespace(lr=PEAK, min_lr=LAST, global_batch_size=BATCH, train_iters=STEPS)
+    args.step_batch_size_schedule = "0:8 1K:16"
     monkeypatch.setattr(scheduler, "get_args", lambda: args)
     build = scheduler.around_build(lambda optimizer: stock(), ["wso"])
     with pytest.raises(UnsupportedError, match="--step-batch-size-schedule"):
         build(None)
     args.step_batch_size_schedule = None
     assert build(None).rules
+
+
+def test_a_rate_that_an_outside_schedule_lacks_is_refused_before_the_first_step(monkeypatch):
+    """Counted in samples, where the recipe's plan counted steps; --growth-schedule has no plan at all."""
+    from megatron_growth.plugin import scheduler
+
+    class NoneAtTheEnd(type(SCHEDULES["wso"])):
+        def after_warmup(self, step):
+            return 1.0 if step < STEPS * BATCH else None
+
+    args = types.SimpleNamespace(lr=PEAK, min_lr=LAST, global_batch_size=BATCH, train_iters=STEPS)
+    monkeypatch.setattr(scheduler, "get_args", lambda: args)
+    monkeypatch.setattr(scheduler, "parse_schedule", lambda *_: NoneAtTheEnd(PEAK, STEPS * BATCH, WARMUP * BATCH))
+    with pytest.raises(RecipeError, match=f"gives None of the peak at step {STEPS * BATCH}"):
+        scheduler.around_build(lambda optimizer: stock(), ["own"])(None)
 
 
 @pytest.mark.parametrize(
