@@ -12,7 +12,7 @@ from functools import cached_property
 
 from megatron_growth.layout.names import full_name
 from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, fused_rows, parameters_of
-from megatron_growth.layout.rules import decide, near, takes
+from megatron_growth.layout.rules import decide
 from megatron_growth.methods import Factor, Method, cost_of
 from megatron_growth.patterns import Rule
 from megatron_growth.shape import ModelShape
@@ -111,11 +111,3 @@ def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Seque
         trainable = cost.trains and not (rule and rule.frozen)
         marked.append(replace(entry, trainable=trainable, factors=cost.factors))
     return Inventory(shape, tuple(marked), tuple(methods))
-
-
-def unmatched(shape: ModelShape, freeze: Sequence[str]) -> list[tuple[str, str]]:
-    """(pattern, nearest patterns) for every pattern that names no parameter of the model."""
-    names = [entry.name for entry in entries_of(shape)]
-    return [
-        (pattern, near(pattern, names)) for pattern in freeze if not any(takes(Rule(pattern), name) for name in names)
-    ]

@@ -80,7 +80,7 @@ def _totals(plan: RunPlan) -> Iterator[RenderableType]:
     if plan.scratch:
         yield Text(
             f"All stages {plan.total_flops:.4g} FLOPs; {plan.scratch} {plan.scratch_flops:.4g}: "
-            f"{saved_share(plan.saving, 'saved', 'more')}."
+            f"{saved_share(plan.saving, 'saved')}."
         )
     for what, saving in (("Compute", plan.compute_saving), ("Memory", plan.memory_saving)):
         if saving is not None:

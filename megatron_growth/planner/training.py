@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from megatron_growth import methods, operators
 from megatron_growth.errors import GrowthError, GrowthPlanError, RecipeError
 from megatron_growth.hints import reworded
+from megatron_growth.layout.rules import near, takes
 from megatron_growth.methods import Method
 from megatron_growth.methods.rates import RunSchedule, parse_schedule
-from megatron_growth.planner.inventory import Inventory, entries_of, unmatched
+from megatron_growth.patterns import Rule
+from megatron_growth.planner.inventory import Inventory, entries_of
 from megatron_growth.recipes.schema import Recipe, Stage
 from megatron_growth.recipes.source import KeyPath
 from megatron_growth.schedules import Schedule
@@ -102,10 +104,11 @@ def check_frozen(asked: Asked, inventory: Inventory) -> None:
         RecipeError: with the key.
     """
     stage, where = asked.stage, asked.where("freeze")
-    for pattern, near in unmatched(inventory.shape, stage.freeze):
-        raise RecipeError(
-            f"stage {stage.name}: the freeze pattern {pattern!r} matches no parameter", where=where, fix=near
-        )
+    names = [entry.name for entry in inventory.parameters]
+    for pattern in stage.freeze:
+        if not any(takes(Rule(pattern), name) for name in names):
+            what = f"stage {stage.name}: the freeze pattern {pattern!r} matches no parameter"
+            raise RecipeError(what, where=where, fix=near(pattern, names))
     if not inventory.trainable and not inventory.adapters:
         where = where if stage.freeze else asked.where("rules")
         raise RecipeError(f"stage {stage.name}: everything is frozen", where=where, fix="freeze less")

@@ -53,8 +53,7 @@ def load(name_or_path: str | Path, variant: str | None = None) -> Recipe:
     Raises:
         RecipeError: unknown recipe or variant, or an invalid document; all problems with file and line.
     """
-    file = path_of(name_or_path)
-    return build(*read_yaml(file), variant)
+    return build(*read_yaml(path_of(name_or_path)), variant)
 
 
 def loads(text: str, variant: str | None = None, file: str = "recipe") -> Recipe:

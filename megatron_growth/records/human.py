@@ -18,9 +18,9 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}s"
 
 
-def saved_share(share: float, less: str, more: str) -> str:
+def saved_share(share: float, less: str) -> str:
     """A saved share in words: `24.7% less`, `3.1% more`, or `the same`."""
-    return f"{abs(share):.1%} {less if share > 0 else more}" if abs(share) >= 5e-4 else "the same"
+    return f"{abs(share):.1%} {less if share > 0 else 'more'}" if abs(share) >= 5e-4 else "the same"
 
 
 def duration(seconds: float | None) -> str:

@@ -30,7 +30,7 @@ def findings(run: RunRecord) -> list[str]:
     if len(run.stages) > 1 and run.scratch:
         sentences.append(
             f"The chain of {plural(len(run.stages), 'model')} is planned at {run.total_flops:.3g} FLOPs; {run.scratch} "
-            f"would take {run.scratch_flops:.3g}: the chain takes {saved_share(run.saving, 'less', 'more')}."
+            f"would take {run.scratch_flops:.3g}: the chain takes {saved_share(run.saving, 'less')}."
         )
     if last is not None and last.complete and run.baselines:
         sentences.append(

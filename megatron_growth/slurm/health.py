@@ -90,7 +90,7 @@ class Doctor:
         for record in records:
             if "event" in record:
                 continue
-            problem = self._history.add(int(str(record["iteration"])), _number(record["loss"]))
+            problem = self._history.add(int(record["iteration"]), _number(record["loss"]))
             if problem:
                 return problem
         hang, silent = self._limits.hang_seconds, now - self._last_progress
