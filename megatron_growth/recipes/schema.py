@@ -228,14 +228,6 @@ class Stage(Block):
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
     """Further Megatron flags of this stage, over those of the recipe."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_adapters(cls, document: Any) -> Any:
-        """Runs of older releases hold `adapters: null`; adapters are the method `relora` now."""
-        if isinstance(document, dict) and document.get("adapters", 0) is None:
-            return {key: value for key, value in document.items() if key != "adapters"}
-        return document
-
     def method(self, name: str) -> Any:
         """The stage's method of this name, or None."""
         return next((method for method in self.methods if method.name == name), None)
