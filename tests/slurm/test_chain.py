@@ -16,7 +16,7 @@ from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.slurm.cluster import HERE, PROFILE, Cluster, job, slurm, unfinished, wait_for_end, wait_until
 
-ITERATIONS = 30  # of every stage
+ITERATIONS = 18  # of every stage
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -82,7 +82,7 @@ def test_disturbed_chain_ends_where_an_undisturbed_run_does(
         kept = checkpoints.iterations(disturbed.stage(name).checkpoints)
         assert (len(kept), kept[-1]) == (2, ITERATIONS)
         assert losses(disturbed, name) == pytest.approx(losses(alone, name), abs=1e-5)
-    assert restarts(disturbed, "C") == restarts(alone, "C") == [4, 8, 12, 16, 20, 24, 28]
+    assert restarts(disturbed, "C") == restarts(alone, "C") == [4, 8, 12, 16]
     status = json.loads(growth("status", disturbed.path, "--json"))
     assert [stage["restarts"] for stage in status["stages"]] == [1, 1, 1]
     assert status["complete"]
