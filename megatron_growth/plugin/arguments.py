@@ -244,13 +244,9 @@ class PluginOptions:
         for method in self.methods:
             method.check_arguments(args)
         self._check_evaluation(args)
-        unsupported = {
-            "--use-megatron-fsdp": getattr(args, "use_megatron_fsdp", False),
-            "--use-torch-fsdp2": getattr(args, "use_torch_fsdp2", False),
-            "--init-model-with-meta-device": getattr(args, "init_model_with_meta_device", False),
-        }
-        for flag, is_set in unsupported.items():
-            if is_set and (self.source or self.methods):
+        for name in ("use_megatron_fsdp", "use_torch_fsdp2", "init_model_with_meta_device"):
+            if getattr(args, name, False) and (self.source or self.methods):
+                flag = f"--{name.replace('_', '-')}"
                 raise UnsupportedError(f"growing and freezing do not support {flag}", fix=f"leave out {flag}")
         if self.methods and (optimizer := getattr(args, "optimizer", "adam")) != "adam":
             raise UnsupportedError(

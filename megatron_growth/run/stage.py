@@ -168,7 +168,8 @@ def check_stages(
     nowhere = Path("/nowhere")
     for stage in stages:
         source = nowhere / stage.source if stage.source else None
-        if grows_state(stage) and optimizers.get(str(stage.source), own := optimizers[stage.name]) != own:
+        own = optimizers[stage.name]
+        if grows_state(stage) and optimizers.get(str(stage.source), own) != own:
             raise RecipeError(
                 f"stage {stage.name} cannot take over the optimizer state of {stage.source}: one is divided among "
                 "data-parallel ranks, the other is not",

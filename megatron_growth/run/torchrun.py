@@ -61,26 +61,22 @@ def environment(
     return variables
 
 
-class Interrupts:
-    """Counts Ctrl-C and SIGTERM while a stage runs; the second one raises KeyboardInterrupt."""
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Each Ctrl-C and SIGTERM that comes inside the block; the second one raises KeyboardInterrupt."""
+    caught: list[int] = []
 
-    def __init__(self) -> None:
-        self.count = 0
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.count += 1
-        if self.count > 1:
+    def handle(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        if len(caught) > 1:
             raise KeyboardInterrupt
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle the signals inside the block, and put the former handlers back after it."""
-        former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def run_processes(
@@ -110,8 +106,7 @@ def run_processes(
         StorageError: the log cannot be written.
     """
     failures.clear(failures_folder)
-    interrupts = Interrupts()
-    with _opened(log) as output, interrupts.caught():
+    with _opened(log) as output, _stop_signals() as caught:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -122,13 +117,13 @@ def run_processes(
             preexec_fn=request_death_signal,
         )
         try:
-            code = _wait(process, interrupts, watch, on_stop)
+            code = _wait(process, caught, watch, on_stop)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
             end_processes(token)
-    if interrupts.count:
+    if caught:
         raise KeyboardInterrupt
     return code
 
@@ -140,11 +135,11 @@ def _opened(log: Path) -> IO[bytes]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], interrupts: Interrupts, watch: Callable[[], None], on_stop: Callable[[], None]
+    process: subprocess.Popen[bytes], caught: list[int], watch: Callable[[], None], on_stop: Callable[[], None]
 ) -> int:
     deadline = float("inf")
     while process.poll() is None:
-        if interrupts.count and deadline == float("inf"):
+        if caught and deadline == float("inf"):
             deadline = time.monotonic() + _GRACE_SECONDS
             on_stop()
             _ask_ranks_to_stop(process.pid)
