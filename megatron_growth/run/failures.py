@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megatron_growth import errors
@@ -86,15 +86,15 @@ def _record(error: BaseException) -> None:
         return
     rank = int(os.environ.get("RANK", "0"))
     what = f"exit code {error.code}" if isinstance(error, SystemExit) else str(error)
-    document = {"rank": rank, "time": time.time(), "kind": type(error).__name__, "what": what}
-    document["part"] = errors.part_of(error)
+    failure = Failure(
+        rank, time.time(), type(error).__name__, what, part=errors.part_of(error), trace=traceback.format_exc()
+    )
     if isinstance(error, GrowthError):
-        document |= {"what": error.what, "where": error.where, "fix": error.fix}
-    document["trace"] = traceback.format_exc()
+        failure = replace(failure, what=error.what, where=error.where, fix=error.fix)
     try:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        (path / f"rank-{rank}.json").write_text(json.dumps(document), encoding="utf-8")
+        (path / f"rank-{rank}.json").write_text(json.dumps(asdict(failure)), encoding="utf-8")
     except OSError as refused:  # a full disk is one of the errors to report: the log still has the traceback
         print(f"megatron_growth: the failure could not be written down: {refused}", flush=True)
 

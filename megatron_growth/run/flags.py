@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_growth.errors import RecipeError, UserError, nearest
+from megatron_growth.planner.training import Asked
 from megatron_growth.recipes import ClusterProfile, Recipe, Stage
 from megatron_growth.recipes.checks import places_of
 from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
-from megatron_growth.recipes.source import KeyPath
 
 Options = dict[str, Any]
 # Megatron's validation takes any number for these, and a rank divides by it, or fails with it, hours later: what they
@@ -59,22 +59,22 @@ def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
         raise RecipeError(f"Megatron does not take what `megatron:` gives it:\n{listed}")
     below = profile.megatron if profile else {}
     for path, stage in places_of(recipe):
-        _check_methods(recipe, path, stage, below)
+        _check_methods(Asked(recipe, stage, path), below)
     for stage in recipe.stages:
         if stage.source is not None:
             _check_growth(recipe, stage, below)
 
 
-def _check_methods(recipe: Recipe, path: KeyPath, stage: Stage, below: Flags) -> None:
+def _check_methods(asked: Asked, below: Flags) -> None:
     """Refuse what a stage's methods would refuse on its ranks: flags with which they do not train."""
+    stage = asked.stage
     given = merged(below, stage.megatron)
     args = _parsed(given, lr=stage.lr) if given and stage.methods else None
     for method in stage.methods if args else ():
         try:
             method.check_arguments(args)
         except UserError as error:
-            where = recipe.where(*path, "megatron")
-            raise RecipeError(f"stage {stage.name}: {error.what}", where=where, fix=error.fix) from None
+            raise asked.refused(error, "megatron") from None
 
 
 def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:

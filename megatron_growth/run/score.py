@@ -15,7 +15,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -70,7 +70,7 @@ class Job:
         arrays: dict[str, Any] = {
             f"{n}-{name}": one for n, batch in enumerate(self.batches) for name, one in zip("itc", batch, strict=True)
         }
-        head = {name: value for name, value in asdict(self).items() if name != "batches"}
+        head = {name: value for name, value in vars(self).items() if name != "batches"}
         np.savez(folder / JOB, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
