@@ -18,7 +18,7 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import entry_points
 from typing import Any
@@ -92,8 +92,15 @@ class Registry[T]:
         """The class of a registered part; an error with the nearest names when there is none."""
         self._load_all()
         if name not in self._classes:
-            raise self.error(f"no {self.kind} is called {name!r}", fix=nearest(name, self._classes))
+            raise self.error(f"no {self.kind} is called {name!r}", fix=self.advice(name))
         return self._classes[name]
+
+    def advice(self, name: str) -> str:
+        """What to do about a name that nothing has: the nearest names, or what its package left out."""
+        for point in entry_points(group=self.group, name=name):
+            return f"{point.value} was imported but registers no {name!r}: put @register on the class, with that `name`"
+        fix = nearest(name, self.names())
+        return f"{fix}; or install the package that adds it" if fix.startswith("known") else fix
 
     def get(self, spec: str | Mapping[str, Any], /, **overrides: Any) -> T:
         """A part from its written form.
@@ -115,7 +122,9 @@ class Registry[T]:
         known = fields_of(cls)
         for key, value in parameters.items():
             if key not in known:
-                raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=nearest(key, known))
+                is_plain = not vars(cls).get("__dataclass_fields__") and key in inspect.get_annotations(cls)
+                fix = f"put @dataclass(frozen=True) on {cls.__qualname__}" if is_plain else nearest(key, known)
+                raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=fix)
             if _is_not_finite(value, known[key]):
                 raise self.error(f"the {self.kind} {name!r}: {key} is {value}, not a finite number", where=key)
         missing = [key for key, f in known.items() if is_required(f) and key not in parameters]
@@ -124,10 +133,8 @@ class Registry[T]:
         try:
             part: T = _adapter(cls).validate_python(parameters)  # type: ignore[arg-type]
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            what = first["msg"].replace("Input", where, 1) if where else first["msg"]
-            raise self.error(f"the {self.kind} {name!r}: {what} (got {first['input']!r})", where=where) from None
+            where, what = _wrong(error, known)
+            raise self.error(f"the {self.kind} {name!r}: {what}", where=where) from None
         return part
 
     def read(self, spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -198,6 +205,19 @@ def _named(value: Any, part: str) -> Any:
             return value(*args, **kwargs)
 
     return function
+
+
+def _wrong(error: ValidationError, known: Collection[str]) -> tuple[str, str]:
+    """The first parameter of a wrong type, and a sentence with all types that it may have."""
+    found = error.errors()
+    first, may_be = found[0], "Input should be "
+    # pydantic puts the name of a type behind a parameter that may have several
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in known)
+    what = first["msg"].replace("Input", where, 1) if where else first["msg"]
+    if len(first["loc"]) > 1:
+        same = [e["msg"] for e in found if e["loc"][0] == first["loc"][0] and e["input"] == first["input"]]
+        what += "".join(f", or {msg.removeprefix(may_be)}" for msg in same[1:] if msg.startswith(may_be))
+    return where, f"{what.replace('a valid tuple', 'a list')} (got {first['input']!r})"
 
 
 def _said(error: Exception) -> str:

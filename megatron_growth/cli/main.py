@@ -9,6 +9,7 @@ import keyword
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -114,12 +115,23 @@ def _without_reader() -> list[TextIO]:
     """The streams that nobody reads any more, as after `| head`; what is left of them goes nowhere."""
     found = []
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
+        if _is_unread(stream):
             found.append(stream)
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return found
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a pipe has lost its reader.  Refused text may be lost to a flush, so the pipe is asked."""
+    try:
+        stream.flush()
+        pipe = select.poll()
+        pipe.register(stream.fileno(), 0)  # its errors are told without being asked for
+        return bool(pipe.poll(0))
+    except BrokenPipeError:
+        return True
+    except OSError:  # not a file, as under a test
+        return False
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 examples:
   megatron-growth posttrain sft hf/8B --preset family-sft --output hf/8B-sft
   megatron-growth posttrain dpo hf/8B-sft --preset family-dpo --output hf/8B-dpo
-  megatron-growth posttrain sft runs/step-368m/stages/stage-2/checkpoints \
+  megatron-growth posttrain sft runs/step-368m/stages/stage-2/checkpoints \\
       --preset step-alpaca --output runs/step-368m/posttrain/stage-2
   megatron-growth posttrain sft hf/wso --preset wso-tulu --lr-sweep --output hf/wso-sft     eight rates, the best kept
 

@@ -124,7 +124,10 @@ def _growing(index: int, stage: Stage, source: Stage, recipe: Recipe) -> Iterato
     for key in ("hidden", "layers"):
         old, new = getattr(source, key), getattr(stage, key)
         if new < old:
-            yield ("stages", index, key), f"{key} shrinks from {old} ({source.name}) to {new} ({stage.name})"
+            yield (
+                ("stages", index, key),
+                f"{key} shrinks from {old} ({source.name}) to {new} ({stage.name}); growth only adds",
+            )
     for key in ("hidden", "heads"):
         old, new = getattr(source, key), getattr(stage, key)
         if new > old and stage.growth.width is None:

@@ -215,6 +215,8 @@ def _of_pydantic(error: Mapping[str, Any], root: type[BaseModel], source: YamlTe
     says = says[:1].lower() + says[1:]
     if kind in ("tuple_type", "list_type", "dict_type", "model_type"):  # YAML has neither tuples nor dictionaries
         says = f"input should be {_KINDS[kind]}"
+        if kind in ("tuple_type", "list_type"):
+            says += f", as {path[-1]}: [...]"
     if isinstance(value, dict | list):
         return _Found(path, kind, says)
     return _Found(path, kind, says, f" (got {value!r}{f', written {written}' if _is_word(value) else ''})")

@@ -115,7 +115,7 @@ class ScheduleBlock(Block):
     @classmethod
     def _is_registered(cls, name: str) -> str:
         if name not in schedules.names():
-            raise ValueError(f"there is no such schedule; {nearest(name, schedules.names())}")
+            raise ValueError(f"there is no such schedule; {schedules.SCHEDULES.advice(name)}")
         return name
 
     @model_validator(mode="before")
@@ -127,6 +127,9 @@ class ScheduleBlock(Block):
         known = set(schedules.own_parameters(document.get("name", "cosine"))) - set(cls.model_fields)
         own = {key: value for key, value in document.items() if key in known}
         rest = {key: value for key, value in document.items() if key not in known}
+        for key in rest.keys() - cls.model_fields.keys():
+            if (near := nearest(key, known)).startswith("did"):
+                raise ValueError(f"unknown key {key!r}; {near}")
         return {**rest, "parameters": rest.get("parameters", {}) | own} if own else rest
 
     @model_validator(mode="after")

@@ -2,11 +2,15 @@
 
 import argparse
 import errno
+import importlib
 import os
+import pkgutil
+import subprocess
 import sys
 
 import pytest
 
+from megatron_growth import cli
 from megatron_growth.cli.main import build_parser, main, spelled_out
 from megatron_growth.plugin.arguments import add_arguments, methods_of
 
@@ -35,6 +39,12 @@ def test_it_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys, wo
     assert end.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_no_line_of_a_verbs_own_text_is_longer_than_a_page():
+    for module in pkgutil.walk_packages(cli.__path__, "megatron_growth.cli."):
+        said = importlib.import_module(module.name).__doc__
+        assert max(map(len, said.splitlines())) <= 120, module.name
 
 
 def test_a_number_below_zero_and_words_with_spaces_are_values():
@@ -102,6 +112,15 @@ def test_a_reader_that_has_gone_ends_the_command_in_silence(monkeypatch, unread)
         monkeypatch.setattr("megatron_growth.recipes.load", lambda *_: print("text", file=unheard, flush=True))
         monkeypatch.setattr(sys, stream, unheard)
         assert main(["plan", "nano-progressive"]) == code
+
+
+def test_a_text_longer_than_the_buffer_is_not_kept_and_its_reader_is_known_to_be_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "megatron_growth.cli.main", "plan", "nano-progressive", "--json"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_pipe_that_breaks_elsewhere_is_a_failure(monkeypatch, capsys):

@@ -70,7 +70,9 @@ def test_a_new_schedule_is_planned_and_given_to_the_ranks(known):
         ("{name: relora}", "needs restart_iterations"),
         ("{style: wso}", "it is called name here"),
         ("{name: square, power: much}", "valid integer"),
-        ("{name: square, powers: 2}", "unknown key 'powers'"),
+        ("{name: square, powers: 2}", "unknown key 'powers'; did you mean power"),
+        ("{name: bare}", "square_schedule was imported but registers no 'bare': put @register"),
+        ("{name: xyz}", "no such schedule; known: .*square.*install the package"),
     ],
 )
 def test_a_recipe_refuses_what_is_no_schedule_with_its_line(known, outside, schedule, message):
@@ -84,7 +86,9 @@ def outside(known, tmp_path, monkeypatch):
     info = tmp_path / "square-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: square\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[megatron_growth.schedules]\nsquare = square_schedule\n")
+    (info / "entry_points.txt").write_text(
+        "[megatron_growth.schedules]\nsquare = square_schedule\nbare = square_schedule\n"
+    )
     (tmp_path / "square_schedule.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     known.forget_loaded()

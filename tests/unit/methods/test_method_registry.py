@@ -41,12 +41,29 @@ def test_a_method_is_written_in_words_and_as_a_mapping():
         ({"name": "galore", "targets": []}, "no pattern is given"),
         ({"patterns": ["a"]}, "without a name"),
         ({"name": "rates", "rules": ["a=-1"]}, "not one to train with"),
-        ({"name": "rates", "rules": 3}, "valid tuple"),
+        ({"name": "rates", "rules": 3}, "rules should be a list"),
+        ({"name": "relora", "layers": "sourc"}, r"layers should be 'all' or 'source', or a list \(got 'sourc'\)"),
     ],
 )
 def test_what_is_not_a_method_is_refused(spec, message):
     with pytest.raises(RecipeError, match=message):
         methods.get(spec)
+
+
+def test_a_parameter_without_the_dataclass_decorator_is_refused_with_it(monkeypatch):
+    monkeypatch.setattr(methods.METHODS, "_classes", dict(methods.METHODS._classes))
+
+    @methods.register
+    class Plain(Method):
+        name: ClassVar[str] = "plain"
+        factor: float = 0.5
+
+        def select(self, names, frozen=()):
+            return ()
+
+    with pytest.raises(RecipeError, match="no parameter 'factor'") as error:
+        methods.get("plain:factor=1")
+    assert "put @dataclass(frozen=True) on" in error.value.fix
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_a_wrong_or_missing_key_names_the_right_one(old, new, words):
         ),
         ("growth: {width: 5}", '(growth.width): YAML reads 5 as the number 5; put it in quotes: "5"'),
         ("growth: 5", "(growth): input should be a mapping of keys (got 5)"),
-        ("printed: {layers_added: x}", "(printed.layers_added): input should be a list (got 'x')"),
+        ("printed: {layers_added: x}", "input should be a list, as layers_added: [...] (got 'x')"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_one_problem_in_yamls_words(new, words):
