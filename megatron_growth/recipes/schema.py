@@ -223,9 +223,10 @@ class Stage(Block):
     freeze: tuple[str, ...] = ()
     """Names, with `*`, of parameters that do not train, such as `embedding.*`."""
     rules: tuple[RateRule, ...] = ()
-    """How parameters of certain names train; the first that matches counts."""
+    """How parameters of certain names train, `[{pattern: embedding.*, schedule: 0.1}]`; the first match counts."""
     methods: tuple[Method, ...] = ()
-    """How parameters train besides: methods by name, after `freeze` and `rules`."""
+    """How parameters train besides, after `freeze` and `rules`: methods with their parameters, as in docs/methods.md,
+    `[{name: relora, rank: 128}]`."""
     precision: Precision | None = None
     """Of this stage; the recipe's when left out."""
     megatron: dict[str, FlagValue] = Field(default_factory=dict)

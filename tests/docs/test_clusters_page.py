@@ -41,7 +41,12 @@ def test_storage(planned: ClusterPlan) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [cluster.ClusterProfile, cluster.Slurm, cluster.Container, cluster.Environment], ids=lambda m: m.__name__
+    "model",
+    [
+        getattr(cluster, name)
+        for name in ["ClusterProfile", "Slurm", "Container", "Environment", "Gpu", "Network", "Storage"]
+    ],
+    ids=lambda m: m.__name__,
 )
 def test_every_key_of_a_profile_is_explained(model: type[cluster.Block]) -> None:
     table = PAGE.split("## 3.")[0]

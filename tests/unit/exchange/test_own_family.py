@@ -1,6 +1,6 @@
 """A family of an outside package is one class, and its models are read as those of this package are."""
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,29 +8,22 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from megatron_growth.errors import UnsupportedError
 from megatron_growth.exchange.config import from_config, to_config
-from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape, register
+from megatron_growth.exchange.families import FAMILIES, named, of_shape
 from megatron_growth.exchange.names import pieces
 from megatron_growth.exchange.source import HuggingFaceSource
 from megatron_growth.shape import ModelShape
 
+PAGE = Path(__file__).parents[3] / "docs" / "exchange.md"
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 64}
 
 
 @pytest.fixture
 def mistral(monkeypatch):
-    """Mistral without a window is Llama under another name."""
+    """Mistral without a window is Llama under another name: the class of docs/exchange.md."""
     FAMILIES.names()
     monkeypatch.setattr(FAMILIES, "_classes", dict(FAMILIES._classes))
-
-    @register
-    @dataclass(frozen=True)
-    class Mistral(Family):
-        name = "mistral"
-        architecture = "MistralForCausalLM"
-        exports = False
-
-    return Mistral
+    exec(PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], {"__name__": "mistral_family"})
 
 
 def test_its_folder_is_a_source_with_every_weight(mistral, tmp_path):
