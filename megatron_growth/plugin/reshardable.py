@@ -143,12 +143,25 @@ def check_buckets(
             "--growth-layer-spec local --transformer-impl local, in a recipe megatron: {transformer-impl: local}); "
             f"or {_ELSEWHERE}",
         )
-    _check_order(orders(model, optimizer), state_by_name.content_metadata(common).get(KEY, {}), folder)
+    _check_order(orders(model, optimizer), state_by_name.content_metadata(common).get(KEY), folder)
 
 
-def _check_order(here: dict[str, str], noted: dict[str, str], folder: str) -> None:
-    """Refuse an order of parameters that is another one than `bucket_order` noted with the checkpoint."""
-    if state_by_name.any_rank(any(noted.get(shard, digest) != digest for shard, digest in here.items())):
+def _check_order(here: dict[str, str], noted: dict[str, str] | None, folder: str) -> None:
+    """Refuse an order of parameters that is another one than `bucket_order` noted with the checkpoint.
+
+    Every save with the plugin notes all shards.
+    """
+    if noted is None:
+        return
+    if state_by_name.any_rank(not here.keys() <= noted.keys()):
+        raise CheckpointError(
+            "the checkpoint notes the order of parameters in its optimizer's buckets for some shards only: it is "
+            "damaged",
+            where=folder,
+            fix="copy it again, or go on from an earlier one (--ckpt-step N); or start the optimizer from scratch with "
+            "--no-load-optim",
+        )
+    if state_by_name.any_rank(any(noted[shard] != digest for shard, digest in here.items())):
         raise CheckpointError(
             "the optimizer state of this checkpoint lies in buckets whose parameters have the sizes of this run's, but "
             "other names or another order",

@@ -50,3 +50,35 @@ def test_two_parameters_of_one_size_that_change_places_are_noticed(tmp_path):
     run_distributed(train_with_query_and_key_norms, 2, [*words, *load], False, process_group=False)
     with pytest.raises(DistributedFailure, match="other names or another order"):
         run_distributed(train_with_query_and_key_norms, 2, [*words, *load], True, process_group=False)
+
+
+def train_noting(words, kept):
+    """One run; of what its saves note, only the first shards are kept, or, when `kept` is None, not even the key."""
+    from megatron_growth.plugin import bucket_order
+
+    noted = bucket_order._of_all_ranks
+
+    def some(mine):
+        found = noted(mine)
+        assert len(found) == 2
+        return dict(list(found.items())[:kept])
+
+    if kept is None:
+        bucket_order.note = lambda *_: None
+    else:
+        bucket_order._of_all_ranks = some
+    train_several([words])
+
+
+def test_an_order_that_is_noted_for_some_shards_only_is_damage(tmp_path):
+    """Noted for none, the checkpoint was saved without the plugin, and its sizes are all that can be compared."""
+    own = ["--use-distributed-optimizer", "--growth-layer-spec", "local"]
+    words = [*tiny_pretrain_args(iterations=2, pipeline=2, bf16=True), *own]
+    for name, kept in (("part", 1), ("none", None)):
+        folder = str(tmp_path / name)
+        run_distributed(train_noting, 2, [*words, "--save", folder, "--save-interval", "1"], kept, process_group=False)
+    load = [*words, "--ckpt-step", "1", "--growth-metrics", str(tmp_path / "log"), "--load"]
+    with pytest.raises(DistributedFailure, match=r"for some shards\s+only: it is\s+damaged"):
+        run_distributed(train_several, 2, [[*load, str(tmp_path / "part")]], process_group=False)
+    run_distributed(train_several, 2, [[*load, str(tmp_path / "none")]], process_group=False)
+    assert list(metrics(tmp_path / "log")) == [2]
