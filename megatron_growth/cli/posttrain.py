@@ -198,7 +198,7 @@ def _submit(args: argparse.Namespace) -> int:
         job = job_of_request(args.output, request, profile, nodes)
         script = job.script.read_text("utf-8")
         document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
-        print(json_text(document) if args.json else f"{job.command()}\n\n# {job.script}\n{script}", end="")
+        print(json_text(document) if args.json else f"{job.shown()}\n\n# {job.script}\n{script}", end="")
         return 0
     found = submit(args.output, request, profile, nodes)
     if args.json:

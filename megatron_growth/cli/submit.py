@@ -185,23 +185,18 @@ def _show(requests: list[_Request], as_json: bool) -> None:
 
     runs: list[dict[str, Any]] = []
     for request in requests:
-        stages = [
-            {
-                "stage": job.stage,
-                "nodes": job.nodes,
-                "command": job.command(f"JOB_OF_{job.source}" if job.source else None),
-            }
-            for job in request.jobs
-        ]
         need = bytes_needed(request.stages, request.recipe)
-        runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": stages})
+        runs.append({"run": str(request.folder), "checkpoint_bytes": need, "stages": []})
+        if not as_json:
+            print(f"# {request.folder}: checkpoints of {size(need)} at most")
+        for job in request.jobs:
+            after = f"JOB_OF_{job.source}" if job.source else None
+            runs[-1]["stages"].append({"stage": job.stage, "nodes": job.nodes, "command": job.command(after)})
+            if not as_json:
+                print(f"# stage {job.stage}, nodes: {job.nodes}\n{job.shown(after)}\n")
     if as_json:
         print(json_text({"script": SCRIPT.read_text(encoding="utf-8"), "runs": runs}))
         return
-    for one in runs:
-        print(f"# {one['run']}: checkpoints of {size(one['checkpoint_bytes'])} at most")
-        for stage in one["stages"]:
-            print(f"# stage {stage['stage']}, nodes: {stage['nodes']}\n{stage['command']}\n")
     print(f"# {SCRIPT}\n{SCRIPT.read_text(encoding='utf-8')}", end="")
 
 

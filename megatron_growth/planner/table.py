@@ -13,13 +13,16 @@ from megatron_growth.planner.integer_program import Program
 from megatron_growth.planner.run_plan import RunPlan, Saving, StagePlan
 from megatron_growth.records.human import count, saved_share, size
 
-_WORDS = ("stage", "layout")
+_SENTENCES = ("grown by", "schedule", "freezing and methods")
+_WORDS = ("stage", "layout", *_SENTENCES)
 
 
 def render(plan: RunPlan) -> RenderableType:
     """The whole plan."""
     title = Text.assemble((plan.name, "bold"), f" {plan.variant}" if plan.variant else "", f"  {plan.summary}")
-    parts: list[RenderableType] = [title, Text(), _models(plan), Text(), _training(plan), Text(), *_totals(plan)]
+    parts: list[RenderableType] = [title, Text(), _models(plan), Text(), _training(plan), Text(), _ways(plan)]
+    if totals := list(_totals(plan)):
+        parts += [Text(), *totals]
     if plan.integer_program is not None:
         parts += [Text(), _integer_program(plan.integer_program)]
     parts += [Text(), *_formulas(plan)]
@@ -31,13 +34,13 @@ def render(plan: RunPlan) -> RenderableType:
 
 
 def plain_table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers; where it is narrow, words give way first."""
+    """A table whose first column is text; most others are numbers; where it is narrow, words give way first."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         words = column in _WORDS
         table.add_column(
             column,
-            justify="right" if i else "left",
+            justify="right" if i and column not in _SENTENCES else "left",
             header_style="dim",
             no_wrap=not words,
             overflow="fold" if words else "ellipsis",
@@ -73,6 +76,20 @@ def _training(plan: RunPlan) -> Table:
             str(stage.layout),
             size(stage.memory_bytes_per_gpu),
         )
+    return table
+
+
+def _ways(plan: RunPlan) -> Table:
+    """What a reader wrote by name, as it was understood."""
+    table = plain_table("Growth and rates", "stage", "from", "grown by", "schedule", "freezing and methods")
+    for stage in (*plan.stages, *plan.baselines):
+        growth = stage.growth
+        operators = [name for name in (growth.width, growth.depth) if name] if growth else []
+        warm_up = f", warm-up {stage.warmup_iterations:,}" if stage.warmup_iterations else ""
+        rules = [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
+        otherwise = ", ".join((*(f"{pattern}=frozen" for pattern in stage.freeze), *rules, *stage.methods))
+        schedule = f"{stage.schedule['name']}{warm_up}"
+        table.add_row(stage.name, stage.source or "-", " + ".join(operators) or "-", schedule, otherwise or "-")
     return table
 
 

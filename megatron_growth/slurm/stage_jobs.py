@@ -22,6 +22,7 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import cluster_flags
 
 SCRIPT = Path(__file__).with_name("stage.sbatch")
+BREAK = " \\\n    "  # between the lines of one shell command
 _NAME_LENGTH = 24
 FLAGS_VARIABLE = "GROWTH_MEGATRON_FLAGS"  # the cluster's Megatron flags for a stage, as JSON
 # What a profile or the command may leave out; the submitter's shell must not fill it in.
@@ -63,8 +64,21 @@ class StageJob:
 
     def command(self, after: str | None = None) -> str:
         """The same as a shell command."""
-        variables = [f"{name}={value}" for name, value in sorted(self.environment.items())]
-        return shlex.join(["env", *variables, "sbatch", *self.words(after)])
+        return shlex.join(["env", *self.variables(), "sbatch", *self.words(after)])
+
+    def shown(self, after: str | None = None) -> str:
+        """The same on lines that a person can read, and a shell too."""
+        lines, width = [""], 116
+        for word in ["env", *self.variables(), "sbatch", *self.words(after)]:
+            quoted = shlex.quote(word)
+            if lines[-1] and (word in ("sbatch", str(self.script)) or len(lines[-1]) + len(quoted) >= width):
+                lines.append("")
+            lines[-1] += f" {quoted}" if lines[-1] else quoted
+        return BREAK.join(lines)
+
+    def variables(self) -> list[str]:
+        """What the job sees beyond the submitter's environment, `NAME=value` each."""
+        return [f"{name}={value}" for name, value in sorted(self.environment.items())]
 
 
 _ROOM = (

@@ -313,3 +313,15 @@ def test_counting_the_embedding_would_be_caught():
 
 def test_paper_memory_formula():
     assert paper_bytes(10, 5, 2) == 16 * 12 + 2 * 5
+
+
+def test_what_was_written_by_name_is_shown_as_it_was_understood(plan):
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(render(plan("nano-step", "step-3")))
+    rows = [line.split() for line in screen.export_text().split("Growth and rates")[1].splitlines()[2:5]]
+    assert [row[:3] for row in rows[1:]] == [
+        ["stage-2", "stage-1", "interpolate"],
+        ["stage-3", "stage-2", "interpolate"],
+    ]
+    assert rows[0][:5] == ["stage-1", "-", "-", "cosine,", "warm-up"]
+    assert rows[1][-1].startswith("relora:rank=8,dropout=0.0,layers=[0,2,5],")

@@ -96,6 +96,7 @@ def test_a_job_near_its_limit_asks_and_requeues_until_it_is_heard(busy, monkeypa
     assert job.returncode == -signal.SIGTERM, said  # as Slurm ends a script whose job it has requeued
     calls = [call for call in busy.calls() if not call.startswith(("squeue", "scontrol show"))]
     assert calls == ["scancel --signal=TERM 7.3", "scontrol requeue 7", "scontrol requeue 7"]
+    assert said.count("asks for a checkpoint") == 1  # squeue was asked twice
 
 
 # Every step but `train` is refused once.  Training lasts until there is a watch.

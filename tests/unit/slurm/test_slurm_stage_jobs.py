@@ -15,7 +15,7 @@ from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan
 from megatron_growth.recipes.cluster import ClusterProfile, load_cluster, loads_cluster
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.slurm.stage_jobs import FLAGS_VARIABLE, job_name, nodes_of, stage_jobs
+from megatron_growth.slurm.stage_jobs import BREAK, FLAGS_VARIABLE, job_name, nodes_of, stage_jobs
 
 FULL = """
 name: full
@@ -82,6 +82,8 @@ def test_the_submitters_shell_fills_in_nothing_that_a_profile_leaves_out(plan: R
 def test_the_printed_command_is_the_one_that_is_run(plan: RunPlan, tmp_path: Path) -> None:
     job = stage_jobs(RunDirectory(tmp_path / "it's $(odd); 5%"), plan.stages, loads_cluster(FULL))[0]
     words = shlex.split(job.command())
+    assert job.shown().replace(BREAK, " ") == job.command()
+    assert max(map(len, job.shown().split(BREAK))) < max(120, *map(len, words))
     assert words[0] == "env"
     assert words[words.index("sbatch") + 1 :] == job.words()
     assert dict(word.split("=", 1) for word in words[1 : words.index("sbatch")]) == job.environment
