@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="a --save folder, or one of its iter_* folders")
     parser.add_argument("--to", dest="target", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as stored)")
-    parser.add_argument("--tokenizer", metavar="KIND", help="gpt2, a sentencepiece .model file, or a folder")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="KIND",
+        help="gpt2, llama3, a sentencepiece .model file, a folder, or hf:OWNER/NAME (default: the run's)",
+    )
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
     parser.add_argument(
         "--adapters", action="store_true", help="only the adapters of an unfinished ReLoRA run, as PEFT loads them"

@@ -56,12 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--recipe", help="take sizes and operators from a stage of this recipe")
     parser.add_argument("--stage", metavar="NAME", help="stage of the recipe to grow into")
-    parser.add_argument("--width", metavar="NAME", help="width operator (default: aki, or the recipe's)")
-    parser.add_argument("--depth", metavar="NAME", help="depth operator (default: stack, or the recipe's)")
+    written = "operator, NAME or NAME:parameter=value,..., as in docs/operators.md"
+    parser.add_argument("--width", metavar="OPERATOR", help=f"width {written} (default: aki, or the recipe's)")
+    parser.add_argument("--depth", metavar="OPERATOR", help=f"depth {written} (default: stack, or the recipe's)")
     parser.add_argument(
         "--seed", type=whole(0, SEED), metavar="N", help="of all random choices (default: 0, or the recipe's)"
     )
-    parser.add_argument("--optimizer-state", metavar="POLICY", help="reset (default), grow or asymmetric")
+    parser.add_argument(
+        "--optimizer-state",
+        metavar="POLICY",
+        help="reset (the default: left out), grow (moments follow the weights) or asymmetric (old entries keep theirs, "
+        "new ones start at 0)",
+    )
     parser.add_argument(
         "--lr",
         type=finite(above=True),

@@ -77,7 +77,12 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
         parser.add_argument("--packing", action="store_true", help="put several examples into one sequence")
     else:
-        parser.add_argument("--beta", type=finite(above=True), metavar="B", help="weight of the reference model")
+        parser.add_argument(
+            "--beta",
+            type=finite(above=True),
+            metavar="B",
+            help="how strongly DPO holds to the model it starts from, instead of the preset's",
+        )
     parser.add_argument("--valid-share", type=finite(), metavar="S", help="share of the examples to hold out")
     parser.add_argument("--valid-data", default="", metavar="FILE", help="held-out examples, instead of a share")
     parser.add_argument("--epochs", type=finite(above=True), metavar="N", help="instead of the preset's")
@@ -94,11 +99,19 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         metavar="FILE",
         help="Jinja file, or tulu (default: the tokenizer's own, else tulu)",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of the weights (default: bfloat16 on a GPU, else float32)"
+    )
     parser.add_argument(
         "--zero", type=int, choices=(0, 2, 3), help="DeepSpeed's ZeRO (default: 2 for several processes)"
     )
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of all random choices, such as what is held out (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,8 +47,8 @@ def _add_growth_arguments(group: argparse._ArgumentGroup) -> None:
         "--growth-from",
         metavar="DIR",
         type=_path,
-        help="grow the weights from this Megatron checkpoint of a smaller model (any parallel layout) when --load "
-        "holds no checkpoint yet; iteration, samples, learning rate and optimizer start from scratch",
+        help="grow the weights from this smaller model, a Megatron checkpoint (any parallel layout) or a Hugging Face "
+        "folder, when --load holds no checkpoint yet; iteration, samples, learning rate and optimizer start anew",
     )
     group.add_argument(
         "--growth-width",
@@ -109,7 +109,8 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="further training methods, each as NAME or NAME:parameter=value,...",
+        help="further training methods, each as NAME or NAME:parameter=value,... such as relora:rank=128 "
+        "(docs/methods.md)",
     )
 
 
@@ -288,7 +289,9 @@ class PluginOptions:
             )
         if not self.source.is_dir():
             raise UserError(
-                "--growth-from does not name a folder", where=str(self.source), fix="name a Megatron checkpoint"
+                "--growth-from does not name a folder",
+                where=str(self.source),
+                fix="name a Megatron checkpoint or a Hugging Face folder",
             )
         if args.pretrained_checkpoint is not None:
             raise UserError("--growth-from and --pretrained-checkpoint both set the first weights", fix="keep one")

@@ -25,7 +25,12 @@ def add_length(parser: argparse.ArgumentParser, whose: str) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """How a model is found and computed."""
-    parser.add_argument("--tokenizer", default="", metavar="KIND", help="of a checkpoint outside a run: gpt2, ...")
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        metavar="KIND",
+        help="of a checkpoint outside a run: gpt2, llama3, a sentencepiece .model file, a folder, or hf:OWNER/NAME",
+    )
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="folder of exports and results (default: RUN/evaluation)"

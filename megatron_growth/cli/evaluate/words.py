@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="word pairs with scores, such as SimLex-999",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="a prepared dataset with the model's tokenizer")
-    parser.add_argument("--tokenizer", default="", metavar="KIND", help="gpt2, a FILE.model or a Hugging Face FOLDER")
+    parser.add_argument(
+        "--tokenizer", default="", metavar="KIND", help="gpt2, llama3, a FILE.model, a FOLDER, or hf:OWNER/NAME"
+    )
     parser.add_argument(
         "--tokenizer-files", default="", metavar="DIR", help="folder with GPT-2's vocab.bpe and encoder.json"
     )
