@@ -197,6 +197,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
+    from megatron_growth.slurm.stage_jobs import doubt
 
     refuse_idle({"--processes": args.processes}, "a job has one process for each GPU of its nodes")
     profile, nodes = load_cluster(args.cluster), args.nodes or 1
@@ -207,6 +208,8 @@ def _submit(args: argparse.Namespace) -> int:
         if (value := getattr(request, key)) and Path(value).exists()
     }
     request = replace(request, **here)  # type: ignore[arg-type]
+    if note := doubt(args.output, profile):
+        print(note, file=sys.stderr)
     if args.dry_run:
         job = job_of_request(args.output, request, profile, nodes)
         script = job.script.read_text("utf-8")

@@ -160,7 +160,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.run.smoke import changes, smoke_recipe
     from megatron_growth.run.stage import check_stages
     from megatron_growth.run.train import TrainRequest, selected
-    from megatron_growth.slurm.stage_jobs import room_of, stage_jobs
+    from megatron_growth.slurm.stage_jobs import doubt, room_of, stage_jobs
 
     flags.check(recipe, profile)
     if args.recommended:  # the recipe's own layout need not fit these nodes
@@ -175,6 +175,8 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     check_stages(recipe, stages, "gpu", profile)
     seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
     jobs = stage_jobs(RunDirectory(folder), stages, profile, args.wandb)
+    if note := doubt(folder, profile):
+        print(note, file=sys.stderr)
     return _Request(folder, recipe, plan, stages, jobs, seconds, real if args.smoke else None)
 
 

@@ -211,6 +211,12 @@ class Container(Block):
     image: PathText
     mounts: tuple[PathText, ...] = ()
 
+    def covers(self, path: Path) -> bool:
+        """Whether a mount brings an absolute path into the container under its own name."""
+        pairs = (mount.split(":") for mount in self.mounts)
+        same = (Path(outside) for outside, *inside in pairs if not inside or Path(inside[0]) == Path(outside))
+        return any(path.is_relative_to(folder) for folder in same)
+
 
 class Environment(Block):
     """What a job sets up before training: modules, a virtual environment or a container, variables."""

@@ -155,6 +155,16 @@ def check_path_and_profile(run: RunDirectory, profile: ClusterProfile) -> None:
         )
 
 
+def doubt(folder: Path, profile: ClusterProfile) -> str:
+    """A note when a container may not see the folder of a run; the cluster may mount more than the profile says."""
+    container, path = profile.environment.container, folder.absolute()
+    if container is None or container.covers(path) or path.is_relative_to(Path.home()):
+        return ""
+    top = path.parents[-2] if len(path.parts) > 2 else path
+    advice = f"add `{top}:{top}` to environment.container.mounts, unless the cluster mounts it itself"
+    return f"no mount of the profile's container brings in {path}: {advice}"
+
+
 def nodes_of(stage: StagePlan, profile: ClusterProfile) -> tuple[int, int]:
     """(nodes, ranks per node) of a stage.
 

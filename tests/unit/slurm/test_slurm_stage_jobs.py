@@ -15,7 +15,7 @@ from megatron_growth.planner.parallel import ParallelLayout
 from megatron_growth.planner.run_plan import RunPlan
 from megatron_growth.recipes.cluster import ClusterProfile, load_cluster, loads_cluster
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.slurm.stage_jobs import BREAK, FLAGS_VARIABLE, job_name, nodes_of, stage_jobs
+from megatron_growth.slurm.stage_jobs import BREAK, FLAGS_VARIABLE, doubt, job_name, nodes_of, stage_jobs
 
 FULL = """
 name: full
@@ -87,6 +87,25 @@ def test_the_printed_command_is_the_one_that_is_run(plan: RunPlan, tmp_path: Pat
     assert words[0] == "env"
     assert words[words.index("sbatch") + 1 :] == job.words()
     assert dict(word.split("=", 1) for word in words[1 : words.index("sbatch")]) == job.environment
+
+
+@pytest.mark.parametrize(
+    ("folder", "mounts", "seen"),
+    [
+        ("/shared/runs/a", '["/shared:/shared"]', True),
+        ("/data/runs/a", '["/shared:/shared", "/data:/data:ro"]', True),
+        ("/data/runs/a", '["/data"]', True),
+        ("/data/runs/a", '["/data:/inside"]', False),
+        ("/sharedx/a", '["/shared:/shared"]', False),
+    ],
+)
+def test_a_run_that_a_container_may_not_see_is_doubted(folder: str, mounts: str, seen: bool) -> None:
+    text = FULL.replace('["/shared:/shared", "/data:/data:ro"]', mounts)
+    said = doubt(Path(folder), loads_cluster(text))
+    assert (said == "") == seen
+    if said:
+        assert f"add `{Path(*Path(folder).parts[:2])}:" in said
+    assert doubt(Path(folder), load_cluster("h100-8x")) == ""
 
 
 def test_a_percent_sign_is_no_pattern_of_slurms(plan: RunPlan, tmp_path: Path) -> None:
