@@ -10,6 +10,7 @@ Runs of one recipe and variant that differ in their seed are one row.  The sprea
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         RunError: there is no run among them, or a tuned model comes from none of them.
     """
-    given = {run.resolve(): run for path in paths for run in _runs(path)}  # each once, however often it is named
+    given = {
+        os.path.realpath(run): run for path in paths for run in _runs(path)
+    }  # each once, however often it is named
     runs = list(given.values())
     if not runs:
         raise RunError("no run to compare", where=", ".join(map(str, paths)), fix="name run directories")
@@ -176,7 +179,9 @@ def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> 
     seed = int(_recipe(run).get("seed", 0))
     tasks = _tasks(run)
     own = sorted(found.parent for found in run.glob(f"posttrain/*/{POSTTRAIN}"))
-    models = list({model.resolve(): model for model in (*tuned, *own)}.values())  # one may be both named and found
+    models = list(
+        {os.path.realpath(model): model for model in (*tuned, *own)}.values()
+    )  # one may be both named and found
     found = []
     for stage in (*record.stages, *record.baselines):
         if not stage.complete:

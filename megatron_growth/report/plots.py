@@ -6,6 +6,7 @@ Colours and dashes are those of `strokes.py`; marks distinguish further.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ def smoothing(stage: StageRecord) -> int:
 
 def write_png(figure: Figure, path: Path) -> Path:
     """Save and close a figure, atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a folder's name: drawn as a box
         figure.savefig(temporary, format="png")
     plt.close(figure)
     return path

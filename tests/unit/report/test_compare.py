@@ -4,10 +4,12 @@ import json
 import statistics
 
 import pytest
+from matplotlib.figure import Figure
 
 from megatron_growth.cli.main import main
 from megatron_growth.errors import RunError
 from megatron_growth.report.compare import compare, compare_findings
+from megatron_growth.report.plots import write_png
 from tests import plans
 
 LOSSES = {("grown", 1): 3.0, ("grown", 2): 3.2, ("scratch", 1): 3.6, ("scratch", 2): 3.5}
@@ -138,6 +140,19 @@ def test_a_run_or_a_model_that_is_named_twice_counts_once(folder):
     again = [*everything(folder), folder / "grown-seed1" / "posttrain" / "B-sft"]
     assert folder / "link" in again
     assert rows_of(compare(again)) == once
+
+
+def test_a_link_to_itself_is_no_run(folder):
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(RunError, match="loop does not exist"):
+        compare([folder / "grown-seed1", folder / "loop"])
+
+
+def test_a_folder_whose_name_the_font_lacks_is_drawn_without_a_warning(tmp_path, recwarn):
+    figure = Figure()
+    figure.suptitle("runs/走")
+    write_png(figure, tmp_path / "a.png")
+    assert not list(recwarn)
 
 
 def test_only_runs_that_differ_in_their_seed_alone_are_one_row(folder):
