@@ -73,10 +73,10 @@ def parse_spec(text: str, files: str = "") -> TokenizerSpec:
             fix="Leave the option out; other tokenizers name their files in --tokenizer.",
         )
     kind, _, size = text.partition(":")
-    if kind == "hf" or text in ON_THE_HUB:
+    if text.startswith(PREFIX) or text in ON_THE_HUB:
         address = parse(ON_THE_HUB.get(text, text), "--tokenizer")
         return TokenizerSpec("huggingface", address.text)
-    if kind == "sentencepiece":
+    if kind == "sentencepiece" and not Path(text).exists():
         if not (size.isascii() and size.isdecimal()) or len(size) > 9 or int(size) < 1:
             raise DataError(
                 f"The vocabulary size of {text!r} is not a positive number.",

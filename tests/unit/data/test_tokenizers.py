@@ -128,6 +128,13 @@ def test_impossible_vocabularies_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["hf", "sentencepiece"])
+def test_a_folder_may_be_called_as_a_kind_of_tokenizer(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse_spec(name) == TokenizerSpec("huggingface", name)
+
+
 def test_a_hugging_face_folder(gpt2, reference, tmp_path):
     folder = tmp_path / "tok"
     reference.save_pretrained(folder)
