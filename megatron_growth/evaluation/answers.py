@@ -13,6 +13,7 @@ with a judge that the user chooses (docs/evaluation.md).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,6 +150,8 @@ def answer(
             command is writing them.
         StorageError: the file system refused.
     """
+    if target.is_dir():
+        raise RunError("the target is a folder", where=str(target), fix="name a file with --to")
     wanted = {question.key: _answer_id(identity, question) for question in questions}
     if _is_done(target, kind, name, wanted):
         return 0
@@ -163,6 +166,8 @@ def answer(
             opened = answerer()
             for group in _groups(todo, batch):
                 new = {question.key: turns for question, turns in zip(group, _turns(group, opened), strict=True)}
+                if not stream.seek(0, io.SEEK_END):  # not before: a model that cannot be opened would keep others out
+                    stream.write(_head(identity))
                 stream.writelines(_line(key, turns) for key, turns in new.items())
                 stream.flush()
                 answers |= new
@@ -229,19 +234,21 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
     return found
 
 
+def _head(identity: str) -> bytes:
+    return (json.dumps({"identity": identity}) + "\n").encode()
+
+
 def _line(key: str, turns: list[str]) -> bytes:
     return (json.dumps({"key": key, "turns": turns}, ensure_ascii=False) + "\n").encode()
 
 
 def _begun(stream: IO[bytes], partial: Path, identity: str) -> dict[str, list[str]]:
     """Answers of an earlier command for the same model; a last line that was cut off is dropped."""
-    head = (json.dumps({"identity": identity}) + "\n").encode()
+    head = _head(identity)
     stream.seek(0)
     found = stream.read()
     if head.startswith(found):  # new, or cut off before its first line was whole
         stream.truncate(0)
-        stream.write(head)
-        stream.flush()
         return {}
     if not found.startswith(head):
         raise RunError(

@@ -158,8 +158,9 @@ def folder_of(
                 fix="leave out --tokenizer and --tokenizer-files, or put the tokenizer's files into the folder",
             )
         return model.path
+    source = Source(model.path)  # first: where there is no checkpoint, it has no tokenizer either
     spec, found = tokenizer_of(model.path, tokenizer, tokenizer_files)
-    plan = plan_export(Source(model.path), vocab=found.vocab_size, eod=found.eod, trust_checkpoint=trust_checkpoint)
+    plan = plan_export(source, vocab=found.vocab_size, eod=found.eod, trust_checkpoint=trust_checkpoint)
     key = hashlib.sha256(f"{plan.key()} {found.fingerprint}".encode()).hexdigest()
     target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)

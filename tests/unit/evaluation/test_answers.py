@@ -1,6 +1,7 @@
 """Answers in the judges' own files, stopped and gone on with, against transformers' generation; and the small check."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -197,6 +198,17 @@ def test_what_cannot_be_answered_is_refused(tuned, tmp_path, capsys):
         assert main(found) == 2
         assert f"where: {target}" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_a_model_that_cannot_be_opened_leaves_nothing_that_keeps_another_out(tuned, mt_bench, tmp_path, capsys):
+    """The name of a wrong folder, then of the right one; and a folder is not other answers."""
+    shutil.copytree(tuned[0], tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    assert main(words(tmp_path / "broken", mt_bench, "mt-bench", tmp_path / "a.jsonl")) == 2
+    assert main(words(tuned[0], mt_bench, "mt-bench", tmp_path / "a.jsonl")) == 0
+    assert len(lines(tmp_path / "a.jsonl")) == len(QUESTIONS)
+    assert main(words(tuned[0], mt_bench, "mt-bench", tmp_path / "broken")) == 2
+    assert "the target is a folder" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------- the check without a judge

@@ -148,6 +148,8 @@ def test_what_cannot_be_scored_is_refused(folder, tmp_path, capsys):
     )
     assert "there is no model here" in error(capsys, "perplexity", tmp_path / "no", "--text", tmp_path / "a.txt")
     assert "perplexity" in error(capsys, "perplexty", path)
+    (tmp_path / "nothing").mkdir()  # its tokenizer is not what it lacks
+    assert "there is no Megatron checkpoint here" in error(capsys, "follow", tmp_path / "nothing", "--plain")
 
 
 def test_a_folder_that_is_no_whole_model_is_refused(folder, tmp_path, capsys):
