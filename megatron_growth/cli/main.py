@@ -77,6 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb and not verb.startswith("-") and verb not in VERBS:
         print(f"megatron-growth: no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
+    _prepare_process()
+    try:
+        _refuse_unreadable(words)
+        args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
+        code = int(args.execute(args) or 0)
+        sys.stdout.flush()  # what is refused here would else be refused when Python ends, and said in its words
+        return code
+    except KeyboardInterrupt:
+        print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _told(error, "--debug" in words)
+
+
+def _prepare_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", "") == "strict" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be text in this locale
@@ -84,31 +99,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         del os.environ["COLUMNS"]
     # torch warns where there is a CUDA toolkit but no GPU, as on a login node; no verb needs one.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    try:
-        _refuse_unreadable(words)
-        args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
-        code = int(args.execute(args) or 0)
-        sys.stdout.flush()  # what is refused here would else be refused when Python ends, and said in its words
-        return code
-    except GrowthError as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        print(f"megatron-growth: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception as error:
-        if part_of(error):
-            if "--debug" in words:
-                traceback.print_exc()
-            print(f"megatron-growth: {unexpected(error)}", file=sys.stderr)
-            return GrowthError.exit_code
-        if not isinstance(error, OSError | MemoryError):
-            raise  # ours: the traceback is what helps
-        if isinstance(error, BrokenPipeError) and (unread := _without_reader()):
-            return 128 + signal.SIGPIPE if sys.stderr in unread else 0  # messages come before the work is done
-        return _refused_by_the_machine(error, "--debug" in words)
-    except KeyboardInterrupt:
-        print("megatron-growth: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+
+
+def _told(error: Exception, debug: bool) -> int:
+    """Print an error as one message and return the exit code; a fault of ours is raised again: its traceback helps."""
+    if isinstance(error, GrowthError):
+        text, code = str(error), error.exit_code
+    elif part_of(error):
+        text, code = unexpected(error), GrowthError.exit_code
+    elif isinstance(error, BrokenPipeError) and (unread := _without_reader()):
+        return 128 + signal.SIGPIPE if sys.stderr in unread else 0  # messages come before the work is done
+    elif isinstance(error, OSError | MemoryError):
+        text, code = _refused_by_the_machine(error), GrowthError.exit_code
+    else:
+        raise error
+    if debug:
+        traceback.print_exception(error)
+    print(f"megatron-growth: {text}", file=sys.stderr)
+    return code
 
 
 def _without_reader() -> list[TextIO]:
@@ -163,14 +171,11 @@ def _respelled(words: list[str]) -> list[str]:
     return ["evaluate", *respelled(words[1:])]
 
 
-def _refused_by_the_machine(error: OSError | MemoryError, debug: bool) -> int:
-    """Report as one message that the machine refused something which no part of the program expected."""
-    if debug:
-        traceback.print_exc()
+def _refused_by_the_machine(error: OSError | MemoryError) -> str:
+    """What the machine refused, which no part of the program expected."""
     found = GrowthError("no memory left") if isinstance(error, MemoryError) else refusal(error, error.filename or "")
     found.fix += " (--debug shows where it happened)" if found.fix else ""
-    print(f"megatron-growth: {found}", file=sys.stderr)
-    return 1
+    return str(found)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from megatron_growth.operators.registry import REGISTRIES
 from megatron_growth.run import failures
 from megatron_growth.schedules.registry import SCHEDULES
 from megatron_growth.shape import ModelShape
+from tests import registries
 
 PARTS = """
 from dataclasses import dataclass
@@ -60,26 +60,12 @@ LARGE = ModelShape(hidden=32, ffn=64, layers=4, heads=4, query_groups=4, head_di
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def package(tmp_path):
     """An installed package of faulty parts."""
     (tmp_path / "faulty_parts.py").write_text(PARTS)
-    info = tmp_path / "faulty-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.2\n")
-    groups = ("operators", "methods", "schedules")
-    points = "".join(f"[megatron_growth.{group}]\nmine = faulty_parts\n" for group in groups)
-    (info / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(tmp_path)
-    registries = (*REGISTRIES.values(), METHODS, SCHEDULES)
-    for registry in registries:
-        registry.names()  # our own are registered for good, whichever test looks first
-        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-        registry.forget_loaded()
-    yield
-    monkeypatch.undo()
-    sys.modules.pop("faulty_parts", None)
-    for registry in registries:
-        registry.forget_loaded()
+    points = {f"megatron_growth.{group}": {"mine": "faulty_parts"} for group in ("operators", "methods", "schedules")}
+    with registries.package(tmp_path, "faulty", points, *REGISTRIES.values(), METHODS, SCHEDULES):
+        yield
 
 
 def of(what: str) -> str:

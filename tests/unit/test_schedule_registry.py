@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,7 @@ from megatron_growth import recipes, schedules
 from megatron_growth.errors import GrowthError, RecipeError
 from megatron_growth.planner import plan_run
 from megatron_growth.run.arguments import _rules
+from tests import registries
 
 MODULE = '''
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ def recipe_with(schedule):
 
 
 @pytest.fixture
-def known(monkeypatch):
+def known():
     """The registry as it is, put back when a test ends."""
-    monkeypatch.setattr(schedules.SCHEDULES, "_classes", dict(schedules.SCHEDULES._classes))
-    return schedules.SCHEDULES
+    with registries.extended(schedules.SCHEDULES):
+        yield
 
 
 def test_a_new_schedule_is_planned_and_given_to_the_ranks(known):
@@ -75,27 +75,18 @@ def test_a_new_schedule_is_planned_and_given_to_the_ranks(known):
         ("{name: xyz}", "no such schedule; known: .*square.*install the package"),
     ],
 )
-def test_a_recipe_refuses_what_is_no_schedule_with_its_line(known, outside, schedule, message):
+def test_a_recipe_refuses_what_is_no_schedule_with_its_line(outside, schedule, message):
     with pytest.raises(RecipeError, match=rf"recipe:\d+ .*{message}"):
         recipes.loads(recipe_with(schedule))
 
 
 @pytest.fixture
-def outside(known, tmp_path, monkeypatch):
-    """An installed package with a schedule of its own."""
-    info = tmp_path / "square-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: square\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[megatron_growth.schedules]\nsquare = square_schedule\nbare = square_schedule\n"
-    )
+def outside(tmp_path):
+    """An installed package with a schedule of its own, and an entry point to nothing."""
     (tmp_path / "square_schedule.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    known.forget_loaded()
-    yield
-    monkeypatch.undo()
-    known.forget_loaded()
-    sys.modules.pop("square_schedule", None)
+    points = {"megatron_growth.schedules": {"square": "square_schedule", "bare": "square_schedule"}}
+    with registries.package(tmp_path, "square", points, schedules.SCHEDULES):
+        yield
 
 
 def test_an_outside_package_adds_a_schedule_by_entry_point(outside):

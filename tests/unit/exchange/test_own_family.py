@@ -12,6 +12,7 @@ from megatron_growth.exchange.families import FAMILIES, named, of_shape
 from megatron_growth.exchange.names import pieces
 from megatron_growth.exchange.source import HuggingFaceSource
 from megatron_growth.shape import ModelShape
+from tests import registries
 
 PAGE = Path(__file__).parents[3] / "docs" / "exchange.md"
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -19,11 +20,11 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "max
 
 
 @pytest.fixture
-def mistral(monkeypatch):
+def mistral():
     """Mistral without a window is Llama under another name: the class of docs/exchange.md."""
-    FAMILIES.names()
-    monkeypatch.setattr(FAMILIES, "_classes", dict(FAMILIES._classes))
-    exec(PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], {"__name__": "mistral_family"})
+    with registries.extended(FAMILIES):
+        exec(PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], {"__name__": "mistral_family"})
+        yield
 
 
 def test_its_folder_is_a_source_with_every_weight(mistral, tmp_path):
@@ -46,10 +47,14 @@ def test_what_llama_is_stays_llama(mistral):
     assert to_config(shape, args, vocab=64, dtype="float32", eod=None)["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_its_window_is_refused_and_without_it_the_family_is_unknown(mistral, monkeypatch):
-    config = MistralConfig(**SIZES, **HEADS, sliding_window=8, use_sliding_window=True).to_dict()
+WINDOWED = MistralConfig(**SIZES, **HEADS, sliding_window=8, use_sliding_window=True).to_dict()
+
+
+def test_its_window_is_refused(mistral):
     with pytest.raises(UnsupportedError, match="sliding_window"):
-        from_config(config, "here")
-    monkeypatch.undo()
+        from_config(WINDOWED, "here")
+
+
+def test_without_the_class_the_family_is_unknown():
     with pytest.raises(UnsupportedError, match="models of type 'mistral' cannot be imported"):
-        from_config(config, "here")
+        from_config(WINDOWED, "here")

@@ -1,6 +1,7 @@
 """Methods by name, in words and in a recipe; to add a method: one class, one decorator, here or outside."""
 
-import sys
+import shutil
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -11,9 +12,17 @@ from megatron_growth import methods, recipes
 from megatron_growth.errors import RecipeError
 from megatron_growth.methods import Cost, Factor, Method, cost_of, frozen_names
 from megatron_growth.planner import plan_run
+from tests import registries
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "04-own-method"
 NAMES = ("decoder.layers.0.mlp.weight", "decoder.layers.1.mlp.weight", "output_layer.weight")
+
+
+@pytest.fixture
+def known():
+    """The registry as it is, put back when a test ends."""
+    with registries.extended(methods.METHODS):
+        yield
 
 
 def test_the_methods_of_this_package_are_registered():
@@ -50,9 +59,7 @@ def test_what_is_not_a_method_is_refused(spec, message):
         methods.get(spec)
 
 
-def test_a_parameter_without_the_dataclass_decorator_is_refused_with_it(monkeypatch):
-    monkeypatch.setattr(methods.METHODS, "_classes", dict(methods.METHODS._classes))
-
+def test_a_parameter_without_the_dataclass_decorator_is_refused_with_it(known):
     @methods.register
     class Plain(Method):
         name: ClassVar[str] = "plain"
@@ -88,9 +95,8 @@ class Half(Method):
 
 
 @pytest.fixture
-def half(monkeypatch):
+def half(known):
     """The method, known while a test lasts."""
-    monkeypatch.setattr(methods.METHODS, "_classes", dict(methods.METHODS._classes))
     return methods.register(Half)
 
 
@@ -132,23 +138,14 @@ def test_a_recipe_refuses_what_is_no_method_with_its_line(method, message):
         recipes.loads(recipe_with(method))
 
 
-def test_an_outside_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
-    info = tmp_path / "layer_decay-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: layer-decay\nVersion: 0.1.0\n")
-    group, _, entry = (EXAMPLE / "pyproject.toml").read_text().partition("[project.entry-points.")[2].partition("\n")
-    (info / "entry_points.txt").write_text(f"[{group.strip('"]')}]\n{entry.splitlines()[0].replace('"', '')}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.syspath_prepend(EXAMPLE)
-    monkeypatch.setattr(methods.METHODS, "_classes", dict(methods.METHODS._classes))
-    methods.METHODS.forget_loaded()
-    decay = methods.get("layer-decay:layers=2,factor=0.5")
-    own = decay.group(NAMES[0]).as_group(1e-3, 1e-4)
-    assert (own["max_lr"], own["min_lr"], own["growth_rule"]) == (5e-4, 5e-5, "layer 0")
-    assert decay.group(NAMES[2]) is None
-    with pytest.raises(RecipeError, match="valid integer"):
-        methods.get("layer-decay:layers=many")
-    monkeypatch.undo()
-    methods.METHODS.forget_loaded()
-    sys.modules.pop("layer_decay", None)
+def test_an_outside_package_adds_a_method_by_entry_point(tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "own")
+    points = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["entry-points"]
+    with registries.package(tmp_path / "own", "layer_decay", points, methods.METHODS):
+        decay = methods.get("layer-decay:layers=2,factor=0.5")
+        own = decay.group(NAMES[0]).as_group(1e-3, 1e-4)
+        assert (own["max_lr"], own["min_lr"], own["growth_rule"]) == (5e-4, 5e-5, "layer 0")
+        assert decay.group(NAMES[2]) is None
+        with pytest.raises(RecipeError, match="valid integer"):
+            methods.get("layer-decay:layers=many")
     assert "layer-decay" not in methods.METHODS.names()

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators import registry
+from tests import registries
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "02-own-operator"
 
@@ -60,16 +61,11 @@ def test_its_parameters_are_checked_like_any_other(installed):
         ("json:Operator", "'json:Operator' cannot be imported: AttributeError"),
     ],
 )
-def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, point, message):
+def test_a_package_that_cannot_be_imported_is_named(tmp_path, point, message):
     (tmp_path / "broken_operator.py").write_text("mistake\n")
-    info = tmp_path / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[megatron_growth.operators]\nmine = " + point + "\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    registry.REGISTRIES["width"].forget_loaded()
-    with pytest.raises(GrowthPlanError, match=message) as error:
-        registry.names("width")
-    assert "of broken" in error.value.where
-    monkeypatch.undo()
+    points = {"megatron_growth.operators": {"mine": point}}
+    with registries.package(tmp_path, "broken", points, registry.REGISTRIES["width"]):
+        with pytest.raises(GrowthPlanError, match=message) as error:
+            registry.names("width")
+        assert "of broken" in error.value.where
     assert "fpi" in registry.names("width")
