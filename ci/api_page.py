@@ -16,9 +16,21 @@ import megatron_growth
 
 HEAD = """# What may be imported
 
-What a folder's `__init__` lists in `__all__`, and the errors. Everything else may change with any release. This page is
-made by `python ci/api_page.py docs/api.md`.
+What a folder's `__init__` lists in `__all__`, the errors, and what operators and families of your own are made of.
+Everything else may change with any release; the [example for Megatron-Bridge](../examples/05-megatron-bridge) uses some
+of it. This page is made by `python ci/api_page.py docs/api.md`.
 """
+
+# Beside the rooms: files of which an outside package makes its parts.
+MADE_OF = {
+    "megatron_growth.axes": "AxisMap INIT LayerMap LayerTake MEAN Side ZERO draw_heads draw_sources duplicate fan_out "
+    "from_next_layer is_kept pad random_new with_cancelling_noise zero_output",
+    "megatron_growth.shape": "ModelShape",
+    "megatron_growth.operators.insertion": "Insertion",
+    "megatron_growth.operators.per_axis": "PerAxis Preset",
+    "megatron_growth.exchange.families": "Family register",
+    "megatron_growth.testing.reference": "grow logits random_state relative_difference",
+}
 
 
 def rooms() -> dict[str, list[str]]:
@@ -30,7 +42,8 @@ def rooms() -> dict[str, list[str]]:
     listed = {name: sorted(getattr(importlib.import_module(name), "__all__", ())) for name in names}
     errors = importlib.import_module("megatron_growth.errors")
     public = [name for name, value in vars(errors).items() if not name.startswith("_") and _is_here(value, errors)]
-    return {name: found for name, found in listed.items() if found} | {"megatron_growth.errors": sorted(public)}
+    listed |= {"megatron_growth.errors": sorted(public)} | {name: words.split() for name, words in MADE_OF.items()}
+    return {name: found for name, found in listed.items() if found}
 
 
 def page() -> str:
@@ -53,8 +66,9 @@ def _sentence(value: object) -> str:
     """The first sentence of a docstring; of a constant, that it is one."""
     described = inspect.ismodule(value) or inspect.isclass(value) or inspect.isroutine(value)
     text = " ".join((inspect.getdoc(value) or "").split()) if described else ""
-    sentence = re.split(r"(?<=\.)\s", text)[0]
-    return sentence.replace("|", "\\|") if sentence else f"a {type(value).__name__}"
+    sentence = re.split(r"(?<=\.)(?<!sec\.)(?<!eq\.)\s", text)[0]
+    kind = type(value).__name__
+    return sentence.replace("|", "\\|") or f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 if __name__ == "__main__":

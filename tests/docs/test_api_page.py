@@ -33,6 +33,20 @@ def test_every_name_is_there_and_says_what_it_is():
             assert f"| `{name}` |  |" not in PAGE
 
 
+def test_what_pages_and_examples_import_for_own_parts_is_listed():
+    """Not examples/05, which says so itself."""
+    sources = [*ROOT.glob("docs/*.md"), *ROOT.glob("examples/0[1-4]*/*.py"), *ROOT.glob("examples/0[1-4]*/*.md")]
+    found = [
+        (module, name.strip())
+        for source in sources
+        for module, names in re.findall(r"from (megatron_growth[\w.]*) import ([\w, ]+)", source.read_text("utf-8"))
+        for name in names.split(",")
+    ]
+    assert len(found) > 10
+    on_page = listed(PAGE)
+    assert not [f"{module}.{name}" for module, name in found if name not in on_page.get(module, ())]
+
+
 @pytest.mark.fault
 def test_a_name_that_is_not_listed_is_noticed(monkeypatch):
     rooms = api_page.rooms()
