@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="WHAT",
-        help="files, folders, hf:OWNER/NAME[:CONFIG][/SPLIT], or the built-in 'stdlib': Python's own documentation and "
-        "sources, about 9.5 MB (default)",
+        help="files, folders, hf:OWNER/NAME[:CONFIG][/SPLIT], or built in: 'stdlib' (Python's own documentation "
+        "and sources, about 9.5 MB; the default) or 'packages' (with those of torch and others, about 145 MB)",
     )
     add("--output", required=True, type=Path, metavar="DIR", help="folder to create; it appears when it is complete")
     add(

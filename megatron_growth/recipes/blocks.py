@@ -121,7 +121,8 @@ class Data(Block):
     """Where tokens come from and how stages share them."""
 
     corpus: Annotated[Text, Home]
-    """`stdlib` (built in), a file or folder of text, JSONL or Parquet, or `hf:OWNER/NAME[:CONFIG][/SPLIT]`."""
+    """`stdlib` or `packages` (built in), a file or folder of text, JSONL or Parquet, or
+    `hf:OWNER/NAME[:CONFIG][/SPLIT]`."""
     tokenizer: Annotated[Text, Home]
     """`gpt2`, `llama3`, `sentencepiece:SIZE` (trained on the corpus), a sentencepiece `.model`, a folder with a Hugging
     Face tokenizer, or `hf:OWNER/NAME`."""
