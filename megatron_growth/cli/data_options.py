@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.records.numbers import PROCESSES, whole
+from megatron_growth.records.place import plain
 
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
@@ -50,7 +51,7 @@ def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
             fix="leave out --corpus, --text-field and --max-tokens, or leave out --data",
         )
     if given["data"]:
-        data["prepared"] = str(Path(given["data"]).absolute())
+        data["prepared"] = plain(given["data"])
     if given["corpus"]:
         data["corpus"], data["prepared"], data["max_tokens"] = _path(given["corpus"]), None, None
     if given["tokenizer"]:
@@ -63,7 +64,7 @@ def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
 
 
 def _path(text: str) -> str:
-    return str(Path(text).absolute()) if Path(text).exists() else text
+    return plain(text) if Path(text).exists() else text
 
 
 def _with_vocabulary(recipe: Recipe) -> Recipe:

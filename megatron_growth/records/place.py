@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 RECIPE, PLAN, STAGES = "recipe.yaml", "plan.json", "stages"
@@ -21,6 +22,15 @@ def variants_in(folder: Path) -> list[Path]:
 def run_above(path: Path) -> Path | None:
     """The nearest run directory that a path lies in; None outside of one."""
     return next((folder for folder in path.absolute().parents if is_run(folder)), None)
+
+
+def plain(path: str | Path) -> str:
+    """An absolute path without `..`: from every working directory the same place is then written the same.
+
+    Where a link makes what is before `..` another folder's, it stays.
+    """
+    given, short = Path(path).absolute(), Path(os.path.abspath(path))
+    return str(short if short.exists() and given.exists() and short.samefile(given) else given)
 
 
 def stage_above(path: Path) -> tuple[Path, str] | None:

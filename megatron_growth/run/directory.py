@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -317,13 +318,18 @@ def _check_same_recipe(run: RunDirectory, text: str) -> None:
 
 
 def _completed(text: str, file: Path) -> str:
-    """A resolved recipe with defaults for keys that an older release did not know; unchanged if it cannot be read."""
+    """A resolved recipe as this release writes it: with defaults for keys that an older one did not know, and without
+    the `..` in its paths; unchanged if it cannot be read.
+    """
     from megatron_growth import recipes
 
     try:
-        return recipe_text(recipes.loads(text, file=str(file)))
+        recipe = recipes.loads(text, file=str(file))
     except RecipeError:
         return text
+    given = recipe.data.model_dump(include={"corpus", "tokenizer", "prepared"}, exclude_none=True)
+    paths = {key: place.plain(path) for key, path in given.items() if os.path.isabs(path)}
+    return recipe_text(recipe.model_copy(update={"data": recipe.data.model_copy(update=paths)}))
 
 
 def _check_same_plan(run: RunDirectory, plan: RunPlan) -> None:

@@ -85,6 +85,24 @@ def test_options_replace_the_recipes_data(tmp_path):
     assert with_data_options(recipe, options("--max-tokens", "5e9")).data.max_tokens == 5_000_000_000
 
 
+@pytest.mark.parametrize("option", ["--corpus", "--tokenizer", "--data"])
+def test_one_path_from_two_working_directories_is_one_recipe(tmp_path, monkeypatch, option):
+    """Else the same command in another folder is told that the run belongs to another recipe."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "elsewhere" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "below")
+    monkeypatch.setattr("megatron_growth.cli.data_options._with_vocabulary", lambda recipe: recipe)
+
+    def given(working, path):
+        monkeypatch.chdir(tmp_path / working)
+        data = with_data_options(recipes.load("nano-wso"), options(option, path)).data
+        return {"--corpus": data.corpus, "--tokenizer": data.tokenizer, "--data": data.prepared}[option]
+
+    assert given(".", "texts") == given("elsewhere", "../texts") == given("link", "../../texts") == f"{tmp_path}/texts"
+    (tmp_path / "elsewhere" / "texts").mkdir()  # what the link's .. means
+    assert given(".", "link/../texts") == f"{tmp_path}/link/../texts"
+
+
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(UserError, match="prepared already"):
         with_data_options(recipes.load("nano-wso"), options("--data", str(tmp_path), "--corpus", "stdlib"))

@@ -128,6 +128,19 @@ def test_a_key_that_an_older_release_did_not_know_is_no_difference(tmp_path, rec
         directory.create(tmp_path / "run", recipe, plan)
 
 
+def test_a_path_that_an_older_release_wrote_with_dots_is_no_difference(tmp_path, recipe, plan):
+    def reading(corpus):
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"corpus": str(corpus)})})
+
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "other").mkdir()
+    run = directory.create(tmp_path / "run", reading(tmp_path / "other" / ".." / "texts"), plan)
+    train_a_little(run)
+    assert directory.create(tmp_path / "run", reading(tmp_path / "texts"), plan) == run
+    with pytest.raises(RunError, match="belongs to another recipe"):
+        directory.create(tmp_path / "run", reading(tmp_path / "other"), plan)
+
+
 def test_another_plan_of_the_same_recipe_is_refused(tmp_path, recipe, plan):
     run = directory.create(tmp_path / "run", recipe, plan)
     train_a_little(run)
