@@ -17,6 +17,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from megatron_growth.errors import UserError
 # What torchrun would set for one process; port 0 is any free port.
 SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
 
-_undo: Callable[[], None] | None = None
+_undo: ExitStack | None = None
 
 
 def cpu_flags(argv: Sequence[str] = ()) -> list[str]:
@@ -61,7 +62,7 @@ def install() -> bool:
     global _undo
     if _undo is not None:
         return True
-    with without_collection():  # nearly all of it is importing
+    with without_collection(), ExitStack() as undo:  # nearly all of it is importing
         torch = importlib.import_module("torch")
         if torch.cuda.is_available():
             return False
@@ -69,13 +70,10 @@ def install() -> bool:
         importlib.import_module("torch._dynamo")
         torch.utils._device._device_constructors()
         # Megatron reads torch.cuda and torch.compile while it is imported: those first.
-        first = apply(torch_replacements())
-        try:
-            second = apply(megatron_replacements())
-        except BaseException:
-            first()
-            raise
-        _undo = functools.partial(_take_back, [first, second, *_settings()])
+        undo.callback(apply(torch_replacements()))
+        undo.callback(apply(megatron_replacements()))
+        _set(undo)
+        _undo = undo.pop_all()
     return True
 
 
@@ -83,7 +81,7 @@ def uninstall() -> None:
     """Take back every replacement.  Megatron modules imported meanwhile keep running their functions uncompiled."""
     global _undo
     if _undo is not None:
-        _undo()
+        _undo.close()
         _undo = None
 
 
@@ -163,33 +161,21 @@ def _not_about_the_host_generator(record: logging.LogRecord) -> bool:
     return "CPU RNG state changed" not in record.getMessage()
 
 
-def _settings() -> list[Callable[[], None]]:
-    """Make the settings that are not attributes; returns a call for each that takes it back."""
+def _set(undo: ExitStack) -> None:
+    """Make the settings that are not attributes; `undo` takes them back."""
     import torch
 
     rng_log = logging.getLogger("megatron.core.tensor_parallel.random")
     rng_log.addFilter(_not_about_the_host_generator)
+    undo.callback(rng_log.removeFilter, _not_about_the_host_generator)
     # Functions that Megatron compiled before install() run eagerly too.
     torch.compiler.set_stance("force_eager")
+    undo.callback(torch.compiler.set_stance, "default")
     # Megatron demands this variable for tensor parallelism on devices before Blackwell.
     connections = "CUDA_DEVICE_MAX_CONNECTIONS"
-    former = os.environ.get(connections)
-    os.environ.setdefault(connections, "1")
-
-    def restore_variable() -> None:
-        if former is None:
-            os.environ.pop(connections, None)
-
-    return [
-        lambda: rng_log.removeFilter(_not_about_the_host_generator),
-        lambda: torch.compiler.set_stance("default"),
-        restore_variable,
-    ]
-
-
-def _take_back(undos: Sequence[Callable[[], None]]) -> None:
-    for undo in reversed(undos):
-        undo()
+    if connections not in os.environ:
+        os.environ[connections] = "1"
+        undo.callback(os.environ.pop, connections, None)
 
 
 def run_script(script: str | Path, argv: Sequence[str]) -> None:

@@ -109,11 +109,6 @@ class _ZeroStatistics(dict[str, int]):
         return 0
 
 
-def host_memory_bytes() -> int:
-    """Physical memory of the host, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def resident_bytes(*_: Any, **__: Any) -> int:
     """Resident memory of this process now, in bytes; stands for the allocator's `memory_allocated`."""
     import psutil
@@ -130,10 +125,6 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Stands for a call that has no meaning on the host."""
 
 
-def _zero(*_: Any, **__: Any) -> int:
-    return 0
-
-
 def _no_context(*_: Any, **__: Any) -> contextlib.nullcontext[None]:
     return contextlib.nullcontext()
 
@@ -147,8 +138,9 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 
 def _properties(*_: Any) -> types.SimpleNamespace:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return types.SimpleNamespace(
-        name="cpu", major=0, minor=0, total_memory=host_memory_bytes(), multi_processor_count=1, warp_size=32
+        name="cpu", major=0, minor=0, total_memory=memory, multi_processor_count=1, warp_size=32
     )
 
 
@@ -179,7 +171,7 @@ def _one_device() -> dict[str, Any]:
         "_lazy_init": _nothing,
         "_lazy_call": lambda call, **_: call(),
         "device_count": lambda: 1,
-        "current_device": _zero,
+        "current_device": lambda *_, **__: 0,
         "set_device": _nothing,
         "device": _no_context,
         "get_device_properties": _properties,

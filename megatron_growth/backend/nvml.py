@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+_NVML = "libnvidia-ml.so.1"
 _NAME_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 _VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 
@@ -40,7 +41,7 @@ def devices() -> tuple[Device, ...]:
     """The GPUs of this machine, all of them unless CUDA_VISIBLE_DEVICES hides all; none where there is no driver."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return ()
-    library = _library()
+    library = _loaded(_NVML)
     if library is None or library.nvmlInit_v2():
         return ()
     try:
@@ -56,7 +57,7 @@ def devices() -> tuple[Device, ...]:
 @functools.cache
 def driver() -> str:
     """Version of the driver, such as 580.65.06; "" where there is none."""
-    library = _library()
+    library = _loaded(_NVML)
     if library is None or library.nvmlInit_v2():
         return ""
     text = ctypes.create_string_buffer(_VERSION_BYTES)
@@ -70,11 +71,7 @@ def has_driver() -> bool:
 
     A container may be given the driver's CUDA without its NVML, so both count.
     """
-    return any(_loaded(name) is not None for name in ("libnvidia-ml.so.1", "libcuda.so.1"))
-
-
-def _library() -> Any:
-    return _loaded("libnvidia-ml.so.1")
+    return any(_loaded(name) is not None for name in (_NVML, "libcuda.so.1"))
 
 
 def _loaded(name: str) -> Any:

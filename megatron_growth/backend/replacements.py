@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,12 @@ class Replacement:
 
 def apply(replacements: Iterable[Replacement]) -> Callable[[], None]:
     """Make all replacements; returns a call that puts the former values back, the last one first."""
-    former: list[tuple[Any, str, Any]] = []
+    undo = ExitStack()
     for item in replacements:
         # vars(), not getattr(): an attribute that a class inherits must be deleted again, not pinned.
-        former.append((item.owner, item.name, vars(item.owner).get(item.name, _MISSING)))
+        if item.name in vars(item.owner):
+            undo.callback(setattr, item.owner, item.name, vars(item.owner)[item.name])
+        else:
+            undo.callback(delattr, item.owner, item.name)
         setattr(item.owner, item.name, item.value)
-
-    def undo() -> None:
-        for owner, name, value in reversed(former):
-            if value is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-
-    return undo
+    return undo.close

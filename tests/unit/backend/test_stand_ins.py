@@ -173,7 +173,7 @@ def test_a_stage_is_launched_with_the_variables_of_its_layout(monkeypatch, tmp_p
 def test_no_gpu_is_seen_where_all_are_hidden(monkeypatch):
     from megatron_growth.backend import nvml
 
-    monkeypatch.setattr(nvml, "_library", lambda: pytest.fail("the driver was asked"))
+    monkeypatch.setattr(nvml, "_loaded", lambda _: pytest.fail("the driver was asked"))
     for hidden in ("", "-1"):
         nvml.devices.cache_clear()
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
