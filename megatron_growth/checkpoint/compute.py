@@ -144,9 +144,7 @@ class Computer:
             for block in self._stream(tensor, record.layer, (0, tensor.shape[0]), (0, tensor.columns)):
                 total += block.double().sum(dim=0, keepdim=True)
             self._mean, self._mean_key = (total / tensor.shape[0]).float(), key
-        x = self._mean.expand(len(y), -1)
-        for start in range(0, len(y), BLOCK_ROWS):
-            self._fill_block(region, record, start, x[start : start + BLOCK_ROWS], 0, y[start : start + BLOCK_ROWS])
+        self._fill_block_rows(region, record, self._mean.expand(len(y), -1), 0, y)
 
     # --------------------------------------------------------------------------------------------------- copied rows
 

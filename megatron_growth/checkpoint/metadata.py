@@ -256,29 +256,21 @@ def _check_tensors(source: Source, shape: ModelShape, *, unmerged: bool) -> None
     for name, moment in source.tensors:
         if moment is not None or name.startswith(NOT_WEIGHTS):
             continue
-        if (owner := _owner(name)) is not None:
+        owner = next((method for method in METHODS.names() if METHODS.find(method).owns(name)), None)
+        if owner is not None:  # the model computes with both
             if not unmerged:
-                raise _not_merged(name, owner, source)
+                raise CheckpointError(
+                    f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
+                    where=f"{source.path}, key {name}",
+                    fix="let that run train to its end (--train-iters), where it merges them, and use its last "
+                    "checkpoint",
+                )
         elif lookup(name).name not in known:
             raise CheckpointError(
                 f"the checkpoint holds {name}, which a model of its saved arguments and other weights does not have",
                 where=f"{source.path}; {shape}",
                 fix="grow from a checkpoint that Megatron saved as a whole",
             )
-
-
-def _owner(name: str) -> str | None:
-    """The training method that a tensor belongs to, None for a model's own weights."""
-    return next((method for method in METHODS.names() if METHODS.find(method).owns(name)), None)
-
-
-def _not_merged(name: str, owner: str, source: Source) -> CheckpointError:
-    """The error for weights beside which a method keeps tensors: the model computes with both."""
-    return CheckpointError(
-        f"the checkpoint holds adapters that are not merged into its weights (method {owner})",
-        where=f"{source.path}, key {name}",
-        fix="let that run train to its end (--train-iters), where it merges them, and use its last checkpoint",
-    )
 
 
 def content_hash(source: Source) -> str:

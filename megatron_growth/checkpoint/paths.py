@@ -38,23 +38,19 @@ def resolve(path: Path) -> Path:
         StorageError: the file system refused.
     """
     with storage_errors(path):
-        return _resolve(path)
-
-
-def _resolve(path: Path) -> Path:
-    if (path / METADATA).exists():
-        return path
-    word = read_tracker(path)
-    if word is None:
-        raise CheckpointError(
-            "there is no Megatron checkpoint here" if path.exists() else "this folder does not exist",
-            where=str(path),
-            fix=f"name the folder given to --save (it holds {TRACKER}) or one of its iter_* folders",
-        )
-    folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
-    if word not in ("", ".", "..") and (folder / METADATA).exists():
-        return folder
-    present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
+        if (path / METADATA).exists():
+            return path
+        word = read_tracker(path)
+        if word is None:
+            raise CheckpointError(
+                "there is no Megatron checkpoint here" if path.exists() else "this folder does not exist",
+                where=str(path),
+                fix=f"name the folder given to --save (it holds {TRACKER}) or one of its iter_* folders",
+            )
+        folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
+        if word not in ("", ".", "..") and (folder / METADATA).exists():
+            return folder
+        present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
     if not word:
         raise CheckpointError(
             f"{TRACKER} was cut off, or is not text: it does not name a checkpoint",

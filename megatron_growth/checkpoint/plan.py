@@ -266,6 +266,11 @@ def row_spans(rows: Indices, gap: int) -> list[Range]:
     return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
 
 
+def area(parts: Iterable[Box | Read]) -> int:
+    """Elements of rectangles that do not overlap."""
+    return sum((p.rows[1] - p.rows[0]) * (p.columns[1] - p.columns[0]) for p in parts)
+
+
 def reads(boxes: Iterable[Box], rows: Range, columns: Range) -> list[Read]:
     """The parts of stored boxes that cover a rectangle of an old parameter."""
     out = []

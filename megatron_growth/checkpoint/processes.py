@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -89,17 +90,10 @@ def _follow(
 def _process(work: Work, share: Sequence[int], queue: Any, parent: int) -> None:
     torch.set_num_threads(1)
     try:
-        work(_while_wanted(share, parent), lambda number: queue.put(("done", number)))
+        wanted = takewhile(lambda _: os.getppid() == parent, share)  # it ends by itself when the parent is gone
+        work(wanted, lambda number: queue.put(("done", number)))
         queue.put(("end", None))
     except Exception as error:
         # The parent raises it, whatever it is; a process that merely died would leave no reason.
         known = error if isinstance(error, GrowthError) else unexpected(error, "a process that shares the work")
         queue.put(("error", (type(known), (known.what, known.where, known.fix), traceback.format_exc())))
-
-
-def _while_wanted(share: Sequence[int], parent: int) -> Iterator[int]:
-    """The numbers, until the parent is gone: a process ends by itself then."""
-    for number in share:
-        if os.getppid() != parent:
-            return
-        yield number

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 
 from megatron_growth.checkpoint import torch_private
 from megatron_growth.checkpoint.paths import METADATA, resolve
-from megatron_growth.checkpoint.plan import Box, Range, reads
+from megatron_growth.checkpoint.plan import Box, Range, area, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
 from megatron_growth.layout.parameters import LAYERS, MOMENTS, PARAMETERS
@@ -123,9 +123,8 @@ class Source:
             if not isinstance(entry, TensorStorageMetadata):
                 continue
             sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in entry.chunks}
-            if (
-                set(sizes) == {(0,) * len(entry.size)} and len(by_key[key]) == 1
-            ):  # whole: torch may leave out its offset
+            # Of a tensor that is stored whole torch may leave out the offset.
+            if set(sizes) == {(0,) * len(entry.size)} and len(by_key[key]) == 1:
                 by_key[key] = [(next(iter(sizes)), by_key[key][0][1])]
             found = [offsets for offsets, _ in by_key[key]]
             if sorted(found) != sorted(sizes):
@@ -164,11 +163,10 @@ class Source:
             return
         box = [(o, o + n) for o, n in zip(offsets, sizes, strict=True)]
         rows, columns = box[0], (box[1] if len(box) > 1 else (0, 1))
-        area = (rows[1] - rows[0]) * (columns[1] - columns[0])
         first, count = (item.offsets[0], item.sizes[0]) if stacked else (parsed.layer, 1)
         for n in range(count):
             layer = None if first is None else first + n
-            tensor.boxes[layer].append(Box(rows, columns, number, n * area))
+            tensor.boxes[layer].append(Box(rows, columns, number, n * torch.Size(sizes).numel()))
 
     def _check_complete(self) -> None:
         """Check that every weight is stored whole, in each layer from 0 on (a method's tensors may be in some only)."""
@@ -178,12 +176,9 @@ class Source:
             layered = name.startswith(LAYERS)
             layers = sorted(layer for layer in tensor.boxes if layer is not None)
             full = torch.Size(tensor.shape).numel()
-            areas = [
-                sum((b.rows[1] - b.rows[0]) * (b.columns[1] - b.columns[0]) for b in boxes)
-                for boxes in tensor.boxes.values()
-            ]
+            areas = [area(boxes) for boxes in tensor.boxes.values()]
             gap = layered and name in PARAMETERS and layers != list(range(tensor.stacked or len(layers)))
-            if any(area != full for area in areas) or not areas or (gap and tensor.stacked):
+            if any(one != full for one in areas) or not areas or (gap and tensor.stacked):
                 raise CheckpointError(
                     f"the checkpoint does not hold all of {name}",
                     where=str(self.path / METADATA),
@@ -296,8 +291,7 @@ class Source:
             CheckpointError: the checkpoint does not hold all of it, or a file is damaged.
         """
         found = reads(tensor.boxes.get(layer, []), rows, columns)
-        area = sum((r.rows[1] - r.rows[0]) * (r.columns[1] - r.columns[0]) for r in found)
-        if area != out.numel():
+        if area(found) != out.numel():
             raise CheckpointError(f"the checkpoint lacks part of a tensor of layer {layer}", where=str(self.path))
         for part in found:
             target = out[part.rows[0] - rows[0] : part.rows[1] - rows[0]]

@@ -169,10 +169,7 @@ def finished(directory: Path, number: int) -> list[WrittenItem] | None:
     done = done_file(directory, number)
     if not done.exists() or not (directory / part_file(number)).exists():
         return None
-    return [
-        WrittenItem(r["key"], tuple(r["offsets"]), r["file"], r["start"], r["length"])
-        for r in json.loads(done.read_text())
-    ]
+    return [WrittenItem(**r | {"offsets": tuple(r["offsets"])}) for r in json.loads(done.read_text())]
 
 
 def write_objects(directory: Path, number: int, objects: Mapping[str, bytes]) -> list[WrittenItem]:
@@ -192,12 +189,9 @@ def write_metadata(
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     for part in parts:
         for item in part.items:
-            if item.key not in entries:
-                entries[item.key] = TensorStorageMetadata(
-                    TensorProperties(dtype=item.dtype), torch.Size(item.shape), []
-                )
+            new = TensorStorageMetadata(TensorProperties(dtype=item.dtype), torch.Size(item.shape), [])
             chunk = ChunkStorageMetadata(torch.Size(item.offsets), torch.Size(item.sizes))
-            entries[item.key].chunks.append(chunk)
+            entries.setdefault(item.key, new).chunks.append(chunk)
     storage = {MetadataIndex(r.key, torch.Size(r.offsets)): StorageInfo(r.file, r.start, r.length) for r in tensors}
     for r in objects:
         entries[r.key] = BytesStorageMetadata()
