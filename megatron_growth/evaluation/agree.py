@@ -12,7 +12,7 @@ Shape legend: N positions, H hidden (the models' may differ), V vocabulary rows,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,26 +97,16 @@ def compare(
         block: B.
     """
     total_a, total_b = _Softmax(len(hidden_a), hidden_a.device), _Softmax(len(hidden_b), hidden_b.device)
-    for at, a, b in _logits(hidden_a, output_a, hidden_b, output_b, block):
-        total_a.add(a, b, at)
-        total_b.add(b, a, at)
+    for rows in blocks(len(output_a), block):
+        a = (hidden_a @ output_a[rows].T).double()
+        b = (hidden_b @ output_b[rows].to(hidden_b.device).T).double()
+        total_a.add(a, b, rows.start)
+        total_b.add(b, a, rows.start)
     # log p = logit - log Z; the cross term is the expectation of the other model's logits under this one's softmax.
     kl = total_a.mean_own - total_a.log_z - total_a.mean_other + total_b.log_z
     reverse = total_b.mean_own - total_b.log_z - total_b.mean_other + total_a.log_z
     same = (total_a.best == total_b.best).double()
     return torch.stack([kl.sum(), reverse.sum(), same.sum()])
-
-
-def _logits(
-    hidden_a: torch.Tensor, output_a: torch.Tensor, hidden_b: torch.Tensor, output_b: torch.Tensor, block: int
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """The first row of each block, and both models' logits (N, B) for it."""
-    for rows in blocks(len(output_a), block):
-        yield (
-            rows.start,
-            (hidden_a @ output_a[rows].T).double(),
-            (hidden_b @ output_b[rows].to(hidden_b.device).T).double(),
-        )
 
 
 class _Softmax:

@@ -29,11 +29,6 @@ from megatron_growth.exchange.source import read_config
 ROWS = 256  # positions whose logits are held at a time
 
 
-def device_here() -> str:
-    """The device on which a model is evaluated unless the user names one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 class HuggingFaceModel:
     """A Llama, Qwen2 or Qwen3 folder with its tokenizer.
 
@@ -51,7 +46,8 @@ class HuggingFaceModel:
     """
 
     def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "", batch: int = 8) -> None:
-        self.folder, self.device, self.batch = folder, _usable(device) or device_here(), batch
+        self.folder, self.batch = folder, batch
+        self.device = _usable(device) or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Tokenizer = HuggingFaceTokenizer(folder)
         self.model = load(folder, dtype, self.device)
         self.length = int(self.model.config.max_position_embeddings)

@@ -63,17 +63,10 @@ def pieces(family: Family, shape: ModelShape, vocab: int | None = None) -> Itera
     ordered += [(p, layer) for layer in range(shape.layers) for p in parameters if p.layered]
     ordered += [(p, None) for p in outside if not p.name.startswith("embedding.")]
     for parameter, layer in ordered:
-        yield from _of(family, parameter, layer, shape, vocab)
-
-
-def _of(
-    family: Family, parameter: Parameter, layer: int | None, shape: ModelShape, vocab: int | None
-) -> Iterator[NamedRows]:
-    rows, *rest = dimensions(parameter, shape)
-    prefix = "" if layer is None else family.layers.format(layer=layer)
-    columns = rest[0] if rest else None
-    for name, ranges in _parts(family, parameter, rows, shape, vocab).items():
-        yield NamedRows(prefix + name, parameter, layer, ranges, columns)
+        rows, *columns = dimensions(parameter, shape)
+        prefix = "" if layer is None else family.layers.format(layer=layer)
+        for name, ranges in _parts(family, parameter, rows, shape, vocab).items():
+            yield NamedRows(prefix + name, parameter, layer, ranges, columns[0] if columns else None)
 
 
 def _parts(

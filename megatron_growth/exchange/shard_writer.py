@@ -88,7 +88,8 @@ class ShardWriter:
                         _write_all(stream, data)
                         written = crc.joined([written, crc.Piece(written.length, len(data), checksum)])[0]
                 self._advise(piece, os.POSIX_FADV_DONTNEED)
-            safetensors_files.sync(stream.fileno())
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # page cache for what is written next
         return FileRecord(written.crc, self._compare())
 
     def _advise(self, piece: NamedRows | None, advice: int) -> None:

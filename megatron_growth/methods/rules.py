@@ -57,17 +57,14 @@ def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] 
     Raises:
         RecipeError: a rule matches no parameter of the model, free or not.
     """
-    by_rule: dict[int, list[str]] = {i: [] for i in range(len(rules))}
-    for name in sorted(set(names) - set(taken)):
-        if (rule := decide(rules, name)) is not None:
-            by_rule[rules.index(rule)].append(name)
     for rule in rules:
         if not any(takes(rule, name) for name in names):
             raise RecipeError(
                 f"the pattern {rule.pattern!r} matches no parameter of the model",
                 fix=near(rule.pattern, names),
             )
-    return tuple(Match(rule, tuple(by_rule[i])) for i, rule in enumerate(rules))
+    chosen = {name: decide(rules, name) for name in sorted(set(names) - set(taken))}
+    return tuple(Match(rule, tuple(name for name, by in chosen.items() if by is rule)) for rule in rules)
 
 
 @dataclass(frozen=True)

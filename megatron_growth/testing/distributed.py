@@ -106,8 +106,8 @@ def run_distributed(
         variables = _rendezvous(store.port, world_size) | dict(env or {})
         logs = [log_dir / f"rank-{rank}.log" for rank in range(world_size)]
         jobs = [
-            _Job(function, args, kwargs, variables | _rank_variables(rank), logs[rank], process_group)
-            for rank in range(world_size)
+            _Job(function, args, kwargs, variables | {"RANK": str(n), "LOCAL_RANK": str(n)}, log, process_group)
+            for n, log in enumerate(logs)
         ]
         processes, connections = stack.enter_context(_processes(jobs))
         return _Collector(processes, connections, logs, timeout).results()
@@ -125,10 +125,6 @@ def _rendezvous(port: int, world_size: int) -> dict[str, str]:
         "TORCHELASTIC_RESTART_COUNT": "0",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _rank_variables(rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
 def start_server(*modules: str) -> None:
