@@ -16,6 +16,7 @@ from megatron_growth.checkpoint.source import Source, SourceTensor
 from megatron_growth.layout import Parameter, full_name, lookup, parameters_of
 from megatron_growth.layout.parameters import EMBEDDING, dimensions
 from megatron_growth.operators import GrowthMap
+from megatron_growth.records.packing import packed
 
 ITEM_BYTES = 64 << 20
 PART_BYTES = 512 << 20
@@ -47,7 +48,7 @@ class TargetItem:
 
 @dataclass(frozen=True)
 class Part:
-    """Items that share a file."""
+    """Items that share a file: at most PART_BYTES of them."""
 
     name: str
     items: tuple[TargetItem, ...]
@@ -68,7 +69,11 @@ def target_parts(growth: GrowthMap, source: Source, *, optimizer: bool) -> list[
             kind = moment or "weights"
             group = f"{kind}-{name.removeprefix('decoder.')}" if layer is None else f"{kind}-layer-{layer}"
             groups.setdefault(group, []).extend(_items(parameter, moment, tensor, layer, growth))
-    return [part for name, items in groups.items() for part in _split(name, items)]
+    return [
+        Part(f"{name}-{number}", batch)
+        for name, items in groups.items()
+        for number, batch in enumerate(packed(items, lambda item: item.bytes, PART_BYTES))
+    ]
 
 
 def target_tensors(
@@ -115,16 +120,3 @@ def _items(
         yield TargetItem(
             key, region, (*lead, row, *zeros), (*ones, stop - row, *body[1:]), (*count, *body), tensor.dtype
         )
-
-
-def _split(name: str, items: list[TargetItem]) -> Iterator[Part]:
-    """Parts of at most PART_BYTES."""
-    batch: list[TargetItem] = []
-    number = 0
-    for item in items:
-        if batch and sum(i.bytes for i in batch) + item.bytes > PART_BYTES:
-            yield Part(f"{name}-{number}", tuple(batch))
-            batch, number = [], number + 1
-        batch.append(item)
-    if batch:
-        yield Part(f"{name}-{number}", tuple(batch))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from megatron_growth.errors import UnsupportedError
+from megatron_growth.errors import DataError, UnsupportedError
 
 # A few bytes of zstandard can stand for 128 KiB, so little is read at a time.
 _READ = {".gz": 1 << 16, ".zst": 1 << 14}
@@ -22,10 +23,22 @@ class Cut(ValueError):
     """The compressed data end before their last frame does, or something else follows it."""
 
 
+@contextmanager
+def opened(path: str) -> Iterator[io.BufferedReader]:
+    """The content of a `.gz` or `.zst` file; DataError when it is damaged or has no proper end."""
+    try:
+        with open_compressed(path) as stream:
+            yield stream
+    except _errors_of(path) as error:
+        raise DataError(
+            f"The compressed file is damaged or cut short: {error}.", where=path, fix="Fetch or write the file again."
+        ) from error
+
+
 def open_compressed(path: str) -> io.BufferedReader:
     """The content of a `.gz` or `.zst` file.
 
-    Reading raises Cut for a file without a proper end, and the codec's own error (see `errors_of`) for damage.
+    Reading raises Cut for a file without a proper end, and the codec's own error (see `_errors_of`) for damage.
     """
     ending = ".gz" if path.lower().endswith(".gz") else ".zst"
     new: Callable[[], Any]
@@ -37,7 +50,7 @@ def open_compressed(path: str) -> io.BufferedReader:
     return io.BufferedReader(frames, buffer_size=1 << 20)
 
 
-def errors_of(path: str) -> tuple[type[Exception], ...]:
+def _errors_of(path: str) -> tuple[type[Exception], ...]:
     """What reading a damaged file may raise."""
     return (Cut, zlib.error) if path.lower().endswith(".gz") else (Cut, _zstandard(path).ZstdError)
 

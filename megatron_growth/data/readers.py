@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.data import corpora
-from megatron_growth.data.compressed import errors_of, open_compressed
+from megatron_growth.data.compressed import opened
 from megatron_growth.data.parquet import rows
 from megatron_growth.data.pieces import COMPRESSED, Piece, not_text, reading
 from megatron_growth.errors import DataError, nearest
@@ -146,14 +146,8 @@ def _range_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 def _compressed_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of a compressed file."""
-    path = piece.source.path
-    try:
-        with open_compressed(path) as stream:
-            yield from enumerate(stream, start=1)
-    except errors_of(path) as error:
-        raise DataError(
-            f"The compressed file is damaged or cut short: {error}.", where=path, fix="Fetch or write the file again."
-        ) from error
+    with opened(piece.source.path) as stream:
+        yield from enumerate(stream, start=1)
 
 
 def _line_at(path: str, offset: int) -> int:

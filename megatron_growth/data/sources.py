@@ -21,6 +21,7 @@ from megatron_growth.data.manifest import FILE_NAME as MANIFEST
 from megatron_growth.data.parquet import row_groups
 from megatron_growth.data.pieces import COMPRESSED, JSONL, TEXT, Corpus, InputFile, Piece, format_of, reading
 from megatron_growth.errors import DataError
+from megatron_growth.records.packing import packed
 from megatron_growth.records.storage import sha256_of
 
 MIB = 1 << 20
@@ -167,16 +168,8 @@ def shard_bytes(total: int) -> int:
 def shards(sources: Sequence[InputFile], limit: int = 0) -> list[tuple[Piece, ...]]:
     """All pieces in order, grouped into shards of about `limit` bytes each, or of `shard_bytes`."""
     limit = limit or shard_bytes(sum(source.bytes for source in sources))
-    groups: list[tuple[Piece, ...]] = []
-    group: list[Piece] = []
-    size = 0
-    for piece in (piece for source in sources for piece in _pieces(source, limit)):
-        if group and size + piece.bytes > limit:
-            groups.append(tuple(group))
-            group, size = [], 0
-        group.append(piece)
-        size += piece.bytes
-    return [*groups, tuple(group)] if group else groups
+    pieces = (piece for source in sources for piece in _pieces(source, limit))
+    return list(packed(pieces, lambda piece: piece.bytes, limit))
 
 
 def _pieces(source: InputFile, limit: int) -> Iterator[Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +19,7 @@ from megatron_growth.exchange import safetensors_files
 from megatron_growth.exchange.config import DTYPES, family_of, to_config
 from megatron_growth.exchange.names import NamedRows, pieces
 from megatron_growth.layout.parameters import EMBEDDING
+from megatron_growth.records.packing import packed
 from megatron_growth.shape import ModelShape
 
 SHARD_BYTES = 2_000_000_000
@@ -120,21 +121,18 @@ def plan_export(
         eod = getattr(args, "null_tokenizer_eod_id", None)
     target = getattr(torch, words)
     config = to_config(shape, args, vocab=kept, dtype=words, eod=eod)
-    shards = _shards(list(pieces(family_of(shape, args), shape, kept)), target, shard_bytes)
+    shards = _shards(pieces(family_of(shape, args), shape, kept), target, shard_bytes)
     return ExportPlan(source, args, shape, kept, target, eod, config, shards, int(common.get("iteration", 0)))
 
 
-def _shards(found: Sequence[NamedRows], dtype: torch.dtype, limit: int) -> tuple[WeightsFile, ...]:
+def _shards(found: Iterable[NamedRows], dtype: torch.dtype, limit: int) -> tuple[WeightsFile, ...]:
     """Split the tensors, in order, into files of at most `limit` bytes, named as transformers names them."""
-    groups: list[tuple[list[NamedRows], int]] = [([], 0)]
-    for piece in found:
-        size = prod(piece.shape) * dtype.itemsize
-        if groups[-1][0] and groups[-1][1] + size > limit:
-            groups.append(([], 0))
-        groups[-1] = ([*groups[-1][0], piece], groups[-1][1] + size)
+
+    def size(piece: NamedRows) -> int:
+        return prod(piece.shape) * dtype.itemsize
+
+    groups = list(packed(found, size, limit))
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     if len(groups) == 1:
-        return (WeightsFile(safetensors_files.SINGLE, tuple(groups[0][0]), groups[0][1]),)
-    return tuple(
-        WeightsFile(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group), size)
-        for number, (group, size) in enumerate(groups, 1)
-    )
+        names = [safetensors_files.SINGLE]
+    return tuple(WeightsFile(name, group, sum(map(size, group))) for name, group in zip(names, groups, strict=True))

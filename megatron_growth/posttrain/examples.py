@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,20 +217,9 @@ def _records(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
             yield from _parquet(file, kind)
             return
         packed = file.suffix.lower() in COMPRESSED
-        with _whole(file, packed), compressed.open_compressed(str(file)) if packed else open(file, "rb") as stream:
+        with compressed.opened(str(file)) if packed else open(file, "rb") as stream:
             first = stream.peek(64).lstrip()[:1]
             yield from _array(stream.read(), file) if first == b"[" else _lines(stream, file)
-
-
-@contextmanager
-def _whole(file: Path, packed: bool) -> Iterator[None]:
-    """Refuse a compressed file that is damaged or cut short."""
-    errors = compressed.errors_of(str(file)) if packed else ()
-    try:
-        yield
-    except errors as error:
-        fix = "fetch or write the file again"
-        raise DataError(f"the compressed file is damaged or cut short: {error}", where=str(file), fix=fix) from error
 
 
 def _array(data: bytes, file: Path) -> Iterator[dict[str, Any]]:

@@ -68,13 +68,14 @@ def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, 
         RunError: with the name of a file that differs.
     """
     found = fingerprints(request, model=model)
+    given = {_MODEL: request.model, _TOKENIZER: request.tokenizer, _TEMPLATE: request.chat_template}
     for part, files in _files(request).items():
         if files and (model or part != _MODEL):
             before, now = (
                 {name.removeprefix(f"{part}: "): digest for name, digest in one.items() if name.startswith(f"{part}: ")}
                 for one in (known, found)
             )
-            refuse_change(f"the {part} is", before, now, where, _folder(request, part))
+            refuse_change(f"the {part} is", before, now, where, given[part])
 
 
 def refuse_change(what: str, before: Mapping[str, str], now: Mapping[str, str], made: Path, where: str) -> None:
@@ -122,7 +123,3 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
         return sorted(
             file for file in folder.iterdir() if file.is_file() and any(fnmatch(file.name, one) for one in patterns)
         )
-
-
-def _folder(request: Request, part: str) -> str:
-    return {_MODEL: request.model, _TOKENIZER: request.tokenizer, _TEMPLATE: request.chat_template}[part]
