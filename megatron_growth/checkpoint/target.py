@@ -13,7 +13,7 @@ import torch
 
 from megatron_growth.checkpoint.plan import Region
 from megatron_growth.checkpoint.source import Source, SourceTensor
-from megatron_growth.layout import Parameter, full_name, lookup, parameters_of
+from megatron_growth.layout import Parameter, full_name, parameters_of
 from megatron_growth.layout.parameters import EMBEDDING, dimensions
 from megatron_growth.operators import GrowthMap
 from megatron_growth.records.packing import packed
@@ -62,12 +62,11 @@ class Part:
 def target_parts(growth: GrowthMap, source: Source, *, optimizer: bool) -> list[Part]:
     """Everything that the target checkpoint stores as tensors, in the order of the forward pass."""
     groups: dict[str, list[TargetItem]] = {}
-    for (name, moment), tensor in target_tensors(growth, source, optimizer=optimizer):
-        parameter = lookup(name)
+    for parameter, moment, tensor in _tensors(growth, source, optimizer):
         layers: list[int | None] = list(range(growth.target.layers)) if parameter.layered else [None]
         for layer in layers:
             kind = moment or "weights"
-            group = f"{kind}-{name.removeprefix('decoder.')}" if layer is None else f"{kind}-layer-{layer}"
+            group = f"{kind}-{parameter.name.removeprefix('decoder.')}" if layer is None else f"{kind}-layer-{layer}"
             groups.setdefault(group, []).extend(_items(parameter, moment, tensor, layer, growth))
     return [
         Part(f"{name}-{number}", batch)
@@ -76,27 +75,21 @@ def target_parts(growth: GrowthMap, source: Source, *, optimizer: bool) -> list[
     ]
 
 
-def target_tensors(
-    growth: GrowthMap, source: Source, *, optimizer: bool
-) -> Iterator[tuple[tuple[str, str | None], SourceTensor]]:
-    """The source tensors that the target has too, with the description of how they are stored.
+def _tensors(
+    growth: GrowthMap, source: Source, optimizer: bool
+) -> Iterator[tuple[Parameter, str | None, SourceTensor]]:
+    """Every tensor of the target, as (parameter, moment, how the source stores it).
 
     Sub-layers that the source lacks (Reuse) take dtype and key style from the embedding; so does the optimizer state of
     frozen weights.
     """
     known = {key: tensor for key, tensor in source.tensors.items() if key[1] is None or optimizer}
-    moments = [None, *sorted({m for _, m in known if m})]
-    names = [p.name for p in parameters_of(growth.target)]
-    for moment in moments:
-        for name in names:
-            default = _like_others(known, moment)
-            yield (name, moment), known.get((name, moment), default)
-
-
-def _like_others(known: dict[tuple[str, str | None], SourceTensor], moment: str | None) -> SourceTensor:
-    """How to store a tensor that the source lacks, such as optimizer state of frozen weights: as others of its kind."""
-    like = known.get((EMBEDDING, moment)) or next(tensor for (_, m), tensor in known.items() if m == moment)
-    return SourceTensor(like.dtype, (), like.prefix, any(tensor.per_layer for tensor in known.values()))
+    per_layer = any(tensor.per_layer for tensor in known.values())
+    for moment in (None, *sorted({m for _, m in known if m})):
+        like = known.get((EMBEDDING, moment)) or next(tensor for (_, m), tensor in known.items() if m == moment)
+        default = SourceTensor(like.dtype, (), like.prefix, per_layer)
+        for parameter in parameters_of(growth.target):
+            yield parameter, moment, known.get((parameter.name, moment), default)
 
 
 def _items(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import batched
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -216,8 +217,7 @@ def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]
     kinds = dict.fromkeys((question.temperature, len(question.turns)) for question in questions)
     for kind in kinds:
         same = [question for question in questions if (question.temperature, len(question.turns)) == kind]
-        for at in range(0, len(same), size):
-            yield same[at : at + size]
+        yield from map(list, batched(same, size))
 
 
 def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,6 @@ from megatron_growth.run.score import DONE, LOSSES, Job
 from megatron_growth.run.torchrun import command_of, run_processes
 
 _FAILURES, _LOG = "failures", "log.txt"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Tensor- and pipeline-parallel sizes."""
-
-    tensor: int
-    pipeline: int
 
 
 class MegatronModel:
@@ -70,10 +61,8 @@ class MegatronModel:
         args = metadata.arguments_of(source, trust=trust_checkpoint)
         metadata.shape_of(source, args)  # what cannot be scored is refused before processes are started
         self.checkpoint, self.trust, self.dtype, self.batch = checkpoint, trust_checkpoint, dtype, batch
-        self.layout = Layout(
-            tensor or int(getattr(args, "tensor_model_parallel_size", 1) or 1),
-            pipeline or int(getattr(args, "pipeline_model_parallel_size", 1) or 1),
-        )
+        self.tensor = tensor or int(getattr(args, "tensor_model_parallel_size", 1) or 1)
+        self.pipeline = pipeline or int(getattr(args, "pipeline_model_parallel_size", 1) or 1)
         spec, found = tokenizer_of(checkpoint, tokenizer, tokenizer_files)
         self.vocab, self.start = found.vocab_size, found.eod
         self.tokenizer: Tokenizer = load_tokenizer(spec)
@@ -83,7 +72,7 @@ class MegatronModel:
         """What the processes are asked to score, and the numbers of the windows in each of its batches."""
         numbers = list(batches(found, self.batch))
         rectangles = tuple(padded([found[number] for number in batch]) for batch in numbers)
-        layout = (self.layout.tensor, self.layout.pipeline)
+        layout = (self.tensor, self.pipeline)
         return Job(str(self.checkpoint), *layout, self.dtype, self.vocab, self.trust, rectangles), numbers
 
     def losses(self, found: Sequence[Window], progress: OnProgress = lambda *_: None) -> list[float]:
@@ -123,9 +112,8 @@ class MegatronModel:
         return losses
 
     def _command(self, folder: Path) -> list[str]:
-        processes = self.layout.tensor * self.layout.pipeline
-        words = [str(folder), "--tensor-model-parallel-size", str(self.layout.tensor)]
-        return command_of(processes, words, "megatron_growth.run.score")
+        words = [str(folder), "--tensor-model-parallel-size", str(self.tensor)]
+        return command_of(self.tensor * self.pipeline, words, "megatron_growth.run.score")
 
 
 def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:

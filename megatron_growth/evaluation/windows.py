@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import batched
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,5 +75,4 @@ def padded(batch: Sequence[Window]) -> tuple[Ids, Ids, NDArray[np.bool_]]:
 def batches(found: Sequence[Window], size: int) -> Iterator[list[int]]:
     """Numbers of windows of similar length, longest first, at most `size` at a time."""
     order = sorted(range(len(found)), key=lambda number: -len(found[number].inputs))
-    for at in range(0, len(order), size):
-        yield order[at : at + size]
+    yield from map(list, batched(order, size))

@@ -91,5 +91,5 @@ def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:
         batch=args.batch,
         trust_checkpoint=args.trust_checkpoint,
     )
-    layout = {"tensor": scorer.layout.tensor, "pipeline": scorer.layout.pipeline}
+    layout = {"tensor": scorer.tensor, "pipeline": scorer.pipeline}
     return scorer, {"computed_by": "megatron", "layout": layout}
