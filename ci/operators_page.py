@@ -6,7 +6,7 @@ import inspect
 from dataclasses import fields
 
 from megatron_growth.operators.base import Operator
-from megatron_growth.operators.registry import KINDS, names, operator_class
+from megatron_growth.operators.registry import KINDS, REGISTRIES, names
 
 HEADER = "| name | in one sentence | exact | parameters | source |\n|---|---|---|---|---|"
 
@@ -17,7 +17,7 @@ def table(kind: str) -> str:
     Args:
         kind: "width" or "depth".
     """
-    return "\n".join([HEADER, *(_row(operator_class(kind, name)) for name in names(kind))])
+    return "\n".join([HEADER, *(_row(REGISTRIES[kind].find(name)) for name in names(kind))])
 
 
 def _row(cls: type[Operator]) -> str:

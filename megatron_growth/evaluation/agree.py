@@ -49,7 +49,6 @@ def agreement(
     documents: Sequence[Document],
     *,
     length: int,
-    block: int = VOCABULARY_BLOCK,
     progress: OnProgress = lambda *_: None,
 ) -> Agreement:
     """Compare two models on a text.
@@ -58,7 +57,6 @@ def agreement(
         a, b: models with the same tokenizer.
         documents: the text.
         length: tokens in a window.
-        block: rows of the vocabulary at a time.
         progress: called with (windows done, windows in all).
 
     Raises:
@@ -78,7 +76,7 @@ def agreement(
             batch = [found[number] for number in numbers]
             (first, _, counts), (second, _, _) = a.scored(batch), b.scored(batch)
             for rows in blocks(int(counts.sum()), ROWS):
-                sums += compare(first[rows], a.output, second[rows].to(first.device), b.output, block).cpu()
+                sums += compare(first[rows], a.output, second[rows].to(first.device), b.output, VOCABULARY_BLOCK).cpu()
             done += len(numbers)
             progress(done, len(found))
     positions = sum(len(window.targets) for window in found)

@@ -42,10 +42,6 @@ class Benchmark:
         """Names of its tasks in lm-eval: one, or those of a group."""
         return tuple(f"{self.name}_{part}" for part in self.parts) or (self.name,)
 
-    def file(self, task: str) -> str:
-        """YAML file of one task, below lm-eval's folder of tasks."""
-        return self.definition.format(task)
-
 
 MMLU = (
     *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology"),

@@ -29,7 +29,7 @@ def packaged(benchmark: Benchmark, task: str) -> Path:
     Raises:
         UnsupportedError: lm-eval is not installed, or has no such file.
     """
-    path = Path(str(need("lm_eval").__file__)).parent / "tasks" / benchmark.file(task)
+    path = Path(str(need("lm_eval").__file__)).parent / "tasks" / benchmark.definition.format(task)
     if not path.is_file():
         raise UnsupportedError(
             f"this lm-eval has no definition of {task}", where=str(path), fix="pip install 'lm-eval==0.4.13'"

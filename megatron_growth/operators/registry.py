@@ -40,11 +40,6 @@ def names(kind: str) -> list[str]:
     return REGISTRIES[kind].names()
 
 
-def operator_class(kind: str, name: str) -> type[Operator]:
-    """The class of a registered operator; GrowthPlanError with the nearest names when there is none."""
-    return REGISTRIES[kind].find(name)
-
-
 def get(kind: str, spec: str | Mapping[str, Any], /, **overrides: Any) -> Any:
     """An operator from its written form.
 

@@ -47,7 +47,7 @@ def torch_kl(p, q):
 @pytest.mark.parametrize("block", [8192, 100, 7, 1])
 def test_divergence_is_torchs_on_full_logits(models, capsys, monkeypatch, block):
     folder, (a, b) = models
-    monkeypatch.setattr(agree.agreement, "__kwdefaults__", agree.agreement.__kwdefaults__ | {"block": block})
+    monkeypatch.setattr(agree, "VOCABULARY_BLOCK", block)
     found = measured(folder, capsys)
     assert found["positions"] == len(a)
     assert found["kl"] == pytest.approx(torch_kl(a, b), rel=1e-4)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from megatron_growth.axes import AxisMap, Side
 from megatron_growth.errors import GrowthPlanError
 from megatron_growth.operators import GrowthMap, Seed, build_map, get, names
-from megatron_growth.operators.registry import operator_class
+from megatron_growth.operators.registry import REGISTRIES
 from megatron_growth.shape import ModelShape
 from megatron_growth.testing import reference
 
@@ -24,7 +24,7 @@ EPSILON = 1e-2  # large, so that an epsilon which is not rescaled shows
 
 
 def claiming(kind: str, *claims: str) -> list[str]:
-    return [name for name in names(kind) if operator_class(kind, name).exact in claims]
+    return [name for name in names(kind) if REGISTRIES[kind].find(name).exact in claims]
 
 
 REPEATED = "residual=repeat-pad,units=zero-output,noise=0.5"
