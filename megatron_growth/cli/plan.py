@@ -11,6 +11,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,9 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
         profile=profile,
     )
     print(json_text(words) if args.json else "\n".join(lines(words)))
+    if "--skip-train" in words:
+        note = f"{args.command} is done in {args.run}: these flags only evaluate it; without --run they train it anew"
+        print(note, file=sys.stderr)
     return 0
 
 

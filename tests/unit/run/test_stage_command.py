@@ -85,6 +85,18 @@ def test_the_run_of_another_recipe_is_refused(capsys, tmp_path):
     assert "the run is of the recipe mini-progressive" in err
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_the_words_of_a_finished_stage_say_that_they_train_nothing(capsys, tmp_path, monkeypatch, done):
+    words = ["--seed", "1", *["--skip-train"] * done]
+    run = directory.create(
+        tmp_path / "run", recipes.load("nano-progressive"), plan_run(recipes.load("nano-progressive"))
+    )
+    monkeypatch.setattr("megatron_growth.run.command.stage_words", lambda *_, **__: words)
+    code, out, err = command(capsys, "nano-progressive", "--command", "nano-92k", "--run", str(run.path))
+    assert (code, out.split()) == (0, words)
+    assert ("nano-92k is done" in err) == done
+
+
 def test_a_stage_that_takes_over_optimizer_state_loads_what_was_grown_for_it(capsys, tmp_path):
     """With --growth-from and --growth-optimizer-state, which were printed, Megatron's script refuses to start."""
     recipe = tmp_path / "mine.yaml"
