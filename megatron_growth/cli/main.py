@@ -106,7 +106,7 @@ def _told(error: Exception, debug: bool) -> int:
     if isinstance(error, GrowthError):
         text, code = str(error), error.exit_code
     elif part_of(error):
-        text, code = unexpected(error), GrowthError.exit_code
+        text, code = str(unexpected(error)), GrowthError.exit_code
     elif isinstance(error, BrokenPipeError) and (unread := _without_reader()):
         return 128 + signal.SIGPIPE if sys.stderr in unread else 0  # messages come before the work is done
     elif isinstance(error, OSError | MemoryError):
