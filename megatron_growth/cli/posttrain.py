@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_while_submitted(args.output)
     processes = args.processes or max(1, torch.cuda.device_count())
-    request = request_of(args, processes, gpu=torch.cuda.is_available())
+    request = request_of(args, processes, gpu=torch.cuda.is_available()).placed()
     say = (lambda _: None) if args.json else (lambda text: print(printable(text), file=sys.stderr))
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed and others report there what they find
         document = posttrain(request, args.output, processes=processes, quiet=args.json, say=say)
@@ -193,7 +193,7 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
 
 def _submit(args: argparse.Namespace) -> int:
     """Submit, or with --dry-run show, the job."""
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
@@ -201,13 +201,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     refuse_idle({"--processes": args.processes}, "a job has one process for each GPU of its nodes")
     profile, nodes = load_cluster(args.cluster), args.nodes or 1
-    request = request_of(args, nodes * profile.ranks_of_a_node, gpu=True)
-    here = {
-        key: str(Path(value).absolute())
-        for key in ("model", "data", "valid_data", "tokenizer", "chat_template")
-        if (value := getattr(request, key)) and Path(value).exists()
-    }
-    request = replace(request, **here)  # type: ignore[arg-type]
+    request = request_of(args, nodes * profile.ranks_of_a_node, gpu=True).placed()
     if note := doubt(args.output, profile):
         print(note, file=sys.stderr)
     if args.dry_run:

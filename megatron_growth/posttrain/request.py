@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from megatron_growth.errors import UserError
 from megatron_growth.posttrain.presets import Kind
+from megatron_growth.records.place import plain
 from megatron_growth.records.storage import reading_record
 
 FILE_NAME = "request.json"
@@ -21,7 +22,7 @@ class Request:
     Attributes:
         kind: sft or dpo.
         preset: name of the preset that the settings come from.
-        model: as it was given.
+        model: as it was given, but by its whole path when the command line gave it.
         data, valid_data: what --data and --valid-data name.
         rates: learning rates, one training each; the best is kept.
         epochs, batch, warmup, max_length, betas, weight_decay, clip, beta: as in `Preset`.
@@ -79,6 +80,17 @@ class Request:
         file = folder / FILE_NAME
         with reading_record(file, "what was asked for", f"remove {folder}, and give the command again"):
             return cls.from_json(json.loads(file.read_text("utf-8")))
+
+    def placed(self, *, missing: bool = False) -> Self:
+        """With what is here by its whole path: the command means the same from another working directory.
+
+        Args:
+            missing: also what is not here, to compare with a request whose files were removed since.
+        """
+        keys = ("model", "data", "valid_data", "tokenizer", "chat_template")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key)}
+        paths: dict[str, Any] = {key: plain(text) for key, text in given.items() if missing or Path(text).exists()}
+        return replace(self, **paths)
 
     def text(self) -> str:
         """One setting a line, for comparing two requests."""

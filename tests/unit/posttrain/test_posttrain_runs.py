@@ -19,6 +19,7 @@ from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.examples import TRAIN, VALID
 from megatron_growth.posttrain.folder import Work
+from megatron_growth.posttrain.request import Request
 from megatron_growth.posttrain.run import posttrain
 from megatron_growth.records.unfinished import partial_of
 from tests.needs import needs
@@ -171,6 +172,29 @@ def test_result_is_found_again_and_another_request_is_refused(place: Path, undis
     assert (undisturbed / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunError, match="another request"):
         posttrain(runs.request(place / "model", place / "chat.jsonl", seed=5), undisturbed)
+
+
+def test_the_same_files_from_another_working_directory_are_the_same_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "below" / "model").mkdir(parents=True)
+    (tmp_path / "chat.jsonl").touch()
+    asked: list[Request] = []
+    monkeypatch.setattr(running, "posttrain", lambda request, *_, **__: {"asked": asked.append(request)})
+
+    def ask(working: str, model: str, data: str) -> Request:
+        monkeypatch.chdir(tmp_path / working)
+        words = ["posttrain", "sft", model, "--preset", "family-sft", "--data", data, "--output", str(tmp_path / "out")]
+        assert main([*words, "--json"]) == 0
+        return asked[-1]
+
+    begun = ask(".", "model", "chat.jsonl")
+    running.same_request(begun, ask("below", "../model", "../chat.jsonl"), tmp_path)
+    with pytest.raises(RunError, match="another request"):
+        running.same_request(begun, ask("below", "model", "../chat.jsonl"), tmp_path)
+    (tmp_path / "model").rmdir()  # the result needs it no more
+    running.same_request(begun, ask(".", "model", "chat.jsonl"), tmp_path)
 
 
 def test_the_model_of_other_examples_is_not_the_result(place: Path, undisturbed: Path) -> None:
