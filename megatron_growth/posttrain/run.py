@@ -165,6 +165,10 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
         if not (work.path / "rates").exists():
             discard(work.path, PURPOSE)
         raise
+    except PermissionError:  # of an input; its request would keep the next one, for another model, out of the folder
+        if not any(path.exists() for path in (work.base, work.data, work.path / "rates")):
+            discard(work.path, PURPOSE)
+        raise
     say(examples.in_words(found))
 
 

@@ -152,6 +152,20 @@ def test_words_that_do_not_fit(tmp_path: Path, refused: Refused, model: Path) ->
     assert "there is no model" in refused("sft", tmp_path / "nowhere", "--data", data)
 
 
+def test_a_model_that_may_not_be_read_leaves_nothing_that_keeps_another_out(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(model / "config.json"))
+
+    monkeypatch.setattr("megatron_growth.posttrain.inputs.fingerprints", closed)  # root may read everything
+    data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(8))
+    argv = ["posttrain", "sft", model, "--preset", "nano-sft", "--data", data, "--output", tmp_path / "out"]
+    assert main([str(word) for word in argv]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
 def test_template_without_marks(tmp_path: Path, refused: Refused, model: Path) -> None:
     data = tiny.jsonl(tmp_path / "data.jsonl", tiny.alpaca(4))
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
