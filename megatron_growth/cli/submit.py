@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if args.smoke:
         profile = _short(profile, args)
     requests = _requests(args, profile)
+    _check_folders(requests)
     if args.dry_run:
         _show(requests, args.json)
     else:
@@ -225,6 +226,16 @@ def _submit(requests: list[_Request], profile: ClusterProfile, args: argparse.Na
         print(json_text({"runs": documents}))
 
 
+def _check_folders(requests: list[_Request]) -> None:
+    """Refuse a folder of something else: of any run before the first is submitted, and in a dry run too."""
+    from megatron_growth.run import directory, smoke
+
+    for request in requests:
+        if request.smoke_of:
+            smoke.refuse_real(directory.RunDirectory(request.folder))
+        directory.check_free(request.folder)
+
+
 def _prepare(request: _Request, profile: ClusterProfile, args: argparse.Namespace) -> RunDirectory:
     """The run directory with its data, and room for its checkpoints."""
     from megatron_growth.run import asked, dataset, directory, smoke
@@ -232,9 +243,6 @@ def _prepare(request: _Request, profile: ClusterProfile, args: argparse.Namespac
     from megatron_growth.run.storage import check_room
     from megatron_growth.slurm.submit import refuse_while_submitted
 
-    if request.smoke_of:
-        smoke.refuse_real(directory.RunDirectory(request.folder))
-    directory.check_free(request.folder)
     with exclusive(directory.RunDirectory(request.folder).lock):
         run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
         baselines = [stage.name for stage in request.stages if stage in request.plan.baselines]

@@ -26,6 +26,12 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
 
 
+def test_a_dry_run_refuses_a_folder_of_something_else_as_the_real_one_does(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["submit", "progressive-8b", "--cluster", "h100-8x", "--run", str(tmp_path), "--dry-run"]) == 2
+    assert "is not empty and not a run directory: it holds notes.txt" in capsys.readouterr().err
+
+
 def test_dry_run_prints_commands_and_script_and_writes_nothing(
     no_slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
