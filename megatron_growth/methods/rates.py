@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator
 
@@ -145,7 +145,7 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
     """
     name, given = schedules.SCHEDULES.read(text)
     known = (*schedules.COMMON, *schedules.own_parameters(name))
-    own = {key: _in_units(key, value, text, run.unit) if key in known else value for key, value in given.items()}
+    own = {key: _in_units(key, value, text, run.unit) for key, value in given.items()}
     taken = {key: getattr(run, key) for key in (*schedules.COMMON, "min_lr_ratio") if key in known}
     try:
         return schedules.SCHEDULES.make(name, **(taken | own))
@@ -155,10 +155,11 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
         raise
 
 
-def _in_units(key: str, value: str, text: str, unit: int) -> float | str:
-    """A value in the scheduler's units: whole iterations times `unit`, any other number as written."""
+def _in_units(key: str, value: Any, text: str, unit: int) -> Any:
+    """Iterations, one or a list of them, times `unit`; any other value as written, to be read by its type."""
+    if not key.endswith("iterations") or value is None:
+        return value
     try:
-        return int(value) * unit if key.endswith("iterations") else float(value)
-    except ValueError:
-        kind = "a whole number" if key.endswith("iterations") else "a number"
-        raise RecipeError(f"{key} is {value!r} in the schedule {text!r}; it must be {kind}") from None
+        return [int(one) * unit for one in value] if isinstance(value, list) else int(value) * unit
+    except (TypeError, ValueError):
+        raise RecipeError(f"{key} is {value!r} in the schedule {text!r}; it must be a whole number") from None

@@ -20,6 +20,7 @@ from megatron_growth.run import gpu_options
 from megatron_growth.run.directory import StageDirectory
 from megatron_growth.run.flags import Options, words
 from megatron_growth.run.gpu_options import Machine
+from megatron_growth.words import write
 
 # Schedules that Megatron's own styles express (WSO is constant); the plugin follows any other.
 _MEGATRON_STYLES = ("constant", "cosine", "linear", "wsd", "wso")
@@ -200,14 +201,14 @@ def _rules(stage: StagePlan) -> list[str]:
     if (name := stage.schedule["name"]) in _MEGATRON_STYLES:
         return [f"{pattern}={schedule}" for pattern, schedule in stage.rules]
     common = ("name", "peak", "iterations", "warmup_iterations")
-    own = [f"{key}={value}" for key, value in stage.schedule.items() if key not in common]
+    own = {key: value for key, value in stage.schedule.items() if key not in common}
 
     def scaled(factor: float) -> str:
-        return f"{name}:{','.join([*own, f'peak={factor * stage.lr!r}'])}"
+        return write(name, own | {"peak": factor * stage.lr})
 
     multiples = [(pattern, schedule, multiple(schedule)) for pattern, schedule in stage.rules]
     rules = [f"{pattern}={schedule if factor is None else scaled(factor)}" for pattern, schedule, factor in multiples]
-    return [*rules, f"*={name}:{','.join(own)}" if own else f"*={name}"]
+    return [*rules, f"*={write(name, own)}"]
 
 
 def _files(recipe: Recipe, stage: StagePlan, launch: Launch) -> Options:

@@ -4,19 +4,20 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 
 from megatron_growth import recipes, schedules
 from megatron_growth.errors import GrowthError, RecipeError
+from megatron_growth.methods.rates import RunSchedule, parse_schedule
 from megatron_growth.planner import plan_run
 from megatron_growth.run.arguments import _rules
 from tests import registries
 
 MODULE = '''
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 from megatron_growth.schedules import Decaying, register
 
 @register
@@ -141,3 +142,30 @@ def test_a_stage_with_another_schedule_drops_what_belongs_to_the_recipes(outside
     assert (recipe.stages[0].schedule.name, recipe.stages[0].schedule.given) == ("wso", {})
     assert recipe.stages[0].schedule.warmup_fraction == 0.1
     assert recipe.stages[1].schedule.given == {"min_lr_ratio": 0.1, "power": 3}
+
+
+def test_parameters_of_any_type_reach_the_ranks_as_the_plan_has_them(known):
+    """A word, a switch, and iterations in a list, which the ranks' scheduler counts as samples."""
+
+    @schedules.register
+    @dataclass(frozen=True)
+    class Steps(schedules.Schedule):
+        name: ClassVar[str] = "steps"
+        how: Literal["halve", "quarter"] = "halve"
+        at_iterations: tuple[int, ...] = ()
+        stays: bool = False
+        share: float | None = 1.0
+
+        def after_warmup(self, step):
+            passed = sum(step >= at for at in self.at_iterations[: None if not self.stays else 1])
+            return (self.share or 0.5) * (0.5 if self.how == "halve" else 0.25) ** passed
+
+    text = "{name: steps, how: quarter, at_iterations: [30, 60], stays: true, share: null, warmup_iterations: 0}"
+    stage = plan_run(recipes.loads(recipe_with(text)), gpus=1).stages[0]
+    planned = schedules.from_dict(stage.schedule)
+    (rule,) = _rules(stage)
+    run = RunSchedule(stage.lr, stage.iterations * 8, 0, 1.0, unit=8)
+    given = parse_schedule(rule.partition("=")[2], run)
+    rates = [planned.lr(step) for step in range(stage.iterations)]
+    assert len(set(rates)) == 2
+    assert [given.lr(step * 8) for step in range(stage.iterations)] == rates

@@ -43,7 +43,7 @@ def test_iterations_that_a_rule_gives_are_in_the_units_of_the_scheduler():
         ("cosin", "no schedule is called 'cosin'"),
         ("cosine:alpha=0.1", "no parameter 'alpha'"),
         ("cosine:min_lr_ratio", "cannot read"),
-        ("cosine:min_lr_ratio=low", "must be a number"),
+        ("cosine:min_lr_ratio=low", "min_lr_ratio should be a valid number"),
         ("cosine:warmup_iterations=1.5", "must be a whole number"),
         ("cosine:min_lr_ratio=2", "must lie in 0 to 1"),
         ("relora", "needs restart_iterations"),
