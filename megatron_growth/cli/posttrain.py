@@ -60,29 +60,7 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--data", default="", metavar="FILE", help="examples (default: the paper's, from the hub)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--lr", type=finite(above=True), metavar="RATE", help="learning rate, instead of the preset's")
-    if kind == "sft":
-        parser.add_argument(
-            "--lr-sweep",
-            nargs="*",
-            action="extend",
-            type=finite(above=True),
-            metavar="RATE",
-            help="train once with each of these rates (default: the preset's, such as WSO's eight); keep the best",
-        )
-        parser.add_argument(
-            "--best-by",
-            choices=("valid_loss", "valid_accuracy"),
-            default="valid_loss",
-            help="figure on the held-out examples that chooses the best rate (the paper uses a judge on AlpacaEval)",
-        )
-        parser.add_argument("--packing", action="store_true", help="put several examples into one sequence")
-    else:
-        parser.add_argument(
-            "--beta",
-            type=finite(above=True),
-            metavar="B",
-            help="how strongly DPO holds to the model it starts from, instead of the preset's",
-        )
+    _add_own_arguments(parser, kind)
     parser.add_argument("--valid-share", type=finite(), metavar="S", help="share of the examples to hold out")
     parser.add_argument("--valid-data", default="", metavar="FILE", help="held-out examples, instead of a share")
     parser.add_argument("--epochs", type=finite(above=True), metavar="N", help="instead of the preset's")
@@ -112,6 +90,33 @@ def add_request_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         metavar="N",
         help="of all random choices, such as what is held out (default: 0)",
     )
+
+
+def _add_own_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What only one of the two kinds has."""
+    if kind == "sft":
+        parser.add_argument(
+            "--lr-sweep",
+            nargs="*",
+            action="extend",
+            type=finite(above=True),
+            metavar="RATE",
+            help="train once with each of these rates (default: the preset's, such as WSO's eight); keep the best",
+        )
+        parser.add_argument(
+            "--best-by",
+            choices=("valid_loss", "valid_accuracy"),
+            default="valid_loss",
+            help="figure on the held-out examples that chooses the best rate (the paper uses a judge on AlpacaEval)",
+        )
+        parser.add_argument("--packing", action="store_true", help="put several examples into one sequence")
+    else:
+        parser.add_argument(
+            "--beta",
+            type=finite(above=True),
+            metavar="B",
+            help="how strongly DPO holds to the model it starts from, instead of the preset's",
+        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -151,8 +151,6 @@ def answer(
             command is writing them.
         StorageError: the file system refused.
     """
-    if target.is_dir():
-        raise RunError("the target is a folder", where=str(target), fix="name a file with --to")
     wanted = {question.key: _answer_id(identity, question) for question in questions}
     if _is_done(target, kind, name, wanted):
         return 0
@@ -201,7 +199,9 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_done(target: Path, kind: Format, name: str, wanted: dict[str, str]) -> bool:
-    """Whether the target holds the wanted answers; raises RunError when it holds others."""
+    """Whether the target holds the wanted answers; raises RunError when it holds others, or is a folder."""
+    if target.is_dir():
+        raise RunError("the target is a folder", where=str(target), fix="name a file with --to")
     done = _finished(target, kind, name)
     if done is None or done == wanted:
         return done is not None

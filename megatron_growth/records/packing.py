@@ -10,10 +10,11 @@ def packed[T](items: Iterable[T], size: Callable[[T], int], limit: int) -> Itera
     group: list[T] = []
     total = 0
     for item in items:
-        if group and total + size(item) > limit:
+        own = size(item)
+        if group and total + own > limit:
             yield tuple(group)
             group, total = [], 0
         group.append(item)
-        total += size(item)
+        total += own
     if group:
         yield tuple(group)

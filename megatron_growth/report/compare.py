@@ -116,9 +116,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         RunError: there is no run among them, or a tuned model comes from none of them.
     """
-    given = {
-        os.path.realpath(run): run for path in paths for run in _runs(path)
-    }  # each once, however often it is named
+    # Each once, however often it is named.
+    given = {os.path.realpath(run): run for path in paths for run in _runs(path)}
     runs = list(given.values())
     if not runs:
         raise RunError("no run to compare", where=", ".join(map(str, paths)), fix="name run directories")
@@ -179,9 +178,8 @@ def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> 
     seed = int(_recipe(run).get("seed", 0))
     tasks = _tasks(run)
     own = sorted(found.parent for found in run.glob(f"posttrain/*/{POSTTRAIN}"))
-    models = list(
-        {os.path.realpath(model): model for model in (*tuned, *own)}.values()
-    )  # one may be both named and found
+    # One may be both named and found.
+    models = list({os.path.realpath(model): model for model in (*tuned, *own)}.values())
     found = []
     for stage in (*record.stages, *record.baselines):
         if not stage.complete:

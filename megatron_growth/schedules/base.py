@@ -71,9 +71,9 @@ class Schedule(ABC):
         for step in range(0, steps * unit + 1, unit):
             try:
                 rate = self.lr(step)
+            except GrowthError:
+                raise
             except Exception as error:
-                if isinstance(error, GrowthError):
-                    raise
                 found = unexpected(error)
                 raise GrowthError(f"{found.what} (at step {step:g})", where=found.where, fix=found.fix) from error
             self._require_rate(rate, f"a learning rate of {rate}", step)
