@@ -9,6 +9,7 @@ clusters, commands and training come first, the many short tests of units last.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from megatron_growth.backend.processes import without_collection
 
 # No deadline: on a busy machine an example of milliseconds takes a second.
 settings.register_profile("same everywhere", derandomize=True, deadline=None)
@@ -29,6 +32,7 @@ WHOLE = ("slurm", "te")
 # With the functions that most ranks call, and what these import, such as pytest.
 CALLED = ("tests.distributed.test_grow_doors", "tests.distributed.relora_workers", "tests.megatron.plugin_workers")
 HERE = Path(__file__).parent
+MANY_MODULES = 100
 
 
 @functools.cache
@@ -48,6 +52,34 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long rooms first; within a room everything stays in its order."""
     items.sort(key=lambda item: (*FIRST, room_of(item.path)).index(room_of(item.path)))
+
+
+class Collector:
+    """Python's garbage collector, kept from going through torch and its like again and again.
+
+    A full collection with all of them loaded takes 0.3 seconds, and libraries ask for one on their own.
+    """
+
+    def __init__(self) -> None:
+        self.modules = len(sys.modules)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Iterator[None]:
+        with without_collection():
+            yield
+        self.leave_out_what_is_loaded()
+
+    def pytest_runtest_logfinish(self) -> None:
+        if len(sys.modules) - self.modules >= MANY_MODULES:
+            self.leave_out_what_is_loaded()
+
+    def leave_out_what_is_loaded(self) -> None:
+        gc.freeze()
+        self.modules = len(sys.modules)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Collector())
 
 
 @pytest.fixture(autouse=True, scope="module")

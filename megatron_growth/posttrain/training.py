@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from megatron_growth import mistakes
+from megatron_growth.backend.processes import importing
 from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import DataError
 from megatron_growth.posttrain import extra
@@ -65,9 +66,13 @@ def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) 
     Returns:
         The result; None when training was asked to stop before its end.
     """
-    from megatron_growth.posttrain.callbacks import GentleStop, NoNumber, Recorder, WholeCheckpoints
+    with importing():
+        extra.quiet()
+        from transformers import AutoModelForCausalLM  # noqa: F401  what _trainer would import lazily
+        from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
-    extra.quiet()
+        from megatron_growth.posttrain.callbacks import GentleStop, NoNumber, Recorder, WholeCheckpoints
+
     begin = time.perf_counter()
     checkpoint = newest_checkpoint(job.folder)
     trainer = _trainer(job, evaluate_first=checkpoint is None)

@@ -9,7 +9,6 @@ torchrun itself starts the ranks: CUDA does not survive a fork, and those second
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 import uuid
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from megatron_growth.backend.preload import import_megatron, read_flags_once
-from megatron_growth.backend.processes import without_collection
+from megatron_growth.backend.processes import importing
 from megatron_growth.plugin.preload import import_parts
 from megatron_growth.run import failures
 
@@ -40,12 +39,11 @@ def main(words: Sequence[str] | None = None) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     ranks, module, *arguments = sys.argv[1:] if words is None else words
-    with failures.recorded(), without_collection():
+    with failures.recorded(), importing():
         import_megatron()
         importlib.import_module(module)
         import_parts()
         read_flags_once()
-    gc.freeze()  # the collectors of the ranks need not go through what they share
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_growth.backend.processes import die_with_parent, end_without_collection, without_collection
+from megatron_growth.backend.processes import die_with_parent, end_without_collection, importing
 from megatron_growth.backend.start import prepare
 from megatron_growth.run import failures
 
@@ -187,7 +187,7 @@ def main() -> int:
     die_with_parent()
     end_without_collection()
     with failures.recorded():
-        with without_collection():
+        with importing():
             sys.argv[1:] = prepare(sys.argv[1:])
             import megatron.training.training  # noqa: F401
         run()

@@ -6,11 +6,10 @@ imported and read again by every rank of every run.
 
 from __future__ import annotations
 
-import gc
 import os
 
 from megatron_growth.backend.preload import import_megatron, read_flags_once
-from megatron_growth.backend.processes import without_collection
+from megatron_growth.backend.processes import importing
 from megatron_growth.plugin.preload import import_parts
 
 
@@ -19,7 +18,7 @@ def prepare() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_megatron()
     import_parts()
-    with without_collection():
+    with importing():
         from megatron_growth import methods, operators, schedules
 
         read_flags_once()
@@ -28,7 +27,6 @@ def prepare() -> None:
         operators.get("depth", "stack")
         methods.METHODS.names()
         schedules.names()
-    gc.freeze()  # a rank's collector need not go through what all ranks share
 
 
 prepare()
