@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_growth.layout.architecture import arguments_of
 from megatron_growth.shape import ModelShape
+from megatron_growth.testing.corpus import counting_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class TinyRun:
         tensor: tensor-parallel size.
         pipeline: pipeline-parallel size.
         virtual_layers: layers per virtual pipeline stage.
-        data: prefix of an indexed dataset; None for Megatron's mock data.
+        data: prefix of an indexed dataset; None for a corpus that counts (`corpus.counting_corpus`).
         load: checkpoint folder to start from.
         save: checkpoint folder to write to at the end.
         bf16: mixed precision; otherwise fp32.
@@ -75,12 +76,12 @@ class TinyRun:
             "tensor-model-parallel-size": self.tensor,
             "pipeline-model-parallel-size": self.pipeline,
             "seed": self.seed,
+            "data-path": self.data or counting_corpus(self.vocab),
+            "split": "100,0,0" if self.data else "90,5,5",
             **_FIXED,
         }
         if self.virtual_layers:
             found["num-layers-per-virtual-pipeline-stage"] = self.virtual_layers
-        if self.data:
-            found |= {"data-path": self.data, "split": "100,0,0"}
         if self.load:
             found["load"] = self.load
         if self.save:
@@ -99,7 +100,7 @@ def tiny_pretrain_args(**choices: Any) -> list[str]:
     """
     run = TinyRun(**choices)
     words = [word for name, value in run.options().items() for word in (f"--{name}", str(value))]
-    return [*words, *_SWITCHES, *([] if run.data else ["--mock-data"]), *(["--bf16"] if run.bf16 else [])]
+    return [*words, *_SWITCHES, *(["--bf16"] if run.bf16 else [])]
 
 
 def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
