@@ -120,7 +120,7 @@ def test_status_shows_every_stage(finished):
 
 
 def test_kills_at_random_moments_change_nothing(finished, corpus, tmp_path):
-    """The long version is `python tests/megatron/kill_torture.py`."""
+    """`make torture` is the long version."""
     counted = torture(corpus, tmp_path, finished, kills=5, rng=random.Random(1), call=prepared.call)
     assert counted.total() == 5
 
