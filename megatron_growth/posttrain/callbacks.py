@@ -39,7 +39,6 @@ class Recorder(TrainerCallback):
         self._file.resume(start)
         self._tokens_before = read(path).tokens if start else 0
         self._time = time.perf_counter()
-        self.losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Write a start, an event as in the metrics of a stage."""

@@ -16,9 +16,9 @@ from typing import Any
 
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
-from megatron_growth.data.pieces import COMPRESSED, JSONL, InputFile, reading
+from megatron_growth.data.pieces import COMPRESSED, InputFile, format_of, reading
 from megatron_growth.errors import DataError, GrowthError
-from megatron_growth.posttrain.inputs import refuse_change
+from megatron_growth.posttrain.inputs import refuse_change, under
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
 from megatron_growth.records.human import plural
@@ -28,15 +28,13 @@ TRAIN, VALID, RECORD = "train.jsonl", "valid.jsonl", "examples.json"
 _ALL = "all.jsonl"
 _MOST_NAMES = 5
 _HELD_OUT = "held out: "
-_PARQUET = ".parquet"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What was made of the data.
+    """What was made of the data, `source` as it was given.
 
     Attributes:
-        source: as it was given.
         files: SHA-256 of every file, by its name.
         train, valid: numbers of examples to train on, and held out.
         skipped: numbers of examples with nothing to learn from, by reason.
@@ -61,14 +59,14 @@ def files_of(given: str, folder: Path) -> tuple[list[Path], list[str]]:
     if given.startswith(PREFIX):
         return _of_the_hub(given, folder)
     path = Path(given)
-    inside = sorted(path.iterdir()) if path.is_dir() else []
-    found = [file for file in inside if _readable(file)] if path.is_dir() else [path]
     if not path.exists():
         hint = f"hf:{given} reads it from the hub" if given.count("/") == 1 and not path.suffix else ""
         raise DataError(
             f"there is no {given}", where="--data", fix=hint or "give a file, a folder, or hf:OWNER/NAME/SPLIT"
         )
-    if not found or not all(map(_readable, found)):
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [file for file in inside if file.is_file() and format_of(file) in ("jsonl", "parquet")]
+    if not found:
         raise DataError(
             f"{given} is not a file of examples",
             where="--data",
@@ -94,9 +92,7 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
 
     Args:
         given: what --data names.
-        kind: of training.
         valid: share to hold out; at least one example where it is above 0.
-        seed: of the split.
         folder: created; another call with the same arguments finds the result in it.
         valid_data: what --valid-data names: the held-out examples, instead of a share.
 
@@ -154,7 +150,7 @@ def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where
     Raises:
         RunError: with the name of a file that differs.
     """
-    held_out = {name.removeprefix(_HELD_OUT): digest for name, digest in known.items() if name.startswith(_HELD_OUT)}
+    held_out = under(_HELD_OUT, known)
     trained = {name: digest for name, digest in known.items() if not name.startswith(_HELD_OUT)}
     for what, before, path in (("examples", trained, given), ("held-out examples", held_out, valid_data)):
         if path and not path.startswith(PREFIX) and Path(path).exists():
@@ -204,35 +200,29 @@ def _write(files: list[Path], kind: Kind, target: Path) -> tuple[int, Counter[st
     return count, skipped
 
 
-def _readable(file: Path) -> bool:
-    name = file.name.lower()
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    return name.endswith((*JSONL, _PARQUET)) and (file.name.lower().endswith(_PARQUET) or file.is_file())
-
-
 def _records(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:
     with reading(file):
-        if file.name.lower().endswith(_PARQUET):
+        if format_of(file) == "parquet":
             yield from _parquet(file, kind)
             return
         packed = file.suffix.lower() in COMPRESSED
         with compressed.opened(str(file)) if packed else open(file, "rb") as stream:
-            first = stream.peek(64).lstrip()[:1]
-            yield from _array(stream.read(), file) if first == b"[" else _lines(stream, file)
+            for record, where in _lines(stream, file):
+                if not isinstance(record, dict):
+                    what = f"an example is not an object but {type(record).__name__}"
+                    raise DataError(what, where=where, fix="write one object each")
+                yield record
 
 
-def _array(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON file that is one list, as Alpaca's is."""
-    for record in _json(data, str(file)):
-        yield _object(record, str(file))
-
-
-def _lines(stream: Any, file: Path) -> Iterator[dict[str, Any]]:
+def _lines(stream: Any, file: Path) -> Iterator[tuple[Any, str]]:
+    """(value, where it stands) of each line, or of each entry where the file is one list, as Alpaca's is."""
+    if stream.peek(64).lstrip()[:1] == b"[":
+        yield from ((entry, str(file)) for entry in _json(stream.read(), str(file)))
+        return
     for number, line in enumerate(stream, 1):
         if line.strip():
             where = f"{file}, line {number}"
-            yield _object(_json(line, where), where)
+            yield _json(line, where), where
 
 
 def _json(text: bytes, where: str) -> Any:
@@ -240,14 +230,6 @@ def _json(text: bytes, where: str) -> Any:
         return parse_json(text)
     except ValueError as error:
         raise DataError(f"not valid JSON: {error}", where=where, fix="repair it, or fetch it again") from None
-
-
-def _object(record: Any, where: str) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise DataError(
-            f"an example is not an object but {type(record).__name__}", where=where, fix="write one object each"
-        )
-    return record
 
 
 def _parquet(file: Path, kind: Kind) -> Iterator[dict[str, Any]]:

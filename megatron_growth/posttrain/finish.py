@@ -56,12 +56,7 @@ def results(work: Work, request: Request) -> list[Result]:
 
 
 def best(found: list[Result], by: str) -> Result | None:
-    """The training to keep; None when all of them diverged.
-
-    Args:
-        found: results of at least one rate.
-        by: `valid_loss` (lower is better) or `valid_accuracy`.
-    """
+    """The training to keep by `valid_loss` (lower is better) or `valid_accuracy`; None when all of them diverged."""
     ended = [result for result in found if result.diverged is None]
     if len(found) == 1 or not ended:
         return ended[0] if ended else None

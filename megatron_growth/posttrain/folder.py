@@ -55,76 +55,40 @@ class Result:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
 class RateFolder:
     """The folder of one training."""
 
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """The trainer's checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line, as `records.metrics` reads them."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """The tuned model."""
-        return self.path / "model"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"  # the trainer's
+        self.metrics = path / "metrics.jsonl"  # as `records.metrics` reads them
+        self.model = path / "model"
+        self._result = path / "result.json"
 
     @property
     def result(self) -> Result | None:
         """The result; None while training is not finished."""
-        file = self.path / "result.json"
-        if not file.is_file():
+        if not self._result.is_file():
             return None
-        document = json.loads(file.read_text("utf-8"))
+        document = json.loads(self._result.read_text("utf-8"))
         return Result(**(document | {"notes": tuple(document["notes"])}))
 
     def finish(self, result: Result) -> None:
         """Write the result, as the last thing that a training does."""
-        write_json(self.path / "result.json", asdict(result))
+        write_json(self._result, asdict(result))
 
 
-@dataclass(frozen=True)
 class Work:
     """The folder of a run that is under way."""
 
-    path: Path
-
-    @property
-    def base(self) -> Path:
-        """Where a Megatron checkpoint is exported to."""
-        return self.path / "base"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer's files."""
-        return self.path / "tokenizer"
-
-    @property
-    def data(self) -> Path:
-        """The examples."""
-        return self.path / "data"
-
-    @property
-    def cache(self) -> Path:
-        """Tokenized examples, cached by the library that makes them."""
-        return self.path / "cache"
-
-    @property
-    def failures(self) -> Path:
-        """Where processes leave what ended them."""
-        return self.path / "failures"
-
-    @property
-    def log(self) -> Path:
-        """What the processes print, where there are several."""
-        return self.path / "log.txt"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.base = path / "base"
+        self.tokenizer = path / "tokenizer"
+        self.data = path / "data"
+        self.cache = path / "cache"
+        self.failures = path / "failures"  # where processes leave what ended them
+        self.log = path / "log.txt"  # what the processes print, where there are several
 
     def rate(self, rate: float) -> RateFolder:
         """The folder of one training."""

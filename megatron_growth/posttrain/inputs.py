@@ -33,24 +33,13 @@ _TOKENIZER_FILES = (
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors*", "pytorch_model*", *_TOKENIZER_FILES)
 
 
-def fingerprints(request: Request, *, model: bool = True) -> dict[str, str]:
+def fingerprints(request: Request) -> dict[str, str]:
     """SHA-256 of every file that the trained model depends on, besides its examples; keys are `PART: FILE`.
-
-    Args:
-        request: names the files; missing ones are left out.
-        model: whether to include the model, which no longer matters once a checkpoint has been exported.
 
     Raises:
         StorageError: a file cannot be read.
     """
-    found: dict[str, str] = {}
-    for part, files in _files(request).items():
-        if part == _MODEL and not model:
-            continue
-        for file in files:
-            with storage_errors(file):
-                found[f"{part}: {file.name}"] = sha256_of(file)
-    return found
+    return {f"{part}: {name}": digest for part, now in _hashes(request).items() for name, digest in now.items()}
 
 
 def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, model: bool = True) -> None:
@@ -60,32 +49,28 @@ def check_unchanged(known: Mapping[str, str], request: Request, where: Path, *, 
 
     Args:
         known: the earlier command's `fingerprints`.
-        request: of this command.
         where: the earlier command's result.
-        model: as for `fingerprints`.
+        model: whether to check the model, which no longer matters once a checkpoint has been exported.
 
     Raises:
         RunError: with the name of a file that differs.
     """
-    found = fingerprints(request, model=model)
     given = {_MODEL: request.model, _TOKENIZER: request.tokenizer, _TEMPLATE: request.chat_template}
-    for part, files in _files(request).items():
-        if files and (model or part != _MODEL):
-            before, now = (
-                {name.removeprefix(f"{part}: "): digest for name, digest in one.items() if name.startswith(f"{part}: ")}
-                for one in (known, found)
-            )
-            refuse_change(f"the {part} is", before, now, where, given[part])
+    for part, now in _hashes(request, model=model).items():
+        refuse_change(f"the {part} is", under(f"{part}: ", known), now, where, given[part])
+
+
+def under(prefix: str, known: Mapping[str, str]) -> dict[str, str]:
+    """The hashes whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): digest for name, digest in known.items() if name.startswith(prefix)}
 
 
 def refuse_change(what: str, before: Mapping[str, str], now: Mapping[str, str], made: Path, where: str) -> None:
-    """Refuse files that are not those that an earlier command's result was made from.
+    """Refuse files that are not those that an earlier command's result, `made`, was made from.
 
     Args:
         what: begins the sentence: "the model is".
         before, now: SHA-256 of every file, by its name.
-        made: the result.
-        where: the files lie.
 
     Raises:
         RunError: with the name of the first file that differs.
@@ -98,6 +83,16 @@ def refuse_change(what: str, before: Mapping[str, str], now: Mapping[str, str], 
                 where=where,
                 fix="name another folder with --output, or restore the file",
             )
+
+
+def _hashes(request: Request, *, model: bool = True) -> dict[str, dict[str, str]]:
+    """SHA-256 by file name of every part that has files."""
+    found: dict[str, dict[str, str]] = {}
+    for part, files in _files(request).items():
+        for file in files if model or part != _MODEL else ():
+            with storage_errors(file):
+                found.setdefault(part, {})[file.name] = sha256_of(file)
+    return found
 
 
 def _files(request: Request) -> dict[str, list[Path]]:

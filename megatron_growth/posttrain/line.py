@@ -10,12 +10,7 @@ from megatron_growth.records.metrics import MetricsLine
 
 
 class Line:
-    """Shows each step; called with (line of metrics, steps in all).
-
-    Args:
-        label: name of the training.
-        quiet: show nothing.
-    """
+    """Shows each step of the training called `label`; called with (line of metrics, steps in all)."""
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self._label, self._line = label, progress.Line(quiet=quiet)

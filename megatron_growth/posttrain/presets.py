@@ -21,12 +21,11 @@ WSO_RATES = (5e-7, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3)
 
 @dataclass(frozen=True)
 class Preset:
-    """One paper's training.
+    """One paper's training; the defaults are Meng et al.'s, whom Family names.
 
     Attributes:
-        kind: sft or dpo.
-        data: address of the paper's data on the hub; "" for none.
         lr: the largest rate, reached after the warm-up; a cosine to 0 follows.
+        data: address of the paper's data on the hub; "" for none.
         warmup: steps, or a share of all steps where it is below 1.
         valid: share of the examples that is held out.
         rates: the rates that the paper sweeps over.
@@ -36,12 +35,12 @@ class Preset:
 
     name: str
     kind: Kind
-    data: str
     lr: float
-    epochs: float
-    batch: int
-    warmup: float
-    max_length: int
+    data: str = ""
+    epochs: float = 1
+    batch: int = 128
+    warmup: float = 0.1
+    max_length: int = 2048
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -60,10 +59,6 @@ PRESETS = {
             kind="sft",
             data="hf:HuggingFaceH4/ultrachat_200k/train_sft",
             lr=3e-5,
-            epochs=1,
-            batch=128,
-            warmup=0.1,
-            max_length=2048,
             open=(("batch, warmup, epochs, max_length", _MENG),),
         ),
         Preset(
@@ -72,7 +67,6 @@ PRESETS = {
             data="hf:tatsu-lab/alpaca/train",
             lr=1e-4,
             epochs=2,
-            batch=128,
             warmup=100,
             max_length=512,
             betas=(0.9, 0.95),
@@ -83,10 +77,7 @@ PRESETS = {
             kind="sft",
             data="hf:allenai/tulu-3-sft-olmo-2-mixture/train",
             lr=5e-6,
-            epochs=1,
-            batch=128,
             warmup=100,
-            max_length=2048,
             valid=0.1,
             rates=WSO_RATES,
             open=(
@@ -97,11 +88,8 @@ PRESETS = {
         Preset(
             name="nano-sft",
             kind="sft",
-            data="",
             lr=3e-4,
-            epochs=1,
             batch=16,
-            warmup=0.1,
             max_length=256,
             valid=0.1,
             rates=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
@@ -111,21 +99,14 @@ PRESETS = {
             kind="dpo",
             data="hf:HuggingFaceH4/ultrafeedback_binarized/train_prefs",
             lr=5e-7,
-            epochs=1,
-            batch=128,
-            warmup=0.1,
-            max_length=2048,
             beta=0.01,
             open=(("beta, batch, warmup, epochs, max_length", f"{_MENG}, beta as for its base models"),),
         ),
         Preset(
             name="nano-dpo",
             kind="dpo",
-            data="",
             lr=5e-6,
-            epochs=1,
             batch=16,
-            warmup=0.1,
             max_length=256,
             valid=0.1,
             rates=(5e-7, 5e-6, 5e-5),

@@ -30,12 +30,7 @@ class Skipped(Exception):
 
 
 def example(record: Mapping[str, Any], kind: Kind, where: str) -> dict[str, list[Message]]:
-    """One example in the form that is trained on.
-
-    Args:
-        record: a row as it was read.
-        kind: of training.
-        where: file and line, for errors.
+    """One row, as it was read, in the form that is trained on; `where` is its file and line, for errors.
 
     Raises:
         DataError: columns are missing or of another type.

@@ -38,12 +38,9 @@ def posttrain(
     quiet: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Document:
-    """Tune a model; returns what TARGET/posttrain.json holds.
+    """Tune a model with one process, or several under torchrun; returns what TARGET/posttrain.json holds.
 
     Args:
-        request: everything that the result depends on.
-        target: folder to create.
-        processes: that train; several run under torchrun.
         quiet: show no progress line.
         say: called with a note for people.
 

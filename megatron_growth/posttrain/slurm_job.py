@@ -76,8 +76,6 @@ def watch(run: RunDirectory, kind: str, limits: Limits) -> None:
     """Wait until USR1 says that training has ended.
 
     Args:
-        run: of the job.
-        kind: name of its stage.
         limits: times without a step; that of the start is never less than the other.
 
     Raises:

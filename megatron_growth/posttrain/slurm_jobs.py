@@ -98,8 +98,6 @@ class Submission:
     Attributes:
         job: Slurm's id; None when the model is there.
         action: `submitted` now, `kept` because the job exists already, or `done` earlier.
-        cluster: name of the profile.
-        nodes: of the job.
     """
 
     job: str | None

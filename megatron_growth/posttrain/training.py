@@ -35,14 +35,7 @@ Show = Callable[[MetricsLine, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a run.
-
-    Attributes:
-        request: what the run is asked to do.
-        work: the run's folder.
-        base: Hugging Face folder of the model.
-        rate: learning rate.
-    """
+    """One training of a run, at one learning rate; `base` is the Hugging Face folder of the model."""
 
     request: Request
     work: Work
@@ -56,15 +49,12 @@ class Job:
 
 
 def train(job: Job, show: Show = lambda *_: None, *, stop_gently: bool = False) -> Result | None:
-    """Train, or go on training; the result is in the folder when this returns.
+    """Train, or go on training; the result is in the folder when this returns, and None when it was asked to stop.
 
     Args:
         job: one whose work folder holds examples and tokenizer.
         show: called after every step on the first process.
         stop_gently: treat SIGTERM as a request to save and leave.
-
-    Returns:
-        The result; None when training was asked to stop before its end.
     """
     with importing():
         extra.quiet()
