@@ -15,9 +15,10 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from megatron_growth.errors import RecipeError
+from megatron_growth.layout.parameters import Kind, Split
 from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.records.human import plural
 
@@ -72,40 +73,27 @@ class StageFacts:
     distributed_optimizer: bool = False
 
 
-class CountedParameter(Protocol):
+@dataclass(frozen=True)
+class CountedParameter:
     """A parameter as the planner counts it.
 
-    `kind` is `linear` for a matrix of a layer, `split` is `column` (out), `row` (in) or `none`; `layer` is -1 below the
-    layers.
+    Attributes:
+        name: layout-free, `decoder.layers.3.mlp.linear_fc1.weight`.
+        size: weights in the whole model.
+        kind: `linear` and `output` are matrices that every token is multiplied with.
+        layer: number of the layer, -1 below the layers (embedding), `layers` above them (final norm, output).
+        split: how tensor-parallel ranks share it: `column` (out), `row` (in) or `none`.
+        ends: (in, out) features of a matrix.
+        fused: (name, out features) of each matrix that Megatron keeps in this weight.
     """
 
-    @property
-    def name(self) -> str:
-        """Its name in the whole model, whatever the layout: `decoder.layers.3.mlp.linear_fc1.weight`."""
-
-    @property
-    def size(self) -> int:
-        """Weights of the whole parameter."""
-
-    @property
-    def kind(self) -> str:
-        """As the table of parameters has it: embedding, linear, vector or output."""
-
-    @property
-    def layer(self) -> int:
-        """Its layer's number."""
-
-    @property
-    def split(self) -> str:
-        """How tensor-parallel ranks share it."""
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Features in and out."""
-
-    @property
-    def fused(self) -> tuple[tuple[str, int], ...]:
-        """(name, features out) of each matrix that Megatron keeps in this one weight."""
+    name: str
+    size: int
+    kind: Kind
+    layer: int
+    split: Split = "none"
+    ends: tuple[int, int] = (0, 0)
+    fused: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,36 +11,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from megatron_growth.layout.names import full_name
-from megatron_growth.layout.parameters import Kind, Parameter, Split, dimensions, fused_rows, parameters_of
+from megatron_growth.layout.parameters import Parameter, dimensions, fused_rows, parameters_of
 from megatron_growth.layout.rules import decide
 from megatron_growth.methods import Factor, Method, cost_of
+from megatron_growth.methods.base import CountedParameter
 from megatron_growth.patterns import Rule
 from megatron_growth.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One parameter of a model, with what the planner counts.
+class Entry(CountedParameter):
+    """One parameter of a model, and what becomes of it.
 
     Attributes:
-        name: layout-free, `decoder.layers.3.mlp.linear_fc1.weight`.
-        size: weights in the whole model.
-        kind: `linear` and `output` are matrices that every token is multiplied with.
-        layer: number of the layer, -1 below the layers (embedding), `layers` above them (final norm, output).
-        split: tensor-parallel split.
-        ends: (in, out) features of a matrix.
-        fused: (name, out features) of each matrix that Megatron keeps in this weight.
         trainable: whether it trains.
         factors: trained matrices that a method puts beside it, in the order in which a token passes them.
     """
 
-    name: str
-    size: int
-    kind: Kind
-    layer: int
-    split: Split = "none"
-    ends: tuple[int, int] = (0, 0)
-    fused: tuple[tuple[str, int], ...] = ()
     trainable: bool = True
     factors: tuple[Factor, ...] = ()
 
