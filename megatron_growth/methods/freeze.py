@@ -16,8 +16,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from megatron_growth.layout.rules import decide
-from megatron_growth.methods.base import Cost, CountedParameter
 from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import Patterns, RuleMethod
@@ -50,10 +48,6 @@ class Freeze(RuleMethod):
         """With the patterns that take something there."""
         patterns = left.patterns(self.patterns)
         return replace(self, patterns=patterns) if patterns else None
-
-    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
-        """Neither gradient nor optimizer state."""
-        return Cost(trains=False) if decide(self.as_rules, parameter.name) else None
 
 
 def take_out_of_training(chunks: Sequence[torch.nn.Module], frozen: Collection[str]) -> int:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator
 from megatron_growth import schedules
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide
-from megatron_growth.methods.base import Cost, CountedParameter, GroupSettings
+from megatron_growth.methods.base import GroupSettings
 from megatron_growth.methods.fewer_layers import FewerLayers
 from megatron_growth.methods.registry import register
 from megatron_growth.methods.rules import RuleMethod
@@ -108,11 +108,6 @@ class Rates(RuleMethod):
         if factor is None:
             return GroupSettings(rule.pattern, schedule=rule.schedule)
         return GroupSettings(rule.pattern, factor)
-
-    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
-        """Only what a rule freezes costs anything else than plain AdamW."""
-        rule = decide(self.as_rules, parameter.name)
-        return Cost(trains=False) if rule is not None and rule.frozen else None
 
 
 def multiple(text: str) -> float | None:

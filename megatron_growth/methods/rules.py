@@ -11,22 +11,9 @@ from pydantic import BeforeValidator
 
 from megatron_growth.errors import RecipeError
 from megatron_growth.layout.rules import decide, near, takes
-from megatron_growth.methods.base import Method
+from megatron_growth.methods.base import Cost, CountedParameter, Method
 from megatron_growth.patterns import Rule, expand, split_patterns
 from megatron_growth.records.human import plural
-
-
-@dataclass(frozen=True)
-class Match:
-    """What one rule took, over the whole model.
-
-    Attributes:
-        rule: the rule.
-        names: layout-free names of its parameters, sorted.
-    """
-
-    rule: Rule
-    names: tuple[str, ...]
 
 
 def _as_patterns(value: object) -> object:
@@ -46,11 +33,10 @@ def _as_patterns(value: object) -> object:
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_patterns)]
 
 
-def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] = ()) -> tuple[Match, ...]:
-    """What every rule takes, in the order of the rules.
+def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] = ()) -> list[tuple[Rule, list[str]]]:
+    """Every rule with the parameters that it takes, sorted; the first rule that matches one takes it.
 
     Args:
-        rules: in order of precedence.
         names: the layout-free names of the whole model.
         taken: those that are no longer free.
 
@@ -59,12 +45,10 @@ def matches(rules: Sequence[Rule], names: Sequence[str], taken: Collection[str] 
     """
     for rule in rules:
         if not any(takes(rule, name) for name in names):
-            raise RecipeError(
-                f"the pattern {rule.pattern!r} matches no parameter of the model",
-                fix=near(rule.pattern, names),
-            )
+            what = f"the pattern {rule.pattern!r} matches no parameter of the model"
+            raise RecipeError(what, fix=near(rule.pattern, names))
     chosen = {name: decide(rules, name) for name in sorted(set(names) - set(taken))}
-    return tuple(Match(rule, tuple(name for name, by in chosen.items() if by is rule)) for rule in rules)
+    return [(rule, [name for name, by in chosen.items() if by is rule]) for rule in rules]
 
 
 @dataclass(frozen=True)
@@ -80,17 +64,22 @@ class RuleMethod(Method):
 
     def select(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
         """Every parameter that a rule takes."""
-        return tuple(sorted(name for match in matches(self.as_rules, names, frozen) for name in match.names))
+        return tuple(sorted(name for _, taken in matches(self.as_rules, names, frozen) for name in taken))
 
     def freezes(self, names: Sequence[str], frozen: Collection[str] = ()) -> tuple[str, ...]:
         """Every parameter that a rule freezes."""
         found = matches(self.as_rules, names, frozen)
-        return tuple(sorted(name for match in found if match.rule.frozen for name in match.names))
+        return tuple(sorted(name for rule, taken in found if rule.frozen for name in taken))
+
+    def cost(self, parameter: CountedParameter, tp: int = 1) -> Cost | None:  # noqa: ARG002
+        """Neither gradient nor optimizer state for what a rule freezes; all else costs what plain AdamW does."""
+        rule = decide(self.as_rules, parameter.name)
+        return Cost(trains=False) if rule is not None and rule.frozen else None
 
     def describe(self, names: Sequence[str], frozen: Collection[str] = ()) -> str:
         """Every rule and what it matched."""
         lines = []
-        for match in matches(self.as_rules, names, frozen):
-            lines.append(f"  {match.rule.pattern} = {match.rule.schedule}: {plural(len(match.names), 'parameter')}")
-            lines.extend(f"      {name}" for name in match.names)
+        for rule, taken in matches(self.as_rules, names, frozen):
+            lines.append(f"  {rule.pattern} = {rule.schedule}: {plural(len(taken), 'parameter')}")
+            lines.extend(f"      {name}" for name in taken)
         return "\n".join(lines)

@@ -7,7 +7,7 @@ Shape legend: M x N the whole matrix, m x n this rank's part of it, r the rank o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,24 +50,17 @@ class Place:
 
     @property
     def sums(self) -> bool:
-        """The low-rank gradient of a rank is a partial sum over tensor-parallel ranks."""
+        """The low-rank gradient of a rank is a partial sum over tensor-parallel ranks: they share the axis P spans."""
         return self.cut == (1 if self.right else 0)
 
     def shape(self, kind: str) -> tuple[int, int]:
         """Shape on this rank of "proj" or of a moment."""
-        (m, n), r = self.local, self.rank
-        if kind == "proj":
-            return (r, n) if self.right else (m, r)
-        return (m, r) if self.right else (r, n)
+        m, n = self.local
+        return (self.rank, n) if self.right == (kind == "proj") else (m, self.rank)
 
     def axis(self, kind: str) -> int | None:
         """The axis of "proj" or of a moment that tensor-parallel ranks share; None when each holds all of it."""
-        if self.cut is None:
-            return None
-        spanned = 1 if self.right else 0  # the matrix' axis that P spans
-        if kind == "proj":
-            return spanned if self.cut == spanned else None
-        return self.cut if self.cut != spanned else None
+        return self.cut if self.sums == (kind == "proj") else None
 
     def project(self, gradient: Tensor, projector: Tensor) -> Tensor:
         """The gradient in the subspace; a partial sum where `sums`."""
@@ -139,8 +132,7 @@ class Ranks:
         if parts is not None:
             whole = singular_vectors(torch.cat(parts, dim=place.cut), place)
         else:
-            matrix = place.matrix
-            shape = (place.rank, matrix.columns) if place.right else (matrix.rows, place.rank)
+            shape = replace(place, cut=None).shape("proj")
             whole = torch.empty(shape, dtype=torch.float32, device=gradient.device)
         dist.broadcast(whole, src=source, group=self.tensor)
         axis = place.axis("proj")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from megatron_growth.layout.parameters import MOMENTS as MOMENTS
 
 
 def leaves(optimizer: Any) -> Iterator[Any]:
