@@ -25,25 +25,29 @@ class Setting:
 
     Attributes:
         name: attribute of Megatron's arguments.
-        flag: the flag that sets it; for a switch, the one that turns it on.
         absent: its value in arguments of a Megatron without it; a function of these arguments, or the value.
         unset: what Megatron takes where it was not given, which is saved as None.
         as_unset: values that mean the same as not giving it.
         recipe: the key of a recipe that sets it; "" where only the recipe's `megatron` block does.
+        flag: the flag that sets it, or turns it on or off; made of the name where it is not given.
         older: names that it had in other versions.
         turns_off: whether the flag turns the switch off (--disable-bias-linear).
         counts: whether it matters, given the other settings.
     """
 
     name: str
-    flag: str
     absent: Any = False
     recipe: str = ""
+    flag: str = ""
     unset: Any = None
     as_unset: tuple[Any, ...] = ()
     older: tuple[str, ...] = ()
     turns_off: bool = False
     counts: Callable[[Values], bool] = lambda _: True
+
+    def __post_init__(self) -> None:
+        made = f"--{'no-' if self.turns_off else ''}{self.name.replace('_', '-')}"
+        object.__setattr__(self, "flag", self.flag or made)
 
     def of(self, args: Namespace) -> Any:
         """Its value in some arguments."""
@@ -74,6 +78,10 @@ def _rotary(values: Values) -> bool:
     return values["position_embedding_type"] in ("rope", "yarn", "mrope", UNKNOWN)
 
 
+def _scaled_rotary(values: Values) -> bool:
+    return bool(values.get("use_rope_scaling"))
+
+
 def _yarn(values: Values) -> bool:
     return values["position_embedding_type"] == "yarn"
 
@@ -95,72 +103,46 @@ def _module(values: Values) -> bool:
 
 
 SETTINGS = (
-    Setting("normalization", "--normalization", "LayerNorm", "model.norm"),
-    Setting("layernorm_zero_centered_gamma", "--apply-layernorm-1p", older=("apply_layernorm_1p",)),
-    Setting("position_embedding_type", "--position-embedding-type", _position, "model.position"),
-    Setting("rotary_base", "--rotary-base", 10000, "model.rope_base", counts=_rotary),
-    Setting("rotary_percent", "--rotary-percent", 1.0, counts=_rotary),
-    Setting("rotary_interleaved", "--rotary-interleaved", counts=_rotary),
-    Setting("rotary_seq_len_interpolation_factor", "--rotary-seq-len-interpolation-factor", None, counts=_rotary),
-    Setting("use_rope_scaling", "--use-rope-scaling", False, "model.rope_scaling", counts=_rotary),
-    Setting(
-        "rope_scaling_factor",
-        "--rope-scaling-factor",
-        8.0,
-        "model.rope_scaling.factor",
-        counts=lambda values: bool(values.get("use_rope_scaling")),
-    ),
-    Setting("no_rope_freq", "--no-rope-freq", None, counts=_rotary),
-    Setting("mrope_section", "--mrope-section", None, counts=_rotary),
-    Setting("rotary_scaling_factor", "--rotary-scaling-factor", 1.0, counts=_yarn),
-    Setting(
-        "yarn_original_max_position_embeddings",
-        "--yarn-original-max-position-embeddings",
-        UNKNOWN,
-        unset=4096,
-        counts=_yarn,
-    ),
-    Setting("yarn_beta_fast", "--yarn-beta-fast", UNKNOWN, unset=32.0, counts=_yarn),
-    Setting("yarn_beta_slow", "--yarn-beta-slow", UNKNOWN, unset=1.0, counts=_yarn),
-    Setting(
-        "yarn_correction_range_round_to_int",
-        "--no-yarn-correction-range-round-to-int",
-        UNKNOWN,
-        unset=True,
-        turns_off=True,
-        counts=_yarn,
-    ),
-    Setting("mscale", "--mscale", 1.0, counts=_yarn),
-    Setting("mscale_all_dim", "--mscale-all-dim", 0.0, counts=_yarn),
-    Setting("swiglu", "--swiglu", False, "model.gated"),
-    Setting("squared_relu", "--squared-relu"),
-    Setting("quick_geglu", "--quick-geglu"),
-    Setting("openai_gelu", "--openai-gelu"),
-    Setting("glu_linear_offset", "--glu-linear-offset", 0.0),
-    Setting("activation_func_clamp_value", "--activation-func-clamp-value", None),
-    Setting("add_bias_linear", "--disable-bias-linear", True, "model.bias", turns_off=True),
+    Setting("normalization", "LayerNorm", "model.norm"),
+    Setting("layernorm_zero_centered_gamma", flag="--apply-layernorm-1p", older=("apply_layernorm_1p",)),
+    Setting("position_embedding_type", _position, "model.position"),
+    Setting("rotary_base", 10000, "model.rope_base", counts=_rotary),
+    Setting("rotary_percent", 1.0, counts=_rotary),
+    Setting("rotary_interleaved", counts=_rotary),
+    Setting("rotary_seq_len_interpolation_factor", None, counts=_rotary),
+    Setting("use_rope_scaling", False, "model.rope_scaling", counts=_rotary),
+    Setting("rope_scaling_factor", 8.0, "model.rope_scaling.factor", counts=_scaled_rotary),
+    Setting("no_rope_freq", None, counts=_rotary),
+    Setting("mrope_section", None, counts=_rotary),
+    Setting("rotary_scaling_factor", 1.0, counts=_yarn),
+    Setting("yarn_original_max_position_embeddings", UNKNOWN, unset=4096, counts=_yarn),
+    Setting("yarn_beta_fast", UNKNOWN, unset=32.0, counts=_yarn),
+    Setting("yarn_beta_slow", UNKNOWN, unset=1.0, counts=_yarn),
+    Setting("yarn_correction_range_round_to_int", UNKNOWN, unset=True, turns_off=True, counts=_yarn),
+    Setting("mscale", 1.0, counts=_yarn),
+    Setting("mscale_all_dim", 0.0, counts=_yarn),
+    Setting("swiglu", False, "model.gated"),
+    Setting("squared_relu"),
+    Setting("quick_geglu"),
+    Setting("openai_gelu"),
+    Setting("glu_linear_offset", 0.0),
+    Setting("activation_func_clamp_value", None),
+    Setting("add_bias_linear", True, "model.bias", flag="--disable-bias-linear", turns_off=True),
     # Fused, and as Transformer Engine's module, GELU is its tanh approximation and SwiGLU is not clamped (`_FUSED`);
     # else GELU is exact, by erf, and SwiGLU is clamped.
-    Setting("bias_gelu_fusion", "--no-bias-gelu-fusion", True, turns_off=True, counts=_fused_gelu),
-    Setting("use_te_activation_func", "--use-te-activation-func", counts=_module),
-    Setting("bias_swiglu_fusion", "--no-bias-swiglu-fusion", True, turns_off=True, counts=_clamped_swiglu),
-    Setting("add_qkv_bias", "--add-qkv-bias", lambda args: getattr(args, "add_bias_linear", True), "model.qkv_bias"),
-    Setting("qk_layernorm", "--qk-layernorm", False, "model.qk_norm"),
-    Setting("qk_l2_norm", "--qk-l2-norm"),
-    Setting("softmax_type", "--softmax-type", "vanilla"),
-    Setting("window_size", "--window-size", None),
-    Setting(
-        "window_attn_skip_freq",
-        "--window-attn-skip-freq",
-        None,
-        counts=lambda values: values.get("window_size") is not None,
-    ),
-    Setting("apply_residual_connection_post_layernorm", "--apply-residual-connection-post-layernorm"),
+    Setting("bias_gelu_fusion", True, turns_off=True, counts=_fused_gelu),
+    Setting("use_te_activation_func", counts=_module),
+    Setting("bias_swiglu_fusion", True, turns_off=True, counts=_clamped_swiglu),
+    Setting("add_qkv_bias", lambda args: getattr(args, "add_bias_linear", True), "model.qkv_bias"),
+    Setting("qk_layernorm", False, "model.qk_norm"),
+    Setting("qk_l2_norm"),
+    Setting("softmax_type", "vanilla"),
+    Setting("window_size", None),
+    Setting("window_attn_skip_freq", None, counts=lambda values: values.get("window_size") is not None),
+    Setting("apply_residual_connection_post_layernorm"),
     # Layers of the user's own; "local" are Megatron's without Transformer Engine, which compute the same.
-    Setting("spec", "--spec", None, as_unset=(("local",), ())),
-    Setting(
-        "untie_embeddings_and_output_weights", "--untie-embeddings-and-output-weights", False, "model.tied_embeddings"
-    ),
+    Setting("spec", None, as_unset=(("local",), ())),
+    Setting("untie_embeddings_and_output_weights", False, "model.tied_embeddings"),
 )
 # Megatron's argument -> the field of ModelShape that it says; `arguments_of` has the two that are not one of them.
 SIZES = {
@@ -178,8 +160,8 @@ SWITCHES = {
     "add_qkv_bias": "qkv_bias",
     "qk_layernorm": "qk_norm",
 }
-_GROUPS = Setting("num_query_groups", "--num-query-groups", counts=lambda values: values["group_query_attention"])
-NORM_EPSILON = Setting("layernorm_epsilon", "--norm-epsilon", 1e-5, "model.norm_epsilon", older=("norm_epsilon",))
+_GROUPS = Setting("num_query_groups", counts=lambda values: values["group_query_attention"])
+NORM_EPSILON = Setting("layernorm_epsilon", 1e-5, "model.norm_epsilon", "--norm-epsilon", older=("norm_epsilon",))
 # One of them is as good as another: they compute the same activation.
 _FUSED = ("bias_gelu_fusion", "bias_swiglu_fusion", "use_te_activation_func")
 
@@ -226,7 +208,7 @@ def flags_of(values: Values) -> Values:
     settings = {setting.name: setting for setting in (*SETTINGS, NORM_EPSILON, _GROUPS)}
     found: Values = {}
     for name, value in values.items():
-        setting = settings.get(name, Setting(name, name.replace("_", "-")))
+        setting = settings.get(name, Setting(name))
         if setting.counts(values):
             found[setting.flag.removeprefix("--")] = not value if setting.turns_off else value
     return found
