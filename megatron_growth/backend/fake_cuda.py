@@ -40,21 +40,15 @@ def is_cuda(device: object) -> bool:
     return isinstance(device, int) and not isinstance(device, bool)
 
 
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stands for a call that has no meaning on the host."""
+
+
 class Stream:
     """A CUDA stream on a device that runs everything at once and in order: there is nothing to wait for."""
 
     cuda_stream = stream_id = device_index = 0
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def wait_stream(self, stream: Any) -> None:
-        """Nothing to wait for."""
-
-    def wait_event(self, event: Any) -> None:
-        """Nothing to wait for."""
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
+    __init__ = __exit__ = wait_stream = wait_event = synchronize = _nothing
 
     def record_event(self, event: Event | None = None) -> Event:
         """An event that has already happened."""
@@ -69,8 +63,6 @@ class Stream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None: ...
-
     @staticmethod
     def priority_range() -> tuple[int, int]:
         """(lowest, highest) priority: there is one."""
@@ -80,18 +72,12 @@ class Stream:
 class Event:
     """A CUDA event; it keeps the wall time so that `elapsed_time` is right."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self._seconds = 0.0
+    _seconds = 0.0
+    __init__ = wait = synchronize = _nothing
 
     def record(self, stream: Any = None) -> None:  # noqa: ARG002
         """Note the time."""
         self._seconds = time.perf_counter()
-
-    def wait(self, stream: Any = None) -> None:
-        """Nothing to wait for."""
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
 
     def query(self) -> bool:
         """The event has happened."""
@@ -119,10 +105,6 @@ def resident_bytes(*_: Any, **__: Any) -> int:
 def peak_resident_bytes(*_: Any, **__: Any) -> int:
     """Largest resident memory of this process so far, in bytes; stands for `max_memory_allocated`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """Stands for a call that has no meaning on the host."""
 
 
 def _no_context(*_: Any, **__: Any) -> contextlib.nullcontext[None]:

@@ -15,34 +15,30 @@ import torch
 from megatron_growth.errors import UnsupportedError
 
 
-class RMSNorm(torch.nn.RMSNorm):
-    """Root-mean-square norm (Zhang and Sennrich, 2019, eq. 4): x / sqrt(mean(x^2) + eps) * weight over the last axis.
-
-    The maths is torch's: half-precision inputs are squared and averaged in fp32.
-
-    Args:
-        config: Megatron's TransformerConfig; `sequence_parallel` marks the weight.
-        hidden_size: size of the last axis.
-        eps: added to the mean square.
-    """
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
-        super().__init__(hidden_size, eps=eps)
-        _mark(self, config)
-
-
-class LayerNorm(torch.nn.LayerNorm):
-    """Layer norm (Ba et al., 2016) over the last axis, with weight and bias.
+class _Marked(torch.nn.Module):
+    """Put in front of one of torch's norms over the last axis.
 
     Args:
         config: Megatron's TransformerConfig; `sequence_parallel` marks the parameters.
         hidden_size: size of the last axis.
-        eps: added to the variance.
+        eps: added to the mean square, or to the variance.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps)
-        _mark(self, config)
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+
+
+class RMSNorm(_Marked, torch.nn.RMSNorm):
+    """Root-mean-square norm (Zhang and Sennrich, 2019, eq. 4): x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    The maths is torch's: half-precision inputs are squared and averaged in fp32.
+    """
+
+
+class LayerNorm(_Marked, torch.nn.LayerNorm):
+    """Layer norm (Ba et al., 2016) over the last axis, with weight and bias."""
 
 
 NORMS: dict[str, type[torch.nn.Module]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
@@ -62,8 +58,3 @@ def norm_class(config: Any) -> type[torch.nn.Module]:
             fix=f"use {' or '.join(NORMS)}, or Transformer Engine",
         )
     return NORMS[config.normalization]
-
-
-def _mark(norm: torch.nn.Module, config: Any) -> None:
-    for parameter in norm.parameters():
-        parameter.sequence_parallel = config.sequence_parallel

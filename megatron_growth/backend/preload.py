@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable
-from typing import Any
 
 from megatron_growth.backend import cpu
 from megatron_growth.backend.processes import without_collection
@@ -32,16 +31,7 @@ def read_flags_once() -> None:
     from megatron.training import argument_utils, arguments
 
     factory = argument_utils.ArgumentGroupFactory
-    factory._get_field_docstrings = _read_once(factory._get_field_docstrings)
+    bare = factory.__new__(factory)  # what it reads does not depend on the factory, only on the class that it describes
+    read = functools.cache(bare._get_field_docstrings)
+    factory._get_field_docstrings = lambda _, described: read(described)
     arguments.add_megatron_arguments(ArgumentParser())
-
-
-def _read_once(read: Callable[[Any, type], dict[str, str]]) -> Callable[[Any, type], dict[str, str]]:
-    known: dict[type, dict[str, str]] = {}
-
-    def documentation(self: Any, described: type) -> dict[str, str]:
-        if described not in known:
-            known[described] = read(self, described)
-        return known[described]
-
-    return documentation
