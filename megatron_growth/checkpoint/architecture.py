@@ -35,18 +35,21 @@ def refuse_unsupported(args: argparse.Namespace, where: str) -> None:
 def check_step(source: argparse.Namespace, target: argparse.Namespace, growth: GrowthMap, *, where: str) -> None:
     """Refuse a growth step that would change the function although all settings are kept.
 
-    Args:
-        source: the source's saved arguments.
-        target: this run's arguments.
-        growth: between the two.
-        where: the source, for messages.
-
     Raises:
         UnsupportedError: as `check_map`.
-        GrowthPlanError: the norm epsilon is not the one that the operator needs.
+        GrowthPlanError: the norm epsilon is not the source's, as the operator rescales it; names the flag to use.  The
+            run has to keep it, so it is not set silently.
     """
     check_map(source, growth, where=where)
-    check_norm_epsilon(NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source)), growth)
+    given, needed = NORM_EPSILON.of(target), growth.norm_epsilon(NORM_EPSILON.of(source))
+    if not abs(given - needed) <= EPSILON_TOLERANCE * needed:
+        why = "growth keeps the norm epsilon"
+        if growth.width.epsilon_scale != 1.0:
+            why = f"{growth.provenance['width']} pads the residual stream"
+        raise GrowthPlanError(
+            f"{why}, so the target's norm epsilon must be {needed!r}; it is {given!r}",
+            fix=f"train the target with --norm-epsilon {needed!r} (in a recipe: model.norm_epsilon of the first stage)",
+        )
 
 
 def check_same(saved: argparse.Namespace, args: argparse.Namespace, *, where: str) -> None:
@@ -69,9 +72,9 @@ def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str)
     """Refuse a target that computes another function than its source's weights were trained for.
 
     Args:
-        source: the source's saved arguments, of any version of Megatron.
+        source: saved arguments, of any version of Megatron.
         target: this run's arguments.
-        where: the source, for messages.
+        where: the source, for messages here and below.
 
     Returns:
         Names of settings that the source does not say; they could not be compared.
@@ -96,11 +99,6 @@ def check(source: argparse.Namespace, target: argparse.Namespace, *, where: str)
 def check_map(source: argparse.Namespace, growth: GrowthMap, *, where: str) -> None:
     """Refuse a growth step of a model that computes by what the step changes: a layer's number, or the norm epsilon.
 
-    Args:
-        source: the source's saved arguments.
-        growth: the step.
-        where: the source, for messages.
-
     Raises:
         UnsupportedError: a layer that moves, or norms of queries and keys, would compute something else.
     """
@@ -120,28 +118,6 @@ def check_map(source: argparse.Namespace, growth: GrowthMap, *, where: str) -> N
             where=where,
             fix="grow it with an operator that does not pad the residual stream, such as fpi or aki",
         )
-
-
-def check_norm_epsilon(given: float, needed: float, growth: GrowthMap) -> None:
-    """Refuse a norm epsilon other than the one that growth needs.
-
-    Args:
-        given: the target's.
-        needed: the source's, rescaled by the operator.
-        growth: for the message.
-
-    Raises:
-        GrowthPlanError: names the flag to use; the run has to keep it, so it is not set silently.
-    """
-    if abs(given - needed) <= EPSILON_TOLERANCE * needed:
-        return
-    why = "growth keeps the norm epsilon"
-    if growth.width.epsilon_scale != 1.0:
-        why = f"{growth.provenance['width']} pads the residual stream"
-    raise GrowthPlanError(
-        f"{why}, so the target's norm epsilon must be {needed!r}; it is {given!r}",
-        fix=f"train the target with --norm-epsilon {needed!r} (in a recipe: model.norm_epsilon of the first stage)",
-    )
 
 
 def arguments_of_modules(chunks: Sequence[Any], source: argparse.Namespace) -> argparse.Namespace:

@@ -248,7 +248,7 @@ class Computer:
             elif run.code == INIT:
                 self._fill_init(region, record.rows.start + at, run, target)
             else:
-                self._fill_run(region, record, at, self._take(x, run, column0), run, row_factor, target)
+                self._fill_run(region, record.rows.start + at, self._take(x, run, column0), run, row_factor, target)
 
     def _take(self, x: Tensor, run: Run, column0: int) -> Tensor:
         """The old columns of one run; (n, k), or (n, 1) for a mean."""
@@ -264,16 +264,9 @@ class Computer:
         return picked
 
     def _fill_run(
-        self,
-        region: Region,
-        record: CopyRecord,
-        at: int,
-        x: Tensor,
-        run: Run,
-        row_factor: Tensor | None,
-        target: Tensor,
+        self, region: Region, row: int, x: Tensor, run: Run, row_factor: Tensor | None, target: Tensor
     ) -> None:
-        """Scale in float32 and round once into the target."""
+        """Scale in float32 and round once into the target, whose first row is target row `row`."""
         if run.coefficient is None and run.noise is None and row_factor is None:
             target.copy_(x)
             return
@@ -285,8 +278,8 @@ class Computer:
             z.mul_(row_factor)
         if run.noise is not None and run.code == COPY and region.moment in (None, MASTER):
             start = init_values.stream(self.planner.growth.seed.value, "noise", region.parameter.name, region.layer)
-            rows = np.arange(record.rows.start + at, record.rows.start + at + len(target))
-            noise = init_values.normals(start, rows, run.source) * (run.noise * np.float32(self.init_std.of("weight")))
+            drawn = init_values.normals(start, np.arange(row, row + len(target)), run.source)
+            noise = drawn * (run.noise * np.float32(self.init_std.of("weight")))
             z.add_(torch.from_numpy(noise))
         target.copy_(z)
 

@@ -13,8 +13,8 @@ import torch
 from megatron_growth.checkpoint import metadata, optimizer_state
 from megatron_growth.checkpoint.compute import Computer
 from megatron_growth.checkpoint.init_values import Deviations
-from megatron_growth.checkpoint.optimizer_state import MomentRule
 from megatron_growth.checkpoint.plan import Planner
+from megatron_growth.checkpoint.sides import MomentRule
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.target import Part, target_parts
 from megatron_growth.operators import DepthOperator, GrowthMap, OptimizerState, WidthOperator, build_map

@@ -13,19 +13,15 @@ frozen in the source has no optimizer state there; it gets moments of zero, and 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from megatron_growth import schedules
-from megatron_growth.axes import ZERO, LayerMap, Side
-from megatron_growth.checkpoint.plan import COPY
-from megatron_growth.checkpoint.sides import gradient_sides
+from megatron_growth.checkpoint.sides import MomentRule
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.errors import CheckpointError
-from megatron_growth.layout import Parameter, parameters_of
-from megatron_growth.layout.parameters import MOMENTS
+from megatron_growth.layout import parameters_of
 from megatron_growth.methods import MULTIPLE_KEY
 from megatron_growth.operators import GrowthMap, OptimizerState
 
@@ -78,36 +74,6 @@ def keeps_remainders(args: Any) -> bool:
     return bool(getattr(args, "use_precision_aware_optimizer", False) and getattr(args, "bf16", False) and on_gpu)
 
 
-class MomentRule:
-    """How optimizer moments grow: they follow the gradient (`sides.gradient_sides`), squares of it by the square.
-
-    Args:
-        policy: "grow", or "asymmetric": only entries that continue an old one, in a layer that does, have moments.
-    """
-
-    def __init__(self, policy: OptimizerState) -> None:
-        self.policy = policy
-
-    def keeps(self, layers: LayerMap, layer: int) -> bool:
-        """Whether a new layer has moments: not where zeroed output projections keep gradients from it."""
-        if layers.takes[layer].zero_output:
-            return False
-        return self.policy == "grow" or layers.carries_on(layer)
-
-    def sides(
-        self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
-    ) -> tuple[Side, Side | None]:
-        """Row and column map of one moment of a parameter in one old layer."""
-        rows, columns = gradient_sides(parameter, growth, layer)
-        return self._side(rows, moment), None if columns is None else self._side(columns, moment)
-
-    def _side(self, side: Side, moment: str) -> Side:
-        source = side.source
-        if self.policy == "asymmetric":
-            source = np.where(carried_on(side), source, ZERO)
-        return replace(side, source=source, coefficient=side.coefficient ** MOMENTS[moment])
-
-
 def begins_at_zero(growth: GrowthMap, policy: OptimizerState) -> bool:
     """Whether grown optimizer state has moments of zero anywhere: padding, new weights, and copies if asymmetric."""
     rule, layers = MomentRule(policy), growth.layers
@@ -117,19 +83,11 @@ def begins_at_zero(growth: GrowthMap, policy: OptimizerState) -> bool:
     ):
         return True
     return any(
-        side is not None and bool((side.source < COPY).any())
+        side is not None and bool((side.source < 0).any())
         for parameter in parameters_of(growth.target)
         for layer in (range(growth.source.layers) if parameter.layered else [None])
         for side in rule.sides(parameter, growth, layer, "exp_avg")
     )
-
-
-def carried_on(side: Side) -> np.ndarray:
-    """Mask of the new indices that are the first copy of their old index and come from their own layer."""
-    kept = np.zeros(len(side), dtype=np.bool_)
-    own = np.flatnonzero((side.source >= COPY) & ~side.from_next)
-    kept[own[np.unique(side.source[own], return_index=True)[1]]] = True
-    return kept
 
 
 def first_steps(beta1: float, beta2: float) -> tuple[float, int]:

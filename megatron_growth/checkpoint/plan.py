@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 
-from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerMap, LayerTake, Side
-from megatron_growth.checkpoint.sides import sides
+from megatron_growth.axes import INIT, MEAN, ZERO, Indices, LayerTake, Side
+from megatron_growth.checkpoint.sides import MomentRule, sides
 from megatron_growth.layout import Parameter
 from megatron_growth.layout.parameters import FINAL_NORM, MOMENTS
 from megatron_growth.operators import GrowthMap
@@ -159,27 +158,15 @@ def _run(side: Side, base: int, a: int, b: int, *, is_slice: bool) -> Run:
     )
 
 
-class Moments(Protocol):
-    """How optimizer moments grow (`optimizer_state.MomentRule`); fp32 masters grow as weights."""
-
-    def sides(
-        self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
-    ) -> tuple[Side, Side | None]:
-        """Row and column map of one moment, as `sides` gives those of the weight."""
-
-    def keeps(self, layers: LayerMap, layer: int) -> bool:
-        """Whether a new layer has moments at all."""
-
-
 class Planner:
     """Plans regions of one growth step; keeps the sides and column runs it has built.
 
     Args:
         growth: the whole growth step.
-        moments: how optimizer moments grow; None where there are none to grow.
+        moments: how optimizer moments grow; None where there are none to grow.  fp32 masters grow as weights.
     """
 
-    def __init__(self, growth: GrowthMap, moments: Moments | None = None) -> None:
+    def __init__(self, growth: GrowthMap, moments: MomentRule | None = None) -> None:
         self.growth = growth
         self.moments = moments
         self._sides: dict[tuple[str, int | None, str | None], tuple[Side, Side]] = {}

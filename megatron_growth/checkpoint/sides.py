@@ -1,6 +1,6 @@
 """From named axis maps to the rows and columns of one parameter: fused QKV, SwiGLU halves, vocabulary padding.
 
-`sides` are those of a weight, `gradient_sides` those of its gradient, which optimizer state follows.
+`sides` are those of a weight, `gradient_sides` those of its gradient, which optimizer state follows (`MomentRule`).
 
 Let W' = R W C, with R and C the row and column maps of the weight.  The grown model computes the same function.  So the
 gradient that reaches a row of W' is scaled by the share with which the next weight reads that row.  The input at a
@@ -25,9 +25,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_growth.axes import INIT, ZERO, Floats, Side
-from megatron_growth.layout.parameters import FINAL_NORM, Parameter
-from megatron_growth.operators.base import GrowthMap, UnitMaps
+from megatron_growth.axes import INIT, ZERO, Floats, LayerMap, Side, is_kept
+from megatron_growth.layout.parameters import FINAL_NORM, MOMENTS, Parameter
+from megatron_growth.operators import GrowthMap, OptimizerState, UnitMaps
 
 
 def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[Side, Side | None]:
@@ -63,6 +63,36 @@ def gradient_sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -
     if columns is None or parameter.columns is None:
         return rows, None
     return rows, _with_gradient(columns, _gradient(*parameter.columns, growth, layer, False))
+
+
+class MomentRule:
+    """How optimizer moments grow: they follow the gradient, squares of it by the square.
+
+    Args:
+        policy: "grow", or "asymmetric": only entries that continue an old one, in a layer that does, have moments.
+    """
+
+    def __init__(self, policy: OptimizerState) -> None:
+        self.policy = policy
+
+    def keeps(self, layers: LayerMap, layer: int) -> bool:
+        """Whether a new layer has moments: not where zeroed output projections keep gradients from it."""
+        if layers.takes[layer].zero_output:
+            return False
+        return self.policy == "grow" or layers.carries_on(layer)
+
+    def sides(
+        self, parameter: Parameter, growth: GrowthMap, layer: int | None, moment: str
+    ) -> tuple[Side, Side | None]:
+        """Row and column map of one moment of a parameter in one old layer."""
+        rows, columns = gradient_sides(parameter, growth, layer)
+        return self._side(rows, moment), None if columns is None else self._side(columns, moment)
+
+    def _side(self, side: Side, moment: str) -> Side:
+        source = side.source
+        if self.policy == "asymmetric":  # the first copy of an old index goes on, if it comes from its own layer
+            source = np.where(is_kept(np.where(side.from_next, -1, source)), source, ZERO)
+        return replace(side, source=source, coefficient=side.coefficient ** MOMENTS[moment])
 
 
 def _with_gradient(side: Side, coefficient: Floats) -> Side:
@@ -122,7 +152,10 @@ def _side(axis: str, use: str, growth: GrowthMap, layer: int | None) -> Side:
     if axis == "hidden":
         return _hidden(use, growth)
     if axis == "vocab":
-        return _padded(growth.source.vocab, growth.target.vocab)
+        # Padding depends on the tensor-parallel size, so it may grow or shrink; it grows by zeros, as where Megatron
+        # itself loads a checkpoint into more rows, after growth offline.
+        index = np.arange(growth.target.vocab)
+        return Side.of(np.where(index < growth.source.vocab, index, ZERO))
     if axis == "head_dim":
         return Side.of(np.arange(growth.source.head_dim))
     units = growth.width.units[layer or 0]
@@ -143,15 +176,6 @@ def _hidden(use: str, growth: GrowthMap) -> Side:
         source = np.where(hidden.norm.source == INIT, ZERO, hidden.norm.source)
         return Side.of(source)
     return {"write": hidden.write, "read": hidden.read, "norm": hidden.norm}[use]
-
-
-def _padded(old: int, new: int) -> Side:
-    """Vocabulary rows: padding depends on the tensor-parallel size, so it may grow or shrink; it grows by zeros.
-
-    So does it where Megatron itself loads a checkpoint into more rows, as it does after growth offline.
-    """
-    index = np.arange(new)
-    return Side.of(np.where(index < old, index, ZERO))
 
 
 def _qk_scale(growth: GrowthMap) -> float:

@@ -149,10 +149,9 @@ def test_unequal_shares_come_close(tmp_path):
 
 @pytest.mark.fault
 def test_the_coefficients_of_the_weights_are_not_those_of_the_moments(tmp_path, monkeypatch):
-    from megatron_growth.checkpoint import optimizer_state
-    from megatron_growth.checkpoint.sides import sides
+    from megatron_growth.checkpoint import sides
 
-    monkeypatch.setattr(optimizer_state, "gradient_sides", sides)
+    monkeypatch.setattr(sides, "gradient_sides", sides.sides)
     grown, after = both(tmp_path, SMALL, "fpi", DOUBLE)
     ratio = {key: np.abs(grown["exp_avg"][key]).sum() / np.abs(want).sum() for key, want in after["exp_avg"].items()}
     assert ratio["embedding.word_embeddings.weight"] == pytest.approx(2, rel=1e-4)
