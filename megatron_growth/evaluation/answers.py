@@ -42,14 +42,7 @@ TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
-
-    Attributes:
-        key: identifies it within its file.
-        turns: what the user says, turn by turn.
-        temperature: at which its answers are sampled.
-        record: as it was read.
-    """
+    """One question: what identifies it in its file, what the user says turn by turn, and the record as it was read."""
 
     key: str
     turns: tuple[str, ...]
@@ -137,8 +130,6 @@ def answer(
     """Answer every question that has no answer yet; returns how many were answered now.
 
     Args:
-        questions: from `read_questions`.
-        kind: of the files.
         target: file of answers.
         name: of the model, as the judge will show it.
         identity: from `identity_of`; answers with another one are not continued.

@@ -7,7 +7,7 @@ as one JSON object a line in the hub's own columns.  Existing files stay.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,41 +20,24 @@ from megatron_growth.records.storage import storage_errors, write_whole
 
 @dataclass(frozen=True)
 class Fetched:
-    """One file.
-
-    Attributes:
-        task: lm-eval's name of it.
-        path: of the file.
-        questions: how many were written; 0 when the file existed already.
-    """
+    """The file of one task of lm-eval, and how many questions were written; 0 when it existed already."""
 
     task: str
     path: str
     questions: int
 
 
-def fetch(
-    benchmarks: Sequence[Benchmark], data: Path, told: Callable[[Fetched], None] = lambda _: None
-) -> list[Fetched]:
-    """Write the questions of every task that has no file yet.
-
-    Args:
-        benchmarks: those whose tasks are fetched.
-        data: folder to fill.
-        told: called after every file.
+def fetch(benchmarks: Sequence[Benchmark], data: Path) -> Iterator[Fetched]:
+    """Write the questions of every task that has no file yet into a folder, one after the other.
 
     Raises:
         DataError: the hub cannot be reached, or has no such data.
         StorageError: the file system refused.
     """
-    found = []
     for benchmark in benchmarks:
         for task in benchmark.tasks:
             path = file_of(data, task)
-            count = 0 if path.is_file() else _write(benchmark, task, path)
-            found.append(Fetched(task, str(path), count))
-            told(found[-1])
-    return found
+            yield Fetched(task, str(path), 0 if path.is_file() else _write(benchmark, task, path))
 
 
 def _write(benchmark: Benchmark, task: str, path: Path) -> int:

@@ -21,7 +21,6 @@ class Answerer:
     """Continues conversations.
 
     Args:
-        opened: the model.
         longest: most new tokens in an answer.
         plain: give each question as it is, followed by a line break, instead of using the tokenizer's chat template.
 

@@ -27,7 +27,6 @@ from megatron_growth.evaluation.models import fingerprint
 from megatron_growth.records.storage import write_json
 
 _STRANGE_LABEL = "was not in within range"
-LONGEST = 2048  # tokens of a window, where the model takes more
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Settings:
         length: most tokens of a question with its answer.
     """
 
-    dtype: str = "float32"
-    limit: int | None = None
-    length: int = LONGEST
+    dtype: str
+    limit: int | None
+    length: int
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class Score:
     """One benchmark of one model.
 
     Attributes:
-        metric: name of the figure that is reported.
-        value: that figure.
+        metric, value: the figure that is reported.
         questions: how many entered it.
         metrics: every figure that lm-eval computed, standard errors included.
         cached: whether it was on disk already.
@@ -71,24 +69,15 @@ class Harness:
         folder: of the model.
         cache: folder of results.
         data: folder of questions; None for the hub.
-        settings: of the evaluation.
         batch: questions at a time.
         device: cpu, cuda ...
         quiet: hide lm-eval's own progress.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        cache: Path,
-        *,
-        data: Path | None = None,
-        settings: Settings | None = None,
-        batch: int = 8,
-        device: str = "",
-        quiet: bool = True,
+        self, folder: Path, cache: Path, *, data: Path | None, settings: Settings, batch: int, device: str, quiet: bool
     ) -> None:
-        self.folder, self.data, self.settings = folder, data, settings or Settings()
+        self.folder, self.data, self.settings = folder, data, settings
         self._batch, self._device, self._quiet = batch, device, quiet
         self.hash = fingerprint(folder)
         self._results = cache / "results" / self.hash[:16]
@@ -97,7 +86,6 @@ class Harness:
         """The result of a benchmark; parts that are on disk are not computed again.
 
         Args:
-            benchmark: to run.
             told: called with a line after every task.
 
         Raises:

@@ -25,26 +25,6 @@ class Instruction:
     answer: str
 
 
-def _repeat(words: Sequence[str]) -> tuple[str, str]:
-    return f"Repeat this word: {words[0]}", words[0]
-
-
-def _capitals(words: Sequence[str]) -> tuple[str, str]:
-    return f"Write this word in capital letters: {words[0]}", words[0].upper()
-
-
-def _first(words: Sequence[str]) -> tuple[str, str]:
-    return f"Which of these words comes first: {', '.join(words)}?", words[0]
-
-
-def _last(words: Sequence[str]) -> tuple[str, str]:
-    return f"Which of these words comes last: {', '.join(words)}?", words[-1]
-
-
-def _count(words: Sequence[str]) -> tuple[str, str]:
-    return f"How many words are these: {', '.join(words)}?", str(len(words))
-
-
 def _contains(words: Sequence[str]) -> tuple[str, str]:
     *listed, asked = words
     asked = listed[0] if len(listed) % 2 else asked
@@ -52,22 +32,17 @@ def _contains(words: Sequence[str]) -> tuple[str, str]:
 
 
 KINDS: dict[str, Callable[[Sequence[str]], tuple[str, str]]] = {
-    "repeat": _repeat,
-    "capitals": _capitals,
-    "first": _first,
-    "last": _last,
-    "count": _count,
+    "repeat": lambda words: (f"Repeat this word: {words[0]}", words[0]),
+    "capitals": lambda words: (f"Write this word in capital letters: {words[0]}", words[0].upper()),
+    "first": lambda words: (f"Which of these words comes first: {', '.join(words)}?", words[0]),
+    "last": lambda words: (f"Which of these words comes last: {', '.join(words)}?", words[-1]),
+    "count": lambda words: (f"How many words are these: {', '.join(words)}?", str(len(words))),
     "contains": _contains,
 }
 
 
 def examples(count: int, seed: int) -> Iterator[Instruction]:
-    """Questions, one of each kind in turn.
-
-    Args:
-        count: how many.
-        seed: of the choice of words.
-    """
+    """Questions, one of each kind in turn, whose words are chosen by the seed."""
     rng = random.Random(seed)
     names = list(KINDS)
     for number in range(count):

@@ -93,8 +93,9 @@ class MegatronModel:
                 if seen.is_file():
                     progress(int(done[int(seen.read_text("utf-8"))]), len(found))
 
+            words = [str(folder), "--tensor-model-parallel-size", str(self.tensor)]
             code = run_processes(
-                self._command(folder),
+                command_of(self.tensor * self.pipeline, words, "megatron_growth.run.score"),
                 log=folder / _LOG,
                 token=secrets.token_hex(16),
                 failures_folder=folder / _FAILURES,
@@ -110,10 +111,6 @@ class MegatronModel:
             for number, value in zip(batch, values, strict=True):
                 losses[number] = float(value)
         return losses
-
-    def _command(self, folder: Path) -> list[str]:
-        words = [str(folder), "--tensor-model-parallel-size", str(self.tensor)]
-        return command_of(self.tensor * self.pipeline, words, "megatron_growth.run.score")
 
 
 def _failure(folder: Path, checkpoint: Path, code: int) -> GrowthError:

@@ -69,7 +69,10 @@ def models_of(path: Path, cache: Path | None = None) -> list[Model]:
         CheckpointError: the path does not exist.
     """
     if is_run(path):
-        return _finished(RunDirectory(path), cache)
+        if stages := _stages(RunDirectory(path), cache):
+            return stages
+        fix = "train it first, or name a checkpoint below stages/"
+        raise RunError("no stage of this run is finished", where=str(path), fix=fix)
     if runs := variants_in(path):
         found = [(run.name, model) for run in runs for model in _stages(RunDirectory(run), cache)]
         if not found:
@@ -111,17 +114,6 @@ def user_cache() -> Path:
     return Path(base) / "megatron-growth" / "evaluation"
 
 
-def _finished(run: RunDirectory, cache: Path | None) -> list[Model]:
-    found = _stages(run, cache)
-    if not found:
-        raise RunError(
-            "no stage of this run is finished",
-            where=str(run.path),
-            fix="train it first, or name a checkpoint below stages/",
-        )
-    return found
-
-
 def _stages(run: RunDirectory, cache: Path | None) -> list[Model]:
     planned = (*run.planned.stages, *run.planned.baselines)
     folders = [run.stage(stage.name) for stage in planned]
@@ -139,11 +131,9 @@ def folder_of(
     """The Hugging Face folder of a model; a Megatron checkpoint is exported into the cache if it is not there yet.
 
     Args:
-        model: from `models_of`.
         tokenizer: as for `prepare --tokenizer`; the run's own when empty.
         tokenizer_files: folder with GPT-2's vocab.bpe and encoder.json.
         trust_checkpoint: unpickle its objects freely.
-        progress: of the export.
 
     Raises:
         DataError: no tokenizer was named outside a run.

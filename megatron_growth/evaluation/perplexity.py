@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from megatron_growth.data.tokenizers import Tokenizer
@@ -69,15 +69,12 @@ class Perplexity:
 
     def to_json(self) -> dict[str, Any]:
         """Both perplexities and the figures behind them."""
+        figures = asdict(self)
         return {
             "token_perplexity": self.token_perplexity,
             "word_perplexity": self.word_perplexity,
-            "nats_per_token": self.nats / self.tokens,
-            "tokens": self.tokens,
-            "words": self.words,
-            "documents": self.documents,
-            "length": self.length,
-            "stride": self.stride,
+            "nats_per_token": figures.pop("nats") / self.tokens,
+            **figures,
         }
 
 
@@ -92,7 +89,6 @@ def perplexity(
     """Score a text.
 
     Args:
-        scorer: the model.
         documents: at least one.
         length: tokens in a window; the model's own length when None.
         stride: tokens predicted in a window; all of them when None.

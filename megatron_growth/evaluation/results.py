@@ -30,14 +30,7 @@ Tasks = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class TaskResults:
-    """Benchmarks of one model.
-
-    Attributes:
-        model: its name.
-        path: where it lies.
-        hash: of its weights, configuration and tokenizer.
-        scores: by benchmark.
-    """
+    """Scores of one model by benchmark; `hash` is of its weights, configuration and tokenizer."""
 
     model: str
     path: str
@@ -76,19 +69,15 @@ def record(model: Model, found: TaskResults) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_name(_LOCK), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            _add(path, model.name.rpartition("/")[2], found)
-
-
-def _add(path: Path, model: str, found: TaskResults) -> None:
-    summary = _read(path)
-    entry = summary["models"].setdefault(model, {})
-    if entry.get("hash") != found.hash:
-        entry = summary["models"][model] = {"hash": found.hash, "tasks": {}}
-    entry["tasks"] |= {
-        name: {"metric": score.metric, "value": score.value, "questions": score.questions}
-        for name, score in found.scores.items()
-    }
-    write_json(path, summary)
+            summary, name = _read(path), model.name.rpartition("/")[2]
+            entry = summary["models"].get(name, {})
+            if entry.get("hash") != found.hash:
+                entry = summary["models"][name] = {"hash": found.hash, "tasks": {}}
+            entry["tasks"] |= {
+                task: {"metric": score.metric, "value": score.value, "questions": score.questions}
+                for task, score in found.scores.items()
+            }
+            write_json(path, summary)
 
 
 def early_stops(averages: Mapping[str, float | None], baselines: Sequence[str]) -> dict[str, int | None]:

@@ -31,10 +31,6 @@ def is_tied(source: Source) -> bool:
 def vocabulary_of(source: Source, *, trust: bool = False) -> int:
     """Number of tokens in the model's vocabulary, without the padding of its tables where the checkpoint says so.
 
-    Args:
-        source: the checkpoint.
-        trust: unpickle its objects freely.
-
     Raises:
         CheckpointError: it has no word embedding.
     """
@@ -96,7 +92,7 @@ def _tensor(source: Source, table: Table) -> SourceTensor:
 
 
 def open_tokenizer(data: Path | None, kind: str, files: str) -> Tokenizer:
-    """Open the tokenizer.
+    """Open the model's tokenizer.
 
     Args:
         data: folder of a prepared dataset, whose own tokenizer is used, or against which `kind` is checked.

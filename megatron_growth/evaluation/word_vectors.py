@@ -34,8 +34,7 @@ class Similarity:
 
     Attributes:
         spearman: rank correlation of cosine and human score.
-        used: pairs that entered it.
-        dropped: pairs with a word that is not a single token.
+        used, dropped: numbers of pairs; one with a word that is not a single token is dropped.
     """
 
     spearman: float

@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_growth.records.human import plural
 from megatron_growth.records.storage import json_text
-
-if TYPE_CHECKING:
-    from megatron_growth.evaluation.fetch import Fetched
 
 HELP = "fetch the questions of benchmarks from the hub into a folder"
 
@@ -35,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.fetch import fetch
 
-    def told(one: Fetched) -> None:
+    found = []
+    for one in fetch(chosen(args.tasks), args.data_dir):
+        found.append(one)
         if not args.json:
             print(f"{one.path}: {one.questions or 'already there'}", file=sys.stderr)
-
-    found = fetch(chosen(args.tasks), args.data_dir, told)
     if args.json:
         print(json_text([asdict(one) for one in found]))
     else:
