@@ -31,12 +31,7 @@ _PURPOSE = "adapters for PEFT"
 
 @dataclass(frozen=True)
 class AdapterExport:
-    """What was written.
-
-    Attributes:
-        layers: numbers of the adapted layers.
-        bytes: of the tensors.
-    """
+    """What was written; `bytes` are those of the tensors."""
 
     path: Path
     rank: int
@@ -45,12 +40,7 @@ class AdapterExport:
 
 
 def export_adapters(source: Source, target: Path, *, trust_checkpoint: bool = False) -> AdapterExport:
-    """Write the adapters of a Megatron checkpoint as a PEFT folder.
-
-    Args:
-        source: the opened checkpoint.
-        target: folder to create.
-        trust_checkpoint: unpickle its objects freely.
+    """Write the adapters of an opened Megatron checkpoint as a PEFT folder.
 
     Raises:
         CheckpointError: it has no adapters, because they are merged or it never had any.

@@ -36,7 +36,6 @@ def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, An
     """The text of the model card, in Markdown.
 
     Args:
-        plan: of the export.
         name: title of the card.
         tokenizer: name of the exported tokenizer, "" for none.
         run: further rows from the run directory: recipe, stage, tokens, FLOPs.

@@ -27,11 +27,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 def to_config(
     shape: ModelShape, args: argparse.Namespace, *, vocab: int, dtype: str, eod: int | list[int] | None
 ) -> dict[str, Any]:
-    """The config.json of a Megatron model.
+    """The config.json of a Megatron model, from its sizes and saved arguments.
 
     Args:
-        shape: its sizes.
-        args: the saved arguments.
         vocab: rows of the exported embedding.
         dtype: of the exported weights, as torch names it.
         eod: id that ends a document (a model that came from transformers may have several), None when not known.

@@ -33,8 +33,6 @@ class ExportReport:
     """What an export did.
 
     Attributes:
-        path: the folder.
-        family: llama, qwen2 or qwen3.
         files, tensors, bytes: of the weights.
         files_resumed: how many of the files an earlier, interrupted run had finished.
         seconds: wall time of this run.
@@ -62,8 +60,6 @@ def export(
     """Carry out a planned export.
 
     Args:
-        plan: of `plan_export`.
-        target: folder to create.
         companions: writes further files, such as the tokenizer's, into the folder that it is given.
         tokenizer: fingerprint of the tokenizer that `companions` writes; "" for none.
         card: text of the folder's README.md; "" for none.

@@ -39,15 +39,11 @@ class ExportPlan:
     """Everything that the processes need.
 
     Attributes:
-        source: the opened checkpoint.
-        args: its saved arguments.
+        args: saved arguments of the checkpoint.
         shape: its sizes, with Megatron's padded vocabulary.
         vocab: rows of the exported embedding.
-        dtype: of the exported weights.
         eod: id that ends a document (a model that came from transformers may have several), None when not known.
         config: config.json.
-        shards: the files.
-        iteration: of the checkpoint.
     """
 
     source: Source
@@ -89,10 +85,9 @@ def plan_export(
     shard_bytes: int = SHARD_BYTES,
     trust_checkpoint: bool = False,
 ) -> ExportPlan:
-    """Plan everything; writes nothing.
+    """Plan the export of an opened checkpoint, in any parallel layout.
 
     Args:
-        source: the opened checkpoint, in any parallel layout.
         dtype: bfloat16, float16 or float32; the stored dtype when None.
         vocab: number of the tokenizer's ids; the checkpoint's when None.
         eod: id that ends a document; the checkpoint's when None.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -48,48 +48,44 @@ def read_header(path: Path) -> list[StoredRange]:
         CheckpointError: the file cannot be read or is cut off, or its header is wrong.
         StorageError: the file system failed.
     """
-    fix = "restore the file from where it came"
     try:
         with doubts_as_refusals(path), path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, size - 8):
-                raise CheckpointError(
-                    f"this is not a whole safetensors file: it has {size} bytes, and its header would take {length}",
-                    where=str(path),
-                    fix=fix,
-                )
+                what = "this is not a whole safetensors file"
+                raise _damaged(path, f"{what}: it has {size} bytes, and its header would take {length}")
             header = parse_json(stream.read(length))
     except OSError as error:
-        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path), fix=fix) from None
+        raise _damaged(path, f"the file cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise CheckpointError(f"the header is damaged: {error}", where=str(path), fix=fix) from None
+        raise _damaged(path, f"the header is damaged: {error}") from None
     if not isinstance(header, dict):
-        raise CheckpointError("the header is damaged: it is not a table of tensors", where=str(path), fix=fix)
+        raise _damaged(path, "the header is damaged: it is not a table of tensors")
     header.pop("__metadata__", None)
-    return [_entry(path, name, entry, 8 + length, size, fix) for name, entry in header.items()]
+    return [_entry(path, name, entry, 8 + length, size) for name, entry in header.items()]
 
 
-def _entry(path: Path, name: str, entry: Any, begin: int, size: int, fix: str) -> StoredRange:
+def _damaged(where: Path | str, what: str) -> CheckpointError:
+    return CheckpointError(what, where=str(where), fix="restore the file from where it came")
+
+
+def _entry(path: Path, name: str, entry: Any, begin: int, size: int) -> StoredRange:
+    where = f"{path}, tensor {name}"
     try:
         word, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
         first, last = (int(n) for n in entry["data_offsets"])
     except (TypeError, KeyError, ValueError):
-        raise CheckpointError("the header is damaged", where=f"{path}, tensor {name}", fix=fix) from None
+        raise _damaged(where, "the header is damaged") from None
     if word not in NAMES:
         raise CheckpointError(
-            f"a tensor of type {word} cannot be read as weights",
-            where=f"{path}, tensor {name}",
-            fix=nearest(word, NAMES),
+            f"a tensor of type {word} cannot be read as weights", where=where, fix=nearest(word, NAMES)
         )
     dtype = NAMES[word]
     if min((*shape, first), default=0) < 0 or last - first != prod(shape) * dtype.itemsize or begin + last > size:
-        raise CheckpointError(
-            f"the header promises {list(shape)} {word} in bytes {first} to {last}; the file has {size - begin} of data",
-            where=f"{path}, tensor {name}",
-            fix=fix,
-        )
+        what = f"the header promises {list(shape)} {word} in bytes {first} to {last}"
+        raise _damaged(where, f"{what}; the file has {size - begin} of data")
     return StoredRange(name, dtype, shape, path, begin + first, last - first)
 
 
@@ -138,11 +134,9 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
     return found
 
 
-def header_bytes(
-    tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype, metadata: Mapping[str, str]
-) -> bytes:
+def header_bytes(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype) -> bytes:
     """Length and header of a file with these tensors in order, padded to 8 bytes as the library does."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in tensors:
         size = prod(shape) * dtype.itemsize

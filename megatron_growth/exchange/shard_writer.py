@@ -76,9 +76,9 @@ class ShardWriter:
                 for the export's precision.
         """
         self._read.clear()
-        tensors = [(piece.name, piece.shape) for piece in shard.pieces]
+        tensors = ((piece.name, piece.shape) for piece in shard.pieces)
         with path.open("wb", buffering=0) as stream:
-            head = memoryview(safetensors_files.header_bytes(tensors, self.dtype, {"format": "pt"}))
+            head = memoryview(safetensors_files.header_bytes(tensors, self.dtype))
             _write_all(stream, head)
             written = crc.piece(0, head)
             for piece, following in zip_longest(shard.pieces, shard.pieces[1:]):

@@ -60,9 +60,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 class HuggingFaceSource(Source):
     """A folder with config.json and safetensors, opened for reading as if Megatron had saved it.
 
-    Args:
-        path: the folder.
-
     Raises:
         CheckpointError: files are missing or cut off, or contradict config.json.
         UnsupportedError: Megatron has no counterpart of the architecture.

@@ -11,15 +11,7 @@ FAMILIES: Registry[Family] = Registry(
     "family", "megatron_growth.exchange.families", "megatron_growth.families", UnsupportedError
 )
 register = FAMILIES.register
-
-
-def named(name: str) -> Family:
-    """The family of this `model_type`.
-
-    Raises:
-        UnsupportedError: there is none; names the nearest.
-    """
-    return FAMILIES.make(name)
+named = FAMILIES.make
 
 
 def of_shape(shape: ModelShape) -> Family:
