@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document, with every repetition")
     args = parser.parse_args()
 
-    importing = seconds(merge._builder_class)
+    importing = seconds(merge.builder_class)
     texts = stdlib_texts(args.copies)
     times = measure(texts, args.tokenizer_files, args.workers, args.repetitions)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6

@@ -31,7 +31,7 @@ from megatron_growth.data.request import PrepareRequest
 from megatron_growth.data.sources import HUB_SHARD, shards
 from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec, load_tokenizer
 from megatron_growth.data.tokenizers.sentencepiece import train as train_sentencepiece
-from megatron_growth.data.workers import encode_all
+from megatron_growth.data.workers import Task, encode_all
 from megatron_growth.errors import DataError
 from megatron_growth.progress import Progress
 from megatron_growth.records.storage import fsync_path, write_json
@@ -87,13 +87,7 @@ def build(request: PrepareRequest, corpus: Corpus, identity: dict[str, Any], par
 
 @dataclass(frozen=True)
 class _Batch:
-    """Sources that are cut into shards together.
-
-    Attributes:
-        number: its place in the order.
-        sources: all local files, or one file of the hub.
-        folder: of the unfinished work.
-    """
+    """All local files, or one file of the hub, cut into shards together, in the folder of the unfinished work."""
 
     number: int
     sources: tuple[InputFile, ...]
@@ -115,15 +109,14 @@ class _Batch:
             return shards(self.sources)
         return shards([hub.fetch(self.sources[0], self._downloads)], HUB_SHARD)
 
-    def finished(self) -> list[Path] | None:
-        """The shards of a batch that was finished before, or None."""
-        if not self._mark.is_file():
-            return None
-        return [self.shard(index) for index in range(json.loads(self._mark.read_text("utf-8"))["shards"])]
-
-    def shard(self, index: int) -> Path:
-        """Where a shard is stored."""
-        return self.folder / "shards" / f"{self.number:05d}-{index:06d}.npz"
+    def tasks(self) -> list[Task]:
+        """The pieces of each shard and where it is stored; no pieces where the batch was finished before."""
+        if self._mark.is_file():
+            groups: list[tuple[Piece, ...]] = [()] * json.loads(self._mark.read_text("utf-8"))["shards"]
+        else:
+            groups = self.groups()
+        folder = self.folder / "shards"
+        return [(group, folder / f"{self.number:05d}-{index:06d}.npz") for index, group in enumerate(groups)]
 
     def finish(self, count: int) -> None:
         """Note that all `count` shards exist, and delete the download."""
@@ -183,27 +176,24 @@ def _encode(batches: Sequence[_Batch], request: PrepareRequest, fingerprint: str
     with Progress() as progress:
         progress("tokenize", 0, total)
         for batch in batches:
-            known = batch.finished()
-            groups = batch.groups() if known is None else []
-            wanted = [batch.shard(index) for index in range(len(groups))] if known is None else known
-            size = max(1, sum(piece.bytes for group in groups for piece in group))
-            done = 0
+            tasks = batch.tasks()
+            size, done = max(1, sum(piece.bytes for pieces, _ in tasks for piece in pieces)), 0
             # With a limit only as many shards at a time as keep the workers busy: those behind it are not wanted.
-            step = 4 * workers if max_tokens else len(wanted)
-            for numbers in batched(range(len(wanted)), max(1, step)):
-                missing = [number for number in numbers if known is None and not wanted[number].is_file()]
-                done += sum(p.bytes for n in numbers if known is None and n not in missing for p in groups[n])
-                for count in encode_all([(groups[n], wanted[n]) for n in missing], request, fingerprint, workers):
+            step = 4 * workers if max_tokens else len(tasks)
+            for some in batched(tasks, max(1, step)):
+                there = {path for _, path in some if path.is_file()}
+                missing = [(pieces, path) for pieces, path in some if pieces and path not in there]
+                done += sum(piece.bytes for pieces, path in some if path in there for piece in pieces)
+                for count in encode_all(missing, request, fingerprint, workers):
                     done += count
                     progress("tokenize", before + batch.bytes * done // size, total)
-                for number in numbers:
-                    paths.append(wanted[number])
-                    tokens += training_tokens(wanted[number]) if max_tokens else 0
+                for _, path in some:
+                    paths.append(path)
+                    tokens += training_tokens(path) if max_tokens else 0
                     if max_tokens and tokens >= max_tokens:
                         progress("tokenize", total, total)
                         return paths
-            if known is None:
-                batch.finish(len(wanted))
+            batch.finish(len(tasks))
             before += batch.bytes
             progress("tokenize", before, total)
     return paths

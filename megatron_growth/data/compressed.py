@@ -14,8 +14,6 @@ from typing import Any, BinaryIO
 
 from megatron_growth.errors import DataError, UnsupportedError
 
-# A few bytes of zstandard can stand for 128 KiB, so little is read at a time.
-_READ = {".gz": 1 << 16, ".zst": 1 << 14}
 _ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
 
 
@@ -26,33 +24,36 @@ class Cut(ValueError):
 @contextmanager
 def opened(path: str) -> Iterator[io.BufferedReader]:
     """The content of a `.gz` or `.zst` file; DataError when it is damaged or has no proper end."""
+    _, damage = _codec(path)
     try:
         with open_compressed(path) as stream:
             yield stream
-    except _errors_of(path) as error:
+    except (Cut, damage) as error:
         raise DataError(
             f"The compressed file is damaged or cut short: {error}.", where=path, fix="Fetch or write the file again."
         ) from error
 
 
 def open_compressed(path: str) -> io.BufferedReader:
-    """The content of a `.gz` or `.zst` file.
-
-    Reading raises Cut for a file without a proper end, and the codec's own error (see `_errors_of`) for damage.
-    """
-    ending = ".gz" if path.lower().endswith(".gz") else ".zst"
-    new: Callable[[], Any]
-    if ending == ".gz":
-        new = lambda: zlib.decompressobj(wbits=31)  # noqa: E731
-    else:
-        new = _zstandard(path).ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj
-    frames = _Frames(open(path, "rb"), new, _READ[ending], padding=ending == ".gz")  # noqa: SIM115
+    """The content of a `.gz` or `.zst` file; reading raises Cut, or the codec's own error, where it is damaged."""
+    new, _ = _codec(path)
+    is_gzip = path.lower().endswith(".gz")
+    # A few bytes of zstandard can stand for 128 KiB, so little is read at a time.
+    frames = _Frames(open(path, "rb"), new, read=1 << 16 if is_gzip else 1 << 14, padding=is_gzip)  # noqa: SIM115
     return io.BufferedReader(frames, buffer_size=1 << 20)
 
 
-def _errors_of(path: str) -> tuple[type[Exception], ...]:
-    """What reading a damaged file may raise."""
-    return (Cut, zlib.error) if path.lower().endswith(".gz") else (Cut, _zstandard(path).ZstdError)
+def _codec(path: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decompressor of one frame, and what that raises for damage."""
+    if path.lower().endswith(".gz"):
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UnsupportedError(
+            "Reading .zst files needs the package zstandard.", where=path, fix="pip install megatron_growth[data]"
+        ) from error
+    return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj, zstandard.ZstdError
 
 
 class _Frames(io.RawIOBase):
@@ -111,13 +112,3 @@ class _Frames(io.RawIOBase):
         if self._frame.eof:
             self._input, self._frame, self._finished = self._frame.unused_data, None, self._finished + 1
         return True
-
-
-def _zstandard(path: str) -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UnsupportedError(
-            "Reading .zst files needs the package zstandard.", where=path, fix="pip install megatron_growth[data]"
-        ) from error
-    return zstandard

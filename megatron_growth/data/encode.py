@@ -148,23 +148,14 @@ class _SplitWriter:
 
     def _encode(self) -> list[np.ndarray]:
         """The ids of all texts; what a tokenizer raises becomes a DataError that names the document."""
-        with _tokenizing(f"one of {len(self._texts)} documents", ""):
-            try:
+        try:
+            with _tokenizing(f"one of {len(self._texts)} documents", ""):
                 return self._tokenizer.encode_batch(self._texts)
-            except MemoryError:
-                raise
-            except BaseException as error:
-                if not _foreign(error):
-                    raise
-                for text, origin in zip(self._texts, self._origins, strict=True):
-                    with _tokenizing("this document", place_name(*origin)):
-                        self._tokenizer.encode_batch([text])
-                raise
-
-
-def _foreign(error: BaseException) -> bool:
-    """Whether a tokenizer raised this: panics of its Rust code are not `Exception`s."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        except DataError:
+            for text, origin in zip(self._texts, self._origins, strict=True):
+                with _tokenizing("this document", place_name(*origin)):
+                    self._tokenizer.encode_batch([text])
+            raise
 
 
 @contextmanager
@@ -174,7 +165,7 @@ def _tokenizing(what: str, where: str) -> Iterator[None]:
     except (GrowthError, MemoryError):
         raise
     except BaseException as error:
-        if not _foreign(error):
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
             raise
         raise DataError(
             f"The tokenizer cannot encode {what}: {type(error).__name__}: {first_line(error)}",

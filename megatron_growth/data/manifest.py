@@ -184,7 +184,4 @@ def megatron_data_flags(folder: Path, manifest: Manifest) -> list[str]:
 
     Both splits are separate prefixes, so `--split` is not used: validation is the same set in every stage.
     """
-    flags: list[str] = []
-    for split in manifest.splits:
-        flags += [f"--{split}-data-path", str(folder / split)]
-    return flags
+    return [word for split in manifest.splits for word in (f"--{split}-data-path", str(folder / split))]

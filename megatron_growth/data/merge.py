@@ -39,7 +39,7 @@ def merge_shards(
         progress: called with (bytes of shards that are merged, bytes of all).
         max_tokens: training documents after the one that reaches this many tokens are left out; 0 for none.
     """
-    new = _builder_class()
+    new = builder_class()
     builders = {name: new(str(folder / f"{name}.bin"), dtype=np.dtype(dtype).type) for name in splits}
     documents, tokens = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
     empty = text_bytes = done = 0
@@ -77,8 +77,8 @@ def _first(shard: Shard, room: int) -> Shard:
     )
 
 
-def _builder_class() -> type:
-    """Megatron's builder, imported here because it takes seconds and no other step needs it.
+def builder_class() -> type:
+    """Megatron's builder of an indexed dataset, imported here because it takes seconds and no other step needs it.
 
     The import warns about optional GPU packages, which tokenization does not use.
     """

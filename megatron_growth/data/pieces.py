@@ -80,10 +80,9 @@ class Piece:
 
 def format_of(path: Path) -> str:
     """`jsonl`, `parquet` or `text` by the file's name, or "" when the name does not say."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        return "jsonl" if len(suffixes) > 1 and suffixes[-2] in JSONL else ""
-    last = suffixes[-1] if suffixes else ""
+    *before, last = "", *(suffix.lower() for suffix in path.suffixes)
+    if last in COMPRESSED:
+        return "jsonl" if before[-1] in JSONL else ""
     if last in JSONL:
         return "jsonl"
     if last == ".parquet":

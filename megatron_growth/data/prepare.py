@@ -150,16 +150,13 @@ def _start_or_resume(partial: Path, identity: dict[str, Any]) -> None:
     """Keep the unfinished work in `partial` if it is for this identity and from this release, else start over."""
     request = partial / _REQUEST
     wanted = {"identity": identity, "release": __version__}
-    if _read_json(request) != wanted:
+    try:
+        found = json.loads(request.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        found = None
+    if found != wanted:
         owned.empty(partial, PURPOSE)
         write_json(request, wanted)
     shutil.rmtree(partial / "result", ignore_errors=True)
     for folder in FOLDERS:
         (partial / folder).mkdir(exist_ok=True)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None

@@ -25,13 +25,7 @@ from megatron_growth.errors import DataError, UnsupportedError
 
 
 def window_index(position: int, start: int, pool: int, repeat: bool = False) -> int:
-    """Index in the global order of sample `position` of a stage whose window begins at `start`.
-
-    Args:
-        position: sample number inside the stage, from 0.
-        start: first position of the window.
-        pool: number of samples that the run may draw from.
-        repeat: whether positions beyond the pool wrap around.
+    """Index in the global order of sample `position`, from 0, of a stage; the others as for `WindowDataset`.
 
     Raises DataError for a position outside the pool when `repeat` is off.
     """
@@ -80,11 +74,9 @@ class WindowDataset(Dataset):
 def window_train_dataset(
     train_ds: Any, *, start: int, samples: int, pool: int, repeat: bool = False
 ) -> WindowDataset | None:
-    """The window of a stage on the training dataset that Megatron built for `pool` samples.
+    """The window of a stage on the training dataset that Megatron built for `pool` samples; see `WindowDataset`.
 
-    Args:
-        train_ds: Megatron's dataset, or None on a rank that holds no data.
-        start, samples, pool, repeat: see `WindowDataset`.
+    None where there is none: on a rank that holds no data.
 
     Raises DataError when the data are too short for the pool, or the window leaves it.
     """

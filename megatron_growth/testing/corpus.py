@@ -6,7 +6,6 @@ import atexit
 import functools
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 DOCUMENTS = 200
@@ -28,14 +27,12 @@ def counting_corpus(vocab: int) -> Path:
     """
     import numpy as np
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Megatron warns of optional packages when it is imported
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+    from megatron_growth.data.merge import builder_class
 
     folder = Path(tempfile.mkdtemp(prefix="counting-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     prefix = folder / "corpus"
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    builder = builder_class()(f"{prefix}.bin", dtype=np.int32)
     for length in np.random.default_rng(0).integers(1, LONGEST, DOCUMENTS):
         tokens = np.append(np.arange(1, length) % vocab, vocab - 1)
         builder.add_document(tokens, [len(tokens)])
