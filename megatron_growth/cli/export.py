@@ -27,9 +27,8 @@ from megatron_growth.records.numbers import COUNT
 from megatron_growth.records.storage import json_text
 
 if TYPE_CHECKING:
-    from megatron_growth.data.manifest import TokenizerRecord
-    from megatron_growth.data.tokenizers import Tokenizer, TokenizerSpec
     from megatron_growth.exchange.export_plan import ExportPlan
+    from megatron_growth.exchange.tokenizer_files import Named
 
 HELP = "write a checkpoint as a Hugging Face model"
 
@@ -63,20 +62,11 @@ def run(args: argparse.Namespace) -> int:
         return _adapters(args)
     # Nearly all of this is importing.
     with reading_ahead(lambda: _weights(args.source)), without_collection():
-        plan, tokenizer, fingerprint, card = _planned(args)
+        plan, tokenizer, card = _planned(args)
     from megatron_growth.exchange.export import export
-    from megatron_growth.exchange.tokenizer_files import write_tokenizer
 
     with Progress({"write": "exporting"}, quiet=args.json) as progress:
-        report = export(
-            plan,
-            args.target,
-            companions=lambda folder: write_tokenizer(tokenizer, folder) if tokenizer else None,
-            tokenizer=fingerprint,
-            card=card,
-            processes=args.processes,
-            progress=progress,
-        )
+        report = export(plan, args.target, tokenizer=tokenizer, card=card, processes=args.processes, progress=progress)
     if args.json:
         print(json_text(asdict(report)))
         return 0
@@ -96,8 +86,8 @@ def _weights(source: Path) -> list[Path]:
     return sorted(resolve(source).glob("*.distcp"))
 
 
-def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None, str, str]:
-    """The plan, the tokenizer, its fingerprint, and the model card of an export."""
+def _planned(args: argparse.Namespace) -> tuple[ExportPlan, Named | None, str]:
+    """The plan, the tokenizer, and the model card of an export."""
     import torch
 
     from megatron_growth.checkpoint.source import Source
@@ -106,7 +96,8 @@ def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None
     from megatron_growth.report.card import facts_of
 
     torch.set_num_threads(1)
-    spec, record = _tokenizer(args)
+    tokenizer = _tokenizer(args)
+    record = tokenizer[1] if tokenizer else None
     plan = plan_export(
         Source(args.source),
         dtype=args.dtype,
@@ -118,7 +109,7 @@ def _planned(args: argparse.Namespace) -> tuple[ExportPlan, TokenizerSpec | None
     name = record.name if record else ""
     title = args.target.absolute().name
     card = model_card(plan, name=title, tokenizer=name, run=facts_of(args.source, plan.iteration))
-    return plan, spec, record.fingerprint if record else "", card
+    return plan, tokenizer, card
 
 
 def _adapters(args: argparse.Namespace) -> int:
@@ -140,20 +131,18 @@ def _adapters(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(args: argparse.Namespace) -> tuple[TokenizerSpec | None, TokenizerRecord | Tokenizer | None]:
+def _tokenizer(args: argparse.Namespace) -> Named | None:
     """The tokenizer to export: the one that is named, else that of the run directory, else none."""
-    from megatron_growth.data.tokenizers import load_tokenizer, parse_spec
-    from megatron_growth.exchange.tokenizer_files import tokenizer_of_run
+    from megatron_growth.exchange.tokenizer_files import tokenizer_of, tokenizer_of_run
 
     if args.no_tokenizer:
         named = {"--tokenizer": args.tokenizer, "--tokenizer-files": args.tokenizer_files}
         refuse_idle(named, "--no-tokenizer leaves the tokenizer out")
-        return None, None
+        return None
     if args.tokenizer:
-        spec = parse_spec(args.tokenizer, args.tokenizer_files)
-        return spec, load_tokenizer(spec)
+        return tokenizer_of(args.source, args.tokenizer, args.tokenizer_files)
     refuse_idle({"--tokenizer-files": args.tokenizer_files}, "they belong to --tokenizer gpt2")
-    return tokenizer_of_run(args.source) or (None, None)
+    return tokenizer_of_run(args.source)
 
 
 def bytes_of(text: str) -> int:

@@ -26,7 +26,7 @@ from megatron_growth.exchange.card import model_card
 from megatron_growth.exchange.export import export
 from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
-from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
+from megatron_growth.exchange.tokenizer_files import tokenizer_of
 from megatron_growth.methods.relora import unmerged
 from megatron_growth.records.crc import crc32
 from megatron_growth.records.place import is_run, run_above, variants_in
@@ -155,14 +155,7 @@ def folder_of(
     target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(plan, name=model.name, tokenizer=tokenizer)
-    export(
-        plan,
-        target,
-        companions=lambda folder: write_tokenizer(spec, folder),
-        tokenizer=found.fingerprint,
-        card=card,
-        progress=progress,
-    )
+    export(plan, target, tokenizer=(spec, found), card=card, progress=progress)
     return target
 
 

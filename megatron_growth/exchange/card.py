@@ -1,7 +1,8 @@
-"""README.md of an exported model: where it comes from, by what the checkpoint says, and how to load it."""
+"""README.md of a model's folder: where it comes from, and how to load it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_growth.checkpoint.metadata import PROVENANCE
@@ -13,12 +14,12 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [megatron-core, megatron_growth]
+tags: [{tags}]
 ---
 
 # {name}
 
-A {family} of {parameters:,} parameters, exported from Megatron-Core with megatron_growth.
+{sentence}
 
 | | |
 |---|---|
@@ -32,8 +33,21 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto"
 """
 
 
+def card(name: str, tags: str, sentence: str, facts: Mapping[str, Any], tokenizer: str) -> str:
+    """A model card in Markdown.
+
+    Args:
+        facts: rows of its table; one whose value is None is left out.
+        tokenizer: the class of transformers that opens the folder's tokenizer; "" for none.
+    """
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
+    load = f'tokenizer = {tokenizer}.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
+    import_ = f", {tokenizer}" if tokenizer else ""
+    return _CARD.format(name=name, tags=tags, sentence=sentence, rows=rows, tokenizer=load, import_=import_)
+
+
 def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, Any] | None = None) -> str:
-    """The text of the model card, in Markdown.
+    """The card of an exported model, by what its checkpoint says.
 
     Args:
         name: title of the card.
@@ -51,17 +65,10 @@ def model_card(plan: ExportPlan, *, name: str, tokenizer: str, run: dict[str, An
         **(run or {}),
         **_grown(getattr(args, PROVENANCE, None)),
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-    kind = named(plan.config["model_type"]).tokenizer
-    load = f'tokenizer = {kind}.from_pretrained("path/to/this/folder")\n' if tokenizer else ""
-    return _CARD.format(
-        name=name,
-        family=plan.config["model_type"],
-        parameters=parameter_count(shape.with_(vocab=plan.vocab)),
-        rows=rows,
-        tokenizer=load,
-        import_=f", {kind}" if tokenizer else "",
-    )
+    family, parameters = plan.config["model_type"], parameter_count(shape.with_(vocab=plan.vocab))
+    sentence = f"A {family} of {parameters:,} parameters, exported from Megatron-Core with megatron_growth."
+    kind = named(family).tokenizer if tokenizer else ""
+    return card(name, "megatron-core, megatron_growth", sentence, facts, kind)
 
 
 def _tokens(args: Any) -> str | None:

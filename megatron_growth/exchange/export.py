@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_growth.checkpoint.processes import OnProgress, run_shared
 from megatron_growth.errors import CheckpointError, RunError
@@ -22,6 +22,9 @@ from megatron_growth.exchange.shard_writer import FileRecord, ShardWriter, share
 from megatron_growth.records import owned
 from megatron_growth.records.storage import doubts_as_refusals, require_space, storage_errors, write_json, write_whole
 from megatron_growth.records.unfinished import LOCK, publish, unfinished
+
+if TYPE_CHECKING:
+    from megatron_growth.exchange.tokenizer_files import Named
 
 PURPOSE = "an unfinished export"
 _KEY, _DONE, _TEMPORARY = ".export-key", ".done", ".tmp"
@@ -51,8 +54,7 @@ def export(
     plan: ExportPlan,
     target: Path,
     *,
-    companions: Callable[[Path], None] = lambda _: None,
-    tokenizer: str = "",
+    tokenizer: Named | None = None,
     card: str = "",
     processes: int = 1,
     progress: OnProgress = lambda *_: None,
@@ -60,8 +62,7 @@ def export(
     """Carry out a planned export.
 
     Args:
-        companions: writes further files, such as the tokenizer's, into the folder that it is given.
-        tokenizer: fingerprint of the tokenizer that `companions` writes; "" for none.
+        tokenizer: written beside the weights; see `tokenizer_files.tokenizer_of`.
         card: text of the folder's README.md; "" for none.
         processes: how many read and write at the same time.
         progress: called with (what, bytes done, bytes in all).
@@ -71,17 +72,17 @@ def export(
         CheckpointError: the source is damaged.
         StorageError: not enough space, or a write failed.
     """
-    begin = time.perf_counter()
+    begin, fingerprint = time.perf_counter(), tokenizer[1].fingerprint if tokenizer else ""
     with unfinished(target, PURPOSE) as partial:
         if partial is None:
-            _check_same(target, plan, tokenizer)
+            _check_same(target, plan, fingerprint)
             return _report(plan, target, len(plan.shards), begin)
-        done = _prepare(partial, plan, f"{plan.key()} {tokenizer}".strip())
+        done = _prepare(partial, plan, f"{plan.key()} {fingerprint}".strip())
         needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done)
         require_space(partial, needed + _SPARE_BYTES, "the export")
         records = _write_shards(plan, partial, done, processes, progress)
         with storage_errors(partial):
-            _write_rest(plan, partial, records, companions, tokenizer, card)
+            _write_rest(plan, partial, records, tokenizer, card)
         publish(partial, target, PURPOSE)
     return _report(plan, target, len(done), begin)
 
@@ -99,7 +100,7 @@ def _report(plan: ExportPlan, target: Path, resumed: int, begin: float) -> Expor
 
 
 def _check_same(target: Path, plan: ExportPlan, tokenizer: str) -> None:
-    """Raise RunError unless an existing folder holds this export, with this tokenizer."""
+    """Raise RunError unless an existing folder holds this export, with the tokenizer of this fingerprint."""
     try:
         with doubts_as_refusals(target / MANIFEST):
             found = read_manifest(target)
@@ -177,12 +178,7 @@ def _write_shards(
 
 
 def _write_rest(
-    plan: ExportPlan,
-    partial: Path,
-    records: Mapping[int, FileRecord],
-    companions: Callable[[Path], None],
-    tokenizer: str,
-    card: str,
+    plan: ExportPlan, partial: Path, records: Mapping[int, FileRecord], tokenizer: Named | None, card: str
 ) -> None:
     """Write everything but the weights; config.json last, since the folder cannot be loaded without it."""
     checksums = {shard.name: records[number].checksum for number, shard in enumerate(plan.shards)}
@@ -190,10 +186,13 @@ def _write_rest(
         write_json(partial / safetensors_files.INDEX, plan.index())
     generation = {"eos_token_id": plan.eod, "bos_token_id": None, "pad_token_id": None, "do_sample": False}
     write_json(partial / "generation_config.json", generation)
-    companions(partial)
+    if tokenizer:
+        from megatron_growth.exchange.tokenizer_files import write_tokenizer
+
+        write_tokenizer(tokenizer[0], partial)
     if card:
         write_whole(partial / "README.md", card)
-    write_json(partial / MANIFEST, manifest(plan, checksums, tokenizer))
+    write_json(partial / MANIFEST, manifest(plan, checksums, tokenizer[1].fingerprint if tokenizer else ""))
     for shard in plan.shards:
         (partial / (shard.name + _DONE)).unlink()
     (partial / _KEY).unlink()
@@ -201,7 +200,7 @@ def _write_rest(
 
 
 def manifest(plan: ExportPlan, checksums: dict[str, int], tokenizer: str) -> dict[str, Any]:
-    """Where an export comes from, its tokenizer, and the checksum of each of its files; `verify` reads it."""
+    """Where an export comes from, its tokenizer's fingerprint, and the checksum of each file; `verify` reads it."""
     from megatron_growth import __version__
 
     return {

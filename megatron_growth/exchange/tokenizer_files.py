@@ -23,11 +23,12 @@ from megatron_growth.errors import DataError
 from megatron_growth.records.place import RECIPE, run_above
 
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+Named = tuple[TokenizerSpec, TokenizerRecord | Tokenizer]  # how a tokenizer is opened, and what is known of it
 # Words, digits, blanks, accents and another script, where conversions usually go wrong first.
 PROBE = "The 3 naïve cats  sat;\nthey didn't run 12,345 km. Überall 東京!"
 
 
-def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] | None:
+def tokenizer_of_run(checkpoint: Path) -> Named | None:
     """The tokenizer of the run directory that a checkpoint lies in; None outside a run directory.
 
     Raises:
@@ -50,7 +51,7 @@ def tokenizer_of_run(checkpoint: Path) -> tuple[TokenizerSpec, TokenizerRecord] 
     return spec, record
 
 
-def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> tuple[TokenizerSpec, TokenizerRecord | Tokenizer]:
+def tokenizer_of(checkpoint: Path, named: str, files: str = "") -> Named:
     """The named tokenizer, written as for `prepare --tokenizer`, else that of the checkpoint's run directory.
 
     Raises:

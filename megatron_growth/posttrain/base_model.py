@@ -44,13 +44,13 @@ def base_model(model: Path, folder: Path, tokenizer: str = "") -> Path:
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.exchange.export import export
     from megatron_growth.exchange.export_plan import plan_export
-    from megatron_growth.exchange.tokenizer_files import tokenizer_of, write_tokenizer
+    from megatron_growth.exchange.tokenizer_files import tokenizer_of
 
     if is_huggingface(folder):  # exported earlier: training goes on from it, even if the checkpoint has moved on
         return folder
     spec, found = tokenizer_of(model, tokenizer)
     plan = plan_export(Source(model), vocab=found.vocab_size, eod=found.eod)
-    export(plan, folder, companions=lambda partial: write_tokenizer(spec, partial), tokenizer=found.fingerprint)
+    export(plan, folder, tokenizer=(spec, found))
     return folder
 
 

@@ -121,7 +121,7 @@ def _described(work: Work, request: Request, processes: int) -> dict[str, Any]:
 
         write_sweep(work, request, found, kept)
     (folder.model / "README.md").unlink(missing_ok=True)  # written by the trainer
-    write_whole(work.path / "README.md", card(document, opened_by(folder.model)))
+    write_whole(work.path / "README.md", _card(document, opened_by(folder.model)))
     return {"model": str(folder.model.relative_to(work.path)), "document": document}
 
 
@@ -208,33 +208,11 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
-_CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags: [megatron_growth, trl, {kind}]
----
-
-# {name}
-
-{what} of {model} with megatron_growth and TRL {trl}; every setting is in `posttrain.json`.
-
-| | |
-|---|---|
-{rows}
-
-```python
-from transformers import AutoModelForCausalLM, {tokenizer}
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
-tokenizer = {tokenizer}.from_pretrained("path/to/this/folder")
-```
-"""
-
-
-def card(document: dict[str, Any], tokenizer: str) -> str:
+def _card(document: dict[str, Any], tokenizer: str) -> str:
     """README.md of the model, from its posttrain.json and the class that opens its tokenizer."""
-    request, result, data = document["request"], document["result"], document["data"]
+    from megatron_growth.exchange.card import card
+
+    kind, request, result, data = document["kind"], document["request"], document["result"], document["data"]
     facts = {
         "preset": document["preset"],
         "data": f"{data['source']}, {plural(data['train'], 'example')}, {data['valid']:,} held out",
@@ -246,12 +224,7 @@ def card(document: dict[str, Any], tokenizer: str) -> str:
         "held-out loss after": result["valid_loss"],
         "seed": request["seed"],
     }
-    return _CARD.format(
-        kind=document["kind"],
-        name=f"{Path(request['model']).name}-{document['kind']}",
-        what="Supervised fine-tuning" if document["kind"] == "sft" else "Direct preference optimisation",
-        model=request["model"],
-        trl=document["versions"]["trl"],
-        rows="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
-        tokenizer=tokenizer,
-    )
+    what = "Supervised fine-tuning" if kind == "sft" else "Direct preference optimisation"
+    how = f"with megatron_growth and TRL {document['versions']['trl']}; every setting is in `posttrain.json`."
+    name, tags = f"{Path(request['model']).name}-{kind}", f"megatron_growth, trl, {kind}"
+    return card(name, tags, f"{what} of {request['model']} {how}", facts, tokenizer)
