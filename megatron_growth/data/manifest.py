@@ -81,7 +81,6 @@ class Manifest:
     Attributes:
         format: version of this document.
         identity: what the dataset was made from; see `request.PrepareRequest.identity`.
-        tokenizer: the tokenizer.
         dtype: of the stored ids.
         splits: `train`, and `valid` unless the validation fraction is 0.
         empty_documents: documents left out because they hold no text.

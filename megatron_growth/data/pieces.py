@@ -36,6 +36,11 @@ class InputFile:
     sha256: str = ""
     modified: int = 0
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it can only be read from its beginning."""
+        return self.path.lower().endswith(COMPRESSED)
+
     @classmethod
     def of(cls, path: Path, name: str, kind: str) -> Self:
         """A file of this machine as it is now."""

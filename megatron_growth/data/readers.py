@@ -16,7 +16,7 @@ from typing import Any
 from megatron_growth.data import corpora
 from megatron_growth.data.compressed import opened
 from megatron_growth.data.parquet import rows
-from megatron_growth.data.pieces import COMPRESSED, Piece, not_text, reading
+from megatron_growth.data.pieces import Piece, not_text, reading
 from megatron_growth.errors import DataError, nearest
 from megatron_growth.records.storage import parse_json
 
@@ -31,7 +31,6 @@ def documents(piece: Piece, text_field: str, document_per: str) -> Iterator[Docu
     """(text, place) of the documents of `piece`.
 
     Args:
-        piece: what to read.
         text_field: key (JSONL) or column (Parquet) that holds the text.
         document_per: `file`, `paragraph` (separated by blank lines) or `line`: what one document of a text file is.
 
@@ -59,7 +58,7 @@ def place_name(piece: Piece, place: int) -> str:
     if source.format == "parquet":
         return f"{source.path}, row {place}"
     if source.format == "jsonl":
-        return f"{source.path}:{place if _compressed(piece) else _line_at(source.path, place)}"
+        return f"{source.path}:{place if source.is_compressed else _line_at(source.path, place)}"
     if source.format == "topics":
         return f"{source.name}, topic {place}"
     return f"{source.path}:{place}" if place else source.path
@@ -119,8 +118,7 @@ def _binary(piece: Piece, evidence: str) -> DataError:
 
 
 def _jsonl(piece: Piece, field: str) -> Iterator[Document]:
-    lines = _compressed_lines(piece) if _compressed(piece) else _range_lines(piece)
-    for place, line in lines:
+    for place, line in _compressed_lines(piece) if piece.source.is_compressed else _range_lines(piece):
         if not line.strip():
             continue
         try:
@@ -128,10 +126,6 @@ def _jsonl(piece: Piece, field: str) -> Iterator[Document]:
         except DataError as error:
             error.where = place_name(piece, place)
             raise
-
-
-def _compressed(piece: Piece) -> bool:
-    return piece.source.path.lower().endswith(COMPRESSED)
 
 
 def _range_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:

@@ -20,7 +20,6 @@ class PrepareRequest:
 
     Attributes:
         corpus: files, folders, names of built-in corpora, and `hf:OWNER/NAME` of the Hugging Face hub.
-        tokenizer: which tokenizer.
         text_field: key of JSONL objects, or Parquet column, that holds the text.
         document_per: `file`, `paragraph` or `line`: what one document of a plain text file is.
         valid_fraction: expected share of the documents set aside for validation, in [0, 1).

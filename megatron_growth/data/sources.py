@@ -178,7 +178,7 @@ def _pieces(source: InputFile, limit: int) -> Iterator[Piece]:
             yield Piece(source, index, index + 1, size)
     elif source.format == "topics":
         yield Piece(source, 0, len(corpora.stdlib_topics()), source.bytes)
-    elif source.format == "jsonl" and not source.path.lower().endswith(COMPRESSED):
+    elif source.format == "jsonl" and not source.is_compressed:
         for begin in range(0, source.bytes, limit):
             end = min(begin + limit, source.bytes)
             yield Piece(source, begin, end, end - begin)

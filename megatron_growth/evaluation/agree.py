@@ -55,7 +55,6 @@ def agreement(
 
     Args:
         a, b: models with the same tokenizer.
-        documents: the text.
         length: tokens in a window.
         progress: called with (windows done, windows in all).
 

@@ -157,8 +157,8 @@ def answer(
             for group in _groups(todo, batch):
                 new = {question.key: turns for question, turns in zip(group, _turns(group, opened), strict=True)}
                 if not stream.seek(0, io.SEEK_END):  # not before: a model that cannot be opened would keep others out
-                    stream.write(_head(identity))
-                stream.writelines(_line(key, turns) for key, turns in new.items())
+                    stream.write(_line({"identity": identity}))
+                stream.writelines(_line({"key": key, "turns": turns}) for key, turns in new.items())
                 stream.flush()
                 answers |= new
                 progress(len(answers), len(questions))
@@ -225,17 +225,13 @@ def _turns(group: Sequence[Question], answerer: Answerer) -> list[list[str]]:
     return found
 
 
-def _head(identity: str) -> bytes:
-    return (json.dumps({"identity": identity}) + "\n").encode()
-
-
-def _line(key: str, turns: list[str]) -> bytes:
-    return (json.dumps({"key": key, "turns": turns}, ensure_ascii=False) + "\n").encode()
+def _line(entry: dict[str, Any]) -> bytes:
+    return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
 
 
 def _begun(stream: IO[bytes], partial: Path, identity: str) -> dict[str, list[str]]:
     """Answers of an earlier command for the same model; a last line that was cut off is dropped."""
-    head = _head(identity)
+    head = _line({"identity": identity})
     stream.seek(0)
     found = stream.read()
     if head.startswith(found):  # new, or cut off before its first line was whole
@@ -298,7 +294,7 @@ def _write(
         }
         for one in questions
     ]
-    write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_whole(target, b"".join(map(_line, lines)))
 
 
 def identity_of(model_hash: str, questions: Path, settings: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Harness:
                     fix="look at its questions: a value is missing or of another kind; --debug shows where",
                 ) from error
         # Where the right answer is not among a question's choices, lm-eval logs that and counts a wrong answer.
-        if strange := [line for line in warnings if _STRANGE_LABEL in line]:
+        if strange := [line for entry in warnings if _STRANGE_LABEL in (line := entry.getMessage())]:
             raise DataError(
                 f"{task}: a question's right answer is not among its choices ({first_line(ValueError(strange[0]))})",
                 where=str(self.data or "the hub"),
@@ -187,27 +188,19 @@ class Harness:
 
 
 @contextlib.contextmanager
-def _calm(quiet: bool) -> Iterator[list[str]]:
+def _calm(quiet: bool) -> Iterator[list[logging.LogRecord]]:
     """Keep lm-eval's progress off everything but a terminal, and collect the warnings that it logs; yields them."""
-    warnings: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, entry: logging.LogRecord) -> None:
-            warnings.append(entry.getMessage())
-
-    log, handler = logging.getLogger("lm_eval"), Handler(logging.WARNING)
-    former = log.propagate
+    log, handler = logging.getLogger("lm_eval"), BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         if quiet or not sys.stderr.isatty():
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.callback(setattr, log, "propagate", log.propagate)
+        stack.callback(log.removeHandler, handler)
         log.addHandler(handler)
         log.propagate = False
-        try:
-            yield warnings
-        finally:
-            log.propagate = former
-            log.removeHandler(handler)
+        yield handler.buffer
 
 
 def _pooled(metric: str, entries: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -28,7 +28,6 @@ class Recorder(TrainerCallback):
     """Writes metrics.jsonl, on the first process only.
 
     Args:
-        path: the file.
         batch: examples per step.
         start: step from which training goes on.
         show: called with each line and the total number of steps.
@@ -94,11 +93,7 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class NoNumber(TrainerCallback):
-    """Ends training when the loss is not finite.
-
-    Attributes:
-        step: at which that happened, or None.
-    """
+    """Ends training when the loss is not finite; `step` is the one at which that happened, or None."""
 
     def __init__(self) -> None:
         self.step: int | None = None
@@ -111,11 +106,7 @@ class NoNumber(TrainerCallback):
 
 
 class GentleStop(TrainerCallback):
-    """On SIGTERM: finish the step, save and leave.  The processes agree on the step, because all of them must save.
-
-    Attributes:
-        stopped: whether training was stopped so.
-    """
+    """On SIGTERM: finish the step, save and leave, which `stopped` tells; all processes must save at the same step."""
 
     def __init__(self) -> None:
         self.stopped = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -154,16 +153,9 @@ def _as_stored(model: Path, base: Path) -> None:
             temporary = file.with_suffix(".tmp")
             save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, temporary, {"format": "pt"})
             temporary.replace(file)
-        file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        shutil.copymode(model / "config.json", file)  # safetensors makes files that only their owner can read
     config = json.loads((model / "config.json").read_text("utf-8"))
     write_json(model / "config.json", config | {"dtype": wanted})
-
-
-def _umask() -> int:
-    """This process's umask, which cannot be read without being set."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def provenance(

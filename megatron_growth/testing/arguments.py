@@ -14,26 +14,19 @@ from megatron_growth.testing.corpus import counting_corpus
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRun:
-    """The choices of `tiny_pretrain_args`.
+    """The choices of `tiny_pretrain_args`; the sizes are those of `ModelShape`.
 
     Attributes:
-        layers: Transformer layers.
-        hidden: width of the residual stream.
-        heads: query heads.
-        query_groups: key/value heads.
-        ffn: inner width of the feed-forward block.
         vocab: tokens; Megatron adds one for the end of a document and pads to a multiple of 128 x TP.
         sequence: tokens per sample.
         micro_batch: samples per forward pass and data-parallel rank.
         global_batch: samples per iteration.
         iterations: of the whole schedule; stop earlier with --exit-interval.
         lr: constant learning rate.
-        tensor: tensor-parallel size.
-        pipeline: pipeline-parallel size.
+        tensor, pipeline: parallel sizes.
         virtual_layers: layers per virtual pipeline stage.
         data: prefix of an indexed dataset; None for a corpus that counts (`corpus.counting_corpus`).
-        load: checkpoint folder to start from.
-        save: checkpoint folder to write to at the end.
+        load, save: checkpoint folders to start from, and to write to at the end.
         bf16: mixed precision; otherwise fp32.
         seed: of weights and data.
     """
@@ -104,12 +97,7 @@ def tiny_pretrain_args(**choices: Any) -> list[str]:
 
 
 def saved_arguments(shape: ModelShape, **more: Any) -> argparse.Namespace:
-    """The part of Megatron's saved arguments that growth reads, for a model of this shape.
-
-    Args:
-        shape: of the model.
-        more: further arguments, which override these.
-    """
+    """The part of Megatron's saved arguments that growth reads, for a model of this shape; `more` overrides them."""
     saved = arguments_of(shape) | {
         "bias_gelu_fusion": False,  # as `layout.model_shape.transformer_config` builds it
         "layernorm_epsilon": 1e-5,

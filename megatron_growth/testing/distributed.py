@@ -79,15 +79,13 @@ def run_distributed(
 
     Args:
         function: a function of an importable module (not a lambda or an inner function).
-        world_size: number of processes.
-        args: its positional arguments; anything pickle takes.
+        args, kwargs: its arguments; anything pickle takes.
         timeout: seconds that `function` may take from the moment when all ranks have begun it; then all processes
             are killed.
         env: further environment variables.
         process_group: create the default process group; False leaves that to `function`.
         log_dir: folder for the output of each rank (rank-0.log ...); by default it is kept only for the message of
             a failure.
-        kwargs: its keyword arguments.
 
     Returns:
         What `function` returned on each rank, by rank.

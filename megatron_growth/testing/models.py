@@ -36,8 +36,7 @@ def tiny_gpt(
         shape: of the whole model; the tensor-parallel size must divide its vocabulary.
         sequence: tokens per sample.
         spec: kind of layer spec, see `backend.layer_spec`.
-        tensor: tensor-parallel size.
-        pipeline: pipeline-parallel size.
+        tensor, pipeline: parallel sizes.
         dtype: of the weights; fp32 if None.
         seed: of the weights.
         rotary: fields of GPTModelConfig about rotary embeddings: rotary_base, rope_scaling, rope_scaling_factor.

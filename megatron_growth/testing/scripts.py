@@ -19,11 +19,7 @@ _LOSS = re.compile(r"iteration\s+(\d+)/\s*\d+ \|.*?lm loss: ([-+.\dEe]+|nan|inf)
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """What a script left behind.
-
-    Attributes:
-        output: standard output and error of all ranks.
-    """
+    """What a script left behind: `output` is what all ranks printed, errors included."""
 
     output: str
 
@@ -48,7 +44,6 @@ def run_script(
     Args:
         script: path of a script such as pretrain_gpt.py, unmodified.
         args: its command line.
-        nproc: number of processes.
         env: further environment variables.
         timeout: seconds after which all processes are killed.
 

@@ -48,11 +48,7 @@ def environment(place: Path, inherited: Mapping[str, str] = os.environ) -> dict[
 
 
 class TransformerEngine:
-    """A process with Transformer Engine.
-
-    Args:
-        place: the environment that `ci/install-te.sh` made.
-    """
+    """A process with Transformer Engine, of the environment that `ci/install-te.sh` made at `place`."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
