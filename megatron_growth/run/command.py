@@ -64,18 +64,16 @@ def stage_words(
 
 
 def _placeholders(recipe: Recipe, plan: RunPlan, stage: StagePlan) -> Launch:
-    folder = StageDirectory(PLACEHOLDER / "stages" / stage.name)
-    data = PLACEHOLDER / "data"
-    source = StageDirectory(PLACEHOLDER / "stages" / stage.source).checkpoints if stage.source else None
+    run = RunDirectory(PLACEHOLDER)
     flags = (
-        *("--train-data-path", str(data / "train"), "--valid-data-path", str(data / "valid")),
+        *("--train-data-path", str(run.data / "train"), "--valid-data-path", str(run.data / "valid")),
         *dataset.null_tokenizer(recipe),
     )
     samples = recipe.evaluation.iterations * plan.stages[-1].global_batch_size
     return Launch(
-        directory=folder,
-        source=source,
-        data=StageData(flags, PLACEHOLDER / "cache", dataset.in_whole_batches(samples, plan.stages)),
+        directory=run.stage(stage.name),
+        source=run.stage(stage.source).checkpoints if stage.source else None,
+        data=StageData(flags, run.path / "cache", dataset.in_whole_batches(samples, plan.stages)),
         stop_below=recipe.stage(stage.name).stop_below,  # a variant's loss (`stop_at`) is known only in a run
     )
 

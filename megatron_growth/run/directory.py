@@ -50,45 +50,25 @@ class StageDirectory:
 
     path: Path
 
+    checkpoints = place.Below("checkpoints")
+    """Megatron's --save and --load."""
+    grown = place.Below("grown")
+    """The checkpoint that the stage starts from where its source's optimizer state is grown too."""
+    tensorboard = place.Below("tensorboard")
+    """Event files."""
+    log = place.Below("log.txt")
+    """Everything that the training processes print."""
+    metrics = place.Below("metrics.jsonl")
+    """One JSON object a line: see `megatron_growth.records.metrics`."""
+    failures = place.Below("failures")
+    """Where ranks leave their errors; see `failures.py`."""
+    done = place.Below("done")
+    """Marker: present when the stage's last checkpoint has been verified."""
+
     @property
     def name(self) -> str:
         """What the recipe calls the stage or baseline."""
         return self.path.name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Megatron's --save and --load."""
-        return self.path / "checkpoints"
-
-    @property
-    def grown(self) -> Path:
-        """The checkpoint that the stage starts from where its source's optimizer state is grown too."""
-        return self.path / "grown"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def log(self) -> Path:
-        """Everything that the training processes print."""
-        return self.path / "log.txt"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: see `megatron_growth.records.metrics`."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def failures(self) -> Path:
-        """Where ranks leave their errors; see `failures.py`."""
-        return self.path / "failures"
-
-    @property
-    def done(self) -> Path:
-        """Marker: present when the stage's last checkpoint has been verified."""
-        return self.path / "done"
 
     @property
     def is_done(self) -> bool:
@@ -106,40 +86,20 @@ class RunDirectory:
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe; a folder without one is not a run directory."""
-        return self.path / place.RECIPE
-
-    @property
-    def plan(self) -> Path:
-        """Every derived number."""
-        return self.path / place.PLAN
-
-    @property
-    def state(self) -> Path:
-        """What has been done."""
-        return self.path / "state.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the command that works on the run."""
-        return self.path / "lock"
-
-    @property
-    def data(self) -> Path:
-        """The indexed dataset."""
-        return self.path / "data"
-
-    @property
-    def evaluation(self) -> Path:
-        """Exports, results and summary of `evaluate tasks`."""
-        return self.path / "evaluation"
-
-    @property
-    def report(self) -> Path:
-        """Pictures and page of `megatron-growth report`."""
-        return self.path / "report"
+    recipe = place.Below(place.RECIPE)
+    """The resolved recipe; a folder without one is not a run directory."""
+    plan = place.Below(place.PLAN)
+    """Every derived number."""
+    state = place.Below("state.json")
+    """What has been done."""
+    lock = place.Below("lock")
+    """Held by the command that works on the run."""
+    data = place.Below("data")
+    """The indexed dataset."""
+    evaluation = place.Below("evaluation")
+    """Exports, results and summary of `evaluate tasks`."""
+    report = place.Below("report")
+    """Pictures and page of `megatron-growth report`."""
 
     def stage(self, name: str) -> StageDirectory:
         """The folder of a stage or a baseline."""
