@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
     from megatron_growth.recipes import load_cluster
+    from megatron_growth.run import flags
 
     if args.recipe is None:
         _list(args.json)
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)
     profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
-    _check_flags(recipe, profile)
+    flags.check(recipe, profile)
     on_cluster = _on_cluster(recipe, plan, profile, args.nodes)
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
     written = _draw(plan, args)
@@ -89,14 +90,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(plan, on_cluster, fit, written)
     return 0
-
-
-def _check_flags(recipe: Recipe, profile: ClusterProfile | None) -> None:
-    """Refuse what Megatron would refuse of `megatron:`; only where it is used, as importing Megatron takes seconds."""
-    if any(given for _, given in recipe.hatches()) or (profile and profile.megatron):
-        from megatron_growth.run import flags
-
-        flags.check(recipe, profile)
 
 
 def _only_with_command(args: argparse.Namespace) -> None:
@@ -165,11 +158,11 @@ def _draw(plan: RunPlan, args: argparse.Namespace) -> list[str]:
     """Draw the pictures that were asked for; returns their files."""
     from megatron_growth.planner import picture
 
-    asked = [(args.plot_lr, "learning_rates"), (args.plot_memory, "memory")]
-    for file, name in asked:
-        if file is not None:
-            getattr(picture, name)(plan, file)
-    return [file for file, _ in asked if file is not None]
+    if args.plot_lr is not None:
+        picture.learning_rates(plan, args.plot_lr)
+    if args.plot_memory is not None:
+        picture.memory(plan, args.plot_memory)
+    return [file for file in (args.plot_lr, args.plot_memory) if file is not None]
 
 
 def _print(plan: RunPlan, on_cluster: ClusterPlan | None, fit: dict[str, Any] | None, written: list[str]) -> None:

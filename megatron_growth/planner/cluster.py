@@ -319,6 +319,4 @@ def with_recommended(recipe: Recipe, plan: ClusterPlan) -> Recipe:
         else baseline
         for name, baseline in recipe.baselines.items()
     }
-    changed = recipe.model_copy(update={"stages": tuple(stages), "baselines": baselines})
-    changed._source = recipe._source
-    return changed
+    return recipe.model_copy(update={"stages": tuple(stages), "baselines": baselines})

@@ -15,7 +15,7 @@ from megatron_growth.recipes.schema import Recipe
 def complete(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> RunPlan:
     """The plan of the whole run."""
     total = sum(stage.flops for stage in stages)
-    scratch = _scratch_flops(recipe, stages, baselines)
+    scratch, scratch_words = _scratch(recipe, stages, baselines)
     integer_program = _program(recipe)
     compute, memory = _savings(recipe, stages, baselines)
     return RunPlan(
@@ -30,7 +30,7 @@ def complete(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[St
         total_flops=total,
         scratch_flops=scratch,
         saving=1 - total / scratch,
-        scratch=_scratch_words(recipe, stages, baselines),
+        scratch=scratch_words,
         notes=tuple(notes_of(recipe, stages, baselines, integer_program, compute)),
         integer_program=integer_program,
         compute_saving=compute,
@@ -38,21 +38,16 @@ def complete(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[St
     )
 
 
-def _scratch_flops(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> float:
-    """What it takes without growth: every size of a family, or the standard pre-training of the last model."""
-    if recipe.budget.rule == "family":
-        ratio = recipe.budget.tokens_per_parameter or 0
-        return sum(6 * ratio * stage.parameters.nominal**2 for stage in stages)
-    if recipe.budget.rule == "step":
-        last = stages[-1]
-        return 6 * last.parameters.nominal * (recipe.budget.vanilla_iterations or 0) * last.batch_tokens
-    return baselines[0].flops if baselines else sum(stage.flops for stage in stages)
-
-
-def _scratch_words(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> str:
-    if recipe.budget.rule == "family":
-        return "training every size from scratch"
-    return "standard pre-training of the last stage's model" if baselines and len(stages) > 1 else ""
+def _scratch(recipe: Recipe, stages: Sequence[StagePlan], baselines: Sequence[StagePlan]) -> tuple[float, str]:
+    """(FLOPs, in words) of doing without growth: of every size of a family, or of pre-training the last model."""
+    budget, last = recipe.budget, stages[-1]
+    if budget.rule == "family":
+        ratio = budget.tokens_per_parameter or 0
+        return sum(6 * ratio * stage.parameters.nominal**2 for stage in stages), "training every size from scratch"
+    words = "standard pre-training of the last stage's model" if baselines and len(stages) > 1 else ""
+    if budget.rule == "step":
+        return 6 * last.parameters.nominal * (budget.vanilla_iterations or 0) * last.batch_tokens, words
+    return baselines[0].flops if baselines else sum(stage.flops for stage in stages), words
 
 
 def _program(recipe: Recipe) -> Program | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from megatron_growth import methods, schedules
-from megatron_growth.errors import GrowthPlanError, ParallelLayoutError, RecipeError
+from megatron_growth.errors import ParallelLayoutError, RecipeError
 from megatron_growth.layout.parameters import parameter_count
 from megatron_growth.methods import Method
 from megatron_growth.operators import GrowthSpec
@@ -152,10 +152,8 @@ def _norm_epsilon(asked: Asked, shape: ModelShape, source: _Draft | None) -> flo
     """The norm epsilon: an operator that pads the residual stream rescales the epsilon of the source stage."""
     if source is None:
         return asked.recipe.model.norm_epsilon
-    try:
+    with asked.refusing("growth"):
         return _grown_epsilon(asked.stage.growth.spec, source.shape, shape, source.norm_epsilon)
-    except GrowthPlanError as error:
-        raise asked.refused(error, "growth") from None
 
 
 @lru_cache(maxsize=64)  # a map is most of a plan's time, and a command plans the same stages more than once

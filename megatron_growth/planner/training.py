@@ -6,11 +6,12 @@ after its plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from megatron_growth import methods, operators
-from megatron_growth.errors import GrowthError, GrowthPlanError, RecipeError
+from megatron_growth.errors import GrowthError, RecipeError, UserError
 from megatron_growth.hints import reworded
 from megatron_growth.layout.rules import near, takes
 from megatron_growth.methods import Method
@@ -40,6 +41,14 @@ class Asked:
         fix = reworded(error.fix, "recipe")
         return RecipeError(f"stage {self.stage.name}: {error.what}", where=self.where(*keys), fix=fix)
 
+    @contextmanager
+    def refusing(self, *keys: str | int) -> Iterator[None]:
+        """Around what a key asks for: what is refused inside becomes an error at its line."""
+        try:
+            yield
+        except UserError as error:
+            raise self.refused(error, *keys) from None
+
 
 def chosen_methods(
     asked: Asked, shape: ModelShape, source: ModelShape | None, *, distributed: bool
@@ -53,21 +62,17 @@ def chosen_methods(
     old = tuple(range(stage.layers))
     if source is not None and stage.methods:
         spec = stage.growth.spec
-        try:
+        with asked.refusing("growth"):
             grown = spec.depth_operator.layers(source.layers, stage.layers, operators.Seed(spec.seed))
-        except GrowthPlanError as error:
-            raise asked.refused(error, "growth") from None
         old = tuple(i for i, is_old in enumerate(grown.old_layers) if is_old)
     facts, names = methods.StageFacts(shape, old, distributed), [entry.name for entry in entries_of(shape)]
     chosen: list[Method] = []
     for number, method in enumerate(stage.methods):
-        try:
+        with asked.refusing("methods", number):
             chosen.append(method.planned(facts))
             chosen[-1].check(shape)
             chosen[-1].select(names)
             methods.check_together(chosen)
-        except RecipeError as error:
-            raise asked.refused(error, "methods", number) from None
     return tuple(chosen)
 
 
@@ -90,10 +95,8 @@ def chosen_rates(asked: Asked, shape: ModelShape) -> tuple[Method, ...]:
     """
     names = [entry.name for entry in entries_of(shape)]
     for number, rule in enumerate(written_rules(asked.stage)):
-        try:
+        with asked.refusing("rules", number):
             rates_of([rule])[0].select(names)
-        except RecipeError as error:
-            raise asked.refused(error, "rules", number) from None
     return rates_of(written_rules(asked.stage))
 
 
@@ -118,8 +121,6 @@ def check_schedules(asked: Asked, chosen: Sequence[Method], schedule: Schedule, 
     """Refuse a schedule, of the stage or of its rules and methods, that does not fit its length or gives no rate.
 
     Args:
-        chosen: the stage's methods.
-        schedule: of the stage.
         steps: that the stage trains.
 
     Raises:
@@ -127,17 +128,13 @@ def check_schedules(asked: Asked, chosen: Sequence[Method], schedule: Schedule, 
     """
     ratio = getattr(schedule, "min_lr_ratio", 1.0)
     run = RunSchedule(schedule.peak, schedule.iterations, schedule.warmup_iterations, ratio)
-    try:
+    with asked.refusing("schedule", "name"):
         schedule.check_rates(steps)
-    except RecipeError as error:
-        raise asked.refused(error, "schedule", "name") from None
     rules = [("rules", number, rates_of([rule])[0]) for number, rule in enumerate(written_rules(asked.stage))]
     for key, number, method in (*rules, *(("methods", *numbered) for numbered in enumerate(chosen))):
-        try:
+        with asked.refusing(key, number):
             for text in method.schedules():
                 parse_schedule(text, run).check_rates(steps)
-        except RecipeError as error:
-            raise asked.refused(error, key, number) from None
 
 
 def check_stop(asked: Asked, steps: int) -> None:

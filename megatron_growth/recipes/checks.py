@@ -29,12 +29,6 @@ def problems_of(recipe: Recipe) -> list[Problem]:
     ]
 
 
-def places_of(recipe: Recipe) -> list[tuple[KeyPath, Stage]]:
-    """All stages, then all baselines, with where they are written."""
-    stages: list[tuple[KeyPath, Stage]] = [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
-    return stages + [(("baselines", name), baseline) for name, baseline in recipe.baselines.items()]
-
-
 def _positions(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.rope_scaling and recipe.model.position != "rope":
         yield ("model", "rope_scaling"), "rope_scaling does nothing without position: rope; leave it out"
@@ -69,7 +63,7 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _sizes(recipe: Recipe) -> Iterator[Problem]:
-    for path, stage in places_of(recipe):
+    for path, stage in recipe.places():
         if recipe.model.head_dim is None and stage.hidden % stage.heads:
             yield (
                 (*path, "heads"),
@@ -195,7 +189,7 @@ def _budgets(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _early_stops(recipe: Recipe) -> Iterator[Problem]:
-    for where, stage in places_of(recipe):
+    for where, stage in recipe.places():
         path: KeyPath = (*where, "stop_at")
         if stage.stop_at is None:
             continue

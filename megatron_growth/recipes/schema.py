@@ -300,13 +300,17 @@ class Recipe(Block):
 
     def stage(self, name: str) -> Stage:
         """The stage or baseline of this name, which the recipe has."""
-        return next(stage for stage in (*self.stages, *self.baselines.values()) if stage.name == name)
+        return next(stage for _, stage in self.places() if stage.name == name)
+
+    def places(self) -> Iterator[tuple[KeyPath, Stage]]:
+        """(where it is written, stage) of every stage, then of every baseline."""
+        yield from ((("stages", index), stage) for index, stage in enumerate(self.stages))
+        yield from ((("baselines", name), baseline) for name, baseline in self.baselines.items())
 
     def hatches(self) -> Iterator[tuple[KeyPath, dict[str, FlagValue]]]:
         """(where it is written, flags) of every `megatron:` block."""
         yield ("megatron",), self.megatron
-        yield from ((("stages", index, "megatron"), stage.megatron) for index, stage in enumerate(self.stages))
-        yield from ((("baselines", name, "megatron"), baseline.megatron) for name, baseline in self.baselines.items())
+        yield from (((*path, "megatron"), stage.megatron) for path, stage in self.places())
 
     def where(self, *path: str | int) -> str:
         """`file:line (key)` of a key of the recipe, for error messages."""

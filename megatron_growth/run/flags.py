@@ -18,7 +18,6 @@ from typing import Any
 from megatron_growth.errors import RecipeError, UserError, nearest
 from megatron_growth.planner.training import Asked
 from megatron_growth.recipes import ClusterProfile, Recipe, Stage
-from megatron_growth.recipes.checks import places_of
 from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
 
 Options = dict[str, Any]
@@ -58,7 +57,7 @@ def check(recipe: Recipe, profile: ClusterProfile | None = None) -> None:
         listed = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
         raise RecipeError(f"Megatron does not take what `megatron:` gives it:\n{listed}")
     below = profile.megatron if profile else {}
-    for path, stage in places_of(recipe):
+    for path, stage in recipe.places():
         _check_methods(Asked(recipe, stage, path), below)
     for stage in recipe.stages:
         if stage.source is not None:
@@ -71,21 +70,19 @@ def _check_methods(asked: Asked, below: Flags) -> None:
     given = merged(below, stage.megatron)
     args = _parsed(given, lr=stage.lr) if given and stage.methods else None
     for method in stage.methods if args else ():
-        try:
+        with asked.refusing("megatron"):
             method.check_arguments(args)
-        except UserError as error:
-            raise asked.refused(error, "megatron") from None
 
 
 def _check_growth(recipe: Recipe, stage: Stage, below: Flags) -> None:
     """Refuse what growth would refuse when the stage starts: a source of another function, or of an unknown kind."""
-    from megatron_growth.checkpoint import architecture  # numpy: only where the hatch is used
-    from megatron_growth.planner.planning import shape_of
-
-    source = next(s for s in recipe.stages if s.name == stage.source)
+    source = recipe.stage(stage.source or "")
     flags = [merged(below, one.megatron) for one in (source, stage)]
     if not any(flags):
         return
+    from megatron_growth.checkpoint import architecture  # numpy: only where the hatch is used
+    from megatron_growth.planner.planning import shape_of
+
     model = recipe.model  # what decides whether a flag matters
     known = {"position_embedding_type": model.position, "swiglu": model.gated, "add_bias_linear": model.bias}
     old, new = (_parsed(given, **known) for given in flags)

@@ -186,7 +186,7 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
         if stage.source:
             layers[stage.source] = min(layers[stage.source], layers[stage.name])
     stages = tuple(_stage(recipe, stage, layers, gpus) for stage in recipe.stages)
-    smoke = recipe.model_copy(
+    return recipe.model_copy(
         update={
             "name": recipe.name + SUFFIX,
             "budget": Budget(rule="iterations"),
@@ -198,8 +198,6 @@ def _shortened(recipe: Recipe, gpus: int, shares: Mapping[str, float]) -> Recipe
             "checkpoint": recipe.checkpoint.model_copy(update={"interval": HALF, "keep": 2, "keep_every": None}),
         }
     )
-    smoke._source = recipe._source
-    return smoke
 
 
 def _stage(recipe: Recipe, stage: Stage, wanted: Mapping[str, int], gpus: int) -> Stage:
