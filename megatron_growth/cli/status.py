@@ -14,6 +14,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,17 +126,14 @@ def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
     from rich.live import Live
 
     out = console()
-    if as_json or not out.is_terminal:
+    in_place = out.is_terminal and not as_json
+    with Live(console=out, auto_refresh=False) if in_place else nullcontext() as live:
         while True:
             look = _look(folder)
-            _print(look, as_json)
-            if look.status.complete:
-                return 0
-            time.sleep(seconds)
-    with Live(console=out, auto_refresh=False) as live:
-        while True:
-            look = _look(folder)
-            live.update(_table(look), refresh=True)
+            if live:
+                live.update(_table(look), refresh=True)
+            else:
+                _print(look, as_json)
             if look.status.complete:
                 return 0
             time.sleep(seconds)

@@ -160,7 +160,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
     from megatron_growth.run.directory import RunDirectory
     from megatron_growth.run.smoke import changes, smoke_recipe
     from megatron_growth.run.stage import check_stages
-    from megatron_growth.run.train import TrainRequest, selected
+    from megatron_growth.run.train import selected
     from megatron_growth.slurm.stage_jobs import doubt, room_of, stage_jobs
 
     flags.check(recipe, profile)
@@ -172,7 +172,7 @@ def _planned(recipe: Recipe, folder: Path, profile: ClusterProfile, args: argpar
         for note in changes(real, recipe):
             print(note, file=sys.stderr)
     plan = plan_run(recipe, ranks)
-    stages = selected(plan, TrainRequest(baselines=tuple(dict.fromkeys(args.baseline))))
+    stages = selected(plan, tuple(dict.fromkeys(args.baseline)))
     check_stages(recipe, stages, "gpu", profile)
     seconds = {stage.name: own_layout(recipe, stage, profile).step_seconds for stage in stages}
     jobs = stage_jobs(RunDirectory(folder), stages, profile, args.wandb)

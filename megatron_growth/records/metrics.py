@@ -243,13 +243,11 @@ class MetricsFile:
         """
         self.close()
         dropped = 0
-        try:
+        with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():  # a pipe or a device, such as /dev/stdout, holds nothing to drop
                 dropped = self._cut(iteration)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
-        except OSError as error:
-            raise self._refused(error) from error
         return dropped
 
     def _cut(self, iteration: int) -> int:
@@ -279,20 +277,16 @@ class MetricsFile:
         """Append one record; it is handed to the operating system at once, so a killed process loses none."""
         if self._file is None:
             raise StorageError("the metrics file is not open", where=str(self.path), fix="call resume() first")
-        try:
+        with self._writing():
             self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise self._refused(error) from error
 
     def sync(self) -> None:
         """Put what was written on the disk; called when a checkpoint is, so that the two agree after a power cut."""
         if self._file is not None:
-            try:
+            with self._writing():
                 if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
                     os.fsync(self._file.fileno())
-            except OSError as error:
-                raise self._refused(error) from error
 
     def close(self) -> None:
         """Close the file; writing again needs resume()."""
@@ -300,12 +294,16 @@ class MetricsFile:
             self._file.close()
             self._file = None
 
-    def _refused(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"cannot write the metrics file: {error.strerror or error}",
-            where=str(self.path),
-            fix="free space on the disk, or name another file with --growth-metrics",
-        )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the metrics file: {error.strerror or error}",
+                where=str(self.path),
+                fix="free space on the disk, or name another file with --growth-metrics",
+            ) from error
 
 
 def _survives(record: MetricsLine, iteration: int) -> bool:

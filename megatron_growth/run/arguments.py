@@ -96,7 +96,10 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
         UnsupportedError: the stage asks for something that the host cannot do.
         RecipeError: a flag of `megatron:` contradicts the layout.
     """
-    _check(stage, launch.place.machine)
+    if stage.precision == "fp8" and launch.place.machine == "host":
+        raise UnsupportedError(
+            f"stage {stage.name} trains in FP8, which needs a GPU", fix="set precision: bf16 to train it on the host"
+        )
     options: Options = {
         **_model(recipe, stage),
         **gpu_options.precision(stage),
@@ -117,13 +120,6 @@ def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list
 def grows_state(stage: StagePlan) -> bool:
     """Whether a stage grows its source's optimizer state, too: offline, before its first launch."""
     return stage.growth is not None and stage.growth.optimizer_state != "reset"
-
-
-def _check(stage: StagePlan, machine: Machine) -> None:
-    if stage.precision == "fp8" and machine == "host":
-        raise UnsupportedError(
-            f"stage {stage.name} trains in FP8, which needs a GPU", fix="set precision: bf16 to train it on the host"
-        )
 
 
 def architecture(recipe: Recipe, stage: StagePlan) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import (
     FILE_NAME,
     Manifest,
@@ -148,13 +147,6 @@ def of_stages(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manife
         *("--growth-tokenizer", manifest.tokenizer.fingerprint),
     )
     return StageData(flags, cache / manifest.fingerprint, validation_samples(recipe, plan.stages, manifest))
-
-
-def opened(run: RunDirectory, recipe: Recipe, plan: RunPlan, manifest: Manifest | None) -> StageData:
-    """As `of_stages`; sample orders that a kill has cut short are removed."""
-    data = of_stages(run, recipe, plan, manifest)
-    drop_broken_orders(data.cache)
-    return data
 
 
 def null_tokenizer(recipe: Recipe) -> tuple[str, ...]:

@@ -14,9 +14,11 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import psutil
 
 from megatron_growth.errors import GrowthError, RunError
 from megatron_growth.records.storage import storage_errors
@@ -59,14 +61,10 @@ def end_processes(token: str) -> int:
     Raises:
         GrowthError: one of them does not end.
     """
-    import psutil
-
     found = [process for process in psutil.process_iter() if _carries(process, token)]
     for process in found:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     _, alive = psutil.wait_procs(found, timeout=_WAIT_SECONDS)
     if alive:
         raise GrowthError(
@@ -77,12 +75,10 @@ def end_processes(token: str) -> int:
     return len(found)
 
 
-def _carries(process: object, token: str) -> bool:
+def _carries(process: Any, token: str) -> bool:
     """Whether a process was started with `token` in its environment; False where that cannot be read."""
-    import psutil
-
     try:
-        return process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token  # type: ignore[attr-defined]
+        return bool(process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token)
     except (psutil.Error, OSError):
         return False
 

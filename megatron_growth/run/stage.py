@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_growth.data.index_cache import drop_broken_orders
 from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
@@ -77,16 +78,20 @@ def open_stage(
     check_wandb(place.wandb_project)
     run.planned_stage(name)
     stage, folder = plan.stage(name), StageDirectory(run.stage(name).path.absolute())
-    verified = _source(run, plan, stage)  # before anything is written for the stage
+    source, grown = _source(run, plan, stage), None  # verified before anything is written for the stage
     reached, notes = checkpoints.repair(folder.checkpoints)
-    source, grown = _start(stage, folder, verified, reached)
+    if source and grows_state(stage):  # a stage that has a checkpoint of its own no longer needs the grown one
+        grown = None if reached else _grown_offline(stage, folder, source)
+        source = None
     progress = _progress(folder, reached, notes)
     end = early_stop.end_of(folder, stage.iterations)
+    data = dataset.of_stages(run, recipe, plan, manifest)
+    drop_broken_orders(data.cache)
     launch = Launch(
         directory=folder,
         source=source,
         grown=grown,
-        data=dataset.opened(run, recipe, plan, manifest),
+        data=data,
         place=place,
         stop_below=early_stop.target_of(recipe, name, run.path),
         # A finished stage is only evaluated: saving again would put its good checkpoint at risk.
@@ -116,16 +121,6 @@ def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StagePr
         file.close()
         notes.append(f"{error.what}: what was written after iteration {reached} is dropped")
         return read(folder.metrics)
-
-
-def _start(
-    stage: StagePlan, folder: StageDirectory, source: Path | None, reached: int
-) -> tuple[Path | None, Path | None]:
-    """(checkpoint to grow from on load, checkpoint that was grown offline); at most one of them is not None."""
-    if source is None or not grows_state(stage):
-        return source, None
-    # A stage that has a checkpoint of its own no longer needs the grown one.
-    return None, None if reached else _grown_offline(stage, folder, source)
 
 
 def close_stage(run: RunDirectory, stage: StagePlan) -> int:

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
+
+import psutil
 
 from megatron_growth.backend import nvml, start
 from megatron_growth.backend.processes import request_death_signal
@@ -153,17 +155,13 @@ def _wait(
 
 def _ask_ranks_to_stop(launcher: int) -> None:
     """Send SIGTERM to the ranks, not to their launcher, which would kill them before they have saved."""
-    import psutil
-
     try:
         process = psutil.Process(launcher)
         own, children = process.cmdline(), process.children()
     except psutil.NoSuchProcess:
         return
     for child in children:
-        try:
+        with suppress(psutil.Error):
             # A forked rank shows the words and the environment that its launcher was started with.
             if "RANK" in child.environ() or child.cmdline() == own:
                 child.terminate()
-        except psutil.Error:
-            continue

@@ -78,15 +78,18 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
     check_wandb(request.wandb_project)
     gpus = local_devices()
     plan = plan_run(recipe, gpus=max(1, gpus))
-    stages = selected(plan, request)
+    stages = selected(plan, request.baselines, request.stage)
     flags.check(recipe)
     for stage in stages:
         _check_machine(recipe, stage, gpus)
     machine: Machine = "gpu" if gpus else "host"
     check_stages(recipe, stages, machine)
     directory.check_free(path)
-    _check_stops(recipe, stages, directory.RunDirectory(path))
-    with exclusive(directory.RunDirectory(path).lock) as token:
+    run = RunDirectory(path)
+    for stage in stages:
+        if not run.stage(stage.name).is_done:  # refused here if the variant at whose loss it stops is not finished
+            early_stop.target_of(recipe, stage.name, path)
+    with exclusive(run.lock) as token:
         run = directory.create(path, recipe, plan, request.guard)
         if request.guard:
             request.guard(run)
@@ -103,23 +106,16 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
     return run
 
 
-def selected(plan: RunPlan, request: TrainRequest) -> list[StagePlan]:
-    """The stages to train, in order.
+def selected(plan: RunPlan, baselines: Sequence[str], stage: str | None = None) -> list[StagePlan]:
+    """The stages to train, in order: all and these baselines, or the one that is named.
 
     Raises:
         RunError: no stage or baseline has that name.
     """
-    named = [plan.stage(name) for name in request.baselines]
-    if request.stage:
-        return [plan.stage(request.stage)]
+    named = [plan.stage(name) for name in baselines]
+    if stage:
+        return [plan.stage(stage)]
     return [*plan.stages, *(stage for stage in named if stage in plan.baselines)]
-
-
-def _check_stops(recipe: Recipe, stages: Sequence[StagePlan], run: RunDirectory) -> None:
-    """Refuse a stage that would stop at the loss of a variant that is not finished; else its own start would."""
-    for stage in stages:
-        if not run.stage(stage.name).is_done:
-            early_stop.target_of(recipe, stage.name, run.path)
 
 
 def _check_machine(recipe: Recipe, stage: StagePlan, gpus: int) -> None:
