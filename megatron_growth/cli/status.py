@@ -96,7 +96,6 @@ class _Look:
     """What is shown of a run at one time.
 
     Attributes:
-        status: of the run.
         jobs: by stage; empty for a run that was not submitted.
         silence: why Slurm could not be asked, or None.
         go_on: the command that goes on with the run.

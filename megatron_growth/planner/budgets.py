@@ -91,7 +91,6 @@ def step(
     """The STEP rule.
 
     Args:
-        stages: in order.
         total_flops: C, of all stages together.
         fraction: share of the remaining steps (or FLOPs) after which growth fires.
         of: what the share is taken of.

@@ -39,7 +39,6 @@ class Choice:
         gradient_accumulation: micro-batches of one step and rank.
         save_host_bytes_per_node: memory of a node that a save takes.
         fits: the GPU, while it trains and while it saves, and the node's memory.
-        time: the step's terms.
         wall_hours: of the stage, its checkpoints included.
         model_flops_utilisation: of the peak, by the exact accounting without recomputation.
     """

@@ -63,7 +63,6 @@ def counted(inventory: Inventory, vocab: int, rule: str, nominal: float, adapter
     Args:
         inventory: with frozen parameters marked.
         vocab: vocabulary without padding.
-        rule: what the size counts.
         nominal: the size; split in the proportion of what trains and what does not.
         adapter_rank: rank of adapters, for `12h2`.
     """

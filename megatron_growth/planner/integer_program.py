@@ -28,8 +28,7 @@ class Program:
         solver: layers that each stage adds, by the solver.
         paper: the same as the paper prints them, or empty.
         solver_stage_bytes: memory of each stage under the solver's tuple.
-        layer_parameters: P.
-        adapter_parameters: E.
+        layer_parameters, adapter_parameters: P and E.
         vanilla_bytes: memory without stages, 16 L P.
         printed_peak_bytes, printed_vanilla_bytes: as the paper prints them.
     """
@@ -52,8 +51,7 @@ def stage_bytes(added: Sequence[int], layer_parameters: int, adapter_parameters:
 
     Args:
         added: n_i, layers that stage i adds.
-        layer_parameters: P.
-        adapter_parameters: E.
+        layer_parameters, adapter_parameters: P and E.
     """
     frozen, found = 0, []
     per_frozen = FROZEN_BYTES * layer_parameters + TRAINED_BYTES * adapter_parameters
@@ -70,8 +68,7 @@ def solve(layers: int, stages: int, layer_parameters: int, adapter_parameters: i
     Args:
         layers: L, layers of the final model.
         stages: K.
-        layer_parameters: P.
-        adapter_parameters: E.
+        layer_parameters, adapter_parameters: P and E.
 
     Raises:
         RecipeError: K or L is not positive, or K is more than L.

@@ -24,7 +24,6 @@ class Entry(CountedParameter):
     """One parameter of a model, and what becomes of it.
 
     Attributes:
-        trainable: whether it trains.
         factors: trained matrices that a method puts beside it, in the order in which a token passes them.
     """
 
@@ -84,7 +83,6 @@ def take_inventory(shape: ModelShape, freeze: Sequence[str] = (), methods: Seque
     """The parameters of a model, those that do not train marked, with what methods put beside them.
 
     Args:
-        shape: sizes.
         freeze: patterns, see `megatron_growth.patterns`.
         methods: of the stage, as `Method.planned` returns them.
 

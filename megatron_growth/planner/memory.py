@@ -148,7 +148,6 @@ class Setting(ParallelLayout):
         """The setting of a stage that trains in a layout; batch sizes in sequences.
 
         Args:
-            checkpoint: of the recipe.
             state_is_grown: a later stage grows its optimizer state.
             flags: of the escape hatch, which may turn overlapping off.
         """

@@ -73,7 +73,6 @@ class StagePlan:
         rules: (pattern, schedule) pairs beyond freezing.
         methods: written forms of the `megatron_growth.methods` that train parameters besides.
         schedule: a schedule as `megatron_growth.schedules.to_dict` writes it.
-        optimizer: settings of the optimizer.
         memory: estimate for the rank that needs most.
         state_bytes: (pp,) weights, gradients, masters and moments of every pipeline rank.
         stop_iterations: where the paper stopped early.
@@ -143,13 +142,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Saving:
-    """A share that is saved: as printed in the paper, and by its formula and by the exact accounting.
-
-    Attributes:
-        paper: by the paper's accounting.
-        exact: by the exact accounting.
-        printed: the number that the paper prints, or None.
-    """
+    """A share that is saved: by the paper's formula, by the exact accounting, and as the paper prints it, or None."""
 
     paper: float
     exact: float

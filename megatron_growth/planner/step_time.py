@@ -65,11 +65,7 @@ def step_time(
     """The estimate for one layout.
 
     Args:
-        inventory: of the stage's model.
-        setting: layout, batches, precision, and what is overlapped.
         memory: of the rank that needs most.
-        profile: of the cluster.
-        checkpoint_bytes: of one checkpoint.
     """
     computing, compute_words = _computing(inventory, setting, profile)
     imbalance = _imbalance(setting)

@@ -82,15 +82,7 @@ class Launch:
 
 
 def megatron_arguments(recipe: Recipe, stage: StagePlan, launch: Launch) -> list[str]:
-    """The command line of a stage.
-
-    Args:
-        recipe: of the run.
-        stage: of the recipe's plan.
-        launch: folders and flags.
-
-    Returns:
-        The words, without those that only a host without a GPU needs.
+    """The words of a stage's command line, without those that only a host without a GPU needs.
 
     Raises:
         UnsupportedError: the stage asks for something that the host cannot do.

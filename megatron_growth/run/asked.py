@@ -20,7 +20,6 @@ def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) ->
     """Write down what a command asked for; the run's lock must be held.
 
     Args:
-        run: the run directory.
         baselines: names of baselines to train after the stages; those of earlier commands stay.
         wandb_project: Weights & Biases project of this command, or "".
     """

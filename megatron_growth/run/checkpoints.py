@@ -195,7 +195,6 @@ def superfluous(iterations: Sequence[int], newest: int, settings: Checkpoint) ->
     Args:
         iterations: of all checkpoints, ascending.
         newest: the last complete one; later ones are being written, and stay.
-        settings: of the recipe.
     """
     complete = [i for i in iterations if i <= newest]
     every = settings.keep_every

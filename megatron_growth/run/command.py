@@ -36,12 +36,9 @@ def stage_words(
     """The words of Megatron's command line for one stage or baseline.
 
     Args:
-        recipe: of the plan.
         plan: of the recipe, for the GPUs at hand.
-        name: of the stage or baseline.
         run: a run directory with prepared data; None for placeholders.
         installation: a name in `backend.installation.INSTALLATIONS`; words that replace what it lacks are added.
-        profile: of the cluster, for its Megatron flags.
 
     Raises:
         RunError: there is no such stage, or the run has no data yet.

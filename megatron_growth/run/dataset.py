@@ -32,8 +32,6 @@ def prepared(run: RunDirectory, recipe: Recipe, workers: int | None = None) -> M
     """The run's dataset; prepared when the run has none yet.
 
     Args:
-        run: of the recipe.
-        recipe: names corpus and tokenizer.
         workers: processes that tokenize; None for one per core.
 
     Raises:

@@ -178,9 +178,6 @@ def create(
     A run in which nothing has been trained may take another recipe, as long as its dataset fits.
 
     Args:
-        path: the folder.
-        recipe: the one asked for now.
-        plan: its plan.
         guard: called before a run takes another recipe; raises RunError when something else works on it.
 
     Raises:

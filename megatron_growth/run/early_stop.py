@@ -19,8 +19,6 @@ def target_of(recipe: Recipe, stage: str, run: Path) -> float | None:
     """The validation loss at which a stage ends, or None for a stage that trains to its planned end.
 
     Args:
-        recipe: of the run.
-        stage: name of a stage or baseline.
         run: the run directory; the variant that `stop_at` names lies in the same folder.
 
     Raises:

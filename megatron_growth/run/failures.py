@@ -36,12 +36,9 @@ class Failure:
     Attributes:
         rank: global rank.
         time: seconds since the epoch.
-        kind: class of the exception.
         what: its message, or the `what` of a GrowthError.
-        where: of a GrowthError.
-        fix: of a GrowthError.
+        where, fix: of a GrowthError.
         part: of an outside package, that raised it; or "".
-        trace: the whole traceback.
     """
 
     rank: int
@@ -117,14 +114,8 @@ def first(folder: Path) -> Failure | None:
 
 
 def as_error(stage: str, failure: Failure | None, log: Path, exit_code: int) -> GrowthError:
-    """One clear error for a stage whose processes ended without finishing it.
-
-    Args:
-        stage: its name.
-        failure: from `first`.
-        log: what the processes printed.
-        exit_code: of torchrun.
-    """
+    """One clear error for a stage whose processes ended without finishing it, from `first`, the log and torchrun's exit
+    code."""
     tail = _tail(log)
     if failure and (known := error_class(failure.kind)):
         return known(f"stage {stage}: {failure.what}", where=failure.where or str(log), fix=failure.fix)

@@ -13,13 +13,8 @@ from megatron_growth.recipes.schema import Growth, Stage
 
 
 def restricted(recipe: Recipe, stage: Stage, layers: int) -> tuple[dict[str, Any], list[str]]:
-    """The keys of a stage that name layers, for a model of `layers` layers, and what is left out of them.
-
-    Args:
-        recipe: of the stage.
-        stage: as it is.
-        layers: at most as many as it has.
-    """
+    """The keys of a stage that name layers, for a model of `layers` layers (at most as many as the stage has), and what
+    is left out of them."""
     if layers >= stage.layers:
         return {}, []
     shape = shape_of(recipe, stage)

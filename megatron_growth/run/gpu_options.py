@@ -76,7 +76,6 @@ def check_together(stage: StagePlan, options: Options) -> None:
     """Refuse flags that contradict the stage's layout or each other, before Megatron's assertion fails on every GPU.
 
     Args:
-        stage: as planned.
         options: all options of the stage, those of `megatron:` included.
 
     Raises:

@@ -120,7 +120,6 @@ def datasets(samples: Sequence[int], vp_stage: int | None = None) -> tuple[Any, 
 
     Args:
         samples: numbers of training, validation and test samples.
-        vp_stage: virtual pipeline stage.
     """
     from megatron.core import mpu
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder

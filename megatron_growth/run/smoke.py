@@ -97,8 +97,6 @@ def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
 
     Args:
         recipe: the real recipe; trained on its prepared dataset when it names one, else on made-up tokens.
-        folder: of the smoke job.
-        screen: for messages and progress.
 
     Raises:
         ParallelLayoutError: a stage takes more GPUs than there are, or more memory with an eighth of its layers.
@@ -132,12 +130,10 @@ def _rank_bytes(recipe: Recipe, gpus: int) -> float:
 
 
 def smoke_recipe(recipe: Recipe, gpus: int, room: Room) -> Recipe:
-    """The recipe of the smoke job: the same stages for a few steps, with fewer layers where they do not fit.
+    """The recipe of the smoke job: the same stages for a few steps, with fewer layers where a rank lacks the room.
 
     Args:
-        recipe: the real one.
         gpus: GPUs of this machine; also for layouts that leave the data-parallel size open.
-        room: memory that one rank may fill.
 
     Raises:
         ParallelLayoutError: not even an eighth of a stage's layers fits.
@@ -243,7 +239,6 @@ def begin(
     """Write down what the verdicts compare with: RUN/smoke-plan.json.
 
     Args:
-        run: of the smoke job.
         recipe: the real one.
         seconds: planned step time on the cluster, by stage.
         peak_tflops: dense bf16 peak of one of the cluster's GPUs, for the utilisation.

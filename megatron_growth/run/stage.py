@@ -34,11 +34,9 @@ class StageLaunch:
     """A stage that may be launched.
 
     Attributes:
-        stage: as planned.
         directory: its folder, absolute.
         reached: iteration of the checkpoint that training resumes from; 0 when there is none.
         needed: whether there is anything to do; False when it is trained to its end and evaluated there.
-        arguments: Megatron's words.
         notes: a sentence for everything that was repaired.
     """
 
@@ -61,12 +59,8 @@ def open_stage(
     """Make a stage ready.
 
     Args:
-        run: the run directory.
-        recipe: of the run.
         plan: of the recipe, for the available ranks.
-        name: of the stage or baseline.
         manifest: of the run's dataset; None for made-up tokens.
-        place: where it is launched.
 
     Raises:
         CheckpointError: the stage that it grows from is not finished or not whole, or no whole checkpoint is left.
@@ -147,12 +141,6 @@ def check_stages(
     recipe: Recipe, stages: Sequence[StagePlan], machine: Machine, profile: ClusterProfile | None = None
 ) -> None:
     """Refuse before the first stage what the start of a later one would refuse.
-
-    Args:
-        recipe: of the run.
-        stages: to be trained.
-        machine: what they run on.
-        profile: of the cluster, for its Megatron flags.
 
     Raises:
         UnsupportedError: this release cannot train one of them.

@@ -17,7 +17,6 @@ class StageStatus:
     """One stage or baseline.
 
     Attributes:
-        status: pending, growing, training or done.
         iteration: last finished iteration, out of `iterations`.
         tokens: tokens trained on, out of `tokens_planned`.
         loss: of the last iteration, in nats per token.

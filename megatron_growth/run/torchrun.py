@@ -37,7 +37,6 @@ def command_of(processes: int, arguments: Sequence[str], entry: str = "") -> lis
 
     Args:
         processes: number of ranks.
-        arguments: of each rank.
         entry: module whose `main()` they run; `ENTRY` by default.
     """
     entry = entry or ENTRY
@@ -95,7 +94,6 @@ def run_processes(
     Args:
         command: from `command_of`.
         log: what the processes print is appended here.
-        token: of the run's lock.
         failures_folder: where ranks leave their failures; emptied first.
         watch: called several times a second.
         on_stop: called once when the user asks to stop; the ranks then finish their iteration and save.

@@ -64,10 +64,7 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
     """Train what is asked for and not finished yet.
 
     Args:
-        recipe: from `recipes.load`.
         path: the run directory, which need not exist yet.
-        request: which stages, and how.
-        screen: for messages and progress.
 
     Raises:
         RunError: the run directory belongs to another recipe or is in use, or there is no such stage.

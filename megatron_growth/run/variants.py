@@ -22,11 +22,8 @@ def train_variants(
     """Train every variant of a recipe that is not finished yet.
 
     Args:
-        load: returns the recipe of a variant by its name.
         names: of the variants, in the order of training.
-        path: folder that holds them all.
         request: as for one run; it must not name a stage.
-        screen: for messages and progress.
 
     Raises:
         RunError: `path` is the run directory of one recipe, or a stage is named.

@@ -44,9 +44,7 @@ class QueuedJob:
     """A job that is waiting, running, or about to be either again.
 
     Attributes:
-        id: Slurm's job number.
         state: Slurm's word for its state, such as PENDING or RUNNING.
-        name: the name it was submitted with.
         reason: why it waits.
     """
 

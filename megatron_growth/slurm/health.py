@@ -66,7 +66,6 @@ class Doctor:
 
     Args:
         path: the file, which need not exist yet; what it holds by now is of earlier starts.
-        limits: what counts as ill.
         now: the current time in seconds, on any clock that the calls of `examine` share.
     """
 

@@ -49,7 +49,6 @@ class NodeFacts:
     """What one node sees.
 
     Attributes:
-        host: its name.
         code: hash of this package's files.
         versions: Python, torch and megatron-core.
         recipe: hash of recipe.yaml and plan.json.
@@ -135,8 +134,6 @@ def check_world(stage: StagePlan, ranks: int, open_dp: bool) -> None:
     """Refuse a number of ranks that does not fit the layout.
 
     Args:
-        stage: as planned.
-        ranks: of the job.
         open_dp: the recipe leaves the data-parallel size to the machine.
 
     Raises:
@@ -221,10 +218,7 @@ def check(run: RunDirectory, name: str, hosts: tuple[str, ...], ranks_per_node: 
     """Report for this node and, on the first host, compare all nodes.
 
     Args:
-        run: the run directory.
-        name: of the stage.
         hosts: of the job, the first host first.
-        ranks_per_node: training processes per node.
         gpus: GPUs per node, None when the number is not checked.
 
     Raises:

@@ -19,7 +19,6 @@ class Start:
     """One start of a stage's job.
 
     Attributes:
-        job: Slurm's job id.
         restart: how often Slurm had requeued the job.
         hosts: names of the nodes, the first host first.
         time: seconds since the epoch.

@@ -37,13 +37,9 @@ class StageJob:
     """One sbatch call, without its dependency.
 
     Attributes:
-        stage: name of the stage.
         source: name of the stage that it grows from, or None.
         name: of the job; unique to the stage of a run directory, and always the same for it.
         nodes: how many it takes.
-        options: of sbatch.
-        script: the batch script.
-        arguments: of the script.
         environment: variables that the job sees beyond the submitter's.
     """
 
@@ -96,7 +92,6 @@ def stage_jobs(
     Args:
         run: the run directory, which need not exist yet.
         stages: of its plan, wanted baselines included; a source before the stage that grows from it.
-        profile: of the cluster.
         wandb_project: Weights & Biases project, or "".
 
     Raises:

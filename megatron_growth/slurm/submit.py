@@ -31,9 +31,7 @@ class Submitted:
     """What became of one stage in a submission.
 
     Attributes:
-        stage: its name.
         job: Slurm's id; None when the stage is done.
-        nodes: how many nodes the job takes.
         after: id of the job that must succeed first.
         action: `submitted` now, `kept` because its job exists already, or `done` before.
     """
@@ -51,7 +49,6 @@ class Chain:
 
     Attributes:
         jobs: id of the last job of each stage, by stage.
-        cluster: name of the profile.
         peak_tflops: dense bf16 peak of one of its GPUs in TFLOP/s; None before the first submission.
         profile: what --cluster calls it: a shipped name, or the path of a file.
         nodes: how many one stage may use.
@@ -75,7 +72,6 @@ def submit_chain(
     """Submit the stages that are neither done nor submitted, each after the stage that it grows from.
 
     Args:
-        run: the run directory.
         jobs: of all its stages, a source before the stage that grows from it.
         profile: the one they were made with.
         step_seconds: planned time of an iteration, by stage, for `status`.
