@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.errors import UserError
 from megatron_growth.records.numbers import PROCESSES, whole
 from megatron_growth.records.place import plain
 
@@ -40,8 +41,6 @@ def with_data_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
         UserError: two of the options contradict each other.
         DataError: the tokenizer, or the prepared dataset, is missing or damaged.
     """
-    from megatron_growth.errors import UserError
-
     given = {name: getattr(args, name, None) for name in ("data", "corpus", "tokenizer", "text_field", "max_tokens")}
     data: dict[str, Any] = {}
     if given["data"] and (given["corpus"] or given["text_field"] or given["max_tokens"]):

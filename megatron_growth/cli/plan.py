@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_growth.cli.console import console
 from megatron_growth.cli.options import refuse_idle
+from megatron_growth.errors import RecipeError
 from megatron_growth.records.human import size
 from megatron_growth.records.numbers import GPUS, finite, whole
 from megatron_growth.records.storage import json_text
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
+    from megatron_growth.planner.cluster import plan_cluster
     from megatron_growth.recipes import load_cluster
     from megatron_growth.run import flags
 
@@ -72,15 +75,17 @@ def run(args: argparse.Namespace) -> int:
         _list(args.json)
         return 0
     recipe = recipes.load(args.recipe, args.variant)
+    profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
     if args.command is not None:
         drawn = {"--plot-lr": args.plot_lr, "--plot-memory": args.plot_memory, "--fit-gb": args.fit_gb}
         refuse_idle(drawn, "--command prints only the flags of one stage")
-        return _command(recipe, args)
+        return _command(recipe, profile, args)
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)
-    profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
     flags.check(recipe, profile)
-    on_cluster = _on_cluster(recipe, plan, profile, args.nodes)
+    if args.nodes is not None and profile is None:
+        raise RecipeError("--nodes needs --cluster", fix="name a cluster profile, such as h100-8x")
+    on_cluster = plan_cluster(recipe, plan, profile) if profile else None
     fit = None if args.fit_gb is None else _fit(recipe, args.fit_gb)
     written = _draw(plan, args)
     if args.json:
@@ -93,24 +98,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _only_with_command(args: argparse.Namespace) -> None:
-    from megatron_growth.errors import RecipeError
-
     for flag in ("host", "installation", "run"):
         if getattr(args, flag):
             raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
 
 
-def _command(recipe: Recipe, args: argparse.Namespace) -> int:
+def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Namespace) -> int:
     """Print the words of one stage."""
-    from megatron_growth.errors import RecipeError
     from megatron_growth.planner import plan_run
-    from megatron_growth.recipes import load_cluster
     from megatron_growth.run.command import lines, stage_words
     from megatron_growth.run.directory import existing
 
     if args.host and args.installation:
         raise RecipeError("--host is an installation of its own", fix="leave out --installation")
-    profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
     if profile is None:
         refuse_idle({"--nodes": args.nodes}, "no --cluster is named")
     gpus = args.gpus or (profile.gpus if profile else 1 if args.host else None)
@@ -127,17 +127,6 @@ def _command(recipe: Recipe, args: argparse.Namespace) -> int:
         note = f"{args.command} is done in {args.run}: these flags only evaluate it; without --run they train it anew"
         print(note, file=sys.stderr)
     return 0
-
-
-def _on_cluster(recipe: Recipe, plan: RunPlan, profile: ClusterProfile | None, nodes: int | None) -> ClusterPlan | None:
-    from megatron_growth.errors import RecipeError
-    from megatron_growth.planner.cluster import plan_cluster
-
-    if profile is None:
-        if nodes is not None:
-            raise RecipeError("--nodes needs --cluster", fix="name a cluster profile, such as h100-8x")
-        return None
-    return plan_cluster(recipe, plan, profile)
 
 
 def _fit(recipe: Recipe, gigabytes: float) -> dict[str, Any]:
@@ -166,7 +155,6 @@ def _draw(plan: RunPlan, args: argparse.Namespace) -> list[str]:
 
 
 def _print(plan: RunPlan, on_cluster: ClusterPlan | None, fit: dict[str, Any] | None, written: list[str]) -> None:
-    from megatron_growth.cli.console import console
     from megatron_growth.planner.cluster_table import render_cluster
     from megatron_growth.planner.table import render
 
@@ -190,7 +178,6 @@ def _list(as_json: bool) -> None:
     from rich.table import Table
 
     from megatron_growth import recipes
-    from megatron_growth.cli.console import console
 
     shipped = {name: recipes.load(name).summary for name in recipes.names()}
     if as_json:

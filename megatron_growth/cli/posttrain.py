@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +199,6 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
 
 def _submit(args: argparse.Namespace) -> int:
     """Submit, or with --dry-run show, the job."""
-    from dataclasses import asdict
-
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
     from megatron_growth.slurm.stage_jobs import doubt

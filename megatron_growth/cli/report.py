@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_growth.cli.console import show
+from megatron_growth.cli.console import console, show
 from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import RunError, UserError
 from megatron_growth.records.place import variants_in
@@ -69,7 +69,6 @@ def _compare(runs: list[Path], folder: Path, as_json: bool) -> int:
     if as_json:
         print(json_text(comparison.to_json()))
         return 0
-    from megatron_growth.cli.console import console
     from megatron_growth.report.compare_page import table, write_comparison
 
     path = write_comparison(comparison, folder)

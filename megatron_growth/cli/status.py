@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console, show
-from megatron_growth.records.human import count, duration, size
+from megatron_growth.records.human import count, duration, figure, size
 from megatron_growth.records.numbers import finite
 from megatron_growth.records.storage import json_text
 
@@ -75,7 +75,7 @@ def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
         print(json_text(document))
         return
     which = f"rate {document['rate']:g}, {document['rates_done']} of {document['rates']} done"
-    at = f"step {document['step']}/{document['steps'] or '?'}, loss {_loss(document['loss'])}"
+    at = f"step {document['step']}/{document['steps'] or '?'}, loss {figure(document['loss'], '.3f')}"
     state = document["slurm_silent"] or document["job_state"] or "not known to Slurm"
     show(f"{document['kind']} {document['output']}: {'complete' if document['complete'] else f'{which}, {at}'}")
     show(f"  job {document['job'] or '-'}: {state}, restarts {document['restarts']}, {' '.join(document['hosts'])}")
@@ -185,11 +185,11 @@ def _cells(stage: StageStatus) -> list[str]:
         stage.status,
         f"{stage.iteration}/{stage.iterations}",
         f"{count(stage.tokens)}/{count(stage.tokens_planned)}",
-        _loss(stage.loss),
-        _loss(stage.validation_loss),
+        figure(stage.loss, ".3f"),
+        figure(stage.validation_loss, ".3f"),
         count(stage.tokens_per_second) if stage.tokens_per_second else "-",
         duration(stage.seconds_left),
-        str(stage.checkpoint) if stage.checkpoint is not None else "-",
+        figure(stage.checkpoint, "d"),
     ]
 
 
@@ -207,20 +207,15 @@ def _measured(stage: StageStatus, job: StageJobStatus | None) -> list[str]:
 
 def _job_cells(stage: str, job: StageJobStatus) -> list[str]:
     hosts = ",".join(job.hosts) if len(job.hosts) <= _MOST_NODES_SHOWN else f"{job.hosts[0]} + {len(job.hosts) - 1}"
-    utilisation = job.model_flops_utilisation
     return [
         stage,
         job.job or "-",
         job.job_state or "-",
         str(job.restarts),
-        f"{utilisation:.1%}" if utilisation is not None else "-",
+        figure(job.model_flops_utilisation, ".1%"),
         hosts or "-",
         job.reason or "",
     ]
-
-
-def _loss(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None else "-"
 
 
 def _sentence(look: _Look) -> str:

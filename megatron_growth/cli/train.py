@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from megatron_growth.cli.data_options import add_data_options, with_data_options
 from megatron_growth.cli.options import refuse_idle
+from megatron_growth.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_growth.recipes import Recipe
@@ -84,7 +85,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
     """Run the smoke job; 0 when every stage may be trained, 1 when one may not."""
-    from megatron_growth.errors import UserError
     from megatron_growth.run.screen import Screen
     from megatron_growth.run.smoke import as_text, run_smoke
 

@@ -29,7 +29,7 @@ class Costs:
     """What budgets need to know of a stage.
 
     Attributes:
-        flops_per_token: by the paper's accounting.
+        flops_per_token: by the accounting that the budget uses.
         batch_tokens: tokens of one optimizer step.
         nominal: size that budgets count with.
         iterations: steps, for the `iterations` rule.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from megatron_growth import methods, schedules
 from megatron_growth.errors import ParallelLayoutError, RecipeError
@@ -41,30 +41,10 @@ class _Draft(Asked):
     layout: ParallelLayout
     methods: tuple[Method, ...]
     inventory: Inventory
-    nominal: float
     counted: flops.Counted
+    exact_rate: float  # FLOPs of a token
+    costs: budgets.Costs
     norm_epsilon: float
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.stage.global_batch_size * self.recipe.model.sequence_length
-
-    @cached_property
-    def exact_rate(self) -> float:
-        """FLOPs of a token by the exact accounting."""
-        again = self.layout.recompute == "full"
-        return flops.exact_flops_per_token(self.inventory, self.recipe.model.sequence_length, recompute=again)
-
-    @property
-    def rate(self) -> float:
-        """FLOPs of a token by the accounting that the budget uses."""
-        return self.exact_rate if self.recipe.budget.accounting == "exact" else self.counted.flops_per_token
-
-    def costs(self) -> budgets.Costs:
-        """What budgets need to know."""
-        s = self.stage
-        return budgets.Costs(s.name, self.rate, self.batch_tokens, self.nominal, s.iterations)
 
 
 def plan_run(recipe: Recipe, gpus: int | None = None) -> RunPlan:
@@ -113,16 +93,20 @@ def _draft(asked: Asked, source: _Draft | None, gpus: int | None, problems: list
     inventory = take_inventory(shape, stage.freeze, (*chosen_rates(asked, shape), *taken))
     check_frozen(asked, inventory)
     relora = stage.method("relora")
-    rule = recipe.model.nominal_parameters
+    rule, length = recipe.model.nominal_parameters, recipe.model.sequence_length
     nominal = stage.nominal_parameters or flops.nominal_size(shape, recipe.vocab, rule)
+    counted = flops.counted(inventory, recipe.vocab, rule, nominal, relora.rank if relora else 0)
+    exact = flops.exact_flops_per_token(inventory, length, recompute=given.recompute == "full")
+    rate = exact if recipe.budget.accounting == "exact" else counted.flops_per_token
     return _Draft(
         **vars(asked),
         shape=shape,
         layout=ParallelLayout(**chosen),
         methods=taken,
         inventory=inventory,
-        nominal=nominal,
-        counted=flops.counted(inventory, recipe.vocab, rule, nominal, relora.rank if relora else 0),
+        counted=counted,
+        exact_rate=exact,
+        costs=budgets.Costs(stage.name, rate, stage.global_batch_size * length, nominal, stage.iterations),
         norm_epsilon=_norm_epsilon(asked, shape, source),
     )
 
@@ -162,23 +146,23 @@ def _grown_epsilon(spec: GrowthSpec, source: ModelShape, target: ModelShape, eps
 
 
 def _split_budget(recipe: Recipe, drafts: Sequence[_Draft]) -> list[budgets.StageBudget]:
-    rule, costs = recipe.budget, [draft.costs() for draft in drafts]
+    rule, costs = recipe.budget, [draft.costs for draft in drafts]
     if rule.rule == "family":
         return budgets.family(costs, rule.tokens_per_parameter or 0)
     if rule.rule == "iterations":
         return budgets.by_iterations(costs)
     last = drafts[-1]
-    rate = 6 * last.nominal
+    rate = 6 * last.costs.nominal
     if rule.accounting == "exact":
         rate = flops.exact_flops_per_token(take_inventory(last.shape), recipe.model.sequence_length)
-    vanilla = rate * (rule.vanilla_iterations or 0) * last.batch_tokens
+    vanilla = rate * (rule.vanilla_iterations or 0) * last.costs.batch_tokens
     return budgets.step(costs, vanilla, rule.fraction, rule.fraction_of)
 
 
 def _stage_plan(draft: _Draft, budget: budgets.StageBudget, iterations: int | None = None) -> StagePlan:
     """A stage with its budget; `iterations` overrides the rounding of tokens to whole batches."""
     recipe, stage = draft.recipe, draft.stage
-    steps = iterations or max(1, round(budget.tokens / draft.batch_tokens))
+    steps = iterations or max(1, round(budget.tokens / draft.costs.batch_tokens))
     is_last = stage is recipe.stages[-1] or isinstance(stage, Baseline)
     schedule = _schedule(draft, steps, is_last)
     check_schedules(draft, draft.methods, schedule, steps)
@@ -234,19 +218,19 @@ def _parameters(draft: _Draft) -> Parameters:
     )
     total = parameter_count(shape.with_(vocab=vocab))
     return Parameters(
-        draft.nominal, parameter_count(shape, ends=False), total, total - frozen, draft.inventory.adapters
+        draft.costs.nominal, parameter_count(shape, ends=False), total, total - frozen, draft.inventory.adapters
     )
 
 
 def _formulas(draft: _Draft, budget: budgets.StageBudget, steps: int, memory: RankMemory) -> dict[str, str]:
     rate, stage, length = draft.counted.flops_per_token, draft.stage, draft.recipe.model.sequence_length
     frozen = f" + 2 x {draft.counted.frozen:.4g}" if draft.counted.frozen else ""
-    exactly = budget.tokens / draft.batch_tokens
+    exactly = budget.tokens / draft.costs.batch_tokens
     whole = f"rounded to {steps:,}" if steps == max(1, round(exactly)) else f"{steps:,} as all stages together take"
     return {
         "FLOPs": budget.formula,
         "FLOPs per token": f"6 x {draft.counted.trainable:.4g}{frozen} = {rate:.4g}; exact {draft.exact_rate:.4g}",
-        "tokens": f"{budget.flops:.4g} FLOPs / {draft.rate:.4g} per token = {budget.tokens:,}",
+        "tokens": f"{budget.flops:.4g} FLOPs / {draft.costs.flops_per_token:.4g} per token = {budget.tokens:,}",
         "steps": f"{budget.tokens:,} tokens / ({stage.global_batch_size:,} x {length:,} a batch) = "
         f"{exactly:,.2f}, {whole}",
         "memory per GPU": memory.training_in_words
@@ -309,10 +293,10 @@ def _baselines(recipe: Recipe, stages: Sequence[StagePlan], gpus: int | None) ->
         draft = _draft(asked, None, gpus, problems)
         _refuse(problems)
         if baseline.match == "iterations":
-            budget = budgets.by_iterations([draft.costs()])[0]
+            budget = budgets.by_iterations([draft.costs])[0]
         else:
             formula = f"all stages together: {whole:.4g} FLOPs"
-            budget = budgets.StageBudget(whole, round(whole / draft.rate), formula)
+            budget = budgets.StageBudget(whole, round(whole / draft.costs.flops_per_token), formula)
         plans.append(_stage_plan(draft, budget, iterations))
     return plans
 
@@ -321,7 +305,7 @@ def _step_matched(asked: Asked, whole: float, steps: int, gpus: int | None) -> A
     """The baseline with the batch that spends `whole` FLOPs in as many steps as the stages take."""
     draft = _draft(asked, None, gpus, [])
     dp = draft.layout.dp or 1
-    batch = max(1, round(whole / draft.rate / steps / asked.recipe.model.sequence_length / dp)) * dp
+    batch = max(1, round(whole / draft.costs.flops_per_token / steps / asked.recipe.model.sequence_length / dp)) * dp
     micro = max(d for d in layouts.divisors(batch // dp) if d <= asked.stage.micro_batch_size)
     sizes = {"global_batch_size": batch, "micro_batch_size": micro}
     return replace(asked, stage=asked.stage.model_copy(update=sizes))

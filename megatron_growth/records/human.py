@@ -34,6 +34,11 @@ def duration(seconds: float | None) -> str:
     return f"{days}d {clock}" if days else clock
 
 
+def figure(number: float | None, digits: str) -> str:
+    """A number in a format of Python's; a dash for None."""
+    return "-" if number is None else f"{number:{digits}}"
+
+
 def size(number: float, digits: str = ".3g") -> str:
     """Bytes in the decimal unit that suits them: 950 bytes, 2.4 MB, 16.9 GB; `digits` formats the number."""
     power, unit = size_unit(number)

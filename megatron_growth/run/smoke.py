@@ -28,7 +28,7 @@ from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.recipes.schema import Budget, Evaluation, Printed, RateRule, ScheduleBlock, Stage
 from megatron_growth.records import metrics
-from megatron_growth.records.human import size
+from megatron_growth.records.human import figure, size
 from megatron_growth.records.storage import made_of, reading_record, write_json, write_whole
 from megatron_growth.run.directory import RunDirectory, recipe_text
 from megatron_growth.run.fewer_layers import moved_growth, restricted
@@ -274,26 +274,22 @@ def as_text(found: Sequence[Verdict]) -> str:
     """The verdicts as a table with one row per stage."""
     rows = [("stage", "layout", "layers", "steps", "loss", "s/step", "MFU", "memory", "verdict")]
     for v in found:
-        seconds = _three(v.step_seconds) + (f" of {_three(v.planned_seconds)}" if v.planned_seconds else "")
+        seconds = figure(v.step_seconds, ".3g") + (f" of {v.planned_seconds:.3g}" if v.planned_seconds else "")
         rows.append(
             (
                 v.stage,
                 v.layout,
                 f"{v.layers}" if v.layers == v.layers_planned else f"{v.layers} of {v.layers_planned}",
                 str(v.iterations),
-                f"{_three(v.first_loss)} to {_three(v.last_loss)}",
+                f"{figure(v.first_loss, '.3g')} to {figure(v.last_loss, '.3g')}",
                 seconds,
-                "-" if v.model_flops_utilisation is None else f"{v.model_flops_utilisation:.1%}",
+                figure(v.model_flops_utilisation, ".1%"),
                 f"{size(v.memory_bytes) if v.memory_bytes else '-'} of {size(v.planned_bytes)}",
                 "; ".join(v.problems) or ("ok" if v.layers == v.layers_planned else "ok, with fewer layers"),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
-
-
-def _three(number: float | None) -> str:
-    return "-" if number is None else f"{number:.3g}"
 
 
 def _verdict(run: RunDirectory, stage: StagePlan, known: _Planned) -> Verdict:

@@ -22,7 +22,7 @@ from megatron_growth.errors import ParallelLayoutError, StorageError
 from megatron_growth.planner import RunPlan, StagePlan, plan_run
 from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
-from megatron_growth.records.human import duration, size
+from megatron_growth.records.human import duration, figure, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
 from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
@@ -200,11 +200,10 @@ class _Job:
         end = close_stage(self.run, stage)
         progress = read(self.run.stage(stage.name).metrics)
         reached = state.update(self.run, stage.name, status="done", iteration=end)
-        loss = f"{progress.loss:.3f}" if progress.loss is not None else "-"
-        validation = f"{progress.validation:.3f}" if progress.validation is not None else "-"
+        losses = figure(progress.loss, ".3f"), figure(progress.validation, ".3f")
         how = "done" if end == stage.iterations else f"stopped early, of {stage.iterations}"
         self.screen.message(
-            f"{title}  {how}: {end} iterations, loss {loss}, validation loss {validation}, "
+            f"{title}  {how}: {end} iterations, loss {losses[0]}, validation loss {losses[1]}, "
             f"{duration(reached.wall_seconds)}"
         )
 

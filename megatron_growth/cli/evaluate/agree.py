@@ -9,6 +9,7 @@ are exported first.  KL is given both ways, in nats per predicted token.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.cli.evaluate import common
@@ -29,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and print."""
-    from dataclasses import asdict
-
     from megatron_growth.evaluation.agree import agreement
     from megatron_growth.evaluation.documents import read_documents
     from megatron_growth.evaluation.huggingface import HuggingFaceModel

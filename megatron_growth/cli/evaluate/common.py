@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_growth.cli.options import add_trust
+from megatron_growth.errors import UserError
 from megatron_growth.progress import Progress
 from megatron_growth.records.numbers import whole
 
@@ -65,7 +66,6 @@ def single(path: Path, cache: Path | None) -> Model:
     Raises:
         UserError: the path holds several.
     """
-    from megatron_growth.errors import UserError
     from megatron_growth.evaluation.models import models_of
 
     found = models_of(path, cache)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.records.human import plural
@@ -26,8 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch what is missing."""
-    from dataclasses import asdict
-
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.fetch import fetch
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
 from megatron_growth.cli.evaluate import common
+from megatron_growth.records.human import figure
 from megatron_growth.records.numbers import whole
 from megatron_growth.records.storage import json_text
 
@@ -127,8 +128,7 @@ def _print(found: list[TaskResults]) -> None:
     table = Table("model", *(f"{name}\n{found[0].scores[name].metric}" for name in names), "average")
     for one in found:
         values = (one.scores[name].value for name in names)
-        mean = one.average
-        table.add_row(one.model, *(f"{value:.4g}" for value in values), "-" if mean is None else f"{mean:.4g}")
+        table.add_row(one.model, *(f"{value:.4g}" for value in values), figure(one.average, ".4g"))
     console().print(table)
     print("average: of the accuracies, without perplexities")
     for name, iteration in _early_stops(found).items():

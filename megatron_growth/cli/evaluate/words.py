@@ -12,6 +12,7 @@ have in common.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +74,6 @@ def run(args: argparse.Namespace) -> int:
 
 def word_similarity(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Spearman correlation for each table and file of pairs."""
-    from dataclasses import asdict
-
     from megatron_growth.evaluation import tables
     from megatron_growth.evaluation.word_vectors import read_pairs, similarity, word_row
 
