@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from megatron_growth.checkpoint.grow_offline import GrowthJob
     from megatron_growth.checkpoint.summary import Row
     from megatron_growth.operators import GrowthSpec
-    from megatron_growth.planner import StagePlan
     from megatron_growth.shape import ModelShape
 
 HELP = "grow a checkpoint into a larger model's, offline"
@@ -144,6 +143,7 @@ def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, di
     arguments that decide its function."""
     from megatron_growth import recipes
     from megatron_growth.operators.spec import FIELDS, GrowthSpec
+    from megatron_growth.planner import plan_run
     from megatron_growth.run.arguments import architecture
 
     if bool(args.recipe) != bool(args.stage):
@@ -152,11 +152,15 @@ def _wanted(args: argparse.Namespace) -> tuple[GrowthSpec, ModelShape | None, di
     shape: ModelShape | None = None
     wanted: dict[str, Any] = {}
     if args.recipe:
-        stage = _stage(args.recipe, args.stage)
+        recipe = recipes.load(args.recipe)
+        stages = {stage.name: stage for stage in plan_run(recipe).stages}
+        if args.stage not in stages:
+            raise RecipeError(f"recipe {args.recipe!r} has no stage {args.stage!r}", fix=nearest(args.stage, stages))
+        stage = stages[args.stage]
         if stage.growth is None:
             raise GrowthPlanError(f"stage {stage.name!r} is not grown from another", where=args.recipe)
         settings, shape = asdict(stage.growth), stage.shape
-        wanted = architecture(recipes.load(args.recipe), stage)
+        wanted = architecture(recipe, stage)
     settings |= {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
     return GrowthSpec.of(**settings), shape, wanted
 
@@ -198,16 +202,6 @@ def _first_steps(job: GrowthJob) -> str:
         "new entries start with zero moments at the source's Adam step: their updates reach "
         f"{most:.1f} times the learning rate, at step {when}; a warm-up keeps them small"
     )
-
-
-def _stage(recipe: str, name: str) -> StagePlan:
-    from megatron_growth import recipes
-    from megatron_growth.planner import plan_run
-
-    stages = {stage.name: stage for stage in plan_run(recipes.load(recipe)).stages}
-    if name not in stages:
-        raise RecipeError(f"recipe {recipe!r} has no stage {name!r}", fix=nearest(name, stages))
-    return stages[name]
 
 
 def _target_shape(source: ModelShape, args: argparse.Namespace, shape: ModelShape | None) -> ModelShape:

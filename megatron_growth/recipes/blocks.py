@@ -9,9 +9,19 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from megatron_growth.recipes.source import YamlText
 from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
 
 NO_NUMBER = "truth_for_a_number"  # pydantic's type of that error
@@ -65,6 +75,16 @@ class Block(BaseModel):
             if isinstance(number, int | float) and number != 0 and not SMALLEST <= abs(number) <= largest:
                 raise ValueError(f"{number:g} is too {'large' if abs(number) > largest else 'small'} to be meant")
         return value
+
+
+class Document(Block):
+    """A whole YAML document, which knows where its keys are written."""
+
+    _source: YamlText = PrivateAttr(default_factory=YamlText)
+
+    def where(self, *path: str | int) -> str:
+        """`file:line (key)` of a key, for error messages."""
+        return self._source.where(path)
 
 
 class RopeScaling(Block):

@@ -10,13 +10,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_growth.errors import RecipeError, nearest
 from megatron_growth.recipes import flags
 from megatron_growth.recipes.blocks import (
     Block,
     Count,
+    Document,
     Name,
     NotNegative,
     Number,
@@ -243,7 +244,7 @@ class Paths(Block):
     runs: PathText = "runs"
 
 
-class ClusterProfile(Block):
+class ClusterProfile(Document):
     """One cluster, or one machine.
 
     Attributes:
@@ -276,8 +277,6 @@ class ClusterProfile(Block):
     start_minutes: Rate = 60
     megatron: dict[str, FlagValue] = Field(default_factory=dict)
 
-    _source: YamlText = PrivateAttr(default_factory=YamlText)
-
     @property
     def reference(self) -> str:
         """The value of --cluster for this profile: a shipped name, or the path of its file; empty when it has none."""
@@ -295,10 +294,6 @@ class ClusterProfile(Block):
     def ranks_of_a_node(self) -> int:
         """Training processes that a full node runs."""
         return self.ranks_per_node or self.gpus_per_node
-
-    def where(self, *path: str | int) -> str:
-        """`file:line (key)` of a key of the profile, for error messages."""
-        return self._source.where(path)
 
     @property
     def usable_bytes(self) -> float:
@@ -337,7 +332,6 @@ def loads_cluster(text: str, file: str = "cluster profile") -> ClusterProfile:
 
 def _build(document: object, source: YamlText) -> ClusterProfile:
     profile = validate(ClusterProfile, document, source, "cluster profile")
-    profile._source = source
     if problems := [(("megatron", flag), message) for flag, message in flags.problems(profile.megatron)]:
         raise report(problems, source, "cluster profile")
     return profile

@@ -72,7 +72,6 @@ def build(document: Any, source: YamlText, variant: str | None = None) -> Recipe
     _inherit(document, places)
     source = YamlText(source.file, places)
     recipe = validate(Recipe, document, source, "recipe")
-    recipe._source = source
     if problems := problems_of(recipe):
         raise report(problems, source, "recipe")
     return recipe

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from megatron_growth.errors import RecipeError, nearest
-from megatron_growth.recipes.blocks import NO_NUMBER
+from megatron_growth.recipes.blocks import NO_NUMBER, Document
 from megatron_growth.recipes.source import KeyPath, YamlText, dotted
 from megatron_growth.recipes.wording import models_in, wanted
 
@@ -89,8 +91,8 @@ class _Found(NamedTuple):
     advice: str = ""
 
 
-def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: str) -> T:
-    """`document` as a `cls`.
+def validate[T: Document](cls: type[T], document: Any, source: YamlText, what: str) -> T:
+    """`document` as a `cls` that knows its source.
 
     Args:
         what: what the document is, for the message: "recipe", "cluster profile".
@@ -108,6 +110,7 @@ def validate[T: BaseModel](cls: type[T], document: Any, source: YamlText, what: 
     if found:
         advised = [_where_quotes_help(one, cls, document, source) for one in found]
         raise report([(one.path, one.says + one.given + one.advice) for one in advised], source, what)
+    valid._source = source
     return valid
 
 
@@ -155,10 +158,8 @@ def _changed_numbers(document: Any, source: YamlText) -> Iterator[_Found]:
     """Values written in base 60 or 8, such as 24:00:00 and 010, which are never meant as such in a recipe."""
     for path, place in source.places.items():
         if _CHANGED.match(place.written):
-            value: Any = document
             try:
-                for key in path:
-                    value = value[key]
+                value = reduce(getitem, path, document)
             except (KeyError, IndexError, TypeError):
                 continue  # a variant that was not chosen
             if isinstance(value, int | float):
@@ -181,10 +182,7 @@ def _where_quotes_help(found: _Found, cls: type[BaseModel], document: Any, sourc
     if not (found.advice and written and path):
         return found
     quoted = copy.deepcopy(document)
-    block: Any = quoted
-    for key in path[:-1]:
-        block = block[key]
-    block[path[-1]] = written
+    reduce(getitem, path[:-1], quoted)[path[-1]] = written
     try:
         cls.model_validate(quoted)
     except ValidationError as error:

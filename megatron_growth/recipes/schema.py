@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from megatron_growth import methods, schedules
 from megatron_growth.errors import GrowthError, nearest
@@ -25,6 +25,7 @@ from megatron_growth.recipes.blocks import (
     Checkpoint,
     Count,
     Data,
+    Document,
     Evaluation,
     Layers,
     Layout,
@@ -43,7 +44,7 @@ from megatron_growth.recipes.blocks import (
     vocabulary_of,
 )
 from megatron_growth.recipes.flags import FlagValue
-from megatron_growth.recipes.source import KeyPath, YamlText
+from megatron_growth.recipes.source import KeyPath
 
 
 @contextlib.contextmanager
@@ -247,7 +248,7 @@ class Baseline(Stage):
     """How the learning rate was chosen."""
 
 
-class Recipe(Block):
+class Recipe(Document):
     """One run of a paper, complete.  Get one through `megatron_growth.recipes.load`."""
 
     name: Name
@@ -291,8 +292,6 @@ class Recipe(Block):
     seed: Seed = 1234
     """Of initial weights and of the sample order."""
 
-    _source: YamlText = PrivateAttr(default_factory=YamlText)
-
     @property
     def vocab(self) -> int:
         """Tokens of the vocabulary, before padding."""
@@ -311,7 +310,3 @@ class Recipe(Block):
         """(where it is written, flags) of every `megatron:` block."""
         yield ("megatron",), self.megatron
         yield from (((*path, "megatron"), stage.megatron) for path, stage in self.places())
-
-    def where(self, *path: str | int) -> str:
-        """`file:line (key)` of a key of the recipe, for error messages."""
-        return self._source.where(path)

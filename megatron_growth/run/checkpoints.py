@@ -211,9 +211,8 @@ def prune(checkpoints: Path, settings: Checkpoint) -> list[int]:
     try:
         newest = tracked(checkpoints)
         gone = superfluous(iterations(checkpoints), newest or 0, settings)
-        if newest is None or not gone or not owned.is_claimed(checkpoints, PURPOSE):
-            return []
-        if problem_of(folder_of(checkpoints, newest)):
+        ours = owned.is_claimed(checkpoints, PURPOSE)
+        if newest is None or not gone or not ours or problem_of(folder_of(checkpoints, newest)):
             return []
     except (OSError, GrowthError):
         return []

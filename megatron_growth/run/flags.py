@@ -18,7 +18,9 @@ from typing import Any
 from megatron_growth.errors import RecipeError, UserError, nearest
 from megatron_growth.planner.training import Asked
 from megatron_growth.recipes import ClusterProfile, Recipe, Stage
+from megatron_growth.recipes.blocks import Document
 from megatron_growth.recipes.flags import Flags, FlagValue, merged, spelled
+from megatron_growth.recipes.source import KeyPath
 
 Options = dict[str, Any]
 # Megatron's validation takes any number for these, and a rank divides by it, or fails with it, hours later: what they
@@ -105,7 +107,7 @@ def _parsed(flags: Flags, **known: Any) -> argparse.Namespace:
     return parser.parse_args(words(dict(flags)), argparse.Namespace(**known))
 
 
-def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Any, tuple[str | int, ...], Flags]]:
+def _hatches(recipe: Recipe, profile: ClusterProfile | None) -> Iterator[tuple[Document, KeyPath, Flags]]:
     """(recipe or profile, key path, flags) of every escape hatch; a stage's without those that it has of the recipe."""
     of_recipe = set(map(repr, recipe.megatron.items()))
     for path, given in recipe.hatches():

@@ -89,15 +89,11 @@ class Doctor:
         for record in records:
             if "event" in record:
                 continue
-            problem = self._history.add(int(record["iteration"]), _number(record["loss"]))
-            if problem:
+            loss = record["loss"] if isinstance(record["loss"], int | float) else None
+            if problem := self._history.add(int(record["iteration"]), loss):
                 return problem
         hang, silent = self._limits.hang_seconds, now - self._last_progress
         if silent > (hang if self._running else max(hang, self._limits.start_seconds)):
             when = "" if self._running else ", and none of this start before"
             return f"no iteration has finished for {silent / 60:.1f} minutes{when}: it hangs"
         return None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,8 @@ def ranks() -> int:
 
 def useless_restarts(earlier: Sequence[Start], now: Start) -> int:
     """How many of the job's last starts in a row found the same checkpoint as this one."""
-    count = 0
-    for start in reversed(earlier):
-        if start.job != now.job or start.iteration != now.iteration:
-            break
-        count += 1
-    return count
+    found = takewhile(lambda start: (start.job, start.iteration) == (now.job, now.iteration), reversed(earlier))
+    return len(list(found))
 
 
 def watch(run: RunDirectory, name: str, limits: Limits) -> None:

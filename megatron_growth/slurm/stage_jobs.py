@@ -25,11 +25,8 @@ SCRIPT = Path(__file__).with_name("stage.sbatch")
 BREAK = " \\\n    "  # between the lines of one shell command
 _NAME_LENGTH = 24
 FLAGS_VARIABLE = "GROWTH_MEGATRON_FLAGS"  # the cluster's Megatron flags for a stage, as JSON
-# What a profile or the command may leave out; the submitter's shell must not fill it in.
-_EMPTY = (
-    *("GROWTH_MODULES", "GROWTH_VENV", "GROWTH_CONTAINER_IMAGE", "GROWTH_CONTAINER_MOUNTS", "GROWTH_WANDB_PROJECT"),
-    *(FLAGS_VARIABLE, "MASTER_ADDR"),
-)
+# What a job may leave out; the submitter's shell must not fill it in.
+_EMPTY = ("GROWTH_WANDB_PROJECT", FLAGS_VARIABLE, "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
@@ -242,24 +239,17 @@ def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_pr
 def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
     """The variables that a job gets from its profile, with this number of ranks per node."""
     own = profile.environment
-    variables = (
-        dict.fromkeys(_EMPTY, "")
-        | own.variables
-        | {
-            "GROWTH_LAUNCHER": profile.launcher,
-            "GROWTH_RANKS_PER_NODE": str(ranks),
-            "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
-            "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
-            "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
-            "GROWTH_START_MINUTES": str(profile.start_minutes),
-        }
-    )
-    if own.modules:
-        variables["GROWTH_MODULES"] = " ".join(own.modules)
-    if own.venv:
-        variables["GROWTH_VENV"] = own.venv
-    if own.container:
-        variables["GROWTH_CONTAINER_IMAGE"] = own.container.image
-        if own.container.mounts:
-            variables["GROWTH_CONTAINER_MOUNTS"] = ",".join(own.container.mounts)
-    return variables
+    return {
+        **dict.fromkeys(_EMPTY, ""),
+        **own.variables,
+        "GROWTH_LAUNCHER": profile.launcher,
+        "GROWTH_RANKS_PER_NODE": str(ranks),
+        "GROWTH_GPUS_PER_NODE": str(profile.gpus_per_node),
+        "GROWTH_MAX_RESTARTS": str(profile.max_restarts),
+        "GROWTH_HANG_MINUTES": str(profile.hang_minutes),
+        "GROWTH_START_MINUTES": str(profile.start_minutes),
+        "GROWTH_MODULES": " ".join(own.modules),
+        "GROWTH_VENV": own.venv or "",
+        "GROWTH_CONTAINER_IMAGE": own.container.image if own.container else "",
+        "GROWTH_CONTAINER_MOUNTS": ",".join(own.container.mounts) if own.container else "",
+    }
