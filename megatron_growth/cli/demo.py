@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Train, then report."""
     from megatron_growth.cli.train import load_recipe
     from megatron_growth.records.human import duration
@@ -51,4 +51,3 @@ def run(args: argparse.Namespace) -> int:
         print(sentence)
     print(f"report: {page}")
     print(f"the demo took {duration(time.monotonic() - begin)}", file=sys.stderr)
-    return 0

@@ -53,13 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Plan and export."""
     from megatron_growth.backend.processes import without_collection
     from megatron_growth.records.read_ahead import reading_ahead
 
     if args.adapters:
-        return _adapters(args)
+        _adapters(args)
+        return
     # Nearly all of this is importing.
     with reading_ahead(lambda: _weights(args.source)), without_collection():
         plan, tokenizer, card = _planned(args)
@@ -69,14 +70,13 @@ def run(args: argparse.Namespace) -> int:
         report = export(plan, args.target, tokenizer=tokenizer, card=card, processes=args.processes, progress=progress)
     if args.json:
         print(json_text(asdict(report)))
-        return 0
+        return
     resumed = f"; {plural(report.files_resumed, 'file')} already there" if report.files_resumed else ""
     print(f"exported: {report.path} ({report.family}, {size(report.bytes)}, {report.seconds:.1f} s{resumed})")
     if tokenizer is None:
         print("no tokenizer was exported: put its files there, or name it with --tokenizer")
     print("compare it with the checkpoint:")
     print("  " + shlex.join(["megatron-growth", "verify", str(report.path), "--source", str(args.source)]))
-    return 0
 
 
 def _weights(source: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def _planned(args: argparse.Namespace) -> tuple[ExportPlan, Named | None, str]:
     return plan, tokenizer, card
 
 
-def _adapters(args: argparse.Namespace) -> int:
+def _adapters(args: argparse.Namespace) -> None:
     """Export the adapters alone.
 
     Raises:
@@ -126,9 +126,8 @@ def _adapters(args: argparse.Namespace) -> int:
     report = export_adapters(Source(args.source), args.target, trust_checkpoint=args.trust_checkpoint)
     if args.json:
         print(json_text(asdict(report), default=str))
-        return 0
+        return
     print(f"exported: {report.path} (rank {report.rank}, {plural(len(report.layers), 'layer')}, {size(report.bytes)})")
-    return 0
 
 
 def _tokenizer(args: argparse.Namespace) -> Named | None:

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser, "the source's")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Plan, then print or execute."""
     import torch
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     _check_rates(job, args.lr, args.min_lr)
     if args.dry_run:
         _print_plan(job, args.json)
-        return 0
+        return
     with Progress({"check": "checking the source", "write": "growing"}, quiet=args.json) as progress:
         report = grow_offline.grow(
             job, args.target, processes=args.processes, rates=(args.lr, args.min_lr), progress=progress
@@ -119,7 +119,6 @@ def run(args: argparse.Namespace) -> int:
         print(_where_training_goes_on(report.iteration))
         if job.policy != "reset" and begins_at_zero(job.growth, job.policy):
             print(_first_steps(job))
-    return 0
 
 
 def _where_training_goes_on(iteration: int | None) -> str:

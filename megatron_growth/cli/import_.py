@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Import: growth of a model into its own shape."""
     import torch
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     flags = words(flags_of(arguments_of(source.shape) | beside))
     if args.json:
         print(json_text({**asdict(report), "megatron_flags": flags}))
-        return 0
+        return
     print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
     print(f"Megatron loads it with --load {shlex.quote(report.path)} and these flags:")
     print("  " + shlex.join(flags))
@@ -64,4 +64,3 @@ def run(args: argparse.Namespace) -> int:
             f"Megatron-Core 0.19's gpt_config_from_args() ignores --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
         )
         print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")
-    return 0

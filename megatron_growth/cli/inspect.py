@@ -32,14 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Describe the checkpoint."""
     document = describe(args.checkpoint, copies=not args.no_copies, trust=args.trust_checkpoint)
     if args.json:
         print(json_text(document, default=str))
     else:
         _print(document)
-    return 0
 
 
 def describe(path: Path, *, copies: bool, trust: bool) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_unreadable(words)
         args = build_parser((verb,) if verb in VERBS else VERBS).parse_args(_respelled(words))
-        code = int(args.execute(args) or 0)
+        code = int(args.execute(args) or 0)  # a verb that could do what it was asked for may return nothing
         sys.stdout.flush()  # what is refused here would else be refused when Python ends, and said in its words
         return code
     except KeyboardInterrupt:

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the plan."""
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
@@ -73,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.recipe is None:
         _list(args.json)
-        return 0
+        return
     recipe = recipes.load(args.recipe, args.variant)
     profile = load_cluster(args.cluster, args.nodes) if args.cluster else None
     if args.command is not None:
         drawn = {"--plot-lr": args.plot_lr, "--plot-memory": args.plot_memory, "--fit-gb": args.fit_gb}
         refuse_idle(drawn, "--command prints only the flags of one stage")
-        return _command(recipe, profile, args)
+        _command(recipe, profile, args)
+        return
     _only_with_command(args)
     plan = plan_run(recipe, args.gpus)
     flags.check(recipe, profile)
@@ -94,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(document))
     else:
         _print(plan, on_cluster, fit, written)
-    return 0
 
 
 def _only_with_command(args: argparse.Namespace) -> None:
@@ -103,7 +103,7 @@ def _only_with_command(args: argparse.Namespace) -> None:
             raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
 
 
-def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Namespace) -> int:
+def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Namespace) -> None:
     """Print the words of one stage."""
     from megatron_growth.planner import plan_run
     from megatron_growth.run.command import lines, stage_words
@@ -126,7 +126,6 @@ def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Name
     if "--skip-train" in words:
         note = f"{args.command} is done in {args.run}: these flags only evaluate it; without --run they train it anew"
         print(note, file=sys.stderr)
-    return 0
 
 
 def _fit(recipe: Recipe, gigabytes: float) -> dict[str, Any]:

@@ -120,14 +120,15 @@ def _add_own_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Tune here, or submit a job."""
     from megatron_growth.posttrain import extra
 
     if args.submit and not args.cluster:
         raise UserError("submit needs --cluster", fix="add --cluster PROFILE")
     if args.cluster:
-        return _submit(args)
+        _submit(args)
+        return
     if args.dry_run:
         raise UserError("--dry-run shows a job, and no cluster is named", fix="add --cluster PROFILE")
     refuse_idle({"--nodes": args.nodes}, "nodes belong to a job, and no --cluster is named")
@@ -147,7 +148,6 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(document))
     else:
         _show(document, args.output)
-    return 0
 
 
 def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Request:
@@ -197,7 +197,7 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
     )
 
 
-def _submit(args: argparse.Namespace) -> int:
+def _submit(args: argparse.Namespace) -> None:
     """Submit, or with --dry-run show, the job."""
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
@@ -213,14 +213,13 @@ def _submit(args: argparse.Namespace) -> int:
         script = job.script.read_text("utf-8")
         document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
         print(json_text(document) if args.json else f"{job.shown()}\n\n# {job.script}\n{script}", end="")
-        return 0
+        return
     found = submit(args.output, request, profile, nodes)
     if args.json:
         print(json_text({"output": str(args.output), **asdict(found)}))
     else:
         print(f"{args.output}: {found.action}, job {found.job or '-'}, {plural(found.nodes, 'node')}")
         print("  " + shlex.join(["megatron-growth", "status", str(args.output)]))
-    return 0
 
 
 def _rates(args: argparse.Namespace, preset: Preset) -> tuple[float, ...]:

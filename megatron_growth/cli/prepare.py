@@ -112,7 +112,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print a summary of the manifest as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Prepare the dataset and print what it holds."""
     from megatron_growth.data.manifest import megatron_data_flags, megatron_tokenizer_flags
     from megatron_growth.data.prepare import prepare
@@ -136,7 +136,6 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(summary | {"megatron_flags": flags}))
     else:
         _print(args.output, manifest, written, flags)
-    return 0
 
 
 def _print(output: Path, manifest: Manifest, written: bool, flags: list[str]) -> None:

@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and write no page")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the numbers, or write the page and say where it is."""
     if args.compare:
-        return _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
+        _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
+        return
     refuse_idle({"--output": args.output}, "a run's report is written into the run; --output is for --compare")
     if args.run is None:
         raise UserError(
@@ -53,22 +54,21 @@ def run(args: argparse.Namespace) -> int:
     document, sentences, write = _variants(args.run) if variants_in(args.run) else _one_run(args.run)
     if args.json:
         print(json_text(document))
-        return 0
+        return
     path = write()
     for sentence in sentences:
         print(sentence)
     print(f"report: {path}")
-    return 0
 
 
-def _compare(runs: list[Path], folder: Path, as_json: bool) -> int:
+def _compare(runs: list[Path], folder: Path, as_json: bool) -> None:
     """Print the table, and write the page."""
     from megatron_growth.report.compare import compare, compare_findings
 
     comparison = compare(runs)
     if as_json:
         print(json_text(comparison.to_json()))
-        return 0
+        return
     from megatron_growth.report.compare_page import table, write_comparison
 
     path = write_comparison(comparison, folder)
@@ -76,7 +76,6 @@ def _compare(runs: list[Path], folder: Path, as_json: bool) -> int:
     for sentence in compare_findings(comparison):
         show(sentence)
     print(f"report: {path}")
-    return 0
 
 
 Report = tuple[dict[str, Any], list[str], Callable[[], Path]]

@@ -53,21 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the status, once or until the run is complete."""
     from megatron_growth.posttrain import slurm_jobs
     from megatron_growth.run import directory
 
     if slurm_jobs.is_job(args.folder):
         _print_posttraining(slurm_jobs.status(args.folder), args.json)
-        return 0
+        return
     folder = directory.existing(args.folder)
-    if args.watch is None:
-        _print(_look(folder), args.json)
-        if not args.json:
-            _print_smoke(folder)
-        return 0
-    return _watch(folder, args.watch, args.json)
+    if args.watch is not None:
+        _watch(folder, args.watch, args.json)
+        return
+    _print(_look(folder), args.json)
+    if not args.json:
+        _print_smoke(folder)
 
 
 def _print_posttraining(document: dict[str, Any], as_json: bool) -> None:
@@ -120,7 +120,7 @@ def _look(folder: RunDirectory) -> _Look:
     return _Look(status, jobs, silence, go_on_command(folder))
 
 
-def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
+def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> None:
     """Show the status until the run is complete: in place on a terminal, else (and as JSON) each below the last."""
     from rich.live import Live
 
@@ -134,7 +134,7 @@ def _watch(folder: RunDirectory, seconds: float, as_json: bool) -> int:
             else:
                 _print(look, as_json)
             if look.status.complete:
-                return 0
+                return
             time.sleep(seconds)
 
 

@@ -82,10 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was done as one JSON document")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Submit, or cancel."""
     if args.cancel:
-        return _cancel(args.cancel, args.json)
+        _cancel(args.cancel, args.json)
+        return
     if not args.recipes or not args.cluster:
         raise UserError("submit needs a recipe and --cluster", fix="megatron-growth submit RECIPE --cluster PROFILE")
     from megatron_growth.recipes import load_cluster
@@ -99,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
         _show(requests, args.json)
     else:
         _submit(requests, profile, args)
-    return 0
 
 
 def _short(profile: ClusterProfile, args: argparse.Namespace) -> ClusterProfile:
@@ -255,7 +255,7 @@ def _prepare(request: _Request, profile: ClusterProfile, args: argparse.Namespac
     return run
 
 
-def _cancel(folder: Path, as_json: bool) -> int:
+def _cancel(folder: Path, as_json: bool) -> None:
     from megatron_growth.posttrain import slurm_jobs
     from megatron_growth.run.directory import existing
     from megatron_growth.slurm.submit import cancel_chain
@@ -265,4 +265,3 @@ def _cancel(folder: Path, as_json: bool) -> int:
         print(json.dumps({"run": str(folder), "cancelled": cancelled}))
     else:
         print(f"{folder}: cancelled {', '.join(cancelled) or 'nothing: there was no job'}")
-    return 0

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser, "their")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Verify, and say what was checked."""
     import torch
 
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     if is_export(args.target):
-        return _verify_export(args)
+        _verify_export(args)
+        return
     if args.source is None:
         raise UserError("a grown checkpoint is checked against its source", fix="name the source with --source DIR")
     with Progress({"check": "checking the target"}, quiet=args.json) as progress:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     found = copies_in(target, metadata.shape_of(target, arguments))
     if args.json:
         print(json_text({"verified": True, **asdict(result), "copies": asdict(found)}, default=str))
-        return 0
+        return
     elements = sum(s.rows[1] - s.rows[0] for s in result.slices)
     print(
         f"verified: checksums of {plural(result.chunks, 'chunk')} ({size(result.bytes_checked)}); "
@@ -80,10 +81,9 @@ def run(args: argparse.Namespace) -> int:
         f"copies: {counts.residual} of {found.residual_of} residual dimensions, {counts.heads} of {found.heads_of} "
         f"heads, {counts.units} of {found.units_of} FFN units; effective rank {counts.effective_rank:.1f}"
     )
-    return 0
 
 
-def _verify_export(args: argparse.Namespace) -> int:
+def _verify_export(args: argparse.Namespace) -> None:
     from megatron_growth.exchange import open_source
     from megatron_growth.exchange.verify_export import verify_export
 
@@ -99,10 +99,9 @@ def _verify_export(args: argparse.Namespace) -> int:
         )
     if args.json:
         print(json_text({"verified": True, **asdict(result)}))
-        return 0
+        return
     compared = f"{plural(result.tensors, 'tensor')} ({plural(result.rows, 'row')}) equal the checkpoint bit for bit"
     print(
         f"verified: checksums of {plural(result.files, 'file')} ({size(result.bytes_checked)}); "
         + (compared if source else "name the checkpoint with --source to compare the tensors too")
     )
-    return 0

@@ -47,6 +47,6 @@ def respelled(words: Sequence[str]) -> list[str]:
     raise UserError(f"evaluate has no sub-verb {first!r}", fix=nearest(first, SUBVERBS))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run the sub-verb."""
-    return int(args.execute_measure(args) or 0)
+    args.execute_measure(args)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Compare, and print."""
     from megatron_growth.evaluation.agree import agreement
     from megatron_growth.evaluation.documents import read_documents
@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     found = agreement(a, b, documents, length=args.length or min(most, common.LONGEST), progress=counter)
     if args.json:
         print(json_text({"a": str(args.first), "b": str(args.second), **asdict(found)}))
-        return 0
+        return
     print(f"{found.positions:,} predicted tokens: the same first token at {found.top1:.1%}")
     print(f"KL(A || B) {found.kl:.4g}, KL(B || A) {found.kl_reverse:.4g} nats per token")
-    return 0

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Answer what has no answer yet."""
     from megatron_growth.evaluation.answers import answer, identity_of, read_questions
     from megatron_growth.evaluation.generate import Answerer
@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         document = {"answers": str(args.target), "questions": len(questions), "answered_now": answered, "judge": judge}
         print(json_text(document))
-        return 0
+        return
     print(f"{args.target}: {plural(len(questions), 'answer')}, {answered} of them new")
     print(f"not judged yet: {judge}")
-    return 0

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Fetch what is missing."""
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.fetch import fetch
@@ -39,4 +39,3 @@ def run(args: argparse.Namespace) -> int:
         print(json_text([asdict(one) for one in found]))
     else:
         print(f"{args.data_dir}: {plural(len(found), 'file')} of questions")
-    return 0

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write examples, or ask the model."""
     from megatron_growth.evaluation.instructions import accuracies, examples
 
@@ -45,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("name a MODEL to check, or a file to --write", fix="give one of the two")
     wanted = list(examples(args.count, args.seed))
     if args.write:
-        return _write(args, wanted)
+        _write(args, wanted)
+        return
     found = accuracies(wanted, _ask(args, [one.question for one in wanted]))
     if args.json:
         print(json_text({"model": str(args.model), "questions": len(wanted), "accuracy": found}))
-        return 0
+        return
     for kind, share in found.items():
         print(f"{kind:10} {share:.1%}")
-    return 0
 
 
 def _ask(args: argparse.Namespace, questions: list[str]) -> list[str]:
@@ -69,7 +69,7 @@ def _ask(args: argparse.Namespace, questions: list[str]) -> list[str]:
     return given
 
 
-def _write(args: argparse.Namespace, wanted: list[Instruction]) -> int:
+def _write(args: argparse.Namespace, wanted: list[Instruction]) -> None:
     from megatron_growth.records.storage import storage_errors, write_whole
 
     if args.write.exists():
@@ -89,4 +89,3 @@ def _write(args: argparse.Namespace, wanted: list[Instruction]) -> int:
         if args.json
         else f"{args.write}: {plural(len(turns), 'example')}"
     )
-    return 0

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Score the text, and print both perplexities."""
     from megatron_growth.evaluation.documents import read_documents
     from megatron_growth.evaluation.perplexity import perplexity
@@ -61,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
     found = perplexity(scorer, documents, length=length, stride=args.stride, progress=counter)
     if args.json:
         print(json_text({"model": str(args.model), "text": str(args.text), **how, **found.to_json()}))
-        return 0
+        return
     text = (plural(found.tokens, "token"), plural(found.words, "word"), plural(found.documents, "document"))
     print(f"{args.text}: {text[0]}, {text[1]} in {text[2]}")
     print(f"perplexity per token {found.token_perplexity:.4g}, per word {found.word_perplexity:.4g}")
-    return 0
 
 
 def _scorer(args: argparse.Namespace) -> tuple[Scorer, dict[str, Any]]:

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Evaluate every model on every benchmark, and print the table."""
     from megatron_growth.evaluation import task_data
     from megatron_growth.evaluation.benchmarks import chosen
@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(_document(args, found)))
     else:
         _print(found)
-    return 0
 
 
 def _left_out(name: str) -> None:

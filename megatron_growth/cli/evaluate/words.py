@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser, "their")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Measure, and print."""
     if not args.pairs and args.agree_with is None:
         raise UserError("there is nothing to measure", fix="add --pairs FILE, --agree-with DIR, or both")
@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(document))
     else:
         _print(document)
-    return 0
 
 
 def word_similarity(source: Source, args: argparse.Namespace) -> list[dict[str, Any]]:
