@@ -31,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, then report."""
     from megatron_growth.cli.train import load_recipe
     from megatron_growth.records.human import duration
     from megatron_growth.report.collect import collect

@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plan and export."""
     from megatron_growth.backend.processes import without_collection
     from megatron_growth.records.read_ahead import reading_ahead
 

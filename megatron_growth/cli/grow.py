@@ -81,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plan, then print or execute."""
     import torch
 
     from megatron_growth.checkpoint import grow_offline

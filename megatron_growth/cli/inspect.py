@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Describe the checkpoint."""
     document = describe(args.checkpoint, copies=not args.no_copies, trust=args.trust_checkpoint)
     if args.json:
         print(json_text(document, default=str))

@@ -64,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the plan."""
     from megatron_growth import recipes
     from megatron_growth.planner import plan_run
     from megatron_growth.planner.cluster import plan_cluster
@@ -104,7 +103,6 @@ def _only_with_command(args: argparse.Namespace) -> None:
 
 
 def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Namespace) -> None:
-    """Print the words of one stage."""
     from megatron_growth.planner import plan_run
     from megatron_growth.run.command import lines, stage_words
     from megatron_growth.run.directory import existing

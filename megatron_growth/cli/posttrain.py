@@ -121,7 +121,6 @@ def _add_own_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Tune here, or submit a job."""
     from megatron_growth.posttrain import extra
 
     if args.submit and not args.cluster:
@@ -198,7 +197,6 @@ def request_of(args: argparse.Namespace, processes: int, *, gpu: bool) -> Reques
 
 
 def _submit(args: argparse.Namespace) -> None:
-    """Submit, or with --dry-run show, the job."""
     from megatron_growth.posttrain.slurm_jobs import job_of_request, submit
     from megatron_growth.recipes import load_cluster
     from megatron_growth.slurm.stage_jobs import doubt

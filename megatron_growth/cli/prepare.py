@@ -113,7 +113,6 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prepare the dataset and print what it holds."""
     from megatron_growth.data.manifest import megatron_data_flags, megatron_tokenizer_flags
     from megatron_growth.data.prepare import prepare
     from megatron_growth.data.request import PrepareRequest

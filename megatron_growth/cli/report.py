@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the numbers, or write the page and say where it is."""
     if args.compare:
         _compare([*([args.run] if args.run else []), *args.compare], args.output or Path("compare"), args.json)
         return
@@ -62,7 +61,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _compare(runs: list[Path], folder: Path, as_json: bool) -> None:
-    """Print the table, and write the page."""
     from megatron_growth.report.compare import compare, compare_findings
 
     comparison = compare(runs)

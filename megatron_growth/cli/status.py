@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the status, once or until the run is complete."""
     from megatron_growth.posttrain import slurm_jobs
     from megatron_growth.run import directory
 

@@ -83,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Submit, or cancel."""
     if args.cancel:
         _cancel(args.cancel, args.json)
         return

@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
     from megatron_growth.run.screen import Screen
     from megatron_growth.run.train import TrainRequest, train
     from megatron_growth.run.variants import train_variants

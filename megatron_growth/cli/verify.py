@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Verify, and say what was checked."""
     import torch
 
     from megatron_growth.checkpoint import metadata

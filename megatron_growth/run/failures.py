@@ -163,7 +163,6 @@ def error_class(kind: str) -> type[GrowthError] | None:
 
 
 def _tail(log: Path, size: int = 65536) -> str:
-    """The end of a log."""
     if not log.is_file():
         return ""
     with open(log, "rb") as file:

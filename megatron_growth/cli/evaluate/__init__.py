@@ -48,5 +48,4 @@ def respelled(words: Sequence[str]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the sub-verb."""
     args.execute_measure(args)

@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compare, and print."""
     from megatron_growth.evaluation.agree import agreement
     from megatron_growth.evaluation.documents import read_documents
     from megatron_growth.evaluation.huggingface import HuggingFaceModel

@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Answer what has no answer yet."""
     from megatron_growth.evaluation.answers import answer, identity_of, read_questions
     from megatron_growth.evaluation.generate import Answerer
     from megatron_growth.evaluation.huggingface import HuggingFaceModel

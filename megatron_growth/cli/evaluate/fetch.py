@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fetch what is missing."""
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.fetch import fetch
 

@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write examples, or ask the model."""
     from megatron_growth.evaluation.instructions import accuracies, examples
 
     if (args.model is None) == (args.write is None):

@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score the text, and print both perplexities."""
     from megatron_growth.evaluation.documents import read_documents
     from megatron_growth.evaluation.perplexity import perplexity
 

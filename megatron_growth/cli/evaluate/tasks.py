@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate every model on every benchmark, and print the table."""
     from megatron_growth.evaluation import task_data
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.extra import need

@@ -53,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and print."""
     if not args.pairs and args.agree_with is None:
         raise UserError("there is nothing to measure", fix="add --pairs FILE, --agree-with DIR, or both")
     from megatron_growth.checkpoint.source import Source
