@@ -100,7 +100,7 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
         return counts
     if layers % chunks:
         what = f"PP {pp}" + (f" x VPP {vpp}" if vpp > 1 else "")
-        even = _listed(pipeline_sizes(layers))
+        even = ", ".join(map(str, pipeline_sizes(layers)))
         raise ValueError(
             f"{plural(layers, 'layer')} cannot be split evenly by {what}: possible are {even}, "
             f"or an uneven split through pipeline_layout, such as {uneven_layout(layers, chunks)!r}"
@@ -127,7 +127,7 @@ def problems(shape: ModelShape, stage: Stage, dp: int, sequence_length: int) -> 
         what = plural(shape.query_groups, "head" if shape.heads == shape.query_groups else "query group")
         if shape.query_groups % tp == 0:
             what = f"ffn {shape.ffn}"
-        yield "tp", f"{what} cannot be split by TP {tp}; possible TP: {_listed(possible)}"
+        yield "tp", f"{what} cannot be split by TP {tp}; possible TP: {', '.join(map(str, possible))}"
     try:
         layers_per_chunk(shape.layers, pp, vpp, layout.pipeline_layout)
     except ValueError as error:
@@ -146,7 +146,3 @@ def problems(shape: ModelShape, stage: Stage, dp: int, sequence_length: int) -> 
             f"interleaving needs a number of micro-batches that PP {pp} divides; a batch of {batch} sequences by "
             f"micro-batch {micro} x DP {dp} gives {batch // (micro * dp)}",
         )
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -146,8 +146,8 @@ def _full_rank_start(vanilla: int, adapted: int, printed: int) -> str:
 def _peaks(program: Program) -> Iterator[str]:
     if program.paper and program.paper_peak_bytes and program.solver_peak_bytes < program.paper_peak_bytes:
         yield (
-            f"The integer program's optimum is {_tuple(program.solver)} at {size(program.solver_peak_bytes, '.2f')}; "
-            f"the paper's {_tuple(program.paper)} takes {size(program.paper_peak_bytes, '.2f')}."
+            f"The integer program's optimum is {program.solver} at {size(program.solver_peak_bytes, '.2f')}; "
+            f"the paper's {program.paper} takes {size(program.paper_peak_bytes, '.2f')}."
         )
     printed = program.printed_peak_bytes
     if printed and program.paper_peak_bytes and round(program.paper_peak_bytes / 1e9, 1) != round(printed / 1e9, 1):
@@ -165,7 +165,3 @@ def _early_stop(compute: Saving, stages: Sequence[StagePlan], baselines: Sequenc
         f"The paper prints a compute saving of {printed:.2%}; its formula gives {compute.paper:.2%} for a stop at "
         f"{last.stop_iterations or last.iterations:,} steps, and {printed:.2%} would need a stop at {needed:,.0f}."
     )
-
-
-def _tuple(layers: Sequence[int]) -> str:
-    return "(" + ", ".join(map(str, layers)) + ")"

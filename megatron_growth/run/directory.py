@@ -9,7 +9,7 @@ RUN/data/                         the indexed dataset and its manifest
 RUN/cache/FINGERPRINT/            orders of samples, as Megatron keeps them for one dataset
 RUN/stages/STAGE/                 checkpoints/, tensorboard/, log.txt, metrics.jsonl, done
 RUN/evaluation/                   what `evaluate tasks` exported and measured
-RUN/report/
+RUN/report/                       pictures and page of `report`
 """
 
 from __future__ import annotations
@@ -50,20 +50,13 @@ class StageDirectory:
 
     path: Path
 
-    checkpoints = place.Below("checkpoints")
-    """Megatron's --save and --load."""
-    grown = place.Below("grown")
-    """The checkpoint that the stage starts from where its source's optimizer state is grown too."""
+    checkpoints = place.Below("checkpoints")  # Megatron's --save and --load
+    grown = place.Below("grown")  # what the stage starts from where its source's optimizer state is grown too
     tensorboard = place.Below("tensorboard")
-    """Event files."""
-    log = place.Below("log.txt")
-    """Everything that the training processes print."""
-    metrics = place.Below("metrics.jsonl")
-    """One JSON object a line: see `megatron_growth.records.metrics`."""
-    failures = place.Below("failures")
-    """Where ranks leave their errors; see `failures.py`."""
-    done = place.Below("done")
-    """Marker: present when the stage's last checkpoint has been verified."""
+    log = place.Below("log.txt")  # everything that the training processes print
+    metrics = place.Below("metrics.jsonl")  # see `records.metrics`
+    failures = place.Below("failures")  # where ranks leave their errors; see `failures.py`
+    done = place.Below("done")  # a marker: the stage's last checkpoint has been verified
 
     @property
     def name(self) -> str:
@@ -86,20 +79,13 @@ class RunDirectory:
 
     path: Path
 
-    recipe = place.Below(place.RECIPE)
-    """The resolved recipe; a folder without one is not a run directory."""
+    recipe = place.Below(place.RECIPE)  # a folder without one is not a run directory
     plan = place.Below(place.PLAN)
-    """Every derived number."""
     state = place.Below("state.json")
-    """What has been done."""
     lock = place.Below("lock")
-    """Held by the command that works on the run."""
     data = place.Below("data")
-    """The indexed dataset."""
     evaluation = place.Below("evaluation")
-    """Exports, results and summary of `evaluate tasks`."""
     report = place.Below("report")
-    """Pictures and page of `megatron-growth report`."""
 
     def stage(self, name: str) -> StageDirectory:
         """The folder of a stage or a baseline."""

@@ -108,16 +108,12 @@ def run_smoke(recipe: Recipe, folder: Path, screen: Screen) -> list[Verdict]:
     smoke = smoke_recipe(recipe, gpus, Room(_rank_bytes(recipe, gpus)))
     for note in changes(recipe, smoke):
         screen.message(note)
-    failed = ""
     try:
         train(smoke, folder, TrainRequest(mock=recipe.data.prepared is None, resumed_at=HALF), screen)
     except StageFailed as error:  # the table shows it among the stages that went well
-        failed = str(error)
+        screen.message(str(error))
     begin(run, recipe)
-    found = verdicts(run)
-    if failed:
-        screen.message(failed)
-    return found
+    return verdicts(run)
 
 
 def _rank_bytes(recipe: Recipe, gpus: int) -> float:
