@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import batched
+from itertools import batched, groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def build(request: PrepareRequest, corpus: Corpus, identity: dict[str, Any], par
 
     Raises DataError for unusable text or tokenizers, StorageError when the file system refuses.
     """
-    batches = list(_batches(corpus.sources, partial))
+    batches = _batches(corpus.sources, partial)
     spec = _trained(request, batches, partial)
     tokenizer = load_tokenizer(spec)
     dtype = _dtype(request.dtype, tokenizer)
@@ -87,7 +87,7 @@ def build(request: PrepareRequest, corpus: Corpus, identity: dict[str, Any], par
 
 @dataclass(frozen=True)
 class _Batch:
-    """All local files, or one file of the hub, cut into shards together, in the folder of the unfinished work."""
+    """Local files that follow each other, or one file of the hub, cut into shards in the folder of unfinished work."""
 
     number: int
     sources: tuple[InputFile, ...]
@@ -129,20 +129,12 @@ class _Batch:
         return self.folder / "downloads" / f"{self.number:05d}"
 
 
-def _batches(sources: Sequence[InputFile], folder: Path) -> Iterator[_Batch]:
-    number = 0
-    local: list[InputFile] = []
-    for source in sources:
-        if source.format != hub.FORMAT:
-            local.append(source)
-            continue
-        if local:
-            yield _Batch(number, tuple(local), folder)
-            number, local = number + 1, []
-        yield _Batch(number, (source,), folder)
-        number += 1
-    if local:
-        yield _Batch(number, tuple(local), folder)
+def _batches(sources: Sequence[InputFile], folder: Path) -> list[_Batch]:
+    groups: list[tuple[InputFile, ...]] = []
+    for of_the_hub, same in groupby(sources, lambda source: source.format == hub.FORMAT):
+        files = tuple(same)
+        groups += [(file,) for file in files] if of_the_hub else [files]
+    return [_Batch(number, group, folder) for number, group in enumerate(groups)]
 
 
 def _trained(request: PrepareRequest, batches: Sequence[_Batch], partial: Path) -> TokenizerSpec:

@@ -17,7 +17,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
@@ -190,17 +190,25 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_done(target: Path, kind: Format, name: str, wanted: dict[str, str]) -> bool:
-    """Whether the target holds the wanted answers; raises RunError when it holds others, or is a folder."""
+    """Whether the target holds the wanted answers, ids by key; raises RunError when it holds others, or is a folder."""
     if target.is_dir():
         raise RunError("the target is a folder", where=str(target), fix="name a file with --to")
-    done = _finished(target, kind, name)
-    if done is None or done == wanted:
-        return done is not None
-    raise RunError(
-        "the target holds other answers: of another model, to other questions, or with other settings",
-        where=str(target),
-        fix="name another file, or remove it",
-    )
+    if not target.exists():
+        return False
+    done: dict[str, str] = {}
+    with suppress(ValueError, KeyError, TypeError, DataError):  # it is something else
+        if kind == "mt-bench":
+            done = {str(one["question_id"]): one["answer_id"] for one in records(target) if one["model_id"] == name}
+        else:
+            found = parse_json(target.read_text("utf-8"))
+            done = {_question(one, kind).key: one["answer_id"] for one in found if one["generator"] == name}
+    if done != wanted:
+        raise RunError(
+            "the target holds other answers: of another model, to other questions, or with other settings",
+            where=str(target),
+            fix="name another file, or remove it",
+        )
+    return True
 
 
 def _groups(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -251,19 +259,6 @@ def _begun(stream: IO[bytes], partial: Path, identity: str) -> dict[str, list[st
 def _answer_id(identity: str, question: Question) -> str:
     """Identifies one answer, and with it the model and the settings that gave it."""
     return hashlib.sha256(f"{identity} {question.key}".encode()).hexdigest()[:22]
-
-
-def _finished(target: Path, kind: Format, name: str) -> dict[str, str] | None:
-    """Key of each question that a finished file answers for this model -> the answer's id; None without a file."""
-    if not target.exists():
-        return None
-    try:
-        if kind == "mt-bench":
-            return {str(one["question_id"]): one["answer_id"] for one in records(target) if one["model_id"] == name}
-        found = parse_json(target.read_text("utf-8"))
-        return {_question(one, kind).key: one["answer_id"] for one in found if one["generator"] == name}
-    except (ValueError, KeyError, TypeError, DataError):
-        return {}
 
 
 def _write(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from megatron_growth.data.tokenizers.huggingface import open_folder
 from megatron_growth.errors import UserError, first_line
@@ -55,27 +56,24 @@ class Answerer:
             UserError: the chat template refuses a conversation.
         """
         room = max(1, min(self._longest, self._opened.length // 2))
-        # A prompt that leaves no room for an answer loses its beginning.
-        prompts = [self._prompt(one)[-(self._opened.length - room) :] for one in conversations]
-        longest = max(map(len, prompts))
+        most = self._opened.length - room  # a prompt that leaves no room for an answer loses its beginning
+        prompts = [torch.tensor(self._prompt(one)[-most:], dtype=torch.int64) for one in conversations]
         pad = self._opened.tokenizer.eod
-        ids = torch.tensor([[pad] * (longest - len(one)) + one for one in prompts], device=self._opened.device)
-        mask = torch.tensor(
-            [[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=self._opened.device
-        )
+        ids = pad_sequence(prompts, batch_first=True, padding_value=pad, padding_side="left")
+        mask = pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True, padding_side="left")
         torch.manual_seed(seed)
         sampling: dict[str, Any] = (
             {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         )
         out = self._opened.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(self._opened.device),
+            attention_mask=mask.to(self._opened.device),
             max_new_tokens=room,
             pad_token_id=pad,
             eos_token_id=self._ends,
             **sampling,
         )
-        return [self._tokenizer.decode(one, skip_special_tokens=True).strip() for one in out[:, longest:]]
+        return [self._tokenizer.decode(one, skip_special_tokens=True).strip() for one in out[:, ids.shape[1] :]]
 
     def _prompt(self, conversation: Sequence[Message]) -> list[int]:
         if self._plain:

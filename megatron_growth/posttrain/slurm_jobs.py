@@ -78,7 +78,7 @@ def job_of_request(target: Path, request: Request, profile: ClusterProfile, node
         RecipeError: the profile has no `slurm` section, or fewer nodes.
         UserError: the batch does not split over the ranks, or the path cannot be given to Slurm.
     """
-    run = folder_of(target.absolute())
+    run = folder_of(target)
     check_path_and_profile(run, profile)
     if nodes > profile.nodes:
         raise RecipeError(
@@ -113,7 +113,7 @@ def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) 
         SlurmMissing, SlurmRefused: with Slurm's own words.
         RunError: the target belongs to another request.
     """
-    job, run = job_of_request(target, request, profile, nodes), folder_of(target.absolute())
+    job, run = job_of_request(target, request, profile, nodes), folder_of(target)
     slurm.require()
     if target.exists():
         existing(target, request)
@@ -134,7 +134,7 @@ def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) 
 
 def cancel(target: Path) -> list[str]:
     """Cancel the job of a target; returns its id, or nothing if there was no job."""
-    run = folder_of(target.absolute())
+    run = folder_of(target)
     active = slurm.active([job_name(run, request_in(run).kind)])
     ids = [job.id for job in active.values()]
     slurm.cancel(ids)
@@ -147,7 +147,7 @@ def refuse_while_submitted(target: Path) -> None:
     Raises:
         RunError: with the job's id.
     """
-    run = folder_of(target.absolute())
+    run = folder_of(target)
     if not (run.path / SUBMISSION).is_file() or not slurm.available():
         return
     active = slurm.active([job_name(run, request_in(run).kind)])
@@ -161,12 +161,12 @@ def refuse_while_submitted(target: Path) -> None:
 
 def is_job(target: Path) -> bool:
     """Whether a target was submitted."""
-    return (folder_of(target.absolute()).path / REQUEST).is_file()
+    return (folder_of(target).path / REQUEST).is_file()
 
 
 def status(target: Path) -> dict[str, Any]:
     """How far the job of a target is, and what Slurm says about it; `slurm_silent`: why it could not be asked."""
-    run = folder_of(target.absolute())
+    run = folder_of(target)
     request = request_in(run)
     found = slurm_record.read(run.stage(request.kind))
     document: dict[str, Any] = {
