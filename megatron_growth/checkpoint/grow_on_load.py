@@ -90,7 +90,9 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, request: G
     """
     path = Path(source)
     return together(
-        lambda: _fill_local(model_chunks, path, request), str(path), lambda report: report.provenance["map"]
+        lambda: _fill_local(model_chunks, path, request),
+        str(path),
+        lambda report: f"{report.provenance['source_hash'][:8]} {report.provenance['map']}",
     )
 
 

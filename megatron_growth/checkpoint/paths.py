@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_growth.errors import CheckpointError
+from megatron_growth.errors import CheckpointError, GrowthError, StorageError
 from megatron_growth.records.storage import storage_errors
 
 TRACKER = "latest_checkpointed_iteration.txt"
 METADATA = ".metadata"
+PATIENCE_SECONDS = 2.0  # Megatron empties and writes the tracker in one go
+_LOOK_SECONDS = 0.02
+_ITERATION = re.compile(r"iter_\d{7,}")
 _TRACKER_BYTES = 256  # the longest that Megatron could write is far shorter
 
 
@@ -33,23 +40,29 @@ def read_tracker(folder: Path) -> str | None:
 def resolve(path: Path) -> Path:
     """The folder that holds `.metadata`: `path` itself, or what the tracker file of a --save folder names.
 
+    A run that is training writes the tracker in place and removes what it no longer needs, so that a look may meet an
+    empty tracker, or a folder that has just gone.  It is repeated until the tracker says the same twice, and while the
+    tracker is empty for PATIENCE_SECONDS.
+
     Raises:
         CheckpointError: there is no checkpoint in torch_dist format.
         StorageError: the file system refused.
     """
+    deadline, before = time.monotonic() + PATIENCE_SECONDS, None
     with storage_errors(path):
         if (path / METADATA).exists():
             return path
-        word = read_tracker(path)
-        if word is None:
-            raise CheckpointError(
-                "there is no Megatron checkpoint here" if path.exists() else "this folder does not exist",
-                where=str(path),
-                fix=f"name the folder given to --save (it holds {TRACKER}) or one of its iter_* folders",
-            )
-        folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
-        if word not in ("", ".", "..") and (folder / METADATA).exists():
-            return folder
+        while True:
+            word = read_tracker(path)
+            if word is None:
+                raise _nothing(path)
+            folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
+            if word not in ("", ".", "..") and (folder / METADATA).exists():
+                return folder
+            if (word and word == before) or time.monotonic() > deadline:
+                break
+            before = word
+            time.sleep(_LOOK_SECONDS)
         present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
     if not word:
         raise CheckpointError(
@@ -62,3 +75,42 @@ def resolve(path: Path) -> Path:
         where=str(folder),
         fix=f"complete checkpoints: {', '.join(present)}" if present else "save with --ckpt-format torch_dist",
     )
+
+
+def _nothing(path: Path) -> CheckpointError:
+    """The error for a folder that is no --save folder, and holds no complete checkpoint."""
+    fix = f"name the folder given to --save (it holds {TRACKER}) or one of its iter_* folders"
+    if not _ITERATION.fullmatch(path.name):
+        what = "there is no Megatron checkpoint here" if path.exists() else "this folder does not exist"
+        return CheckpointError(what, where=str(path), fix=fix)
+    if path.exists():
+        what = f"this checkpoint is not complete: it has no {METADATA}; it is being saved or removed, or was cut off"
+        return CheckpointError(what, where=str(path), fix=fix)
+    newest = f"name {path.parent} for the newest one: a run keeps only some of its checkpoints"
+    return CheckpointError(
+        "this checkpoint does not exist", where=str(path), fix=newest if (path.parent / TRACKER).exists() else fix
+    )
+
+
+@contextmanager
+def removal_told(folder: Path, first: str = METADATA) -> Iterator[None]:
+    """Around reading the files of a checkpoint: says when one is missing because the checkpoint was removed meanwhile.
+
+    Args:
+        folder: that was whole; a run removes old checkpoints while others read them.
+        first: file whose removal begins that of the checkpoint.
+
+    Raises:
+        CheckpointError: it was removed.
+    """
+    try:
+        yield
+    except (GrowthError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if not isinstance(cause, FileNotFoundError | CheckpointError) or (folder / first).exists():
+            raise
+        raise CheckpointError(
+            "the checkpoint was removed while it was read",
+            where=str(folder),
+            fix=f"name {folder.parent}, again if you did, for the newest one: a run keeps only some of its checkpoints",
+        ) from error

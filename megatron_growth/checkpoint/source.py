@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from megatron_growth.checkpoint import torch_private
-from megatron_growth.checkpoint.paths import METADATA, resolve
+from megatron_growth.checkpoint.paths import METADATA, removal_told, resolve
 from megatron_growth.checkpoint.plan import Box, Range, area, reads
 from megatron_growth.errors import CheckpointError
 from megatron_growth.layout import parse_key
@@ -97,11 +97,14 @@ class Source:
         StorageError: the file system refused.
     """
 
+    _first = METADATA  # the file that goes first when a checkpoint is removed
+
     def __init__(self, path: Path) -> None:
         self._begin(resolve(Path(path)))
-        self.metadata = torch_private.read_metadata(self.path)
-        self._index()
-        self._check_sizes()
+        with removal_told(self.path):
+            self.metadata = torch_private.read_metadata(self.path)
+            self._index()
+            self._check_sizes()
 
     def _begin(self, path: Path) -> None:
         """Start empty; other formats fill `items` and `tensors` in their own way."""
@@ -237,7 +240,7 @@ class Source:
 
     def _file(self, name: str) -> int:
         if name not in self._files:
-            with storage_errors(self.path / name):
+            with removal_told(self.path, self._first), storage_errors(self.path / name):
                 self._files[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
         return self._files[name]
 
@@ -258,7 +261,7 @@ class Source:
             item = self.items[number]
             path = self.path / item.info.relative_path
             try:
-                with storage_errors(path), path.open("rb") as stream:
+                with removal_told(self.path, self._first), storage_errors(path), path.open("rb") as stream:
                     found = torch_private.locate_tensor(stream, item.info, item.sizes, item.dtype)
             except ValueError as error:
                 raise CheckpointError(

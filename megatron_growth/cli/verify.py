@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
     from megatron_growth.checkpoint import metadata
     from megatron_growth.checkpoint.copies import copies_in
+    from megatron_growth.checkpoint.paths import resolve
     from megatron_growth.checkpoint.source import Source
     from megatron_growth.checkpoint.verify import verify
     from megatron_growth.exchange import open_source
@@ -54,9 +55,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.source is None:
         raise UserError("a grown checkpoint is checked against its source", fix="name the source with --source DIR")
+    folder = resolve(args.target)  # once: a run that trains it on has another newest checkpoint soon
     with Progress({"check": "checking the target"}, quiet=args.json) as progress:
         result = verify(
-            args.target,
+            folder,
             open_source(args.source),
             samples=args.samples,
             everything=args.all,
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             trust_checkpoint=args.trust_checkpoint,
             progress=progress,
         )
-    target = Source(args.target)
+    target = Source(folder)
     arguments = metadata.arguments_of(target, trust=args.trust_checkpoint)
     found = copies_in(target, metadata.shape_of(target, arguments))
     if args.json:

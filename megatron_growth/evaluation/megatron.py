@@ -60,7 +60,8 @@ class MegatronModel:
         source = Source(checkpoint)
         args = metadata.arguments_of(source, trust=trust_checkpoint)
         metadata.shape_of(source, args)  # what cannot be scored is refused before processes are started
-        self.checkpoint, self.trust, self.dtype, self.batch = checkpoint, trust_checkpoint, dtype, batch
+        # The iteration's own folder: a run that is training moves on before the processes have looked.
+        self.checkpoint, self.trust, self.dtype, self.batch = source.path, trust_checkpoint, dtype, batch
         self.tensor = tensor or int(getattr(args, "tensor_model_parallel_size", 1) or 1)
         self.pipeline = pipeline or int(getattr(args, "pipeline_model_parallel_size", 1) or 1)
         spec, found = tokenizer_of(checkpoint, tokenizer, tokenizer_files)

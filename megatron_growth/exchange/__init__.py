@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from megatron_growth.checkpoint.source import Source
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "settled"]
 
 
 def open_source(path: Path) -> Source:
@@ -24,3 +24,15 @@ def open_source(path: Path) -> Source:
 
     path = Path(path)
     return HuggingFaceSource(path) if is_huggingface(path) else Source(path)
+
+
+def settled(path: Path) -> Path:
+    """The folder that a path means now: of a --save folder its newest iteration, which may be another one soon.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    from megatron_growth.checkpoint.paths import resolve
+    from megatron_growth.exchange.folder import is_huggingface
+
+    return path if is_huggingface(path) else resolve(path)

@@ -65,6 +65,8 @@ class HuggingFaceSource(Source):
         UnsupportedError: Megatron has no counterpart of the architecture.
     """
 
+    _first = CONFIG
+
     def __init__(self, path: Path) -> None:
         self._begin(Path(path))
         config, where = read_config(self.path), str(self.path / CONFIG)

@@ -55,6 +55,19 @@ def hold_checkpoints(*folders: str | None) -> list[bool]:
     return found
 
 
+def settled_source(source: Path) -> Path:
+    """The folder that all ranks read; rank 0 looks, as a source that is still training moves on between two looks.
+
+    Raises:
+        CheckpointError: on every rank; there is no checkpoint.
+    """
+    from megatron_growth.exchange import settled
+
+    found = [together(partial(settled if dist.get_rank() == 0 else Path, source), str(source))]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 def record_vocabulary(chunks: Chunks) -> Chunks:
     """A `pre_wrap_hook`: save the number of tokens, and a hash of the tokenizer, in the run's checkpoints."""
     vocabulary_of_run().record(get_args())
@@ -123,9 +136,9 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
         from megatron_growth.checkpoint.grow_on_load import GrowthRequest, fill
         from megatron_growth.exchange import open_source
 
-        source, spec = Path(str(options.source)), options.growth
+        source, spec = settled_source(Path(str(options.source))), options.growth
         together(lambda: check_source(source), str(source))
-        print_rank_0(f"growth: growing from {source} (width {spec.width}, depth {spec.depth})")
+        print_rank_0(f"growth: growing from {options.source} (width {spec.width}, depth {spec.depth})")
         request = GrowthRequest(
             spec.width_operator, spec.depth_operator, spec.seed, open_source=open_source, arguments=args
         )
@@ -140,7 +153,7 @@ def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) 
             {
                 "event": "grown",
                 "iteration": 0,
-                "source": str(source),
+                "source": str(options.source),
                 "width": spec.width,
                 "depth": spec.depth,
                 "seed": spec.seed,

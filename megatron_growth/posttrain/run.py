@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_growth.checkpoint.paths import resolve
 from megatron_growth.errors import CheckpointError, RunError, UserError
+from megatron_growth.exchange import settled
 from megatron_growth.exchange.folder import is_huggingface
 from megatron_growth.posttrain import base_model, examples, extra, finish, inputs
 from megatron_growth.posttrain.folder import RateFolder, Work
@@ -139,8 +142,9 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
         with storage_errors(file):
             write_json(file, request.to_json())
     try:
-        _same_inputs(work, request)
-        base = base_model.base_model(Path(request.model), work.base, request.tokenizer)
+        now = _settled(work, request)
+        _same_inputs(work, now)
+        base = base_model.base_model(Path(now.model), work.base, request.tokenizer)
         tokenizer = base_model.load_tokenizer_of(base, request.kind, request.chat_template, request.tokenizer)
         found = examples.prepare(
             request.data,
@@ -169,6 +173,17 @@ def prepare(work: Work, request: Request, say: Callable[[str], None] = lambda _:
     say(examples.in_words(found))
 
 
+def _settled(work: Work, request: Request) -> Request:
+    """The request with the iteration that its model's folder means now, until that is exported: a stage that is
+    training may move on after its files were written down.
+    """
+    with suppress(CheckpointError):  # what is missing is said later
+        if is_huggingface(work.base):
+            return request
+        return replace(request, model=str(settled(Path(request.model))))
+    return request
+
+
 def _same_inputs(work: Work, request: Request) -> None:
     """Write down what training starts from, or refuse something else than was written down.
 
@@ -176,7 +191,8 @@ def _same_inputs(work: Work, request: Request) -> None:
         RunError: the model, its tokenizer or the chat template has changed since an earlier command.
     """
     record = work.path / inputs.FILE_NAME
-    if not record.is_file():
+    # Until a checkpoint has been exported nothing has been made from it, and a stage that is training moves on.
+    if not record.is_file() or not (is_huggingface(work.base) or is_huggingface(Path(request.model))):
         found = inputs.fingerprints(request)
         with storage_errors(record):
             write_json(record, found)

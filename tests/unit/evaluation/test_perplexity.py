@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from megatron_growth.backend import cpu
 from megatron_growth.cli.main import main
 from megatron_growth.evaluation.documents import read_documents
-from megatron_growth.evaluation.windows import padded, windows
-from tests.unit.evaluation.tiny import PROSE, error, output, write_lines, write_model
+from megatron_growth.evaluation.windows import Window, padded, windows
+from megatron_growth.shape import ModelShape
+from tests.unit.checkpoint import stored
+from tests.unit.evaluation.tiny import PROSE, error, output, write_lines, write_model, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +196,19 @@ def test_a_model_whose_figures_are_no_numbers_still_prints_json(tmp_path, capsys
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["token_perplexity"] is None
+
+
+def test_processes_score_the_checkpoint_that_was_looked_at(tmp_path):
+    """Each of them found the newest one of a run that was training: ranks of one model could hold two."""
+    from megatron_growth.evaluation.megatron import MegatronModel
+
+    shape = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=320)
+    for iteration in (7, 9):
+        stored.write(tmp_path / "saved" / f"iter_{iteration:07d}", shape, stored.random_tensors(shape, iteration))
+    tracker = tmp_path / "saved" / "latest_checkpointed_iteration.txt"
+    tracker.write_text("7")
+    write_tokenizer(tmp_path / "tokenizer")
+    model = MegatronModel(tmp_path / "saved", tokenizer=str(tmp_path / "tokenizer"))
+    tracker.write_text("9")
+    job, _ = model.job([Window(np.array([1, 2]), np.array([2, 3]))])
+    assert Path(job.checkpoint).name == "iter_0000007"

@@ -358,33 +358,6 @@ def test_a_megatron_checkpoint_is_exported_first(place: Path, tmp_path: Path) ->
     assert runs.load(tmp_path / "out")[0].config.hidden_size == 16
 
 
-def test_a_checkpoint_that_was_trained_further_is_another_model(place: Path, tmp_path: Path) -> None:
-    """Asked for again, the tuning of the older one was the answer; unfinished, the command could not go on."""
-    from megatron_growth.shape import ModelShape
-    from tests.unit.checkpoint import stored
-
-    shape = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=320)
-    saved = tmp_path / "checkpoints"
-    for iteration, seed in ((7, 0), (9, 1)):
-        stored.write(saved / f"iter_{iteration:07d}", shape, stored.random_tensors(shape, seed))
-    tracker = saved / "latest_checkpointed_iteration.txt"
-    tracker.write_text("7")
-    request = runs.request(
-        saved, place / "alpaca.json", max_steps=1, max_length=32, tokenizer=str(place / "model"), micro_batch=4
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "train_rate", _killed)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(request, tmp_path / "out")
-    tracker.write_text("9")
-    document = posttrain(request, tmp_path / "out")  # goes on with what it had exported
-    assert Path(document["model"]["export"]["source"]).name == "iter_0000007"
-    with pytest.raises(RunError, match="tuned from iter_0000007, and the checkpoint is now at iter_0000009"):
-        posttrain(request, tmp_path / "out")
-    tracker.write_text("7")
-    assert posttrain(request, tmp_path / "out")["kind"] == "sft"
-
-
 def _killed(*_: object) -> None:
     raise KeyboardInterrupt
 
