@@ -120,7 +120,8 @@ def _write(
     require_space(partial, sum(job.parts[n].bytes for n in todo) + SPARE_BYTES, "the target")
     _run_parts(job, folder, todo, processes, progress)
     keep = job.iteration is not None
-    common = grown_common(job.common, job.growth, provenance, keep_progress=keep, rates=rates)
+    saved = metadata.common_state(job.source, trust=job.trust, to_save=True)
+    common = grown_common(saved, job.growth, provenance, keep_progress=keep, rates=rates)
     objects = grown_objects(job.source, job.growth, common, keep_progress=keep, trust=job.trust)
     _complete(job, partial, folder, objects)
     publish(partial, target, PURPOSE)

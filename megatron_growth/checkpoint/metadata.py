@@ -1,16 +1,10 @@
-"""What a Megatron checkpoint says about itself: sizes, arguments, iteration, where it was grown from.
-
-Objects of a checkpoint are pickles.  They are loaded with torch's weights-only unpickler, which builds plain data and
-the classes on Megatron's own list and calls nothing else; `trust=True` (--trust-checkpoint) lifts that.
-"""
+"""What a Megatron checkpoint says about itself: sizes, arguments, iteration, where it was grown from."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import math
-import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +14,7 @@ import torch
 from megatron_growth import __version__
 from megatron_growth.checkpoint.architecture import refuse_unsupported
 from megatron_growth.checkpoint.init_values import Deviations
+from megatron_growth.checkpoint.saved_objects import load_object
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.checkpoint.vocabulary import SAVED
 from megatron_growth.errors import CheckpointError, GrowthPlanError, UnsupportedError
@@ -61,64 +56,22 @@ _GROWN: dict[str, type] = {
     "seed": int,
 }
 _MOST_STEPS = 1000  # of growth, one after the other
-_OFFLINE = "grow it with `megatron-growth grow --trust-checkpoint --from DIR --to DIR` and --load the result"
 
 
-def load_object(data: bytes, *, where: str, trust: bool | None = None) -> Any:
-    """Unpickle one stored object from an allow-list, or freely when it is trusted.
+def common_state(source: Source, *, trust: bool | None = None, to_save: bool = False) -> dict[str, Any]:
+    """Arguments, iteration, scheduler and optimizer groups: everything that is stored once.
 
-    Args:
-        trust: value of --trust-checkpoint; None where a command has no such flag, which is then not recommended.
-
-    Raises:
-        CheckpointError: it names a class that is not on the list, or it is damaged.
+    `trust` and `to_save` are those of `load_object`.
     """
-    torch.serialization.add_safe_globals([argparse.Namespace])
-    if trust or _unsafe_globals(data):  # importing Megatron takes seconds, and not every object needs it
-        _allow_megatron_classes()
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
-    except Exception as error:
-        unsafe = "" if trust else ", ".join(_unsafe_globals(data))
-        if unsafe:
-            raise CheckpointError(
-                f"an object of the checkpoint names code that is not on the allow-list: {unsafe}",
-                where=where,
-                fix="if you made this checkpoint yourself, "
-                + ("add --trust-checkpoint" if trust is not None else _OFFLINE)
-                + "; loading it can run any code",
-            ) from None
-        raise CheckpointError(f"an object of the checkpoint is damaged: {error}", where=where) from None
-
-
-def _allow_megatron_classes() -> None:
-    """Register Megatron's classes with torch's weights-only unpickler, as importing it does the first time.
-
-    Done every time, because code that allows some of them for a moment, as transformers' trainer does, then removes
-    them for everybody.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of absent extensions
-        from megatron.core.safe_globals import register_safe_globals
-    register_safe_globals()
-
-
-def _unsafe_globals(data: bytes) -> list[str]:
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-    except Exception:
-        return []  # not a pickle at all
-
-
-def common_state(source: Source, *, trust: bool | None = None) -> dict[str, Any]:
-    """Arguments, iteration, scheduler and optimizer groups: everything that is stored once."""
-    if source.objects(COMMON):
-        where = f"{source.path}, key {COMMON}"
-        return _checked(load_object(source.object_bytes(COMMON), where=where, trust=trust), where)
     legacy = source.path / LEGACY_COMMON
-    with storage_errors(legacy):
-        data = legacy.read_bytes() if legacy.is_file() else b""
-    return _checked(load_object(data, where=str(legacy), trust=trust), str(legacy)) if data else {}
+    if source.objects(COMMON):
+        where, data = f"{source.path}, key {COMMON}", source.object_bytes(COMMON)
+    else:
+        with storage_errors(legacy):
+            where, data = str(legacy), legacy.read_bytes() if legacy.is_file() else b""
+        if not data:
+            return {}
+    return _checked(load_object(data, where=where, trust=trust, to_save=to_save), where)
 
 
 def _checked(loaded: Any, where: str) -> dict[str, Any]:
@@ -215,7 +168,9 @@ def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False
     heads = int(args.num_attention_heads)
     groups = int(args.num_query_groups) if getattr(args, "group_query_attention", False) else heads
     head_dim = int(getattr(args, "kv_channels", None) or hidden // heads)
-    ffn = fc2.shape[1] if fc2 else int(args.ffn_hidden_size)
+    ffn = fc2.shape[1] if fc2 else int(getattr(args, "ffn_hidden_size", None) or 0)
+    if not ffn:
+        raise _wrong("neither a tensor nor the saved arguments say the size of the FFN", str(source.path))
     told = settings_of(args)
     try:
         shape = ModelShape(

@@ -28,7 +28,7 @@ class GrowthJob:
 
     Attributes:
         source: the opened source checkpoint.
-        common: its common state.
+        common: its common state, to be read; what is saved again is loaded as such.
         growth: the map.
         policy: what becomes of the optimizer state.
         init_std: standard deviations of new values.

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE, load_object
+from megatron_growth.checkpoint.metadata import COMMON, PROVENANCE
 from megatron_growth.checkpoint.optimizer_state import rewrite_rates
+from megatron_growth.checkpoint.saved_objects import load_object
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.layout.architecture import NORM_EPSILON, SIZES
 from megatron_growth.operators import GrowthMap

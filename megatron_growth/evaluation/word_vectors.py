@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from megatron_growth.data.readers import lines_of
 from megatron_growth.errors import DataError
@@ -110,6 +109,8 @@ def similarity(rows: NDArray[np.floating], pairs: Sequence[Pair], encode: Encode
             f"only {len(known)} of {len(pairs)} word pairs are single tokens of this vocabulary",
             fix="use a larger vocabulary (GPT-2's has most of these words) or other word pairs",
         )
+    from scipy.stats import spearmanr  # a second, which the neighbours of rows do not need
+
     left, right, scores = (np.array(column) for column in zip(*known, strict=True))
     a, b = rows[left].astype(np.float64), rows[right].astype(np.float64)
     norms = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), math.ulp(0.0))

@@ -44,7 +44,7 @@ def test_a_script_is_not_told_of_a_flag_that_it_lacks(tmp_path):
 
     import torch
 
-    from megatron_growth.checkpoint.metadata import load_object
+    from megatron_growth.checkpoint.saved_objects import load_object
     from megatron_growth.errors import CheckpointError
 
     torch.save(fractions.Fraction(1, 2), tmp_path / "x")

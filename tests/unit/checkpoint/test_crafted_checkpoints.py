@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_growth.checkpoint import grow_offline, metadata
+from megatron_growth.checkpoint import grow_offline
+from megatron_growth.checkpoint.saved_objects import load_object
 from megatron_growth.checkpoint.source import Source
 from megatron_growth.cli.main import main
 from megatron_growth.testing import saved_arguments
@@ -39,6 +40,16 @@ SAYS = {
 
 def grow(source, target, *words):
     return main(["grow", "--from", str(source), "--to", str(target), "--num-layers", "3", "--processes", "1", *words])
+
+
+def test_a_size_that_nothing_says(tmp_path, capsys):
+    """Tables alone, of a run whose arguments do not say the FFN's size."""
+    args = saved_arguments(cases.SHAPE, ffn_hidden_size=None)
+    tables = {key: tensor for key, tensor in stored.random_tensors(cases.SHAPE).items() if key[1] is None}
+    tables.pop(("decoder.final_layernorm.weight", None))
+    folder = stored.write(tmp_path / "m", cases.SHAPE, tables, common={"args": args})
+    assert main(["inspect", str(folder)]) == 2
+    assert "say the size of the FFN" in capsys.readouterr().err
 
 
 ENDLESS: dict = {}
@@ -129,7 +140,7 @@ def test_a_calibration_in_extra_state_is_not_handed_on(tmp_path):
     keys = grown.objects("decoder.layers.mlp.linear_fc1._extra_state/")
     assert [key.rsplit("/", 1)[1] for key in keys] == ["shard_0_3", "shard_1_3", "shard_2_3"]
     for key in keys:
-        (value,) = metadata.load_object(grown.object_bytes(key), where=key)
+        (value,) = load_object(grown.object_bytes(key), where=key)
         assert value.numel() == 0
 
 
@@ -170,6 +181,6 @@ def test_what_megatron_allows_stays_allowed_after_others_allowed_it_for_a_moment
     saved = io.BytesIO()
     torch.save({"state": np.arange(3, dtype=np.uint32)}, saved)
     for _ in range(2):
-        assert list(metadata.load_object(saved.getvalue(), where="here")["state"]) == [0, 1, 2]
+        assert list(load_object(saved.getvalue(), where="here")["state"]) == [0, 1, 2]
         with torch.serialization.safe_globals(torch.serialization.get_safe_globals()):
             pass
