@@ -82,18 +82,28 @@ Report = tuple[dict[str, Any], list[str], Callable[[], Path]]
 def _one_run(folder: Path) -> Report:
     from megatron_growth.report.collect import collect
     from megatron_growth.report.findings import findings
-    from megatron_growth.report.page import write_report
 
     record = collect(folder)
-    return record.to_json(), findings(record), lambda: write_report(record, folder)
+
+    def write() -> Path:
+        from megatron_growth.report.page import write_report  # imports what draws
+
+        return write_report(record, folder)
+
+    return record.to_json(), findings(record), write
 
 
 def _variants(folder: Path) -> Report:
     from megatron_growth.report.findings import variant_findings
-    from megatron_growth.report.page import write_variants_report
     from megatron_growth.report.variants import collect_variants, to_json
 
     variants = collect_variants(folder)
     if not variants:
         raise RunError("no variant has been trained yet", where=str(folder), fix="megatron-growth train RECIPE")
-    return to_json(folder, variants), variant_findings(variants), lambda: write_variants_report(variants, folder)
+
+    def write() -> Path:
+        from megatron_growth.report.page import write_variants_report  # imports what draws
+
+        return write_variants_report(variants, folder)
+
+    return to_json(folder, variants), variant_findings(variants), write

@@ -1,12 +1,17 @@
 """The direction of imports: a room of the package may use what lies below it, never what lies above or beside it."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import megatron_growth
+from megatron_growth import recipes
+from megatron_growth.planner import plan_run
+from megatron_growth.run import directory
+from tests import loaded
 
 PACKAGE = Path(megatron_growth.__file__).parent
 
@@ -163,6 +168,28 @@ def test_the_package_imports_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
+
+
+def test_verbs_that_plan_and_show_import_nothing_heavy(tmp_path):
+    """Nor does a mistake in a command line wait for torch."""
+    recipe = recipes.load("nano-progressive")
+    made = directory.create(tmp_path / "run", recipe, plan_run(recipe, gpus=1))
+    made.stage("nano-92k").path.mkdir(parents=True)
+    step = {"iteration": 1, "tokens": 1, "loss": 5.0, "lr": 0.1, "seconds": 1.0}
+    made.stage("nano-92k").metrics.write_text(json.dumps(step) + "\n")
+    run = str(made.path)
+    verbs = {
+        ("plan",): 0,
+        ("plan", "progressive-8b", "--cluster", "h100-8x"): 0,
+        ("plan", "wso-1b", "--json"): 0,
+        ("plan", "progressive-8b", "--command", "2B", "--gpus", "8"): 0,
+        ("submit", "progressive-8b", "--cluster", "h100-8x", "--dry-run"): 0,
+        ("status", run): 0,
+        ("report", run, "--json"): 0,
+        ("evaluate", "tasks", run, "--tasks", "nonsense"): 2,
+    }
+    for words, ended in zip(verbs, loaded.run_verbs(list(verbs)), strict=True):
+        assert (ended.code, ended.heavy) == (verbs[words], ()), words
 
 
 @pytest.mark.fault

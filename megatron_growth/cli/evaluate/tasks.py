@@ -55,10 +55,12 @@ def run(args: argparse.Namespace) -> None:
     from megatron_growth.evaluation import task_data
     from megatron_growth.evaluation.benchmarks import chosen
     from megatron_growth.evaluation.extra import need
+
+    benchmarks = chosen(args.tasks)
+    # After a wrong name has been refused: these import torch.
     from megatron_growth.evaluation.models import every_checkpoint, models_of
     from megatron_growth.evaluation.results import record
 
-    benchmarks = chosen(args.tasks)
     models = models_of(args.model, args.cache)
     models = every_checkpoint(models, _left_out) if args.every_checkpoint else models
     need("lm_eval")
