@@ -20,7 +20,7 @@ from megatron_growth.backend import cpu
 from megatron_growth.backend.installation import transformer_engine
 from megatron_growth.errors import UnsupportedError, UserError, nearest
 
-Kind = Literal["stock", "local", "auto"]
+Kind = Literal["stock", "auto", "local"]
 Sublayers = Literal["full", "attention", "none"]
 
 

@@ -26,9 +26,7 @@ Chunks = list[torch.nn.Module]
 class ActiveMethods:
     """The methods of a run, in the order given; without any, Megatron's training stays as it is.
 
-    Args:
-        methods: the run's methods; the first that matches a parameter decides.
-        record: receives events for the run's metrics.
+    The first method that matches a parameter decides; `record` receives events for the run's metrics.
 
     Attributes:
         model: this rank's share of the model; empty until it is built.

@@ -7,17 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from megatron_growth import methods
+from megatron_growth.backend.layer_spec import Kind, Sublayers
 from megatron_growth.errors import UnsupportedError, UserError
 from megatron_growth.hints import at_door
 from megatron_growth.methods import Method
 from megatron_growth.operators import GrowthSpec, OptimizerState
 from megatron_growth.records.numbers import SEED, finite, whole
 
-LayerSpec = Literal["stock", "auto", "local"]
-Sublayers = Literal["full", "attention", "none"]
 _READ = ("source", "growth", "methods", "document_masks")  # options that are more than one argument of their name
 ASKS = {"asks": True}  # marks an option that asks something of the plugin when it differs from its default
 
@@ -170,7 +169,7 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--growth-layer-spec",
-        choices=get_args(LayerSpec),
+        choices=get_args(Kind),
         default="stock",
         help="stock: what Megatron would build; local: without Transformer Engine, with sequence parallelism and "
         "fused attention; auto: stock with Transformer Engine, local without (default: %(default)s)",
@@ -199,7 +198,7 @@ class PluginOptions:
     evaluate_at_start: bool = field(default=False, metadata=ASKS)
     stop_below: float | None = field(default=None, metadata=ASKS)
     reshardable_end: bool = field(default=False, metadata=ASKS)
-    layer_spec: LayerSpec = field(default="stock", metadata=ASKS)
+    layer_spec: Kind = field(default="stock", metadata=ASKS)
     sublayers: Sublayers = field(default="full", metadata=ASKS)
     document_masks: bool = False  # Megatron's --reset-attention-mask
 

@@ -139,11 +139,7 @@ class Events:
         return train
 
     def _evaluate_at_start(self, given: dict[str, Any]) -> None:
-        """One evaluation as the training loop makes it, with the weights as they were initialised, grown or given.
-
-        Args:
-            given: what train() is called with, by name.
-        """
+        """One evaluation as train(**given) makes it, with the weights as they were initialised, grown or given."""
         hooked = training.should_disable_forward_pre_hook(get_args())
         if hooked:  # parameters are in place; there is nothing to gather yet
             training.disable_forward_pre_hook(given["model"], param_sync=False)
@@ -234,11 +230,7 @@ class Events:
 
 
 def _iteration(given: dict[str, Any], learning_rate: float | None, seconds: float) -> MetricsLine:
-    """The metrics line of one iteration, with a place for its loss.
-
-    Args:
-        given: what training_log() is called with, by name.
-    """
+    """The metrics line of an iteration that training_log(**given) is to log, with a place for its loss."""
     args = get_args()
     batch = args.micro_batch_size * args.data_parallel_size * training.get_num_microbatches()
     record = {

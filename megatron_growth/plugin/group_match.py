@@ -29,11 +29,6 @@ _STRUCTURE = tuple(key for key in param_group_identifier_keys if key not in RATE
 def match_group(group: Group, saved_groups: Sequence[Group], args: argparse.Namespace) -> Group:
     """What a group of this run loads: its saved counterpart, with the learning rates that the flags ask for.
 
-    Args:
-        group: of this run's optimizer.
-        saved_groups: of the checkpoint.
-        args: Megatron's, for its two scheduler flags.
-
     Raises:
         RunError: the rates differ and neither flag says which to take, or the checkpoint's are asked for and it has
             none for this group.

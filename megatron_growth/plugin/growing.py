@@ -13,7 +13,8 @@ from megatron.training import get_args, get_tokenizer, print_rank_0
 from megatron.training.checkpointing import checkpoint_exists
 
 from megatron_growth.checkpoint.agreement import together
-from megatron_growth.checkpoint.vocabulary import Vocabulary
+from megatron_growth.checkpoint.architecture import check_same
+from megatron_growth.checkpoint.vocabulary import Vocabulary, refuse_other
 from megatron_growth.errors import UserError
 from megatron_growth.hints import at_door
 from megatron_growth.plugin.addition import Addition
@@ -29,10 +30,6 @@ def addition(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -
 
 def has_own_checkpoint(load: str | None, save: str | None) -> bool:
     """Whether this run has a checkpoint to resume from; rank 0 looks, so that all ranks agree.
-
-    Args:
-        load: the run's --load.
-        save: the run's --save.
 
     Raises:
         UserError: a checkpoint lies in --save where --load will not find it; training would start again over it.
@@ -85,7 +82,7 @@ def check_source(source: Path) -> None:
     Raises:
         CheckpointError: the tokens differ.
     """
-    from megatron_growth.checkpoint import metadata, vocabulary
+    from megatron_growth.checkpoint import metadata
     from megatron_growth.exchange import open_source
 
     opened = open_source(source)
@@ -93,7 +90,7 @@ def check_source(source: Path) -> None:
         saved = metadata.arguments_of(opened)
     finally:
         opened.close()
-    vocabulary.refuse_other(saved, vocabulary_of_run(), str(opened.path))
+    refuse_other(saved, vocabulary_of_run(), str(opened.path))
 
 
 def check_grown(common: dict[str, Any], folder: str) -> None:
@@ -101,31 +98,20 @@ def check_grown(common: dict[str, Any], folder: str) -> None:
 
     Only the first load is compared: a run may change the grown model afterwards.
 
-    Args:
-        common: the checkpoint's common state.
-        folder: of its iteration.
-
     Raises:
         GrowthPlanError: names the flags to give.
     """
-    from megatron_growth.checkpoint import architecture, vocabulary
-
     saved = common.get("args")
     grown = getattr(saved, "growth_provenance", None)
     fresh = 0 if grown is None or grown["optimizer_state"] == "reset" else grown["source_iteration"]
     if saved is None or grown is None or int(common.get("iteration", 0)) != fresh:
         return
-    architecture.check_same(saved, get_args(), where=folder)
-    vocabulary.refuse_other(saved, vocabulary_of_run(), folder)
+    check_same(saved, get_args(), where=folder)
+    refuse_other(saved, vocabulary_of_run(), folder)
 
 
 def grow_hook(options: PluginOptions, record: Callable[[dict[str, Any]], None]) -> Callable[[Chunks], Chunks]:
-    """A `pre_wrap_hook` that grows the model unless the run has a checkpoint of its own.
-
-    Args:
-        options: of the run; `source` is set.
-        record: receives the "grown" event.
-    """
+    """A `pre_wrap_hook` that grows the model, and records that, unless the run has a checkpoint of its own."""
 
     def grow(chunks: Chunks) -> Chunks:
         args = get_args()

@@ -17,11 +17,7 @@ from megatron_growth.records.metrics import MetricsLine
 
 
 class LateNumber:
-    """One number on its way from a device to the host.
-
-    Args:
-        value: tensor of one element, on any device; None for no number.
-    """
+    """One number, a tensor of one element or None, on its way from a device to the host."""
 
     def __init__(self, value: torch.Tensor | None) -> None:
         self._copy = None if value is None else value.detach().reshape(()).to("cpu", non_blocking=True)
@@ -42,11 +38,7 @@ class LateNumber:
 
 
 class LateLines:
-    """Lines whose loss may still be on its way, written in their order.
-
-    Args:
-        write: receives each complete line.
-    """
+    """Lines whose loss may still be on its way; `write` receives them complete and in their order."""
 
     def __init__(self, write: Callable[[MetricsLine], None]) -> None:
         self._write = write

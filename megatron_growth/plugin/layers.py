@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.training.checkpointing import get_checkpoint_name
 from torch.distributed.checkpoint import FileSystemReader
 
+from megatron_growth.backend.layer_spec import layer_spec
 from megatron_growth.plugin.addition import Addition, named
 from megatron_growth.plugin.arguments import PluginOptions
 
@@ -23,22 +24,14 @@ def addition(options: PluginOptions) -> Addition:
     """Sets the layer spec; nothing where Megatron's own layers are wanted."""
     if options.layer_spec == "stock" and options.sublayers == "full":
         return Addition()
+
+    def configure(model_cfg: Any) -> None:
+        spec = layer_spec(options.layer_spec, options.sublayers, document_masks=options.document_masks)
+        if spec is not None:
+            model_cfg.transformer_layer_spec = spec  # Megatron calls it when it builds the model
+
     bind = {"_load_global_dist_base_checkpoint": around_load} if options.layer_spec == "auto" else {}
-    return Addition(configure=lambda model_cfg: choose_layer_spec(model_cfg, options), bind=bind)
-
-
-def choose_layer_spec(model_cfg: Any, options: PluginOptions) -> None:
-    """Set `model_cfg.transformer_layer_spec`; Megatron calls it when it builds the model.
-
-    Args:
-        model_cfg: a GPTModelConfig.
-        options: of the run.
-    """
-    from megatron_growth.backend.layer_spec import layer_spec
-
-    spec = layer_spec(options.layer_spec, options.sublayers, document_masks=options.document_masks)
-    if spec is not None:
-        model_cfg.transformer_layer_spec = spec
+    return Addition(configure=configure, bind=bind)
 
 
 def around_load(original: Callable[..., Any]) -> Callable[..., Any]:

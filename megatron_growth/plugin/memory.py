@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron.training import get_args
 
 from megatron_growth.methods.parts.optimizer_tensors import leaves
-from megatron_growth.plugin.addition import Addition
+from megatron_growth.plugin.addition import Addition, after_step
 from megatron_growth.plugin.arguments import PluginOptions
 from megatron_growth.records.metrics import STATE_PARTS
 
@@ -26,20 +26,15 @@ def addition(options: PluginOptions, record: Callable[[Record], None]) -> Additi
     """Records one "memory" event after the first step, where metrics are written."""
     if options.metrics is None:
         return Addition()
-    done: list[bool] = []
+    done = False
 
-    def around_callbacks(original: Callable[..., Any]) -> Callable[..., Any]:
-        def post_training_step_callbacks(
-            model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
-        ) -> Any:
-            if not done:
-                done.append(True)
-                record({"event": "memory", "iteration": iteration, "ranks": by_pipeline_rank(model, optimizer)})
-            return original(model, optimizer, opt_param_scheduler, iteration, *rest, **kwargs)
+    def measure(chunks: Any, optimizer: Any, _scheduler: Any, iteration: int) -> None:
+        nonlocal done
+        if not done:
+            done = True
+            record({"event": "memory", "iteration": iteration, "ranks": by_pipeline_rank(chunks, optimizer)})
 
-        return post_training_step_callbacks
-
-    return Addition(bind={"post_training_step_callbacks": around_callbacks})
+    return Addition(bind={"post_training_step_callbacks": after_step(measure)})
 
 
 def state_bytes(chunks: Iterable[torch.nn.Module], optimizer: Any) -> dict[str, int]:

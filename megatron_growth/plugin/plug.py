@@ -92,13 +92,13 @@ def _additions(options: PluginOptions, events: Events) -> Iterator[Addition]:
     active = ActiveMethods(options.methods, events.record)
     yield layers.addition(options)
     yield growing.addition(options, events.record)
+    yield memory.addition(options, events.record)  # before `active`, whose methods may change what is held
     yield reshardable.addition(options)  # before `active`, which asks for the form that it chooses
     yield active.addition()
     yield scheduler.addition(active)
     yield loading.addition(active)
     yield anew.addition(options)
     yield datasets.addition(options)
-    yield memory.addition(options, events.record)
     yield events.addition()
 
 

@@ -150,11 +150,7 @@ def check_version() -> None:
 
 
 def bind(name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace one function of the table by `wrap(original)`.
-
-    Args:
-        name: a name in TARGETS.
-        wrap: receives the present function and returns the replacement, with the same signature.
+    """Replace the function of TARGETS with this name by `wrap` of the present one, which has the same signature.
 
     Raises:
         UnsupportedError: the function has gone, or its signature is not the known one.

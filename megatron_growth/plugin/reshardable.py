@@ -73,11 +73,6 @@ def check_layout(saved: argparse.Namespace, args: argparse.Namespace, folder: st
     """Refuse optimizer state in buckets at other tensor- or pipeline-parallel sizes, or without the distributed
     optimizer, where Megatron gives no reason.
 
-    Args:
-        saved: arguments that the checkpoint holds.
-        args: of this run.
-        folder: of the checkpoint; its optimizer state lies in buckets.
-
     Raises:
         CheckpointError: with the two ways to go on.
     """
@@ -101,23 +96,12 @@ def check_layout(saved: argparse.Namespace, args: argparse.Namespace, folder: st
 
 
 def check_buckets(
-    model: Sequence[torch.nn.Module],
-    optimizer: Any,
-    common: dict[str, Any],
-    args: argparse.Namespace,
-    folder: str,
+    model: Sequence[torch.nn.Module], optimizer: Any, common: dict[str, Any], args: argparse.Namespace, folder: str
 ) -> None:
     """Refuse optimizer state in buckets that other parameters fill here, or the same ones in another order.
 
     Megatron compares sizes, and gives no reason; in another order it would mix up the weights in silence.  A
     checkpoint that was saved without the plugin shows an order only where sizes differ.
-
-    Args:
-        model: this run's chunks.
-        optimizer: of this run.
-        common: the checkpoint's common state.
-        args: of this run.
-        folder: of the checkpoint; its optimizer state lies in buckets.
 
     Raises:
         CheckpointError: on every rank, with the ways to go on.

@@ -97,12 +97,7 @@ class RuleScheduler(OptimizerParamScheduler):
 
 
 def around_build(original: Callable[..., Any], written: Sequence[str]) -> Callable[..., Any]:
-    """Build a RuleScheduler in place of Megatron's.
-
-    Args:
-        original: Megatron's `get_optimizer_param_scheduler`.
-        written: the schedules that parameter groups may name.
-    """
+    """Build a RuleScheduler in place of Megatron's, with these schedules, which parameter groups may name."""
 
     def get_optimizer_param_scheduler(optimizer: Any) -> RuleScheduler:
         stock = original(optimizer)

@@ -48,10 +48,7 @@ def load_state_by_name(
     """Load moments and masters of the parameters that a checkpoint has them for; zero moments for the others.
 
     Args:
-        model: this rank's wrapped chunks.
-        optimizer: Megatron's, over them.
-        folder: of the checkpoint's iteration.
-        common: its common state.
+        folder, common: of the checkpoint's iteration; its common state.
         trained: layout-free names of the plain model that were trained when it was saved.
 
     Raises:
@@ -74,14 +71,12 @@ def load_state_by_name(
     saved = dist_checkpointing.load_tensors_metadata(str(folder))
     own = _read_own(parts, sharded, saved, folder)
     found, new = _saved_and_new(model, sharded, saved, own, trained, folder)
-    for moment in MOMENTS:
-        tensors = _read({key: found[key] for key in found if key not in own}, moment, folder)
+    others = {key: tensor for key, tensor in found.items() if key not in own}
+    wanted = [*((moment, others) for moment in MOMENTS), *((key, found) for key in _masters(common, metadata))]
+    for name, described in wanted:
+        tensors = _read(described, name, folder)
         for part in parts:
-            _store(part, moment, tensors)
-    for master in _masters(common, metadata):
-        tensors = _read(found, master, folder)
-        for part in parts:
-            _store(part, master, tensors)
+            _store(part, name, tensors)
     step = _load_groups(parts, common)
     print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
     if any_rank(new):
@@ -300,12 +295,17 @@ def set_step(part: Any, step: int) -> None:
 # Across ranks ------------------------------------------------------------------------------------------------------
 
 
+def over_ranks(value: float, op: Any) -> float:
+    """A number reduced over all ranks, in fp64, which holds every whole number up to 2^53; a collective."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=op)
+    return float(found)
+
+
 def largest(value: int) -> int:
     """The largest of a number over all ranks; a collective."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return int(found)
+    return int(over_ranks(value, dist.ReduceOp.MAX))
 
 
 def any_rank(here: bool) -> bool:

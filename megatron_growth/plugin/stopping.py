@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.distributed as dist
 from megatron.training import get_args
 
+from megatron_growth.plugin.state_by_name import over_ranks
+
 
 def known_to_all(loss: float | None) -> float:
-    """The validation loss on every rank; only the last pipeline stage has computed it.
-
-    Args:
-        loss: of this rank, None without one; a loss that is not finite counts as None.
+    """The validation loss on every rank, of which only those of the last pipeline stage have one; a collective.
 
     Returns:
-        The smallest over all ranks, infinity when no rank has one.
+        The smallest finite one over all ranks, infinity when no rank has one.
     """
     own = loss if loss is not None and math.isfinite(loss) else math.inf
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    value = torch.tensor([own], dtype=torch.float64, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return float(value)
+    return over_ranks(own, dist.ReduceOp.MIN)
 
 
 def stop_after_this_iteration() -> None:
