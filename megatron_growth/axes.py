@@ -191,10 +191,8 @@ def is_kept(copy_of: Indices) -> Flags:
 
 def zero_output(name: str, old: int, copy_of: Indices) -> AxisMap:
     """New units start from the model's own init and are read with zero weight: exact, and free to differentiate."""
-    kept = is_kept(copy_of)
-    write = Side.of(np.where(kept, copy_of, INIT))
-    read = Side.of(np.where(kept, copy_of, ZERO))
-    return AxisMap(name, old, len(copy_of), write, read, write, np.where(kept, copy_of, -1))
+    read = Side.of(np.where(is_kept(copy_of), copy_of, ZERO))
+    return replace(random_new(name, old, copy_of), read=read)
 
 
 def random_new(name: str, old: int, copy_of: Indices) -> AxisMap:

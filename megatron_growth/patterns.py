@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from megatron_growth.errors import RecipeError, nearest
+from megatron_growth.errors import RecipeError
 
 FROZEN = "frozen"
 
@@ -117,13 +117,3 @@ def parse_rules(freeze: str | Sequence[str] = (), schedules: Sequence[str] = ())
     for rule in rules:
         expand(rule.pattern)
     return tuple(rules)
-
-
-def near_patterns(pattern: str, names: Iterable[str]) -> str:
-    """What the author of a pattern that matches nothing may have meant, as part of a sentence."""
-    known = set(names)
-    candidates = set(known)
-    for name in known:
-        parts = name.split(".")
-        candidates.update(".".join(parts[:n]) + ".*" for n in range(1, len(parts)))
-    return nearest(pattern, candidates)

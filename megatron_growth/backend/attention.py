@@ -28,13 +28,10 @@ class FusedAttention(MegatronModule):
 
     Args:
         config: Megatron's TransformerConfig.
-        layer_number: of the layer, from 1; unused, part of Megatron's interface.
         attn_mask_type: causal, or no_mask, or a type that takes its mask from the caller.
-        attention_type: unused, part of Megatron's interface.
         attention_dropout: dropout of the attention weights; default from `config`.
         softmax_scale: factor of the scores; default 1 / sqrt(D).
-        cp_comm_type: unused, part of Megatron's interface.
-        pg_collection: unused, part of Megatron's interface.
+        layer_number, attention_type, cp_comm_type, pg_collection: unused, part of Megatron's interface.
         document_masks: honour the mask that the data set made (--reset-attention-mask) under causal attention too.
             Otherwise the causal mask is implied, as in Transformer Engine, and the kernel is faster.
 
@@ -76,12 +73,10 @@ class FusedAttention(MegatronModule):
 
         Args:
             query: (S, B, A, D).
-            key: (T, B, G, D).
-            value: (T, B, G, D).
+            key, value: (T, B, G, D).
             attention_mask: (B or 1, 1, S, T), true where attention is forbidden, or None.
             attn_mask_type: overrides the module's.
-            attention_bias: must be None.
-            packed_seq_params: must be None.
+            attention_bias, packed_seq_params: must be None.
 
         Returns:
             (S, B, A * D).

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def diagnose() -> Diagnosis:
         here = detect(with_transformer_engine=False)
         if not problems:
             problems.append(Problem(error.what, error.fix))
-    problems += _problems_of_megatron() + _problems_of_torch(bool(here.gpu))
+    problems += [*_problems_of_megatron(), *_problems_of_torch(bool(here.gpu))]
     problems += _problems_of_compiling() if here.gpu else []
     return Diagnosis(
         here=here,
@@ -133,52 +134,45 @@ def _row(row: StandIn) -> dict[str, Any]:
     }
 
 
-def _problems_of_megatron() -> list[Problem]:
-    if not version_of("megatron-core"):
-        return [Problem("megatron-core is not installed", "pip install 'megatron-core>=0.19.2,<0.20'")]
-    if importlib.util.find_spec("megatron.training") is None:
-        what = f"megatron-core {version_of('megatron-core')} has no megatron.training under Python"
-        return [
-            Problem(
-                f"{what} {platform.python_version()}",
-                "use Python 3.12 or 3.13: its wheels there bring the training loop",
-            )
-        ]
-    if not has_helpers() and not has_makefile():
+def _problems_of_megatron() -> Iterator[Problem]:
+    core = version_of("megatron-core")
+    if not core:
+        yield Problem("megatron-core is not installed", "pip install 'megatron-core>=0.19.2,<0.20'")
+    elif importlib.util.find_spec("megatron.training") is None:
+        what = f"megatron-core {core} has no megatron.training under Python {platform.python_version()}"
+        yield Problem(what, "use Python 3.12 or 3.13: its wheels there bring the training loop")
+    elif not has_helpers() and not has_makefile():
         what = "Megatron's data set helpers are not compiled and cannot be: there is no Makefile beside them"
-        return [Problem(what, "pip install --force-reinstall --no-deps 'megatron-core>=0.19.2,<0.20'")]
-    return []
+        yield Problem(what, "pip install --force-reinstall --no-deps 'megatron-core>=0.19.2,<0.20'")
 
 
-def _problems_of_torch(gpu: bool) -> list[Problem]:
+def _problems_of_torch(gpu: bool) -> Iterator[Problem]:
     try:
         torch = importlib.import_module("torch")
     except Exception as error:
-        return [Problem(f"torch cannot be loaded: {error}", "pip install torch==2.11.0")]
-    if not gpu or torch.cuda.is_available():
-        return []
-    if not torch.version.cuda:
-        return [Problem("there is a GPU, and this torch was built without CUDA", "pip install torch==2.11.0")]
-    return [
-        Problem(
-            f"there is a GPU, and torch cannot use it: driver {nvml.driver()}, torch for CUDA {torch.version.cuda}",
-            "look at CUDA_VISIBLE_DEVICES, or install a driver for that CUDA",
-        )
-    ]
+        yield Problem(f"torch cannot be loaded: {error}", "pip install torch==2.11.0")
+        return
+    if gpu and not torch.cuda.is_available():
+        cuda = torch.version.cuda
+        if not cuda:
+            yield Problem("there is a GPU, and this torch was built without CUDA", "pip install torch==2.11.0")
+        else:
+            what = f"there is a GPU, and torch cannot use it: driver {nvml.driver()}, torch for CUDA {cuda}"
+            yield Problem(what, "look at CUDA_VISIBLE_DEVICES, or install a driver for that CUDA")
 
 
-def _problems_of_compiling() -> list[Problem]:
+def _problems_of_compiling() -> Iterator[Problem]:
     """Megatron compiles some functions for a GPU, and Triton builds small C modules for that: at the first step, on
     every node, with the compiler and the headers that it looks for here."""
     named = os.environ.get("CC")
     if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"])):
         what = f"there is no C compiler {named}, which CC names" if named else "there is no C compiler"
         what = f"{what}; Triton needs one at the first step"
-        return [Problem(what, "install gcc, or name one: CC=/path/to/compiler")]
+        yield Problem(what, "install gcc, or name one: CC=/path/to/compiler")
+        return
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
     if not header.is_file():
         package = "python{}.{}-dev".format(*platform.python_version_tuple())
         fix = f"install them: apt install {package}, or dnf install {package}el"
-        return [Problem(f"there is no {header}; Triton needs Python's headers at the first step", fix)]
-    return []
+        yield Problem(f"there is no {header}; Triton needs Python's headers at the first step", fix)

@@ -21,10 +21,7 @@ class FusedAdam(torch.optim.Optimizer):
 
     Args:
         params: parameters or parameter groups.
-        lr: learning rate.
-        betas: decay rates of the first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: factor of the weight decay.
+        lr, betas, eps, weight_decay: as of torch's Adam, for groups that do not give their own.
         adam_w_mode: decay the weights (AdamW); otherwise add the decay to the gradient (Adam with L2).
         capturable: must be False.
 

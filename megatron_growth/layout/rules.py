@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from megatron_growth.errors import nearest
 from megatron_growth.layout.names import spellings
-from megatron_growth.patterns import Rule, near_patterns
+from megatron_growth.patterns import Rule
 
 
 def takes(rule: Rule, name: str) -> bool:
@@ -23,4 +24,7 @@ def decide(rules: Sequence[Rule], name: str) -> Rule | None:
 
 def near(pattern: str, names: Iterable[str]) -> str:
     """What the author of a pattern that takes no parameter may have meant, as part of a sentence."""
-    return near_patterns(pattern, [spelling for name in names for spelling in spellings(name)])
+    candidates = {spelling for name in names for spelling in spellings(name)}
+    parts = [name.split(".") for name in candidates]
+    candidates.update(".".join([*name[:n], "*"]) for name in parts for n in range(1, len(name)))
+    return nearest(pattern, candidates)

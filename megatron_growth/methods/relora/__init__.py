@@ -33,14 +33,11 @@ from megatron_growth.shape import ModelShape
 _OWN = re.compile(r"\.lora_(?:a|b|master)$")
 
 # Flags of Megatron under which an adapter's optimizer state or weight cannot be reached, or its layers are not called.
-_REFUSED = {
-    "use_precision_aware_optimizer": "--use-precision-aware-optimizer",
-    "optimizer_cpu_offload": "--optimizer-cpu-offload",
-    "use_transformer_engine_op_fuser": "--use-transformer-engine-op-fuser",
-    "num_experts": "--num-experts",
-    "multi_latent_attention": "--multi-latent-attention",
-    "fp8_param_gather": "--fp8-param-gather",  # a merge would be rounded to FP8, and its master made of FP8 values
-}
+_REFUSED = (
+    *("use_precision_aware_optimizer", "optimizer_cpu_offload", "use_transformer_engine_op_fuser"),
+    *("num_experts", "multi_latent_attention"),
+    "fp8_param_gather",  # a merge would be rounded to FP8, and its master made of FP8 values
+)
 
 
 @register
@@ -142,8 +139,9 @@ class ReLoRA(Method):
 
     def check_arguments(self, args: argparse.Namespace) -> None:
         """Refuse flags under which adapters cannot be reached."""
-        for name, flag in _REFUSED.items():
+        for name in _REFUSED:
             if getattr(args, name, None):
+                flag = f"--{name.replace('_', '-')}"
                 raise UnsupportedError(f"ReLoRA does not work with {flag}", fix=f"leave out {flag}")
         if getattr(args, "optimizer", "adam") != "adam":
             raise UnsupportedError(f"ReLoRA resets Adam's moments, not {args.optimizer}'s", fix="--optimizer adam")
