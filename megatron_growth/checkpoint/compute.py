@@ -57,8 +57,6 @@ class Computer:
     """Computes regions of the grown model from a source.
 
     Args:
-        source: the small checkpoint.
-        planner: plans the regions.
         init_std: standard deviations of the target's initial weights.
         gather_bytes: most bytes of old rows held at once.
     """
@@ -74,7 +72,6 @@ class Computer:
         """Compute a region into `out`.
 
         Args:
-            region: what to compute.
             out: (rows, columns) or, for vectors, (rows,); any floating dtype, rows may be strided.
 
         Raises:

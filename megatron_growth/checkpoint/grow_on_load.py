@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from megatron_growth.layout import lookup, parse_key
 from megatron_growth.layout.model_shape import shape_of_modules
 from megatron_growth.operators import DepthOperator, WidthOperator, build_map, get
 from megatron_growth.shape import ModelShape
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Gr
     init_std = Deviations.of_config(config)
     computer = Computer(source, Planner(growth), init_std)
     tensors = 0
-    for key, sharded in local_tensors(model_chunks):
-        computer.fill(region_of(key, sharded), sharded.data)
+    for sharded in local_tensors(model_chunks):
+        computer.fill(region_of(sharded), sharded.data)
         tensors += 1
     origin = metadata.provenance(source, growth, common, init_std=init_std)
     source.close()
@@ -129,25 +132,20 @@ def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: Gr
     return GrowthReport(growth.source, growth.target, tensors, source.bytes_read, seconds, origin, tuple(unknown))
 
 
-def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, Any]]:
-    """(checkpoint key, ShardedTensor) of every local tensor; the data are views of the parameters.
-
-    SwiGLU's fused projection yields its gate and up halves.
-    """
+def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
+    """Every local tensor, SwiGLU's fused projection as its gate and up halves; the data are views of the parameters."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
     for chunk in model_chunks:
         for value in nested_values(chunk.sharded_state_dict()):
             built = value.build() if isinstance(value, ShardedTensorFactory) else value
-            for sharded in nested_values([built]):
-                if isinstance(sharded, ShardedTensor):
-                    yield sharded.key, sharded
+            yield from (sharded for sharded in nested_values([built]) if isinstance(sharded, ShardedTensor))
 
 
-def region_of(key: str, sharded: Any) -> Region:
+def region_of(sharded: ShardedTensor) -> Region:
     """The rectangle of the whole parameter that a ShardedTensor holds."""
-    parsed = parse_key(key)
+    parsed = parse_key(sharded.key)
     offsets, lengths = list(sharded.global_offset), list(sharded.local_shape)
     layer = parsed.layer
     if sharded.prepend_axis_num:

@@ -111,13 +111,7 @@ def _deviation(method: Any) -> float | None:
 def initial(
     kind: Init, start: np.uint64, rows: NDArray[np.int64], columns: NDArray[np.int64], std: float
 ) -> NDArray[np.float32]:
-    """Initial values of the elements `rows` x `columns` of one parameter, float32.
-
-    Args:
-        kind: distribution, as in `layout.parameters`.
-        start: from `stream()`.
-        std: from `Deviations.of()`.
-    """
+    """Initial values of the elements `rows` x `columns` of one parameter, float32; `start` is from `stream`."""
     if kind in ("one", "zero"):
         return np.full((len(rows), len(columns)), float(kind == "one"), dtype=np.float32)
     return normals(start, rows, columns) * np.float32(std)

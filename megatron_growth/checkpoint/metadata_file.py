@@ -14,13 +14,13 @@ import re
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
 
 from megatron_growth.errors import CheckpointError
 from megatron_growth.records.storage import inside, storage_errors
 
+Resolve = Callable[[str, str], Any]
 # What a `.metadata` file may name, dtypes aside.  Enough for every checkpoint that torch and Megatron write.
 CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -47,25 +47,8 @@ class Unlisted(Exception):
     """A name that does not belong in metadata."""
 
 
-@dataclass(frozen=True)
-class Kinds:
-    """The classes of the loaded objects, by which they are told apart."""
-
-    metadata: type[Any]
-    index: type[Any]
-    info: type[Any]
-    tensor: type[Any]
-    other: type[Any]
-    dtype: type[Any]
-
-
-def read(directory: Path, resolve: Callable[[str, str], Any], kinds: Kinds) -> Any:
-    """The metadata of a checkpoint's folder.
-
-    Args:
-        directory: the folder.
-        resolve: returns what (module, name) in the file stands for, or raises Unlisted.
-        kinds: the classes that `resolve` returns.
+def read(directory: Path, resolve: Resolve) -> Any:
+    """The metadata of a checkpoint's folder; `resolve` returns what (module, name) stands for, or raises Unlisted.
 
     Raises:
         Damaged: the file was read, but is not valid metadata.
@@ -76,7 +59,7 @@ def read(directory: Path, resolve: Callable[[str, str], Any], kinds: Kinds) -> A
     data = _bytes_of(path)
     try:
         metadata = _Unpickler(data, resolve).load()
-        problem = _problem_of(metadata, kinds)
+        problem = _problem_of(metadata, resolve)
     except Unlisted as error:
         raise CheckpointError(
             f"the checkpoint's metadata is not plain metadata: {error}",
@@ -117,7 +100,7 @@ def _bytes_of(path: Path) -> bytes:
 class _Unpickler(pickle.Unpickler):
     """Loads what `resolve` returns and nothing else."""
 
-    def __init__(self, data: bytes, resolve: Callable[[str, str], Any]) -> None:
+    def __init__(self, data: bytes, resolve: Resolve) -> None:
         super().__init__(io.BytesIO(data))
         self._resolve = resolve
 
@@ -125,19 +108,22 @@ class _Unpickler(pickle.Unpickler):
         return self._resolve(module, name)
 
 
-def _problem_of(metadata: Any, kinds: Kinds) -> str | None:
+def _problem_of(metadata: Any, resolve: Resolve) -> str | None:
     """What in unpickled metadata is not as torch writes it; half-built objects may raise anything."""
-    if not isinstance(metadata, kinds.metadata):
+    names = ("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata")
+    whole, place, tensor, other = (resolve("torch.distributed.checkpoint.metadata", name) for name in names)
+    file, dtype = resolve("torch.distributed.checkpoint.filesystem", "_StorageInfo"), type(resolve("torch", "float32"))
+    if not isinstance(metadata, whole):
         return f"it holds a {type(metadata).__name__}"
     if not isinstance(metadata.state_dict_metadata, dict) or not isinstance(metadata.storage_data, dict):
         return "it has no list of what is stored"
     for key, entry in metadata.state_dict_metadata.items():
-        if not isinstance(key, str) or not isinstance(entry, (kinds.tensor, kinds.other)):
+        if not isinstance(key, str) or not isinstance(entry, (tensor, other)):
             return f"{key!r} is described by a {type(entry).__name__}"
-        if isinstance(entry, kinds.tensor) and not _is_tensor(entry, kinds.dtype):
+        if isinstance(entry, tensor) and not _is_tensor(entry, dtype):
             return f"the sizes of {key} contradict each other"
     for index, info in metadata.storage_data.items():
-        if not isinstance(index, kinds.index) or not isinstance(info, kinds.info) or not isinstance(index.fqn, str):
+        if not isinstance(index, place) or not isinstance(info, file) or not isinstance(index.fqn, str):
             return "an entry of its list of files is of another kind"
         numbers = (info.offset, info.length, *(index.offset or ()))
         if not isinstance(info.relative_path, str) or not _are_counts(numbers):
@@ -209,17 +195,14 @@ class _DType(str):
     """A torch.dtype, by its name."""
 
 
-_Metadata, _Info, _Tensor, _Other, _Chunk, _Save = (
-    type(name, (_Bare,), {}) for name in ("Metadata", "Info", "Tensor", "Other", "Chunk", "Save")
-)
 _BARE: dict[str, Any] = {
-    "Metadata": _Metadata,
+    "Metadata": type("Metadata", (_Bare,), {}),
     "MetadataIndex": _Index,
-    "_StorageInfo": _Info,
-    "TensorStorageMetadata": _Tensor,
-    "BytesStorageMetadata": _Other,
-    "ChunkStorageMetadata": _Chunk,
-    "StorageMeta": _Save,
+    "_StorageInfo": type("Info", (_Bare,), {}),
+    "TensorStorageMetadata": type("Tensor", (_Bare,), {}),
+    "BytesStorageMetadata": type("Other", (_Bare,), {}),
+    "ChunkStorageMetadata": type("Chunk", (_Bare,), {}),
+    "StorageMeta": type("Save", (_Bare,), {}),
     "TensorProperties": _Properties,
     "_MEM_FORMAT_ENCODING": _MemoryFormat,
     "_get_layout": _layout,
@@ -228,7 +211,6 @@ _BARE: dict[str, Any] = {
     "Path": Path,
     "PosixPath": PosixPath,
 }
-_BARE_KINDS = Kinds(_Metadata, _Index, _Info, _Tensor, _Other, _DType)
 _DTYPE = re.compile(r"bool|(?:bfloat|float|complex|q?u?int|bits)\d\w*")
 
 
@@ -247,4 +229,4 @@ def bare(module: str, name: str) -> Any:
 
 def read_bare(directory: Path) -> Any:
     """The metadata of a checkpoint's folder with attributes named as torch names them; raises what `read` raises."""
-    return read(directory, bare, _BARE_KINDS)
+    return read(directory, bare)

@@ -199,8 +199,6 @@ class Planner:
         return ZERO if take.zero_output and parameter.is_output_projection else COPY
 
     def _filled(self, region: Region, code: int) -> tuple[SourcePart, ...]:
-        if code == INIT and region.moment in MOMENTS:
-            code = ZERO
         (j0, j1), (k0, k1) = region.rows, region.columns
         row = Run(j0, j1, code, np.full(j1 - j0, code))
         column = Run(k0, k1, COPY, np.arange(k0, k1))

@@ -26,9 +26,7 @@ def run_shared(
 
     Args:
         work: called once in every process; must open its own files.
-        numbers: the pieces to do.
         sizes: bytes of every piece, by number.
-        processes: how many at most.
         what, progress: `progress` is called with (what, bytes done, bytes in all).
 
     Raises:

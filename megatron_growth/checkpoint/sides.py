@@ -34,8 +34,6 @@ def sides(parameter: Parameter, growth: GrowthMap, layer: int | None) -> tuple[S
     """Row and column map of one parameter in one source layer.
 
     Args:
-        parameter: its entry in the table.
-        growth: the whole growth step.
         layer: source layer for parameters of a layer, None outside the layers.
 
     Returns:
@@ -191,7 +189,7 @@ def _qkv(units: UnitMaps, growth: GrowthMap) -> Side:
     """
     source, target = growth.source, growth.target
     scale = _qk_scale(growth)
-    per_old, per_new, groups = source.heads_per_group, target.heads_per_group, target.query_groups
+    per_old, groups = source.heads_per_group, target.query_groups
     head, group = units.heads.write, units.groups.write
     # A head's row block in the fused source: its group's start plus its slot; -1, -2 (no source) stay as they are.
     slot = head.source // per_old * (per_old + 2) + head.source % per_old
@@ -204,9 +202,6 @@ def _qkv(units: UnitMaps, growth: GrowthMap) -> Side:
         )
         for i, factor in enumerate((scale, 1.0))
     ]
-    joined = Side.join([query, *kv])
-    order = [
-        np.concatenate([np.arange(g * per_new, (g + 1) * per_new), [len(query) + g, len(query) + groups + g]])
-        for g in range(groups)
-    ]
-    return joined.take(np.concatenate(order)).blocks(target.head_dim)
+    queries, keys_and_values = np.split(np.arange(len(query) + 2 * groups), [len(query)])
+    by_group = np.concatenate([queries.reshape(groups, -1), keys_and_values.reshape(2, groups).T], axis=1)
+    return Side.join([query, *kv]).take(by_group.reshape(-1)).blocks(target.head_dim)

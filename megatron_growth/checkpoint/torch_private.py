@@ -16,19 +16,11 @@ from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo as StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_growth.checkpoint import metadata_file
 
 _DTYPES = {str(d).removeprefix("torch.") for d in vars(torch).values() if isinstance(d, torch.dtype)}
-_KINDS = metadata_file.Kinds(
-    Metadata, MetadataIndex, StorageInfo, TensorStorageMetadata, BytesStorageMetadata, torch.dtype
-)
 
 
 def _of_torch(module: str, name: str) -> Any:
@@ -42,7 +34,7 @@ def read_metadata(directory: Path) -> Metadata:
 
     Raises what `metadata_file.read` raises.
     """
-    return metadata_file.read(directory, _of_torch, _KINDS)
+    return metadata_file.read(directory, _of_torch)
 
 
 @dataclass(frozen=True)
@@ -91,12 +83,7 @@ class ItemView(io.RawIOBase):
 
 
 def locate_tensor(stream: IO[bytes], info: StorageInfo, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
-    """Find the bytes of one stored tensor without reading them.
-
-    Args:
-        stream: the open `.distcp` file.
-        info: where the item lies in it.
-        shape, dtype: what the metadata says.
+    """Find the bytes of one stored tensor without reading them; the metadata says its `info`, `shape` and `dtype`.
 
     Raises:
         ValueError: the item is damaged, or is not the contiguous tensor that the metadata describes.

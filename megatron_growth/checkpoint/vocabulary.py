@@ -78,12 +78,7 @@ def token_range(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def refuse_other(saved: argparse.Namespace, run: Vocabulary, where: str) -> None:
-    """Refuse a checkpoint whose embedding belongs to other tokens.
-
-    Args:
-        saved: its arguments.
-        run: vocabulary of the run, or of a tokenizer.
-        where: the checkpoint, for messages.
+    """Refuse a checkpoint, by the arguments saved in it, whose embedding belongs to other tokens than a run's.
 
     Raises:
         CheckpointError: the numbers of tokens, or the tokenizers' files, differ.

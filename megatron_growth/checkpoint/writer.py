@@ -71,9 +71,7 @@ class ItemBuffer:
 class PartWriter:
     """Writes parts of one checkpoint directory; when its context ends well, every part is on disk.
 
-    Args:
-        directory: the unfinished checkpoint.
-        compute: fills a tensor with an item's values.
+    `compute` fills a tensor with an item's values.
     """
 
     def __init__(self, directory: Path, compute: Callable[[TargetItem, Tensor], None]) -> None:

@@ -108,7 +108,9 @@ def check_buckets(
     """
     saved = common["args"]
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
-    saved_ends = {key: _ends(entry) for key, entry in metadata.items() if ".bucket_idx_" in key}
+    buckets = {key: entry.chunks for key, entry in metadata.items() if ".bucket_idx_" in key}
+    # Where their pieces end; every parameter is a piece or several.
+    saved_ends = {key: {chunk.offsets[0] + chunk.sizes[0] for chunk in chunks} for key, chunks in buckets.items()}
     own_ends = dict(_own_ends(optimizer))
     if state_by_name.any_rank(any(max(own) != max(saved_ends.get(key, {0})) for key, own in own_ends.items())):
         names = [name for name in _FILL_BUCKETS if _written(saved, name) != _written(args, name)]
@@ -152,11 +154,6 @@ def _check_order(here: dict[str, str], noted: dict[str, str] | None, folder: str
             where=folder,
             fix=f"go on with the layers (--spec) and the pipeline layout that it was saved with; or {_ELSEWHERE}",
         )
-
-
-def _ends(entry: Any) -> set[int]:
-    """Where the pieces of a stored bucket end; every parameter is a piece or several."""
-    return {chunk.offsets[0] + chunk.sizes[0] for chunk in entry.chunks}
 
 
 def _own_ends(optimizer: Any) -> Iterator[tuple[str, set[int]]]:
