@@ -126,26 +126,10 @@ def _properties(*_: Any) -> types.SimpleNamespace:
     )
 
 
-def cuda_replacements() -> list[Replacement]:
-    """Every attribute of `torch.cuda` that is answered by the host, grouped by purpose."""
-    groups = {
-        "one device, number 0, always initialised": _one_device(),
-        "host work is done when the call returns": _streams(),
-        "the CUDA generator is the host's": _generator(),
-        "memory figures are those of the process": _memory_figures(),
-    }
-    rows = [Replacement(torch.cuda, name, value, why) for why, group in groups.items() for name, value in group.items()]
-    # Megatron's RNG tracker takes the state functions from torch.cuda.random in some places.
-    rows += [
-        Replacement(torch.cuda.random, "get_rng_state", _same_rng_state, "the CUDA generator is the host's"),
-        Replacement(torch.cuda.random, "set_rng_state", _set_rng_state, "the CUDA generator is the host's"),
-    ]
-    nvtx = "there is no NVIDIA profiler to annotate for"
-    return rows + [Replacement(torch.cuda.nvtx, name, _nothing, nvtx) for name in ("range_push", "range_pop", "mark")]
-
-
-def _one_device() -> dict[str, Any]:
-    return {
+_STREAM, _GENERATOR = Stream(), torch.default_generator
+# What answers for the attributes of `torch.cuda`, by why it can.
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "one device, number 0, always initialised": {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "_is_in_bad_fork": lambda: False,
@@ -159,37 +143,26 @@ def _one_device() -> dict[str, Any]:
         "get_device_properties": _properties,
         "get_device_capability": lambda *_: (0, 0),
         "get_device_name": lambda *_: "cpu",
-    }
-
-
-def _streams() -> dict[str, Any]:
-    stream = Stream()
-    return {
+    },
+    "host work is done when the call returns": {
         "synchronize": _nothing,
         "Stream": Stream,
         "Event": Event,
-        "current_stream": lambda *_: stream,
-        "default_stream": lambda *_: stream,
+        "current_stream": lambda *_: _STREAM,
+        "default_stream": lambda *_: _STREAM,
         "set_stream": _nothing,
         "stream": _no_context,
         "is_current_stream_capturing": lambda: False,
-    }
-
-
-def _generator() -> dict[str, Any]:
-    generator = torch.default_generator
-    return {
-        "default_generators": (generator,),
-        "manual_seed": generator.manual_seed,
-        "manual_seed_all": generator.manual_seed,
-        "initial_seed": generator.initial_seed,
+    },
+    "the CUDA generator is the host's": {
+        "default_generators": (_GENERATOR,),
+        "manual_seed": _GENERATOR.manual_seed,
+        "manual_seed_all": _GENERATOR.manual_seed,
+        "initial_seed": _GENERATOR.initial_seed,
         "get_rng_state": _same_rng_state,
         "set_rng_state": _set_rng_state,
-    }
-
-
-def _memory_figures() -> dict[str, Any]:
-    return {
+    },
+    "memory figures are those of the process": {
         "empty_cache": _nothing,
         "ipc_collect": _nothing,
         "memory_stats": lambda *_, **__: _ZeroStatistics(),
@@ -200,7 +173,21 @@ def _memory_figures() -> dict[str, Any]:
         "max_memory_reserved": peak_resident_bytes,
         "reset_peak_memory_stats": _nothing,
         "reset_max_memory_allocated": _nothing,
-    }
+    },
+}
+
+
+def cuda_replacements() -> list[Replacement]:
+    """Every attribute of `torch.cuda` that is answered by the host, grouped by purpose."""
+    cuda = torch.cuda
+    rows = [Replacement(cuda, name, value, why) for why, group in _ANSWERS.items() for name, value in group.items()]
+    # Megatron's RNG tracker takes the state functions from torch.cuda.random in some places.
+    rows += [
+        Replacement(cuda.random, "get_rng_state", _same_rng_state, "the CUDA generator is the host's"),
+        Replacement(cuda.random, "set_rng_state", _set_rng_state, "the CUDA generator is the host's"),
+    ]
+    nvtx = "there is no NVIDIA profiler to annotate for"
+    return rows + [Replacement(cuda.nvtx, name, _nothing, nvtx) for name in ("range_push", "range_pop", "mark")]
 
 
 def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:

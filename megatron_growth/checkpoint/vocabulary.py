@@ -84,29 +84,19 @@ def refuse_other(saved: argparse.Namespace, run: Vocabulary, where: str) -> None
         CheckpointError: the numbers of tokens, or the tokenizers' files, differ.
     """
     theirs, (least, most) = Vocabulary.of_saved(saved), token_range(saved)
-    fix = "embedding rows belong to the tokens of one tokenizer: use the tokenizer and data of the source"
     if theirs.tokens and run.tokens and theirs.tokens != run.tokens:
-        raise CheckpointError(
-            f"the source was trained with a vocabulary of {theirs.tokens} tokens, this run has {run.tokens}",
-            where=where,
-            fix=fix,
-        )
-    if run.tokens and not least <= run.tokens <= most:
-        raise CheckpointError(
-            f"the source has {most} embedding rows, for {least} to {most} tokens; this run has {run.tokens}",
-            where=where,
-            fix=fix,
-        )
-    if theirs.identity and run.identity and theirs.identity != run.identity:
-        raise CheckpointError(
+        problem = f"the source was trained with a vocabulary of {theirs.tokens} tokens, this run has {run.tokens}"
+    elif run.tokens and not least <= run.tokens <= most:
+        problem = f"the source has {most} embedding rows, for {least} to {most} tokens; this run has {run.tokens}"
+    elif theirs.identity and run.identity and theirs.identity != run.identity:
+        problem = (
             f"the source was trained with another tokenizer ({theirs.identity[:12]}) than this run's data "
-            f"({run.identity[:12]})",
-            where=where,
-            fix=fix,
+            f"({run.identity[:12]})"
         )
-    if theirs.fingerprint and run.fingerprint and theirs.fingerprint != run.fingerprint:
-        raise CheckpointError(
-            "the source was trained with another tokenizer: its files differ from this run's",
-            where=f"{where}; its tokenizer was {getattr(saved, 'tokenizer_model', None) or 'a vocabulary file'}",
-            fix=fix,
-        )
+    elif theirs.fingerprint and run.fingerprint and theirs.fingerprint != run.fingerprint:
+        problem = "the source was trained with another tokenizer: its files differ from this run's"
+        where += f"; its tokenizer was {getattr(saved, 'tokenizer_model', None) or 'a vocabulary file'}"
+    else:
+        return
+    fix = "embedding rows belong to the tokens of one tokenizer: use the tokenizer and data of the source"
+    raise CheckpointError(problem, where=where, fix=fix)

@@ -194,11 +194,8 @@ def write_metadata(
     for r in objects:
         entries[r.key] = BytesStorageMetadata()
         storage[MetadataIndex(r.key)] = StorageInfo(r.file, r.start, r.length)
-    metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(save_id=_identity(storage)))
+    # A name of the save that depends on its contents only.
+    identity = zlib.crc32(repr(sorted((k.fqn, str(k.offset)) for k in storage)).encode())
+    metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(save_id=f"growth-{identity:08x}"))
     write_whole(directory / "metadata.json", json.dumps(BACKEND))
     write_whole(directory / ".metadata", pickle.dumps(metadata))
-
-
-def _identity(storage: Mapping[MetadataIndex, StorageInfo]) -> str:
-    """A name of the save that depends on its contents only."""
-    return f"growth-{zlib.crc32(repr(sorted((k.fqn, str(k.offset)) for k in storage)).encode()):08x}"
