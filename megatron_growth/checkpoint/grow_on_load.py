@@ -25,7 +25,6 @@ from megatron_growth.checkpoint.source import Source
 from megatron_growth.layout import lookup, parse_key
 from megatron_growth.layout.model_shape import shape_of_modules
 from megatron_growth.operators import DepthOperator, WidthOperator, build_map, get
-from megatron_growth.shape import ModelShape
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -36,17 +35,12 @@ class GrowthReport:
     """What `fill` did on this rank.
 
     Attributes:
-        source, target: sizes.
-        tensors: local tensors filled.
         bytes_read: from the source, by this rank.
         seconds: wall time on this rank.
         provenance: what a grown checkpoint carries (`args.growth_provenance`).
         not_compared: settings that the source does not tell.
     """
 
-    source: ModelShape
-    target: ModelShape
-    tensors: int
     bytes_read: int
     seconds: float
     provenance: dict[str, Any]
@@ -60,8 +54,6 @@ class GrowthRequest:
     Attributes:
         width, depth: operators, or their written form (`operators.get`).
         seed: of every random choice; the same seed gives the same model in every layout.
-        target_shape: of the whole target; taken from the modules' configuration when None.
-        source_shape: of the source; taken from the checkpoint when None.
         trust_checkpoint: unpickle the source's saved objects freely; None where there is no such flag.
         open_source: opens the source; other formats than Megatron's have an opener of their own.
         arguments: Megatron's of this run, to compare with the source's; what the modules tell when None.
@@ -70,8 +62,6 @@ class GrowthRequest:
     width: str | WidthOperator
     depth: str | DepthOperator
     seed: int = 0
-    target_shape: ModelShape | None = None
-    source_shape: ModelShape | None = None
     trust_checkpoint: bool | None = None
     open_source: Callable[[Path], Source] = Source
     arguments: argparse.Namespace | None = None
@@ -84,9 +74,6 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, request: G
         model_chunks: Megatron GPT models before they are wrapped (one, or one for each virtual pipeline stage).
         source: a Megatron --save folder or an iter_* folder, in any parallel layout.
         request: the operators, and what else is not to be taken from the modules and the checkpoint.
-
-    Returns:
-        What was done on this rank.
 
     Raises:
         GrowthError: on every rank, when any rank failed.
@@ -101,35 +88,29 @@ def fill(model_chunks: Sequence[torch.nn.Module], source: Path | str, request: G
 
 def _fill_local(model_chunks: Sequence[torch.nn.Module], path: Path, request: GrowthRequest) -> GrowthReport:
     begin = time.perf_counter()
-    config = model_chunks[0].config
     source = request.open_source(path)
     common = metadata.common_state(source, trust=request.trust_checkpoint)
+    saved = metadata.saved_arguments(common, source)
+    target = request.arguments or architecture.arguments_of_modules(model_chunks, saved)
+    # Before the sizes: a difference that sizes show too is better named by its flag.
+    unknown = architecture.check(saved, target, where=str(source.path))
     width, depth = request.width, request.depth
-    unknown: list[str] = []
-    saved = target = None
-    if "args" in common:  # before the sizes: a difference that sizes show too is better named by its flag
-        saved = metadata.saved_arguments(common, source)
-        target = request.arguments or architecture.arguments_of_modules(model_chunks, saved)
-        unknown = architecture.check(saved, target, where=str(source.path))
     growth = build_map(
-        request.source_shape or metadata.shape_of(source, metadata.saved_arguments(common, source)),
-        request.target_shape or shape_of_modules(model_chunks),
+        metadata.shape_of(source, saved),
+        shape_of_modules(model_chunks),
         get("width", width) if isinstance(width, str) else width,
         get("depth", depth) if isinstance(depth, str) else depth,
         request.seed,
     )
-    if saved is not None and target is not None:
-        architecture.check_step(saved, target, growth, where=str(source.path))
-    init_std = Deviations.of_config(config)
+    architecture.check_step(saved, target, growth, where=str(source.path))
+    init_std = Deviations.of_config(model_chunks[0].config)
     computer = Computer(source, Planner(growth), init_std)
-    tensors = 0
     for sharded in local_tensors(model_chunks):
         computer.fill(region_of(sharded), sharded.data)
-        tensors += 1
     origin = metadata.provenance(source, growth, common, init_std=init_std)
     source.close()
     seconds = time.perf_counter() - begin
-    return GrowthReport(growth.source, growth.target, tensors, source.bytes_read, seconds, origin, tuple(unknown))
+    return GrowthReport(source.bytes_read, seconds, origin, tuple(unknown))
 
 
 def local_tensors(model_chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:

@@ -137,7 +137,7 @@ def saved_arguments(common: dict[str, Any], source: Source) -> argparse.Namespac
         raise CheckpointError(
             "the checkpoint holds no Megatron arguments, so its head count cannot be known",
             where=str(source.path),
-            fix="grow from a checkpoint that Megatron's training loop saved, or give the source's shape",
+            fix="grow from a checkpoint that Megatron's training loop saved",
         )
     return args if isinstance(args, argparse.Namespace) else argparse.Namespace(**vars(args))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from megatron_growth.errors import GrowthPlanError, nearest
 from megatron_growth.operators.base import DepthOperator, GrowthMap, WidthOperator
@@ -64,14 +64,12 @@ class GrowthSpec:
     @property
     def width_operator(self) -> WidthOperator:
         """The width operator, made from its written form."""
-        operator: WidthOperator = get("width", self.width or DEFAULTS["width"])
-        return operator
+        return cast(WidthOperator, get("width", self.width or DEFAULTS["width"]))
 
     @property
     def depth_operator(self) -> DepthOperator:
         """The depth operator, made from its written form."""
-        operator: DepthOperator = get("depth", self.depth or DEFAULTS["depth"])
-        return operator
+        return cast(DepthOperator, get("depth", self.depth or DEFAULTS["depth"]))
 
     def map(self, source: ModelShape, target: ModelShape) -> GrowthMap:
         """The map of this step; raises GrowthPlanError when the target cannot be reached."""
