@@ -38,24 +38,15 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         ValueError: it cannot be read, or gives a parameter twice.
     """
     name, _, rest = text.partition(":")
-    return name.strip(), parse_parameters(rest)
-
-
-def parse_parameters(text: str) -> dict[str, Any]:
-    """The parameters alone: `parameter=value,parameter=value`.
-
-    Raises:
-        ValueError: they cannot be read, or one is given twice.
-    """
     parameters: dict[str, Any] = {}
-    for part in _split(text):
+    for part in _split(rest):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not key:
             raise ValueError(f"cannot read {part.strip()!r}: write parameter=value")
         if key in parameters:
             raise ValueError(f"the parameter {key!r} is given twice")
         parameters[key] = _read(value)
-    return parameters
+    return name.strip(), parameters
 
 
 def _value(value: Any) -> str:

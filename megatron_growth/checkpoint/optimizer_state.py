@@ -32,35 +32,26 @@ def check_source(source: Source, common: dict[str, Any]) -> None:
     Raises:
         CheckpointError: names the flag to save with.
     """
-    if keeps_remainders(common.get("args")):
-        raise CheckpointError(
-            "its --use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks; "
-            "they do not grow",
-            where=str(source.path),
-            fix="grow with --optimizer-state reset",
-        )
-    if source.has_optimizer and source.passed_over:
-        raise CheckpointError(
-            f"the optimizer keeps state that does not have its weight's shape, such as {source.passed_over[0]}",
-            where=str(source.path),
-            fix="grow with --optimizer-state reset; a low-rank subspace does not grow",
-        )
-    if source.has_optimizer:
-        return
     kind = (common.get("content_metadata") or {}).get("distrib_optim_sharding_type")
-    if kind or source.buckets:
-        raise CheckpointError(
-            f"the optimizer state is stored as flat buckets ({kind or source.buckets[0]}), which do not show "
-            "their parameters",
-            where=str(source.path),
-            fix="save it with --dist-ckpt-optim-fully-reshardable, or grow with --optimizer-state reset",
+    fix = "grow with --optimizer-state reset"
+    if keeps_remainders(common.get("args")):
+        what = (
+            "its --use-precision-aware-optimizer keeps of each fp32 weight the 16 bits that the bf16 weight lacks; "
+            "they do not grow"
         )
-    other = f" of Adam's; it has {source.passed_over[0]}" if source.passed_over else ""
-    raise CheckpointError(
-        f"the checkpoint holds no optimizer state{other}",
-        where=str(source.path),
-        fix="grow with --optimizer-state reset",
-    )
+    elif source.has_optimizer and source.passed_over:
+        what = f"the optimizer keeps state that does not have its weight's shape, such as {source.passed_over[0]}"
+        fix += "; a low-rank subspace does not grow"
+    elif source.has_optimizer:
+        return
+    elif kind or source.buckets:
+        bucket = kind or source.buckets[0]
+        what = f"the optimizer state is stored as flat buckets ({bucket}), which do not show their parameters"
+        fix = f"save it with --dist-ckpt-optim-fully-reshardable, or {fix}"
+    else:
+        other = f" of Adam's; it has {source.passed_over[0]}" if source.passed_over else ""
+        what = f"the checkpoint holds no optimizer state{other}"
+    raise CheckpointError(what, where=str(source.path), fix=fix)
 
 
 def keeps_remainders(args: Any) -> bool:

@@ -182,18 +182,15 @@ class Source:
             areas = [area(boxes) for boxes in tensor.boxes.values()]
             gap = layered and name in PARAMETERS and layers != list(range(tensor.stacked or len(layers)))
             if any(one != full for one in areas) or not areas or (gap and tensor.stacked):
-                raise CheckpointError(
-                    f"the checkpoint does not hold all of {name}",
-                    where=str(self.path / METADATA),
-                    fix="the checkpoint was not saved completely; use another iteration",
-                )
-            if gap:
+                what = f"the checkpoint does not hold all of {name}"
+                fix = "the checkpoint was not saved completely; use another iteration"
+            elif gap:
                 missing = min({*range(layers[-1])} - {*layers})
-                raise CheckpointError(
-                    f"the checkpoint has {name} in layer {layers[-1]}, and not in layer {missing}",
-                    where=str(self.path / METADATA),
-                    fix="a hybrid model does not grow: all layers must be alike; if they are, use another iteration",
-                )
+                what = f"the checkpoint has {name} in layer {layers[-1]}, and not in layer {missing}"
+                fix = "a hybrid model does not grow: all layers must be alike; if they are, use another iteration"
+            else:
+                continue
+            raise CheckpointError(what, where=str(self.path / METADATA), fix=fix)
 
     def _check_sizes(self) -> None:
         """Check that every file that the metadata names exists and is long enough."""
