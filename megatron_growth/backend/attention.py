@@ -83,7 +83,7 @@ class FusedAttention(MegatronModule):
         """
         if packed_seq_params is not None or attention_bias is not None:
             raise UnsupportedError("fused attention takes no packed sequences and no attention bias")
-        mask = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0))
+        mask, is_causal = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0))
         width = query.size(-1)
         query, key, value = (_widened(tensor).permute(1, 2, 0, 3) for tensor in (query, key, value))
         with self._dropout_generator():
@@ -91,24 +91,24 @@ class FusedAttention(MegatronModule):
                 query,
                 key,
                 value,
-                attn_mask=None if mask is _CAUSAL else mask,
+                attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is _CAUSAL,
+                is_causal=is_causal,
                 scale=self.softmax_scale,
                 enable_gqa=query.size(1) != key.size(1),
             )
         return context[..., :width].permute(2, 0, 1, 3).flatten(start_dim=2)
 
-    def _mask(self, kind: AttnMaskType, given: torch.Tensor | None, queries: int, keys: int) -> Any:
-        """What the kernel needs: `_CAUSAL`, None for no mask, or a mask that is true where attention is allowed."""
+    def _mask(self, kind: AttnMaskType, given: torch.Tensor | None, queries: int, keys: int) -> tuple[Any, bool]:
+        """What the kernel takes: a mask that is true where attention is allowed, or None; and whether it is causal."""
         if kind == AttnMaskType.no_mask:
-            return None
+            return None, False
         if given is not None and (self.document_masks or kind != AttnMaskType.causal):
-            return ~given
+            return ~given, False
         if kind != AttnMaskType.causal:
             raise UnsupportedError(f"attention with a mask of type {kind.name} was given no mask")
         # With cached keys the queries are the last positions: the causal triangle ends in the lower right corner.
-        return _CAUSAL if queries == keys else causal_lower_right(queries, keys)
+        return (None, True) if queries == keys else (causal_lower_right(queries, keys), False)
 
     def _dropout_generator(self) -> contextlib.AbstractContextManager[None]:
         """Under tensor parallelism each rank holds other heads, so each draws from its own generator.
@@ -120,7 +120,6 @@ class FusedAttention(MegatronModule):
         return tensor_parallel.get_cuda_rng_tracker().fork()
 
 
-_CAUSAL = object()
 # Torch's kernel for the host took twice as long for heads of 8 as for the same padded to 16 (128 tokens, torch 2.11).
 _NARROWEST_HEAD = 16
 

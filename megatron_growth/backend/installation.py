@@ -137,12 +137,8 @@ def conflicts() -> list[tuple[str, str]]:
     cublas = version_of("nvidia-cublas")
     rows = []
     if engine and cublas and _numbers(engine) >= (2, 13) and _numbers(cublas) < (13, 2):
-        rows.append(
-            (
-                f"Transformer Engine {engine} needs cuBLASLt 13.2, and torch {torch} brings {cublas}",
-                "pip install 'transformer-engine[pytorch]==2.12.0'",
-            )
-        )
+        what = f"Transformer Engine {engine} needs cuBLASLt 13.2, and torch {torch} brings {cublas}"
+        rows.append((what, "pip install 'transformer-engine[pytorch]==2.12.0'"))
     for part in ("transformer-engine-torch", "transformer-engine-cu12", "transformer-engine-cu13"):
         found = version_of(part)
         if engine and found and found != engine:

@@ -98,29 +98,18 @@ class Computer:
     def _fill_part(self, region: Region, records: tuple[CopyRecord, ...], y: Tensor) -> None:
         for record in records:
             rows = y[record.rows.start - region.rows[0] : record.rows.stop - region.rows[0]]
-            if region.moment in MOMENTS and self.source.was_frozen(region.parameter.name, record.layer):
-                rows.zero_()  # no gradient was ever collected for it
-            elif record.rows.code in (ZERO, INIT):
-                self._fill_constant(region, record, rows)
+            # No gradient was ever collected for a frozen weight.
+            frozen = region.moment in MOMENTS and self.source.was_frozen(region.parameter.name, record.layer)
+            if frozen or record.rows.code == ZERO:
+                rows.zero_()
+            elif record.rows.code == INIT:
+                self._fill_block_rows(region, record, torch.empty(len(rows), 0), 0, rows)
             elif record.rows.code == MEAN:
                 self._fill_row_mean(region, record, rows)
             else:
                 self._fill_copies(region, record, rows)
 
     # ------------------------------------------------------------------------------------------- rows without source
-
-    def _fill_constant(self, region: Region, record: CopyRecord, y: Tensor) -> None:
-        if record.rows.code == ZERO:
-            y.zero_()
-            return
-        for start in range(0, len(y), BLOCK_ROWS):
-            block = y[start : start + BLOCK_ROWS]
-            for run in record.columns:
-                target = _columns(block, region, run)
-                if run.code == ZERO:
-                    target.zero_()
-                else:
-                    self._fill_init(region, record.rows.start + start, run, target)
 
     def _fill_init(self, region: Region, row: int, run: Run, target: Tensor) -> None:
         """Initial values; optimizer moments of new elements are zero."""
@@ -232,17 +221,17 @@ class Computer:
 
         Args:
             at: first row of the block, counted from the start of the record's rows.
-            x: (n, c) old rows, whose first column is old column `column0`.
+            x: (n, c) old rows, whose first column is old column `column0`; (n, 0) where none is copied.
             y: (n, k) target.
         """
         rows = slice(at, at + len(y))
         factor = record.rows.coefficient
         row_factor = None if factor is None else torch.from_numpy(factor[rows]).unsqueeze(1)
         for run in record.columns:
-            target = _columns(y, region, run)
+            target = y[:, run.start - region.columns[0] : run.stop - region.columns[0]]
             if run.code == ZERO:
                 target.zero_()
-            elif run.code == INIT:
+            elif INIT in (run.code, record.rows.code):
                 self._fill_init(region, record.rows.start + at, run, target)
             else:
                 self._fill_run(region, record.rows.start + at, self._take(x, run, column0), run, row_factor, target)
@@ -279,7 +268,3 @@ class Computer:
             noise = drawn * (run.noise * np.float32(self.init_std.of("weight")))
             z.add_(torch.from_numpy(noise))
         target.copy_(z)
-
-
-def _columns(y: Tensor, region: Region, run: Run) -> Tensor:
-    return y[:, run.start - region.columns[0] : run.stop - region.columns[0]]

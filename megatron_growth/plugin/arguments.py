@@ -18,7 +18,7 @@ from megatron_growth.operators import GrowthSpec, OptimizerState
 from megatron_growth.records.numbers import SEED, finite, whole
 
 _READ = ("source", "growth", "methods", "document_masks")  # options that are more than one argument of their name
-ASKS = {"asks": True}  # marks an option that asks something of the plugin when it differs from its default
+_SAY_HOW = ("growth", "data_start", "data_repeat", "document_masks")  # options that alone ask nothing of the plugin
 
 
 def _path(text: str) -> Path:
@@ -187,19 +187,19 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 class PluginOptions:
     """The --growth-* arguments of one run, checked; attributes are named after their flags."""
 
-    source: Path | None = field(default=None, metadata=ASKS)
+    source: Path | None = None
     growth: GrowthSpec = field(default_factory=GrowthSpec)
-    start_anew: bool = field(default=False, metadata=ASKS)
-    methods: tuple[Method, ...] = field(default=(), metadata=ASKS)
+    start_anew: bool = False
+    methods: tuple[Method, ...] = ()
     data_start: int | None = None
-    data_pool: int | None = field(default=None, metadata=ASKS)
+    data_pool: int | None = None
     data_repeat: bool = False
-    metrics: Path | None = field(default=None, metadata=ASKS)
-    evaluate_at_start: bool = field(default=False, metadata=ASKS)
-    stop_below: float | None = field(default=None, metadata=ASKS)
-    reshardable_end: bool = field(default=False, metadata=ASKS)
-    layer_spec: Kind = field(default="stock", metadata=ASKS)
-    sublayers: Sublayers = field(default="full", metadata=ASKS)
+    metrics: Path | None = None
+    evaluate_at_start: bool = False
+    stop_below: float | None = None
+    reshardable_end: bool = False
+    layer_spec: Kind = "stock"
+    sublayers: Sublayers = "full"
     document_masks: bool = False  # Megatron's --reset-attention-mask
 
     @classmethod
@@ -235,7 +235,7 @@ class PluginOptions:
     @property
     def wanted(self) -> bool:
         """Whether anything is asked of the plugin."""
-        return any(getattr(self, f.name) != f.default for f in fields(self) if f.metadata.get("asks"))
+        return any(getattr(self, f.name) != f.default for f in fields(self) if f.name not in _SAY_HOW)
 
     def _check(self, args: argparse.Namespace) -> None:
         self._check_growth(args)
