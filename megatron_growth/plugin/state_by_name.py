@@ -67,10 +67,20 @@ def load_state_by_name(
     parts = list(leaves(optimizer))
     for part in parts:
         part.init_state_fn(part.optimizer, part.config)
-    sharded = _described(model, metadata)
+    names = {id(p): name for name, p in named_parameters(model) if p.requires_grad}
+    sharded = _described(model, metadata, names)
     saved = dist_checkpointing.load_tensors_metadata(str(folder))
     own = _read_own(parts, sharded, saved, folder)
-    found, new = _saved_and_new(model, sharded, saved, own, trained, folder)
+    found = {}
+    for key, tensor in sharded.items():
+        if own.get(key, f"optimizer.state.exp_avg.{tensor.key}" in saved):
+            found[key] = tensor
+        elif names[key] in trained:
+            raise CheckpointError(
+                f"the checkpoint has no optimizer state of {names[key]}, which was trained",
+                where=str(folder),
+                fix="start the optimizer from scratch with --no-load-optim",
+            )
     others = {key: tensor for key, tensor in found.items() if key not in own}
     wanted = [*((moment, others) for moment in MOMENTS), *((key, found) for key in _masters(common, metadata))]
     for name, described in wanted:
@@ -79,7 +89,7 @@ def load_state_by_name(
             _store(part, name, tensors)
     step = _load_groups(parts, common)
     print_rank_0(f"growth: read the optimizer state of {folder} by parameter, step {step}")
-    if any_rank(new):
+    if any_rank(len(found) < len(names)):
         print_rank_0("growth: parameters without saved state start with zero moments")
 
 
@@ -143,37 +153,13 @@ def _masters(common: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
     return [_MASTERS["plain"]] if common["args"].bf16 or common["args"].fp16 else []
 
 
-def _described(model: Chunks, metadata: dict[str, Any]) -> dict[int, ShardedBase]:
+def _described(model: Chunks, metadata: dict[str, Any], trainable: Collection[int]) -> dict[int, ShardedBase]:
     """Megatron's description of every parameter here that trains, by id."""
-    trainable = {id(p) for _, p in named_parameters(model) if p.requires_grad}
     found: dict[int, ShardedBase] = {}
     for chunk in model:
         tensors, _ = extract_sharded_tensors_and_factories(unwrapped(chunk).sharded_state_dict(metadata=metadata))
         found |= {id(tensor.data): tensor for tensor in nested_values(tensors) if id(tensor.data) in trainable}
     return found
-
-
-def _saved_and_new(
-    model: Chunks,
-    sharded: dict[int, ShardedBase],
-    saved: Collection[str],
-    own: dict[int, bool],
-    trained: Collection[str],
-    folder: str | Path,
-) -> tuple[dict[int, ShardedBase], bool]:
-    """(the description of each trainable parameter that has saved state, by id; whether some have none)."""
-    names = {id(p): name for name, p in named_parameters(model) if p.requires_grad}
-    found: dict[int, ShardedBase] = {}
-    for key, tensor in sharded.items():
-        if own.get(key, f"optimizer.state.exp_avg.{tensor.key}" in saved):
-            found[key] = tensor
-        elif names[key] in trained:
-            raise CheckpointError(
-                f"the checkpoint has no optimizer state of {names[key]}, which was trained",
-                where=str(folder),
-                fix="start the optimizer from scratch with --no-load-optim",
-            )
-    return found, len(found) < len(names)
 
 
 # Into the optimizer ------------------------------------------------------------------------------------------------
