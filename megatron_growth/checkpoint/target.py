@@ -96,20 +96,15 @@ def _items(
     parameter: Parameter, moment: str | None, tensor: SourceTensor, layer: int | None, growth: GrowthMap
 ) -> Iterator[TargetItem]:
     body = dimensions(parameter, growth.target)
-    key = tensor.prefix + parameter.name
-    lead: tuple[int, ...] = ()
-    count: tuple[int, ...] = ()
-    if layer is not None and tensor.per_layer:
-        key = tensor.prefix + full_name(parameter.name, layer)
-    elif layer is not None:
-        lead, count = (layer,), (growth.target.layers,)
+    lead = () if layer is None or tensor.per_layer else (layer,)  # a stacked tensor has the layers in front
+    count, ones = (growth.target.layers,) * len(lead), (1,) * len(lead)
+    key = tensor.prefix + full_name(parameter.name, None if lead else layer)
     columns = body[1] if len(body) > 1 else 1
     step = -(-body[0] // max(1, -(-body[0] * columns * tensor.dtype.itemsize // ITEM_BYTES)))
     for row in range(0, body[0], step):
         stop = min(row + step, body[0])
         region = Region(parameter, layer, (row, stop), (0, columns), moment)
         zeros = (0,) * (len(body) - 1)
-        ones = (1,) * len(lead)
         yield TargetItem(
             key, region, (*lead, row, *zeros), (*ones, stop - row, *body[1:]), (*count, *body), tensor.dtype
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,8 @@ def check_source(source: Path) -> None:
     from megatron_growth.checkpoint import metadata
     from megatron_growth.exchange import open_source
 
-    opened = open_source(source)
-    try:
+    with closing(open_source(source)) as opened:
         saved = metadata.arguments_of(opened)
-    finally:
-        opened.close()
     refuse_other(saved, vocabulary_of_run(), str(opened.path))
 
 
