@@ -1,11 +1,6 @@
 """Methods by name: `get("relora:rank=128")`, parameters typed and unknown ones refused; see `megatron_growth.registry`.
 
-An outside package adds a method with an entry point in the group `megatron_growth.methods`; the module it names
-registers the method when it is imported:
-
-    @register
-    @dataclass(frozen=True)
-    class MyMethod(Method): ...
+An outside package adds its own with an entry point in the group `megatron_growth.methods`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """Operators by name: `get("width", "aki")`, parameters typed and unknown ones refused; see `megatron_growth.registry`.
 
-An outside package adds an operator with an entry point in the group `megatron_growth.operators`; the module it names
-registers the operator when it is imported:
-
-    @register
-    class MyWidth(WidthOperator): ...
+An outside package adds its own with an entry point in the group `megatron_growth.operators`.
 """
 
 from __future__ import annotations

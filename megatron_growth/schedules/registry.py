@@ -1,11 +1,6 @@
 """Schedules by name, parameters typed and unknown ones refused; see `megatron_growth.registry`.
 
-An outside package adds a schedule with an entry point in the group `megatron_growth.schedules`; the module it names
-registers the schedule when it is imported:
-
-    @register
-    @dataclass(frozen=True)
-    class MySchedule(Decaying): ...
+An outside package adds its own with an entry point in the group `megatron_growth.schedules`.
 """
 
 from __future__ import annotations
