@@ -201,7 +201,6 @@ def run_as_main(script: str | Path, words: Callable[[], list[str]]) -> None:
     """Run a script as `__main__`; outside torchrun it is the only process of its world.
 
     Args:
-        script: its path.
         words: makes this process ready and returns the script's command line.
 
     Raises:

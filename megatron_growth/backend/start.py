@@ -28,10 +28,7 @@ from megatron_growth.errors import UserError
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
-    """Make this process ready for Megatron, before torch touches a GPU.
-
-    Args:
-        argv: words of Megatron's command line.
+    """Make this process ready for Megatron with this command line, before torch touches a GPU.
 
     Returns:
         `argv`, followed by the flags that Megatron needs on this machine and `argv` lacks.

@@ -85,7 +85,6 @@ def plan(
     Args:
         source: a Megatron --save folder, an iter_* folder, or a source that is open already.
         target_shape: from the source's shape to the target's.
-        width, depth: operators.
         seed: of every random choice.
         policy: optimizer state: "reset", "grow" or "asymmetric".
         trust_checkpoint: unpickle the source's saved objects freely.

@@ -54,12 +54,11 @@ def all_names(chunks: Sequence[torch.nn.Module], group: dist.ProcessGroup | None
     """Layout-free names of the parameters of the whole model, sorted.
 
     Args:
-        chunks: this rank's model chunks.
         group: the pipeline-parallel group, whose ranks hold different layers; None for a model that is whole here.
     """
     names = {name for name, _ in named_parameters(chunks)}
     if group is not None and group.size() > 1:
-        gathered: list[set[str] | None] = [None] * group.size()
+        gathered: list[set[str]] = [set()] * group.size()
         dist.all_gather_object(gathered, names, group=group)
-        names = set().union(*(part or set() for part in gathered))
+        names = set().union(*gathered)
     return tuple(sorted(names))

@@ -49,12 +49,7 @@ class Copies:
 
 
 def count_copies(state: Mapping[str, Array], shape: ModelShape) -> Copies:
-    """Count the copies in a model.
-
-    Args:
-        state: whole weights under Megatron's keys, stacked or per layer; other keys are left out.
-        shape: of the model.
-    """
+    """Count the copies in a model of whole weights under Megatron's keys, stacked or per layer; others are left out."""
     writes: list[Array] = []
     heads = units = 0
     for name, value in _tensors(state):

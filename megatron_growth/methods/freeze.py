@@ -51,15 +51,7 @@ class Freeze(RuleMethod):
 
 
 def take_out_of_training(chunks: Sequence[torch.nn.Module], frozen: Collection[str]) -> int:
-    """Freeze the named parameters of this rank.
-
-    Args:
-        chunks: this rank's model chunks, before they are wrapped.
-        frozen: layout-free names over the whole model.
-
-    Returns:
-        The number of frozen elements on this rank.
-    """
+    """Freeze the parameters of these layout-free names on this rank, before Megatron wraps it; how many elements."""
     from megatron_growth.layout.model_names import named_parameters, unwrapped
 
     elements = 0

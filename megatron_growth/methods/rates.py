@@ -129,11 +129,7 @@ def multiple(text: str) -> float | None:
 
 
 def parse_schedule(text: str, run: RunSchedule) -> Schedule:
-    """The schedule that a rule names, in the units of the run's scheduler.
-
-    Args:
-        text: NAME or NAME:parameter=value,...
-        run: of the run that the rule belongs to.
+    """The schedule that a rule names, as NAME or NAME:parameter=value,..., in the units of the run's scheduler.
 
     Raises:
         RecipeError: an unknown name or parameter, or a value that cannot be.

@@ -174,14 +174,8 @@ class ActiveMethods:
 
     @contextlib.contextmanager
     def loading(self, folder: str, saved_methods: Sequence[Method], *, optimizer: bool) -> Iterator[None]:
-        """Wraps the loading of a checkpoint; refuses one that holds state of a method this run does not use, or uses
-        with parameters that make something else of it.
-
-        Args:
-            folder: of the checkpoint's iteration.
-            saved_methods: of the run that saved it.
-            optimizer: whether optimizer state is loaded too.
-        """
+        """Wraps the loading of a checkpoint, optimizer state included or not; refuses one that holds state of a method
+        this run does not use, or uses with parameters that make something else of it."""
         with contextlib.ExitStack() as stack:
             saved = frozenset(dist_checkpointing.load_tensors_metadata(folder))
             self._refuse_foreign(folder, saved)

@@ -74,7 +74,6 @@ def _is_of_this_run(folder: str, *, same: bool) -> bool:
     """Whether a run with --growth-start-anew saved this checkpoint, and it was not grown since.
 
     Args:
-        folder: of the checkpoint's iteration.
         same: whether this run would save beside it; then any run of the plugin is this one, with or without the flag.
     """
     begun = getattr(dist_checkpointing.load_common_state_dict(folder).get("args"), "growth_start_anew", None)

@@ -79,11 +79,7 @@ class Projecting:
             super().set_scaled_state(param, state_name, unscaled_state)  # type: ignore[misc]
 
     def _galore_step(self, parameter: Tensor, group: dict[str, Any], step: int) -> None:
-        """galore-torch 1.0's arithmetic: eps before the bias correction, weight decay after the update.
-
-        Args:
-            step: steps before this one.
-        """
+        """galore-torch 1.0's arithmetic after `step` steps: eps before the bias correction, decay after the update."""
         places = places_of(parameter)
         assert places is not None
         init_low_rank(self, parameter, places)

@@ -40,12 +40,7 @@ class Matrix:
 
 
 def matrices_of(name: str, shape: ModelShape) -> list[Matrix]:
-    """The matrices of a parameter family: one, or those that Megatron fused.
-
-    Args:
-        name: without layer number.
-        shape: of the model.
-    """
+    """The matrices of a parameter family (its name is without layer number): one, or those that Megatron fused."""
     parameter = PARAMETERS[name]
     _, columns = dimensions(parameter, shape)
     return [Matrix(part, rows, columns) for part, rows in fused_rows(parameter, shape).items()]

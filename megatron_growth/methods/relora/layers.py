@@ -222,8 +222,6 @@ def attach(chunks: Sequence[torch.nn.Module], form: Form, layers: Sequence[int] 
     """Adapt the linear layers of these Transformer layers and freeze their weights; before Megatron wraps the model.
 
     Args:
-        chunks: this rank's model chunks.
-        form: of the adapters.
         layers: numbers in the whole model, from 0; None for all.
 
     Raises:

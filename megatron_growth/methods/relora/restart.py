@@ -46,8 +46,7 @@ def restart(
     """Merge, and restart every adapter.  A collective: call it on every rank between two steps.
 
     Args:
-        chunks: this rank's chunks, wrapped.
-        optimizer: Megatron's, over them.
+        chunks: wrapped.
         count: number of this restart, from 1; the new values of A depend on it.
         how: what becomes of the adapters' moments: all zeroed, or all but a share pruned at random or by magnitude.
         ratio: the share of entries that pruning zeroes.
