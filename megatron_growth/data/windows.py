@@ -42,12 +42,10 @@ def window_index(position: int, start: int, pool: int, repeat: bool = False) -> 
 
 
 class WindowDataset(Dataset):
-    """`samples` consecutive samples of the global order, from position `start`.
+    """The `samples` consecutive samples of the global order that a stage consumes, from position `start`.
 
     Args:
         dataset: a GPTDataset or BlendedDataset in the global order.
-        start: first position of the window.
-        samples: number of samples that the stage consumes.
         pool: number of samples that the run may draw from; at most len(dataset).
         repeat: whether positions beyond the pool wrap around.
     """

@@ -31,8 +31,7 @@ class Agreement:
     """How far models A and B agree on one text.
 
     Attributes:
-        kl: mean KL(A || B) in nats.
-        kl_reverse: mean KL(B || A) in nats.
+        kl, kl_reverse: means of KL(A || B) and KL(B || A) in nats.
         top1: share of positions at which both put the same token first.
         positions: number of predicted tokens.
     """
@@ -90,8 +89,7 @@ def compare(
 
     Args:
         hidden_a, hidden_b: (N, H) what each model's output layer reads.
-        output_a, output_b: (V, H) output weights.
-        block: B.
+        output_a, output_b: (V, H) output weights, of which B = `block` rows are read at a time.
     """
     total_a, total_b = _Softmax(len(hidden_a), hidden_a.device), _Softmax(len(hidden_b), hidden_b.device)
     for rows in blocks(len(output_a), block):

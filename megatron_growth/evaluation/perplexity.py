@@ -22,13 +22,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Scorer(Protocol):
-    """Something that predicts tokens.
-
-    Attributes:
-        length: most tokens that it takes at once.
-        start: id of the token that stands before a document.
-        tokenizer: the model's.
-    """
+    """A model that predicts tokens: at most `length` at once, and after `start`, which stands before a document."""
 
     length: int
     start: int

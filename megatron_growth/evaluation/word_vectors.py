@@ -93,7 +93,6 @@ def similarity(rows: NDArray[np.floating], pairs: Sequence[Pair], encode: Encode
 
     Args:
         rows: (V, H) embedding or output weights.
-        pairs: word, word, score.
         encode: gives a text's token ids, without special tokens.
 
     Raises:

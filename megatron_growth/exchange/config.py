@@ -124,11 +124,7 @@ def _positions(args: argparse.Namespace) -> int:
 
 
 def from_config(config: dict[str, Any], where: str) -> tuple[ModelShape, argparse.Namespace]:
-    """Sizes and Megatron arguments of a Hugging Face model.
-
-    Args:
-        config: the content of config.json, of transformers 4 or 5.
-        where: its path, for messages.
+    """Sizes and Megatron arguments of a config.json of transformers 4 or 5; `where` is its path, for messages.
 
     Raises:
         UnsupportedError: names what has no counterpart in Megatron.

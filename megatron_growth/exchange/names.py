@@ -53,7 +53,6 @@ def pieces(family: Family, shape: ModelShape, vocab: int | None = None) -> Itera
     """Every Hugging Face tensor of a model, bottom to top.
 
     Args:
-        family: names the tensors.
         shape: Megatron's, padded vocabulary included.
         vocab: number of the tokenizer's ids, without Megatron's padding rows; all rows when None.
     """

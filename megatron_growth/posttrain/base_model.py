@@ -55,10 +55,9 @@ def base_model(model: Path, folder: Path, tokenizer: str = "") -> Path:
 
 
 def load_tokenizer_of(model: Path, kind: Kind, chat_template: str = "", tokenizer: str = "") -> Any:
-    """The tokenizer, with the chat template that is used in training.
+    """The tokenizer of a Hugging Face folder, with the chat template that is used in training.
 
     Args:
-        model: Hugging Face folder.
         kind: for SFT the template must mark the answers.
         chat_template: a Jinja file, or `tulu` for ours; when "", the tokenizer's own, or ours where it has none.
         tokenizer: a folder with the tokenizer's files, for a model without them.

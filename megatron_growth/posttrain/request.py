@@ -20,7 +20,6 @@ class Request:
     """One SFT or DPO run, or a sweep of SFT runs over several rates.
 
     Attributes:
-        kind: sft or dpo.
         preset: name of the preset that the settings come from.
         model: as it was given, but by its whole path when the command line gave it.
         data, valid_data: what --data and --valid-data name.

@@ -63,11 +63,9 @@ def random_state(
 
 
 def grow(old: State, growth: GrowthMap, initial: State, *, init_std: float = 0.02) -> State:
-    """The grown model, whole.
+    """The grown model, whole; `old` are the weights that it grows from.
 
     Args:
-        old: the source's weights.
-        growth: the growth step.
         initial: the target's own initial weights; their keys are the target's parameters.
         init_std: the std of the model's init, in which cancelling noise is measured.
     """

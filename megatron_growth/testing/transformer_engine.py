@@ -69,10 +69,7 @@ class TransformerEngine:
             self._process.wait()
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """`function(*args, **kwargs)` in that process; all of them, and the result, are sent by pickle.
-
-        Args:
-            function: of an importable module, such as `run_distributed` or `run_script`.
+        """`function(*args, **kwargs)` of an importable module in that process; all is sent by pickle.
 
         Raises:
             DistributedFailure: it raised, or the process died.
