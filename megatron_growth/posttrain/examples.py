@@ -17,12 +17,13 @@ from typing import Any
 from megatron_growth.data import compressed
 from megatron_growth.data.hub_address import PREFIX
 from megatron_growth.data.pieces import COMPRESSED, InputFile, format_of, reading
+from megatron_growth.data.sources import hash_sources
 from megatron_growth.errors import DataError, GrowthError
 from megatron_growth.posttrain.inputs import refuse_change, under
 from megatron_growth.posttrain.presets import Kind
 from megatron_growth.posttrain.rows import Skipped, check_columns, example
 from megatron_growth.records.human import plural
-from megatron_growth.records.storage import atomic_path, parse_json, sha256_of, storage_errors, write_json
+from megatron_growth.records.storage import atomic_path, parse_json, storage_errors, write_json
 
 TRAIN, VALID, RECORD = "train.jsonl", "valid.jsonl", "examples.json"
 _ALL = "all.jsonl"
@@ -108,12 +109,11 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
     folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(folder):
         files, unread = files_of(given, folder / "hub")
-        seen = [InputFile.of(file, file.name, "") for file in files]
+        seen = _inputs(files)
         count, skipped = _write(files, kind, folder / _ALL)
-        held_out, more = 0, list[Path]()
         if valid_data:
             more, others = files_of(valid_data, folder / "hub-valid")
-            seen += [InputFile.of(file, file.name, "") for file in more]
+            seen += _inputs(more, _HELD_OUT)
             held_out, left_out = _write(more, kind, folder / VALID)
             skipped.update({f"{reason}, of those to hold out": number for reason, number in left_out.items()})
             unread = [*unread, *others]
@@ -121,18 +121,14 @@ def prepare(given: str, kind: Kind, *, valid: float, seed: int, folder: Path, va
         else:
             held_out = _split(folder, count, valid, seed)
             count -= held_out
-        if count < 1 or (more and not held_out):
+        if count < 1 or (valid_data and not held_out):
             reasons = ", ".join(f"{number} with {reason}" for reason, number in skipped.items())
             raise DataError(
                 f"no example is left to {'hold out' if count else 'train on'}{f' ({reasons})' if reasons else ''}",
                 where=valid_data if count else given,
                 fix="give more examples, or hold out fewer with --valid-share",
             )
-        hashes = _hashes(files)
-        hashes |= {f"{_HELD_OUT}{name}": digest for name, digest in _hashes(more).items()}  # names may be equal
-        for file in seen:
-            file.require_unchanged()  # since it was read, and hashed after that
-        found = Examples(given, hashes, count, held_out, dict(skipped), unread)
+        found = Examples(given, _hashes(seen), count, held_out, dict(skipped), unread)
         write_json(record, asdict(found))
     return found
 
@@ -154,16 +150,17 @@ def check_unchanged(known: Mapping[str, str], given: str, valid_data: str, where
     trained = {name: digest for name, digest in known.items() if not name.startswith(_HELD_OUT)}
     for what, before, path in (("examples", trained, given), ("held-out examples", held_out, valid_data)):
         if path and not path.startswith(PREFIX) and Path(path).exists():
-            refuse_change(f"the {what} are", before, _hashes(files_of(path, where)[0]), where, path)
+            refuse_change(f"the {what} are", before, _hashes(_inputs(files_of(path, where)[0])), where, path)
 
 
-def _hashes(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files of different names."""
-    found = {}
-    for file in files:
-        with reading(file):
-            found[file.name] = sha256_of(file)
-    return found
+def _inputs(files: Iterable[Path], prefix: str = "") -> list[InputFile]:
+    """Files as they are now; the prefix tells those to hold out from others of the same name."""
+    return [InputFile.of(file, prefix + file.name, "") for file in files]
+
+
+def _hashes(files: list[InputFile]) -> dict[str, str]:
+    """SHA-256 of files by their names; DataError for one that has changed since it was found."""
+    return {file.name: file.sha256 for file in hash_sources(files, 1)}
 
 
 def _split(folder: Path, count: int, share: float, seed: int) -> int:
