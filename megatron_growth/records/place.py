@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 RECIPE, PLAN, STAGES = "recipe.yaml", "plan.json", "stages"
-
-
-class Below:
-    """An attribute of a class of folders, which have a `path`: the file or folder of this name in it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, folder: Any, _: type) -> Path:
-        return Path(folder.path / self.name)
 
 
 def is_run(folder: Path) -> bool:

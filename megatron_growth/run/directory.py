@@ -44,24 +44,21 @@ _SHARING = ("stages", "pool_tokens")  # keys of a recipe's data that prepare not
 _SHOWN_LINES = 30
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageDirectory:
-    """The folder of one stage or baseline."""
+    """The folder of one stage or baseline, which has its name."""
 
     path: Path
 
-    checkpoints = place.Below("checkpoints")  # Megatron's --save and --load
-    grown = place.Below("grown")  # what the stage starts from where its source's optimizer state is grown too
-    tensorboard = place.Below("tensorboard")
-    log = place.Below("log.txt")  # everything that the training processes print
-    metrics = place.Below("metrics.jsonl")  # see `records.metrics`
-    failures = place.Below("failures")  # where ranks leave their errors; see `failures.py`
-    done = place.Below("done")  # a marker: the stage's last checkpoint has been verified
-
-    @property
-    def name(self) -> str:
-        """What the recipe calls the stage or baseline."""
-        return self.path.name
+    def __post_init__(self) -> None:
+        path, self.name = self.path, self.path.name
+        self.checkpoints = path / "checkpoints"  # Megatron's --save and --load
+        self.grown = path / "grown"  # what the stage starts from where its source's optimizer state is grown too
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "log.txt"  # everything that the training processes print
+        self.metrics = path / "metrics.jsonl"  # see `records.metrics`
+        self.failures = path / "failures"  # where ranks leave their errors; see `failures.py`
+        self.done = path / "done"  # a marker: the stage's last checkpoint has been verified
 
     @property
     def is_done(self) -> bool:
@@ -73,19 +70,21 @@ class StageDirectory:
         write_json(self.done, {"iteration": iteration, "checkpoint": str(checkpoint.relative_to(self.path))})
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
     """Paths of one run; nothing is created here.  Get one through `create` or `existing`."""
 
     path: Path
 
-    recipe = place.Below(place.RECIPE)  # a folder without one is not a run directory
-    plan = place.Below(place.PLAN)
-    state = place.Below("state.json")
-    lock = place.Below("lock")
-    data = place.Below("data")
-    evaluation = place.Below("evaluation")
-    report = place.Below("report")
+    def __post_init__(self) -> None:
+        path = self.path
+        self.recipe = path / place.RECIPE  # a folder without one is not a run directory
+        self.plan = path / place.PLAN
+        self.state = path / "state.json"
+        self.lock = path / "lock"
+        self.data = path / "data"
+        self.evaluation = path / "evaluation"
+        self.report = path / "report"
 
     def stage(self, name: str) -> StageDirectory:
         """The folder of a stage or a baseline."""
