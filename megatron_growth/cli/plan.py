@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
         refuse_idle(drawn, "--command prints only the flags of one stage")
         _command(recipe, profile, args)
         return
-    _only_with_command(args)
+    for flag in ("host", "installation", "run"):
+        if getattr(args, flag):
+            raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
     plan = plan_run(recipe, args.gpus)
     flags.check(recipe, profile)
     if args.nodes is not None and profile is None:
@@ -94,12 +96,6 @@ def run(args: argparse.Namespace) -> None:
         print(json_text(document))
     else:
         _print(plan, on_cluster, fit, written)
-
-
-def _only_with_command(args: argparse.Namespace) -> None:
-    for flag in ("host", "installation", "run"):
-        if getattr(args, flag):
-            raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
 
 
 def _command(recipe: Recipe, profile: ClusterProfile | None, args: argparse.Namespace) -> None:

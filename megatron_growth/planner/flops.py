@@ -104,18 +104,15 @@ def exact_flops_by_part(inventory: Inventory, sequence_length: int, *, recompute
     for p in _in_forward_order(inventory):
         if p.kind == "linear":
             found["linear"] += 2 * p.size * (1 + again + p.trainable + (p.trainable or below))
-            found["linear"] += 2 * p.adapter * (2 + again) + (2 * _adapter_input_gradient(p, below) if p.adapter else 0)
+            # A gradient always passes through the second factor of an adapter, through its first if needed below.
+            passed = sum(factor.size for factor in (p.factors if below else p.factors[1:]))
+            found["linear"] += 2 * p.adapter * (2 + again) + 2 * passed
         elif p.kind == "output":
             found["output"] += 2 * p.size * (1 + p.trainable + (p.trainable or below))
         below = below or p.trainable or p.adapter > 0
         if p.name.endswith(QKV.removeprefix(LAYERS)):
             found["scores"] += scores * (1 + again + 2 * below)
     return found
-
-
-def _adapter_input_gradient(p: Entry, below: bool) -> int:
-    """Weights of an adapter through which a gradient passes: always its second factor, its first if needed below."""
-    return sum(factor.size for factor in (p.factors if below else p.factors[1:]))
 
 
 def _in_forward_order(inventory: Inventory) -> list[Entry]:

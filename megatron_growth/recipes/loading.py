@@ -186,13 +186,7 @@ def _without_rivals(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     """What a stage gives replaces what the recipe gives another way: a warm-up, and another schedule's parameters."""
     rivals = {"warmup_fraction": "warmup_iterations", "warmup_iterations": "warmup_fraction"}
     gone = {rivals[key] for key in own if key in rivals}
-    if own.get("name", inherited.get("name")) != inherited.get("name"):
-        gone |= _parameters_of(inherited.get("name"))
+    before = inherited.get("name")
+    if own.get("name", before) != before and before in schedules.names():
+        gone |= set(schedules.own_parameters(before)) - set(ScheduleBlock.model_fields)
     return {key: value for key, value in inherited.items() if key not in gone}
-
-
-def _parameters_of(schedule: Any) -> set[str]:
-    """The parameters of a schedule that are not keys of the block; none when there is no such schedule."""
-    if schedule not in schedules.names():
-        return set()
-    return set(schedules.own_parameters(schedule)) - set(ScheduleBlock.model_fields)

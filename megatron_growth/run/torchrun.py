@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import psutil
 
@@ -106,7 +105,10 @@ def run_processes(
         StorageError: the log cannot be written.
     """
     failures.clear(failures_folder)
-    with _opened(log) as output, _stop_signals() as caught:
+    with storage_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = open(log, "ab")  # noqa: SIM115  (closed by the with below)
+    with output, _stop_signals() as caught:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -126,12 +128,6 @@ def run_processes(
     if caught:
         raise KeyboardInterrupt
     return code
-
-
-def _opened(log: Path) -> IO[bytes]:
-    with storage_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return open(log, "ab")
 
 
 def _wait(

@@ -109,8 +109,9 @@ def stage_jobs(
         if stage.precision == "fp8" and profile.gpu.fp8_tflops is None:
             lacks = f"it trains in FP8, which {profile.gpu.name} does not have (gpu.fp8_tflops)"
             problems[f"stage {stage.name}: {lacks}"] = _FP8
-        environment = _environment(profile, stage, ranks, wandb_project)
-        jobs.append(job_of(run, stage.name, stage.source, profile, nodes, environment))
+        flags = cluster_flags(profile, stage)
+        own = {FLAGS_VARIABLE: json.dumps(flags) if flags else "", "GROWTH_WANDB_PROJECT": wandb_project}
+        jobs.append(job_of(run, stage.name, stage.source, profile, nodes, environment_of(profile, ranks) | own))
     if problems:
         raise RecipeError(
             f"the cluster profile {profile.name} does not fit the run:\n  " + "\n  ".join(problems),
@@ -225,15 +226,6 @@ def _options_of(folder: Path, name: str, profile: ClusterProfile, nodes: int) ->
         if value := getattr(slurm, key):
             options.append(f"--{key}={value}")
     return (*options, *slurm.extra)
-
-
-def _environment(profile: ClusterProfile, stage: StagePlan, ranks: int, wandb_project: str) -> dict[str, str]:
-    variables = environment_of(profile, ranks)
-    if flags := cluster_flags(profile, stage):
-        variables[FLAGS_VARIABLE] = json.dumps(flags)
-    if wandb_project:
-        variables["GROWTH_WANDB_PROJECT"] = wandb_project
-    return variables
 
 
 def environment_of(profile: ClusterProfile, ranks: int) -> dict[str, str]:
