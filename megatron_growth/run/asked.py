@@ -13,8 +13,6 @@ from megatron_growth.run.directory import RunDirectory
 if TYPE_CHECKING:
     from megatron_growth.planner import StagePlan
 
-FILE_NAME = "asked.json"
-
 
 def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) -> None:
     """Write down what a command asked for; the run's lock must be held.
@@ -28,7 +26,7 @@ def remember(run: RunDirectory, baselines: Sequence[str], wandb_project: str) ->
     asked = {"baselines": list(known), "wandb": wandb_project}
     if asked != before:
         with storage_errors(run.path):
-            write_json(run.path / FILE_NAME, asked)
+            write_json(run.asked, asked)
 
 
 def train_command(run: RunDirectory) -> str:
@@ -48,9 +46,8 @@ def baselines_of(run: RunDirectory) -> list[StagePlan]:
 
 
 def _read(run: RunDirectory) -> dict[str, Any]:
-    file = run.path / FILE_NAME
-    with reading_record(file, "what was asked of the run"):
-        document = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    with reading_record(run.asked, "what was asked of the run"):
+        document = json.loads(run.asked.read_text(encoding="utf-8")) if run.asked.exists() else {}
         if not isinstance(document, dict) or not isinstance(document.get("wandb", ""), str):
             raise ValueError("its values have the wrong types")
         baselines: list[str] = made_of(list[str], document.get("baselines", []))

@@ -221,3 +221,19 @@ def prune(checkpoints: Path, settings: Checkpoint) -> list[int]:
         for iteration in gone:
             _remove(checkpoints, iteration)
     return gone
+
+
+class Retention:
+    """Prunes a folder each time that its tracker names another checkpoint; `newest` is the last that it named."""
+
+    def __init__(self, checkpoints: Path, settings: Checkpoint) -> None:
+        self._checkpoints, self._settings, self.newest = checkpoints, settings, 0
+
+    def look(self) -> bool:
+        """Whether there is another newest checkpoint; raises StorageError where the file system refuses."""
+        before = self.newest
+        with storage_errors(self._checkpoints):
+            self.newest = tracked(self._checkpoints) or 0
+        if self.newest != before:
+            prune(self._checkpoints, self._settings)
+        return self.newest != before

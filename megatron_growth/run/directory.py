@@ -58,6 +58,8 @@ class StageDirectory:
         self.log = path / "log.txt"  # everything that the training processes print
         self.metrics = path / "metrics.jsonl"  # see `records.metrics`
         self.failures = path / "failures"  # where ranks leave their errors; see `failures.py`
+        self.arguments = path / "arguments.json"  # Megatron's words, for the ranks of a job
+        self.slurm = path / "slurm.json"  # see `slurm/record.py`
         self.done = path / "done"  # a marker: the stage's last checkpoint has been verified
 
     @property
@@ -82,6 +84,7 @@ class RunDirectory:
         self.plan = path / place.PLAN
         self.state = path / "state.json"
         self.lock = path / "lock"
+        self.asked = path / "asked.json"
         self.data = path / "data"
         self.evaluation = path / "evaluation"
         self.report = path / "report"

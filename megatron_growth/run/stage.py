@@ -177,7 +177,7 @@ def check_wandb(project: str) -> None:
 
 def write_arguments(launch: StageLaunch) -> None:
     """Write Megatron's words to a file for the ranks of a job."""
-    write_json(_arguments(launch.directory), {"arguments": list(launch.arguments)})
+    write_json(launch.directory.arguments, {"arguments": list(launch.arguments)})
 
 
 def read_arguments(folder: StageDirectory) -> list[str]:
@@ -187,18 +187,14 @@ def read_arguments(folder: StageDirectory) -> list[str]:
         RunError: there is no such file, or it is damaged.
     """
     try:
-        words: list[str] = json.loads(_arguments(folder).read_text(encoding="utf-8"))["arguments"]
+        words: list[str] = json.loads(folder.arguments.read_text(encoding="utf-8"))["arguments"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"the words of stage {folder.name} cannot be read ({type(error).__name__})",
-            where=str(_arguments(folder)),
+            where=str(folder.arguments),
             fix="start the stage through stage.sbatch, whose first step writes them",
         ) from None
     return words
-
-
-def _arguments(folder: StageDirectory) -> Path:
-    return folder.path / "arguments.json"
 
 
 def _grown_offline(stage: StagePlan, folder: StageDirectory, source: Path) -> Path:

@@ -24,7 +24,6 @@ from megatron_growth.planner.memory import Room
 from megatron_growth.recipes import Recipe
 from megatron_growth.records.human import duration, figure, size
 from megatron_growth.records.metrics import Follower, StageProgress, read
-from megatron_growth.records.storage import storage_errors
 from megatron_growth.run import asked, checkpoints, dataset, directory, early_stop, failures, flags, state, torchrun
 from megatron_growth.run.arguments import Place
 from megatron_growth.run.directory import RunDirectory
@@ -209,12 +208,13 @@ class _Job:
 
 
 class _Watch:
-    """Follows the metrics of a running stage: screen, state.json, and old checkpoints that are no longer needed."""
+    """Follows the metrics of a running stage: says on the screen and in state.json how far it is."""
 
     def __init__(self, job: _Job, opened: StageLaunch, begin: float) -> None:
         self._job, self._opened, self._begin = job, opened, begin
         self._follower = Follower(opened.directory.metrics)
-        self._checkpoint, self._refused = 0, ""
+        self._retention = checkpoints.Retention(opened.directory.checkpoints, job.recipe.checkpoint)
+        self._refused = ""
         self._before = state.load(job.run).stage(opened.stage.name)
         self._status: state.Status = "growing" if opened.grows else "training"
         self.save()
@@ -243,14 +243,9 @@ class _Watch:
         if self._status == "growing" and begun:
             self._status = "training"
             self.save()
-        if begun and progress.checkpoint > self._checkpoint:
-            folder = self._opened.directory.checkpoints
-            with storage_errors(folder):
-                newest = checkpoints.tracked(folder) or 0
-            if newest > self._checkpoint:  # with async_save it is whole some time after the metrics speak of it
-                self._checkpoint = newest
-                checkpoints.prune(folder, self._job.recipe.checkpoint)
-                self.save()
+        # With async_save a checkpoint is whole some time after the metrics speak of it.
+        if begun and progress.checkpoint != self._retention.newest and self._retention.look():
+            self.save()
 
     def save(self) -> None:
         """Write down how far the stage has come."""

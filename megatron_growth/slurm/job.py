@@ -133,20 +133,18 @@ def watch(run: RunDirectory, name: str, limits: Limits) -> None:
 
     ended = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: ended.set())
-    stage, keep = run.stage(name), recipes.load(run.recipe).checkpoint
-    doctor, pruned, over = Doctor(stage.metrics, limits, time.monotonic()), None, False
+    stage, over = run.stage(name), False
+    doctor = Doctor(stage.metrics, limits, time.monotonic())
+    retention = checkpoints.Retention(stage.checkpoints, recipes.load(run.recipe).checkpoint)
     while not over:
         over = ended.wait(min(LOOK_SECONDS, limits.hang_seconds / 4))
         problem = doctor.examine(time.monotonic())
         if problem:
             raise give_up(stage, problem)
-        newest = checkpoints.tracked(stage.checkpoints)
-        if newest != pruned:
-            pruned = newest
-            try:
-                checkpoints.prune(stage.checkpoints, keep)
-            except StorageError as error:  # tried again at the next checkpoint; training is watched on
-                say(f"an old checkpoint stays: {error.what} ({error.where})")
+        try:
+            retention.look()
+        except StorageError as error:  # tried again at the next checkpoint; training is watched on
+            say(f"an old checkpoint stays: {error.what} ({error.where})")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stage.sbatch repeats it until this process has gone
 
 

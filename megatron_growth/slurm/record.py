@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from megatron_growth.records.storage import made_of, reading_record, write_json
 from megatron_growth.run.directory import StageDirectory
@@ -47,22 +46,18 @@ class JobRecord:
 
 def read(stage: StageDirectory) -> JobRecord:
     """The record of a stage; an empty one before its first job."""
-    if not _file(stage).exists():
+    if not stage.slurm.exists():
         return JobRecord()
-    with reading_record(_file(stage), "the record of a stage's jobs"):
-        record: JobRecord = made_of(JobRecord, json.loads(_file(stage).read_text(encoding="utf-8")))
+    with reading_record(stage.slurm, "the record of a stage's jobs"):
+        record: JobRecord = made_of(JobRecord, json.loads(stage.slurm.read_text(encoding="utf-8")))
         return record
 
 
 def add_start(stage: StageDirectory, start: Start) -> None:
     """Record a start; it clears the failure of an earlier job."""
-    write_json(_file(stage), asdict(JobRecord((*read(stage).starts, start))))
+    write_json(stage.slurm, asdict(JobRecord((*read(stage).starts, start))))
 
 
 def fail(stage: StageDirectory, reason: str) -> None:
     """Record why the stage must not continue."""
-    write_json(_file(stage), asdict(replace(read(stage), failure=reason)))
-
-
-def _file(stage: StageDirectory) -> Path:
-    return stage.path / "slurm.json"
+    write_json(stage.slurm, asdict(replace(read(stage), failure=reason)))
