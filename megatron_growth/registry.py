@@ -120,11 +120,11 @@ class Registry[T]:
         """A part by name and parameters; errors as in `get`."""
         cls = self.find(name)
         known = fields_of(cls)
+        for key in (key for key in parameters if key not in known):
+            is_plain = not vars(cls).get("__dataclass_fields__") and key in inspect.get_annotations(cls)
+            fix = f"put @dataclass(frozen=True) on {cls.__qualname__}" if is_plain else nearest(key, known)
+            raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=fix)
         for key, value in parameters.items():
-            if key not in known:
-                is_plain = not vars(cls).get("__dataclass_fields__") and key in inspect.get_annotations(cls)
-                fix = f"put @dataclass(frozen=True) on {cls.__qualname__}" if is_plain else nearest(key, known)
-                raise self.error(f"the {self.kind} {name!r} has no parameter {key!r}", fix=fix)
             if _is_not_finite(value, known[key]):
                 raise self.error(f"the {self.kind} {name!r}: {key} is {value}, not a finite number", where=key)
         missing = [key for key, f in known.items() if is_required(f) and key not in parameters]

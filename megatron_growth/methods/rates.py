@@ -136,10 +136,11 @@ def parse_schedule(text: str, run: RunSchedule) -> Schedule:
     """
     name, given = schedules.SCHEDULES.read(text)
     known = (*schedules.COMMON, *schedules.own_parameters(name))
-    own = {key: _in_units(key, value, text, run.unit) for key, value in given.items()}
+    if given.keys() <= {*known}:  # else `make` names the wrong one, before anything is said about values
+        given = {key: _in_units(key, value, text, run.unit) for key, value in given.items()}
     taken = {key: getattr(run, key) for key in (*schedules.COMMON, "min_lr_ratio") if key in known}
     try:
-        return schedules.SCHEDULES.make(name, **(taken | own))
+        return schedules.SCHEDULES.make(name, **(taken | given))
     except RecipeError:
         if run.unit != 1:  # says the same in iterations, as they were given
             parse_schedule(text, run.in_iterations())
