@@ -17,11 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_growth.cli.options import add_processes
-from megatron_growth.layout.architecture import arguments_of, flags_of
+from megatron_growth.layout.architecture import ROPE_FACTOR, arguments_of, flags_of
 from megatron_growth.progress import Progress, size
 from megatron_growth.records.storage import json_text
 
-MEGATRONS_FACTOR = 8.0
 # Arguments of the architecture that no shape says.
 BESIDE = (
     *("layernorm_epsilon", "position_embedding_type", "rotary_base", "max_position_embeddings", "vocab_size"),
@@ -59,8 +58,6 @@ def run(args: argparse.Namespace) -> None:
     print(f"imported: {report.path} ({size(report.bytes_written)}, {report.seconds:.1f} s)")
     print(f"Megatron loads it with --load {shlex.quote(report.path)} and these flags:")
     print("  " + shlex.join(flags))
-    if source.arguments.use_rope_scaling and source.arguments.rope_scaling_factor != MEGATRONS_FACTOR:
-        print(
-            f"Megatron-Core 0.19's gpt_config_from_args() ignores --rope-scaling-factor and takes {MEGATRONS_FACTOR:g}:"
-        )
+    if source.arguments.use_rope_scaling and source.arguments.rope_scaling_factor != ROPE_FACTOR:
+        print(f"Megatron-Core 0.19's gpt_config_from_args() ignores --rope-scaling-factor and takes {ROPE_FACTOR:g}:")
         print("  set model_cfg.rope_scaling_factor = args.rope_scaling_factor after it, as plug_into() does")

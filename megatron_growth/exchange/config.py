@@ -13,7 +13,14 @@ from typing import Any
 
 from megatron_growth.errors import CheckpointError, UnsupportedError, nearest
 from megatron_growth.exchange.families import FAMILIES, Family, named, of_shape
-from megatron_growth.layout.architecture import NORM_EPSILON, SWITCHES, arguments_of, flags_beyond, settings_of
+from megatron_growth.layout.architecture import (
+    NORM_EPSILON,
+    ROPE_FACTOR,
+    SWITCHES,
+    arguments_of,
+    flags_beyond,
+    settings_of,
+)
 from megatron_growth.shape import ModelShape
 
 # Megatron has Llama 3's rule with these numbers built in (rotary_pos_embedding.py); only the factor can be chosen.
@@ -259,7 +266,7 @@ def _arguments(config: dict[str, Any], shape: ModelShape, need: _Needed, where: 
         rotary_percent=1.0,
         rotary_interleaved=False,
         use_rope_scaling=rope.get("rope_type", rope.get("type")) == "llama3",
-        rope_scaling_factor=float(rope.get("factor", 8.0)),
+        rope_scaling_factor=float(rope.get("factor", ROPE_FACTOR)),
         max_position_embeddings=need.integer("max_position_embeddings"),
         seq_length=need.integer("max_position_embeddings"),
         vocab_size=shape.vocab,

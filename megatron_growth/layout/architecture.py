@@ -16,6 +16,7 @@ from typing import Any
 from megatron_growth.shape import ModelShape
 
 UNKNOWN = "unknown"
+ROPE_FACTOR = 8.0  # of --use-rope-scaling: Llama 3.1's, which Megatron takes where nothing else is said
 Values = dict[str, Any]
 
 
@@ -111,7 +112,7 @@ SETTINGS = (
     Setting("rotary_interleaved", counts=_rotary),
     Setting("rotary_seq_len_interpolation_factor", None, counts=_rotary),
     Setting("use_rope_scaling", False, "model.rope_scaling", counts=_rotary),
-    Setting("rope_scaling_factor", 8.0, "model.rope_scaling.factor", counts=_scaled_rotary),
+    Setting("rope_scaling_factor", ROPE_FACTOR, "model.rope_scaling.factor", counts=_scaled_rotary),
     Setting("no_rope_freq", None, counts=_rotary),
     Setting("mrope_section", None, counts=_rotary),
     Setting("rotary_scaling_factor", 1.0, counts=_yarn),

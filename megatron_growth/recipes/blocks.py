@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from megatron_growth.layout.architecture import ROPE_FACTOR
 from megatron_growth.recipes.source import YamlText
 from megatron_growth.records.numbers import COUNT, GPUS, LAYERS, SEED, SIZE
 
@@ -90,7 +91,7 @@ class Document(Block):
 class RopeScaling(Block):
     """Llama-3.1's frequency scaling of rotary embeddings (Megatron's --use-rope-scaling)."""
 
-    factor: Rate = 8.0
+    factor: Rate = ROPE_FACTOR
     """How much longer the context becomes; Llama 3.1 has 8, Llama 3.2 has 32."""
 
 

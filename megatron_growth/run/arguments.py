@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_growth.errors import UnsupportedError
-from megatron_growth.layout.architecture import arguments_of, flags_of
+from megatron_growth.layout.architecture import ROPE_FACTOR, arguments_of, flags_of
 from megatron_growth.methods.rates import multiple
 from megatron_growth.planner import StagePlan
 from megatron_growth.recipes import Recipe
@@ -122,7 +122,7 @@ def architecture(recipe: Recipe, stage: StagePlan) -> dict[str, Any]:
         "position_embedding_type": model.position,
         "rotary_base": model.rope_base,
         "use_rope_scaling": scaling is not None,
-        "rope_scaling_factor": scaling.factor if scaling else 8.0,
+        "rope_scaling_factor": scaling.factor if scaling else ROPE_FACTOR,
     }
 
 

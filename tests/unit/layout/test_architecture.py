@@ -8,6 +8,7 @@ import pytest
 
 from megatron_growth.layout.architecture import (
     NORM_EPSILON,
+    ROPE_FACTOR,
     SETTINGS,
     SIZES,
     UNKNOWN,
@@ -137,6 +138,14 @@ def test_what_was_not_given_is_what_megatron_takes_then(megatron):
     target.yarn_correction_range_round_to_int = False
     found, _ = differences(target, source)
     assert found[0].setting.written(found[0].source) == "--no-yarn-correction-range-round-to-int"
+
+
+def test_the_rope_factor_is_that_of_megatrons_model(megatron):
+    """`gpt_config_from_args` forgets the flag, so it is the model's own default that counts."""
+    from megatron.training.models import GPTModelConfig
+
+    known, _, _ = megatron
+    assert (GPTModelConfig.rope_scaling_factor, known["rope_scaling_factor"]) == (ROPE_FACTOR, ROPE_FACTOR)
 
 
 def test_what_does_not_matter_is_not_compared(megatron):
