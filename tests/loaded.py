@@ -11,9 +11,9 @@ from dataclasses import dataclass
 # Packages whose import takes from half a second to several.
 HEAVY = ("torch", "megatron.core", "transformers", "trl", "datasets", "scipy", "matplotlib")
 _PROGRAM = """
-import contextlib, io, json, sys
-from megatron_growth.cli.main import main
-commands, heavy = json.loads(sys.argv[1])
+import contextlib, importlib, io, json, sys
+entry, commands, heavy = json.loads(sys.argv[1])
+main = importlib.import_module(entry).main
 said = []
 for words in commands:
     out = io.StringIO()
@@ -33,9 +33,9 @@ class Ended:
     heavy: tuple[str, ...]
 
 
-def run_verbs(commands: Sequence[Sequence[str]]) -> list[Ended]:
-    """Run these command lines of `megatron-growth`, in their order."""
-    program = [sys.executable, "-c", _PROGRAM, json.dumps([[list(map(str, c)) for c in commands], HEAVY])]
+def run_verbs(commands: Sequence[Sequence[str]], entry: str = "megatron_growth.cli.main") -> list[Ended]:
+    """Run these command lines, in their order, by the `main` of a module: that of `megatron-growth`."""
+    program = [sys.executable, "-c", _PROGRAM, json.dumps([entry, [list(map(str, c)) for c in commands], HEAVY])]
     done = subprocess.run(program, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return [Ended(code, out, tuple(heavy)) for code, out, heavy in json.loads(done.stdout)]

@@ -7,6 +7,7 @@ A base model's tokenizer has no chat template.  It gets Tulu 3's (chat.jinja), w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from megatron_growth.posttrain.presets import Kind
 
 OURS = "tulu"
 TEMPLATE = Path(__file__).with_name("chat.jinja")
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")  # which TRL looks for; to ask it would be to import it, for seconds
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
@@ -117,13 +119,18 @@ def _template(name: str) -> str:
         ) from error
 
 
-def _marked(tokenizer: Any, given: str) -> str:
-    """The template with marks around the answers; for a template that TRL knows, TRL's own marked version."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+def is_marked(template: str | dict[str, str]) -> bool:
+    """Whether a chat template, or the default one of several, has marks around the answers."""
+    return _MARK.search(template["default"] if isinstance(template, dict) else template) is not None
 
-    template: str = tokenizer.chat_template
-    if has_generation_markers(template):
+
+def _marked(tokenizer: Any, given: str) -> str | dict[str, str]:
+    """The template with marks around the answers; for a template that TRL knows, TRL's own marked version."""
+    template: str | dict[str, str] = tokenizer.chat_template
+    if is_marked(template):
         return template
+    from trl.chat_template_utils import get_training_chat_template
+
     try:
         return get_training_chat_template(tokenizer) or template
     except ValueError:

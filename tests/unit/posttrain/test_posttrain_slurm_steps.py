@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from megatron_growth.errors import GrowthError, RecipeError, StageFailed, UserError
-from megatron_growth.posttrain import slurm_job, slurm_jobs, slurm_preflight, slurm_rank
+from megatron_growth.posttrain import base_model, slurm_job, slurm_jobs, slurm_preflight, slurm_rank
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.job import REQUEUE
+from tests import loaded
 from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
 
@@ -69,6 +70,21 @@ def test_from_submission_to_model(run: RunDirectory, monkeypatch: pytest.MonkeyP
     assert slurm_job.end(run, "sft", 0, False) == 0
     status = slurm_jobs.status(slurm_jobs.target_of(run))
     assert (status["complete"], status["restarts"], status["hosts"], status["job"]) == (True, 1, ["a", "b"], "7")
+
+
+def test_a_start_does_not_wait_for_the_trainers_packages(run: RunDirectory) -> None:
+    """All ranks wait for it; the model's own tokenizer needs transformers."""
+    (ended,) = loaded.run_verbs([["begin", str(run.path), "sft"]], slurm_job.__name__)
+    assert (ended.code, ended.heavy) == (0, ("transformers",))
+
+
+@pytest.mark.parametrize("mark", ["{% generation %}", "{%- generation -%}", "{%generation%}", "{{ generation }}", ""])
+def test_marks_are_what_trl_takes_for_them(mark: str) -> None:
+    from trl.chat_template_utils import has_generation_markers
+
+    template = "{% for m in messages %}" + mark + "{{ m.content }}{% endfor %}"
+    assert base_model.is_marked(template) == has_generation_markers(template)
+    assert base_model.is_marked({"default": template, "tool": mark}) == base_model.is_marked(template)
 
 
 def test_wrong_input_ends_the_job_with_its_reason(run: RunDirectory) -> None:
