@@ -273,6 +273,7 @@ def _times(stage: dict[str, Any], metrics: Path) -> dict[str, float] | None:
 def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
     """Validation perplexity (mean over seeds) against FLOPs, by the paper's accounting and by the exact one."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     looks = dict(zip(VARIANTS, zip(("C7", "k", "C5", "C0", "C3", "C2", "C1"), "xo+sD^v", strict=True), strict=True))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
@@ -290,6 +291,8 @@ def plot(results: dict[tuple[str, str], list[Result]], file: Path) -> None:
             axis.plot(*zip(*shown, strict=True), color=color, marker=marker, markersize=5, linewidth=1.4, label=variant)
         axis.set_xlabel(label)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter())  # 60, not 6 x 10^1
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(visible=True, which="both", alpha=0.25)
     axes[0].set_ylabel("validation perplexity, mean over seeds")
     axes[1].legend()

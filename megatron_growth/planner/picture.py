@@ -43,7 +43,7 @@ def learning_rates(plan: RunPlan, file: str | Path) -> None:
         axes.plot(*curve(baseline), linewidth=1, label=label, **baseline_stroke(number))
     axes.set(xlabel="optimizer step", ylabel="learning rate", xlim=(0, None), ylim=(0, top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title(_title(plan, "learning rate"), loc="left")
     axes.legend(frameon=False)
     _save(figure, file)

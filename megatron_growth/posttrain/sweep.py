@@ -10,6 +10,7 @@ from megatron_growth.posttrain.request import Request
 from megatron_growth.records.storage import atomic_path, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 FILE_NAME, PICTURE = "sweep.json", "sweep.png"
@@ -19,17 +20,16 @@ def write_sweep(work: Work, request: Request, found: list[Result], kept: Result)
     """Write sweep.json and sweep.png."""
     rows = [asdict(result) for result in found]
     write_json(work.path / FILE_NAME, {"best_by": request.best_by, "best": kept.rate, "rates": rows})
-    _picture(work, found, kept)
+    with atomic_path(work.path / PICTURE) as temporary:
+        picture(found, kept).savefig(temporary, format="png", dpi=110)
 
 
-def _picture(work: Work, found: list[Result], kept: Result) -> None:
+def picture(found: list[Result], kept: Result) -> Figure:
     """Held-out loss against the rate on a log scale; rates that diverged are crosses at the top."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
     ended = sorted((r.rate, r.valid_loss) for r in found if r.diverged is None and r.valid_loss is not None)
     lost = [r.rate for r in found if r.diverged is not None]
     if ended:
@@ -51,10 +51,11 @@ def _picture(work: Work, found: list[Result], kept: Result) -> None:
             label="diverged",
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel="held-out loss")
+    rates = sorted(result.rate for result in found)  # not powers of ten, of which there may be none
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45 if len(rates) > 6 else 0)
+    axes.minorticks_off()
     axes.legend(frameon=False)
-    with atomic_path(work.path / PICTURE) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def table(document: dict[str, Any]) -> Table:

@@ -45,3 +45,14 @@ def test_many_stages_and_baselines_are_all_drawn_and_told_apart(monkeypatch):
     lines = [line for line in figures[0].axes[0].lines if not line.get_label().startswith("_")]
     assert len(lines) == len(many.stages) + len(many.baselines)
     assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == len(lines)
+
+
+def test_learning_rates_are_written_out(monkeypatch):
+    """Not as multiples of a power of ten that stands above the axis."""
+    figures = []
+    monkeypatch.setattr(picture, "_save", lambda figure, _: figures.append(figure))
+    picture.learning_rates(plan_run(recipes.load("progressive-8b")), "lr.png")
+    figures[0].draw_without_rendering()
+    axis = figures[0].axes[0].yaxis
+    assert "0.0012" in [label.get_text() for label in axis.get_ticklabels()]
+    assert axis.get_offset_text().get_text() == ""

@@ -18,9 +18,10 @@ from megatron_growth.errors import DataError, RunError, StorageError
 from megatron_growth.posttrain import base_model
 from megatron_growth.posttrain import run as running
 from megatron_growth.posttrain.examples import TRAIN, VALID
-from megatron_growth.posttrain.folder import Work
+from megatron_growth.posttrain.folder import Result, Work
 from megatron_growth.posttrain.request import Request
 from megatron_growth.posttrain.run import posttrain
+from megatron_growth.posttrain.sweep import picture
 from megatron_growth.records.unfinished import partial_of
 from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
@@ -289,6 +290,16 @@ def test_formats_of_one_conversation_train_alike(place: Path, undisturbed: Path)
     posttrain(runs.request(place / "model", place / "chat.parquet"), place / "parquet")
     ours, theirs = runs.load(place / "parquet")[0], runs.load(undisturbed)[0]
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_the_picture_of_a_sweep_names_its_rates() -> None:
+    """Less than a decade has one power of ten, and 2 x 10^-5 between."""
+    rates = (1e-5, 2e-5, 6e-5)
+    found = [Result(rate, 10, 40, 400, 1.0, 2.0, 1.5, None, 1.0, None) for rate in rates]
+    figure = picture(found, found[1])
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels(which="both")]
+    assert labels == ["1e-05", "2e-05", "6e-05"]
 
 
 def test_sweep_keeps_the_rate_with_the_lowest_held_out_loss(place: Path) -> None:
