@@ -116,12 +116,11 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         RunError: there is no run among them, or a tuned model comes from none of them.
     """
-    # Each once, however often it is named.
-    given = {os.path.realpath(run): run for path in paths for run in _runs(path)}
-    runs = list(given.values())
+    tuned = [path for path in paths if (path / POSTTRAIN).is_file()]
+    named = (run for path in paths if path not in tuned for run in variants_in(path) or [path])
+    runs = list({os.path.realpath(run): run for run in named}.values())  # each once, however often it is named
     if not runs:
         raise RunError("no run to compare", where=", ".join(map(str, paths)), fix="name run directories")
-    tuned = [path for path in paths if (path / POSTTRAIN).is_file()]
     notes: list[str] = []
     groups = _groups(runs)
     measured = [m for run in runs for m in _measure(run, groups[run], tuned, notes)]
@@ -133,12 +132,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
                 fix="also name the run that it comes from",
             )
     return Comparison(_rows(measured), notes)
-
-
-def _runs(path: Path) -> list[Path]:
-    if (path / POSTTRAIN).is_file():
-        return []
-    return variants_in(path) or [path]
 
 
 def _groups(runs: Sequence[Path]) -> dict[Path, str]:
@@ -188,7 +181,7 @@ def _measure(run: Path, group: str, tuned: Sequence[Path], notes: list[str]) -> 
         values: dict[tuple[str, str], float] = {}
         if stage.final_validation is not None:
             values["pre", "loss"] = stage.final_validation
-        values |= _task_values("pre", tasks.get(stage.name, {}))
+        values |= {("pre", name): value for name, value in tasks.get(stage.name, {}).items()}
         _add_tuned(values, [model for model in models if _stage_of(_read(model / POSTTRAIN), run) == stage.name], tasks)
         found.append(Measured(group, stage.name, seed, values))
     return found
@@ -204,15 +197,11 @@ def _add_tuned(values: dict[tuple[str, str], float], models: Iterable[Path], tas
         for figure, key in (("loss", "valid_loss"), ("accuracy", "valid_accuracy")):
             if result[key] is not None:
                 one[kind, figure] = result[key]
-        one |= _task_values(kind, tasks.get(model.name, {}))
+        one |= {(kind, name): value for name, value in tasks.get(model.name, {}).items()}
         by_kind.setdefault(kind, []).append(one)
     for found in by_kind.values():
         for column in sorted({column for one in found for column in one}):
             values[column] = statistics.fmean(one[column] for one in found if column in one)
-
-
-def _task_values(phase: str, tasks: Tasks) -> dict[tuple[str, str], float]:
-    return {(phase, name): value for name, value in tasks.items()}
 
 
 def _tasks(run: Path) -> dict[str, Tasks]:
