@@ -148,6 +148,7 @@ class TrainedModel:
         log: prints a line once, on rank 0.
         record: writes an event into the run's metrics, if it has any; called with a dictionary, on every rank.
         memory: what methods remember between their hooks, each under its own name.
+        is_over: in `after_iteration`, whether this iteration was the last: `end` comes next, at once.
     """
 
     chunks: list[torch.nn.Module]
@@ -156,6 +157,7 @@ class TrainedModel:
     log: Callable[[str], None] = print
     record: Callable[[dict[str, Any]], None] = lambda _: None
     memory: dict[str, Any] = field(default_factory=dict)
+    is_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,10 @@ class ActiveMethods:
 
     def _step(self, chunks: Chunks, optimizer: Any, scheduler: Any, iteration: int) -> None:
         self.model.chunks = chunks
+        self.model.is_over = iteration >= get_args().train_iters or stopping.is_asked_for()
         for method in self.methods:
             method.after_iteration(self.model, optimizer, scheduler, iteration)
-        if iteration >= get_args().train_iters or stopping.is_asked_for():
+        if self.model.is_over:
             self._end()
 
     def _end(self) -> None:

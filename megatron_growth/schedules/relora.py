@@ -16,7 +16,8 @@ class JaggedCosine(Cosine):
     """ReLoRA: a cosine that falls to 0 at every restart and warms up linearly to the value it has there.
 
     Attributes:
-        restart_iterations: a restart every so many steps; none in the warm-up.
+        restart_iterations: a restart every so many steps; none in the warm-up, nor at the last step: no step is left
+            to warm up for, and steps beyond would stay at 0.
         restart_warmup_iterations: steps from 0 back to the cosine.
     """
 
@@ -40,7 +41,8 @@ class JaggedCosine(Cosine):
         """The cosine, times a line from 0 at a restart to 1 at the end of its warm-up (at the cosine's value there)."""
         since = step % self.restart_iterations
         restart = step - since
-        if restart <= self.warmup_iterations or since >= self.restart_warmup_iterations:
+        over = restart <= self.warmup_iterations or restart >= self.iterations
+        if over or since >= self.restart_warmup_iterations:
             return super().after_warmup(step)
         end = min(restart + self.restart_warmup_iterations, self.iterations)
         return super().after_warmup(end) * since / self.restart_warmup_iterations

@@ -8,7 +8,7 @@ from megatron_growth.errors import CheckpointError
 from megatron_growth.testing import TINY, run_distributed, saved_arguments, tiny_pretrain_args
 from megatron_growth.testing.distributed import DistributedFailure
 from tests.megatron import exchange_workers
-from tests.megatron.plugin_workers import metrics, train, train_several
+from tests.megatron.plugin_workers import events, metrics, train, train_several
 
 STEPS, CUT, RESET = 8, 5, 3
 RELORA = f"relora:rank=4,alpha=8,dropout=0,reset_iterations={RESET}"
@@ -128,6 +128,29 @@ def at_the_cut(folder):
 def test_a_plain_model_computes_from_the_merged_checkpoint_what_the_adapters_did(folder, at_the_cut, layout):
     loss, _ = run(folder, f"plain-{layout}", layout, load="merged", finetune=True, method=None, stop=1)
     assert loss[1] == pytest.approx(at_the_cut, abs=1e-5)
+
+
+ENDS = {  # how a run of two intervals ends -> (its words, iterations after which adapters restart)
+    "trained to its end": ([], [RESET]),
+    "stopped at a loss in between": (
+        ["--eval-iters", "1", "--eval-interval", str(RESET), "--growth-stop-below", "99"],
+        [],
+    ),
+    "cut in between, to be resumed": (["--exit-interval", str(RESET)], [RESET]),
+    "without a merge at its end": (["--growth-method", f"{RELORA},merge_at_end=false"], [RESET, 2 * RESET]),
+}
+
+
+def test_adapters_restart_where_they_are_trained_further(folder):
+    """Not where training ends: there they are merged, and what a restart draws anew would never be trained."""
+    for name, (more, _) in ENDS.items():
+        method = None if "--growth-method" in more else RELORA
+        argv = line(folder, f"end-{name}", "one process", "--train-iters", str(2 * RESET), *more, method=method)
+        run_several(1, argv)
+    found = {
+        name: [e["iteration"] for e in events(folder / f"end-{name}.jsonl") if e["event"] == "method"] for name in ENDS
+    }
+    assert found == {name: restarts for name, (_, restarts) in ENDS.items()}
 
 
 def test_adapters_that_are_not_merged_are_refused_without_the_method(folder, at_the_cut):

@@ -47,6 +47,8 @@ def test_jagged_cosine_meets_the_cosine_after_every_restart():
         assert jagged.lr(restart + 250) == pytest.approx(cosine.lr(restart + 500) / 2)
         assert jagged.lr(restart + 500) == cosine.lr(restart + 500)
     assert jagged.lr(700) == cosine.lr(700)
+    # At the last step there is no restart: all later steps, as of --lr-decay-iters below --train-iters, have its rate.
+    assert jagged.lr(20_000) == jagged.lr(30_000) == cosine.lr(20_000) > 0
 
 
 @given(

@@ -4,7 +4,9 @@
 
 Every `reset_iterations` the product is added to W, A is drawn again, B is zeroed, and most of Adam's moments of both
 are reset.  STEP (arXiv 2504.04151, sec. 3) puts such adapters on the layers that were there before growth.  At the end
-of training the last product is merged and the model is a plain one, so its checkpoint loads anywhere.
+of training the last product is merged and the model is a plain one, so its checkpoint loads anywhere; a restart there
+would draw adapters that nothing trains any more, and is left out (the authors' code restarts in the step that follows,
+so it has none there either).
 
 Only the hooks of a training process import torch and Megatron; `layers.py` and `restart.py` do the work.
 """
@@ -208,8 +210,10 @@ class ReLoRA(Method):
                 module.lora_hidden = False
 
     def after_iteration(self, model: TrainedModel, optimizer: Any, scheduler: Any, iteration: int) -> None:  # noqa: ARG002
-        """Merge and restart the adapters every `reset_iterations`."""
+        """Merge and restart the adapters every `reset_iterations`; not after the last iteration, where `end` merges."""
         if not self.reset_iterations or iteration % self.reset_iterations:
+            return
+        if model.is_over and self.merge_at_end:  # what a restart draws anew would never be trained
             return
         from megatron_growth.methods.relora import restart
 
