@@ -204,13 +204,20 @@ def _show(requests: list[_Request], as_json: bool) -> None:
 
 def _submit(requests: list[_Request], profile: ClusterProfile, args: argparse.Namespace) -> None:
     """Create the run directories with their data, then submit all chains."""
+    from megatron_growth.run.stage import damage, refuse_damage
     from megatron_growth.slurm import commands as slurm
-    from megatron_growth.slurm.submit import submit_chain
+    from megatron_growth.slurm.submit import begun_before, submit_chain
 
     slurm.require()
     runs = [(request, _prepare(request, profile, args)) for request in requests]
+    damaged = {folder.path: damage(folder, request.stages) for request, folder in runs}
+    for request, folder in runs:
+        needed = {stage.source for stage in request.stages if not folder.stage(stage.name).is_done}
+        refuse_damage({name: error for name, error in damaged[folder.path].items() if name in needed})
     documents = []
     for request, folder in runs:
+        for note in begun_before(folder, request.jobs):
+            print(note, file=sys.stderr)
         submitted = submit_chain(folder, request.jobs, profile, request.step_seconds)
         documents.append({"run": str(folder.path), "stages": [asdict(stage) for stage in submitted]})
         if not args.json:
@@ -223,6 +230,8 @@ def _submit(requests: list[_Request], profile: ClusterProfile, args: argparse.Na
             print("  " + shlex.join(["megatron-growth", "status", str(folder.path)]))
     if args.json:
         print(json_text({"runs": documents}))
+    for found in damaged.values():
+        refuse_damage(found)
 
 
 def _check_folders(requests: list[_Request]) -> None:

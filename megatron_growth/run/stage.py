@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from megatron_growth.data.manifest import Manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, StageFailed, UnsupportedError
 from megatron_growth.planner import RunPlan, StagePlan
 from megatron_growth.recipes import ClusterProfile, Recipe
+from megatron_growth.records.human import plural
 from megatron_growth.records.metrics import MetricsFile, StageProgress, read
 from megatron_growth.records.storage import write_json
-from megatron_growth.run import checkpoints, dataset, early_stop
+from megatron_growth.run import checkpoints, dataset, early_stop, state
 from megatron_growth.run.arguments import Launch, Place, StageData, grows_state, megatron_arguments
 from megatron_growth.run.directory import RunDirectory, StageDirectory
 from megatron_growth.run.gpu_options import Machine, cluster_flags, distributed_optimizer
@@ -37,7 +38,7 @@ class StageLaunch:
         directory: its folder, absolute.
         reached: iteration of the checkpoint that training resumes from; 0 when there is none.
         needed: whether there is anything to do; False when it is trained to its end and evaluated there.
-        notes: a sentence for everything that was repaired.
+        notes: a sentence for everything that was repaired, or is trained a second time.
     """
 
     stage: StagePlan
@@ -64,7 +65,8 @@ def open_stage(
 
     Raises:
         CheckpointError: the stage that it grows from is not finished or not whole, or no whole checkpoint is left.
-        RunError: the run has no such stage, or the variant at whose loss it stops is not trained.
+        RunError: the run has no such stage, its state cannot be read, or the variant at whose loss it stops is not
+            trained.
         DataError: the validation set is too small.
         UnsupportedError: this release cannot train it, or Weights & Biases is not installed.
         StorageError: the file system refused.
@@ -78,6 +80,8 @@ def open_stage(
         grown = None if reached else _grown_offline(stage, folder, source)
         source = None
     progress = _progress(folder, reached, notes)
+    if not reached:
+        notes += _trained_in_vain(run, name, progress)
     end = early_stop.end_of(folder, stage.iterations)
     data = dataset.of_stages(run, recipe, plan, manifest)
     drop_broken_orders(data.cache)
@@ -117,6 +121,18 @@ def _progress(folder: StageDirectory, reached: int, notes: list[str]) -> StagePr
         return read(folder.metrics)
 
 
+def _trained_in_vain(run: RunDirectory, name: str, progress: StageProgress) -> list[str]:
+    """A sentence for a stage without a checkpoint that has been trained before: its files may be on another disk."""
+    known = state.load(run).stages.get(name, state.StageState())
+    trained = max(progress.iteration, known.iteration)
+    if not trained:
+        return []
+    where = run.stage(name).checkpoints
+    return [
+        f"was trained for {plural(trained, 'iteration')} before, of which {where} holds no checkpoint: begins again"
+    ]
+
+
 def close_stage(run: RunDirectory, stage: StagePlan) -> int:
     """Mark a stage done when its last checkpoint is whole; returns its last iteration.
 
@@ -135,6 +151,43 @@ def close_stage(run: RunDirectory, stage: StagePlan) -> int:
         ) from None
     folder.mark_done(end, checkpoint)
     return end
+
+
+def damage(run: RunDirectory, stages: Sequence[StagePlan]) -> dict[str, CheckpointError]:
+    """What is wrong with the last checkpoints of those stages that are done, by stage; empty when all are whole.
+
+    Only their metadata and the sizes of their files are looked at.
+
+    Raises:
+        RunError: the metrics of one of them cannot be read.
+        StorageError: the file system refused, so that nothing is known.
+    """
+    found = {}
+    for stage in stages:
+        folder = run.stage(stage.name)
+        if not folder.is_done:
+            continue
+        try:
+            checkpoints.verify(folder.checkpoints, early_stop.end_of(folder, stage.iterations))
+        except CheckpointError as error:
+            found[stage.name] = error
+    return found
+
+
+def refuse_damage(found: Mapping[str, CheckpointError]) -> None:
+    """Say that stages are done whose last checkpoints are not whole any more.
+
+    Args:
+        found: of `damage`.
+
+    Raises:
+        CheckpointError: there are any.
+    """
+    if not found:
+        return
+    what = "; ".join(f"stage {name} is done, but {error.what}" for name, error in found.items())
+    where = ", ".join(error.where for error in found.values())
+    raise CheckpointError(what, where=where, fix="; ".join(dict.fromkeys(error.fix for error in found.values())))
 
 
 def check_stages(

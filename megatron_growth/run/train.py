@@ -30,7 +30,15 @@ from megatron_growth.run.directory import RunDirectory
 from megatron_growth.run.gpu_options import Machine, local_devices
 from megatron_growth.run.lock import exclusive
 from megatron_growth.run.screen import Screen
-from megatron_growth.run.stage import StageLaunch, check_stages, check_wandb, close_stage, open_stage
+from megatron_growth.run.stage import (
+    StageLaunch,
+    check_stages,
+    check_wandb,
+    close_stage,
+    damage,
+    open_stage,
+    refuse_damage,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
 
     Raises:
         RunError: the run directory belongs to another recipe or is in use, or there is no such stage.
-        DataError, CheckpointError, ParallelLayoutError, UserError: the request cannot be carried out.
+        DataError, CheckpointError, ParallelLayoutError, UserError: the request cannot be carried out; or, once all else
+            is trained, the last checkpoint of a stage that was done before is not whole any more.
         StageFailed, StorageError: training ended without finishing a stage.
         KeyboardInterrupt: the user asked to stop.
     """
@@ -96,9 +105,15 @@ def train(recipe: Recipe, path: Path, request: TrainRequest, screen: Screen) -> 
         if manifest:
             dataset.check(recipe, plan, manifest)
         place = Place(machine, wandb_project=request.wandb_project)
+        damaged = damage(run, stages)
         job = _Job(recipe, plan, run, token, manifest, place, screen, request.resumed_at)
         for number, stage in enumerate(stages, 1):
-            job.train(stage, f"stage {number}/{len(stages)} {stage.name}")
+            title = f"stage {number}/{len(stages)} {stage.name}"
+            if stage.name in damaged:  # what does not need it is trained nevertheless
+                screen.message(f"{title}  done, but {damaged[stage.name].what}")
+            else:
+                job.train(stage, title)
+        refuse_damage(damaged)
     return run
 
 

@@ -94,6 +94,16 @@ def submit_chain(
     return submitted
 
 
+def begun_before(run: RunDirectory, jobs: Sequence[StageJob]) -> list[str]:
+    """A sentence for each stage that was submitted before, and of which not even the folder is left."""
+    known = remembered(run).jobs
+    lost = [job.stage for job in jobs if job.stage in known and not run.stage(job.stage).path.exists()]
+    return [
+        f"stage {name} was submitted before (job {known[name]}), and {run.stage(name).path} is gone: begins again"
+        for name in lost
+    ]
+
+
 def _submit_one(
     run: RunDirectory, job: StageJob, active: dict[str, slurm.QueuedJob], earlier: Sequence[Submitted]
 ) -> Submitted:

@@ -22,10 +22,12 @@ from megatron_growth import recipes
 from megatron_growth.cli.main import main
 from megatron_growth.planner import plan_run
 from megatron_growth.run import checkpoints, directory
+from megatron_growth.slurm import commands as slurm
 from tests import prepared
 from tests.held_stage import AFTER
 from tests.megatron import micro_run
 from tests.megatron.kill_torture import torture
+from tests.unit.slurm.test_slurm_submit_chain import Recorder
 
 pytestmark = pytest.mark.timeout(3600)
 ROOT = Path(__file__).parents[2]
@@ -269,6 +271,42 @@ def test_a_damaged_source_is_refused_before_any_process_starts(copied, corpus):
     assert "stage large cannot grow from small" in refused.stderr
     assert ".metadata is missing" in refused.stderr
     assert not (copied / "stages" / "large").exists()
+
+
+def damage(run: Path) -> list[Path]:
+    """Take a file of the first stage's last checkpoint away, and cut one of the second's; the files that are left."""
+    (run / "stages" / "small" / "checkpoints" / "iter_0000014" / "__0_0.distcp").unlink()
+    os.truncate(run / "stages" / "large" / "checkpoints" / "iter_0000014" / "__1_0.distcp", 1000)
+    return sorted(run.rglob("*"))
+
+
+def test_a_finished_stage_whose_checkpoint_is_not_whole_is_named(copied, corpus):
+    """It was `done already`, and the run complete.  What does not need it is trained; nothing of it is touched."""
+    before = damage(copied)
+    again = prepared.call("train", *micro_run.train_words(corpus, copied), "--baseline", "scratch")
+    assert again.returncode == 2
+    assert "small  done, but the checkpoint is not whole: __0_0.distcp is missing\n" in again.stderr
+    assert "large  done, but the checkpoint is not whole: __1_0.distcp has 1000 of at least " in again.stderr
+    assert "what to do: restore it from a copy, or remove the stage's `done` file and train it again" in again.stderr
+    assert ": complete" not in again.stdout
+    assert (copied / "stages" / "scratch" / "done").is_file()
+    assert set(before) <= set(copied.rglob("*"))
+
+
+def test_no_job_waits_for_a_finished_stage_whose_checkpoint_is_not_whole(copied, corpus, monkeypatch, tmp_path):
+    recorder, profile = Recorder(monkeypatch), tmp_path / "two-gpus.yaml"
+    monkeypatch.setattr(slurm, "require", lambda: None)
+    text = (recipes.cluster.FOLDER / "h100-8x.yaml").read_text()
+    profile.write_text(text.replace("nodes: 4", "nodes: 1").replace("per_node: 8", "per_node: 2"))
+    words = (*micro_run.train_words(corpus, copied), "--cluster", profile)
+    damage(copied)
+    again = prepared.call("submit", *words)  # nothing is left to do
+    assert (again.returncode, again.stdout.count("done")) == (2, 2)
+    assert "stage small is done, but the checkpoint is not whole" in again.stderr
+    shutil.rmtree(copied / "stages" / "large")
+    again = prepared.call("submit", *words)
+    assert (again.returncode, again.stdout, recorder.jobs) == (2, "", {})
+    assert "stage small is done, but the checkpoint is not whole" in again.stderr
 
 
 def test_a_stage_without_its_source_is_refused(corpus, tmp_path, finished):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from megatron_growth import recipes
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.errors import CheckpointError, RecipeError, RunError, UnsupportedError
 from megatron_growth.planner import plan_run
-from megatron_growth.run import dataset, directory, stage
+from megatron_growth.run import dataset, directory, stage, state
 from megatron_growth.run.arguments import Place
 from megatron_growth.run.gpu_options import machine_here
 from megatron_growth.slurm import job as slurm_job
@@ -78,6 +79,21 @@ def test_a_cut_checkpoint_goes_and_the_one_before_is_taken(run, recipe):
     opened = open_here(run, recipe, FIRST)
     assert (opened.reached, opened.needed, opened.grows) == (10, True, False)
     assert any("20" in note for note in opened.notes)
+
+
+def test_a_stage_that_begins_again_says_so(run, recipe):
+    """Its files may only be on a disk that is not there: weeks of training would be repeated without a word."""
+    assert open_here(run, recipe, FIRST).notes == ()
+    state.update(run, FIRST, status="done", iteration=90)
+    shutil.rmtree(run.path / "stages")
+    (note,) = open_here(run, recipe, FIRST).notes
+    holds_none = f"of which {run.stage(FIRST).checkpoints} holds no checkpoint: begins again"
+    assert note == f"was trained for 90 iterations before, {holds_none}"
+    run.state.unlink()
+    run.stage(FIRST).metrics.write_text('{"iteration": 1, "loss": 5.0, "lr": 0.1, "tokens": 64, "seconds": 0.1}\n')
+    assert open_here(run, recipe, FIRST).notes == (f"was trained for 1 iteration before, {holds_none}",)
+    save(run, FIRST, 1)
+    assert open_here(run, recipe, FIRST).notes == ()
 
 
 def test_a_job_opens_its_stage_as_the_command_does(run, recipe, monkeypatch):

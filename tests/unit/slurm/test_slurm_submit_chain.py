@@ -14,7 +14,7 @@ from megatron_growth.run import directory
 from megatron_growth.run.directory import RunDirectory
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm.stage_jobs import StageJob, stage_jobs
-from megatron_growth.slurm.submit import remembered, submit_chain
+from megatron_growth.slurm.submit import begun_before, remembered, submit_chain
 
 PROFILE = recipes.load_cluster("h100-8x")
 
@@ -92,6 +92,17 @@ def test_what_waits_for_a_failed_job_is_replaced(recorder: Recorder, run: RunDir
     assert recorder.cancelled == ["102", "103"]
     assert recorder.dependencies["104"] == "--dependency=singleton"
     assert recorder.dependencies["105"].endswith("afterok:104")
+
+
+def test_a_stage_whose_folder_has_gone_begins_again_with_a_word(
+    recorder: Recorder, run: RunDirectory, jobs: list[StageJob]
+) -> None:
+    assert begun_before(run, jobs) == []
+    submit_chain(run, jobs[:2], PROFILE)
+    assert begun_before(run, jobs) == []
+    run.stage("1B").path.rmdir()
+    (note,) = begun_before(run, jobs)
+    assert note == f"stage 1B was submitted before (job 100), and {run.stage('1B').path} is gone: begins again"
 
 
 def test_a_refusal_takes_back_what_was_submitted(recorder: Recorder, run: RunDirectory, jobs: list[StageJob]) -> None:
