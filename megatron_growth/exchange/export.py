@@ -69,13 +69,14 @@ def export(
 
     Raises:
         RunError: the target exists and is something else, or another process is writing it.
-        CheckpointError: the source is damaged.
+        CheckpointError: the source is damaged, or the target, which an earlier command finished.
         StorageError: not enough space, or a write failed.
     """
     begin, fingerprint = time.perf_counter(), tokenizer[1].fingerprint if tokenizer else ""
     with unfinished(target, PURPOSE) as partial:
         if partial is None:
             _check_same(target, plan, fingerprint)
+            safetensors_files.require_whole(target)
             return _report(plan, target, len(plan.shards), begin)
         done = _prepare(partial, plan, f"{plan.key()} {fingerprint}".strip())
         needed = sum(shard.bytes for n, shard in enumerate(plan.shards) if n not in done)

@@ -134,6 +134,24 @@ def read_folder(folder: Path) -> dict[str, StoredRange]:
     return found
 
 
+def require_whole(folder: Path) -> None:
+    """Refuse a model that an earlier command finished, and whose weights are gone or cut off since.
+
+    Only headers and the sizes of files are looked at.
+
+    Raises:
+        CheckpointError: names the file.
+        StorageError: the file system failed.
+    """
+    try:
+        read_folder(folder)
+    except CheckpointError as error:
+        fix = "restore it from a copy; or move the folder away, and the same command makes it again"
+        raise CheckpointError(
+            f"{folder.name} was finished, and is damaged: {error.what}", where=error.where, fix=fix
+        ) from None
+
+
 def header_bytes(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtype) -> bytes:
     """Length and header of a file with these tensors in order, padded to 8 bytes as the library does."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

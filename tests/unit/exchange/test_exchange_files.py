@@ -272,6 +272,10 @@ def test_a_killed_export_goes_on_and_a_finished_one_is_found(checkpoint, tmp_pat
     assert all((tmp_path / "whole" / n).read_bytes() == (tmp_path / "hf" / n).read_bytes() for n in names)
     again = export(plan_export(Source(checkpoint), shard_bytes=4000), tmp_path / "hf")
     assert again.files_resumed == len(plan.shards)
+    os.truncate(tmp_path / "hf" / plan.shards[1].name, 200)  # it was "exported" nevertheless
+    with pytest.raises(CheckpointError, match="hf was finished, and is damaged: ") as caught:
+        export(plan_export(Source(checkpoint), shard_bytes=4000), tmp_path / "hf")
+    assert caught.value.where.startswith(str(tmp_path / "hf" / plan.shards[1].name))
 
 
 # what is damaged -> (its key, which of its bytes)

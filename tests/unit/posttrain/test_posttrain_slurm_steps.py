@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_growth.errors import GrowthError, RecipeError, StageFailed, UserError
+from megatron_growth.errors import CheckpointError, GrowthError, RecipeError, StageFailed, UserError
 from megatron_growth.posttrain import base_model, slurm_job, slurm_jobs, slurm_preflight, slurm_rank
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.records.storage import write_json
@@ -70,6 +70,10 @@ def test_from_submission_to_model(run: RunDirectory, monkeypatch: pytest.MonkeyP
     assert slurm_job.end(run, "sft", 0, False) == 0
     status = slurm_jobs.status(slurm_jobs.target_of(run))
     assert (status["complete"], status["restarts"], status["hosts"], status["job"]) == (True, 1, ["a", "b"], "7")
+    (run.stage("sft").path / "done").unlink()
+    os.truncate(slurm_jobs.target_of(run) / "model.safetensors", 200)  # it was the result nevertheless
+    with pytest.raises(CheckpointError, match="was finished, and is damaged"):
+        slurm_job.begin(run, "sft")
 
 
 def test_a_start_does_not_wait_for_the_trainers_packages(run: RunDirectory) -> None:
