@@ -1,8 +1,9 @@
-"""Options of `train` and `submit` that replace the `data` of a recipe."""
+"""Options of `train` and `submit` that replace the `data` of a recipe, and whether it is on this machine."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,3 +80,37 @@ def _with_vocabulary(recipe: Recipe) -> Recipe:
         else:
             vocab = load_tokenizer(parse_spec(recipe.data.tokenizer)).vocab_size
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"vocab": vocab})})
+
+
+def lacking_here(recipe: Recipe) -> list[str]:
+    """A sentence for each path of the recipe's data that is not on this machine.
+
+    A plan, a dry run and a smoke job need none of them, and a plan is often made where the text is not; `train` and
+    `submit` refuse to start without.
+    """
+    from megatron_growth.data.corpora import CORPORA
+    from megatron_growth.data.hub_address import PREFIX
+    from megatron_growth.data.manifest import FILE_NAME
+    from megatron_growth.data.tokenizers import parse_spec
+    from megatron_growth.errors import GrowthError
+
+    data, lacking = recipe.data, {}
+    if data.prepared:
+        if not os.path.exists(os.path.join(data.prepared, FILE_NAME)):
+            lacking["prepared"] = f"the prepared dataset {_absolute(data.prepared)}"
+    else:
+        if data.corpus not in CORPORA and not data.corpus.startswith(PREFIX) and not os.path.exists(data.corpus):
+            lacking["corpus"] = f"the corpus {_absolute(data.corpus)}"
+        try:
+            parse_spec(data.tokenizer)
+        except GrowthError:
+            lacking["tokenizer"] = f"the tokenizer {_absolute(data.tokenizer)}"
+    return [
+        f"Not on this machine: {what} ({recipe.where('data', key)}). `train` and `submit` need it where they start."
+        for key, what in lacking.items()
+    ]
+
+
+def _absolute(path: str) -> str:
+    """A path as it is written, and where that is from the working directory."""
+    return path if os.path.isabs(path) else f"{path}, looked for at {os.path.abspath(path)}"

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_growth.cli.console import console
+from megatron_growth.cli.data_options import lacking_here
 from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import RecipeError
 from megatron_growth.records.human import size
@@ -84,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, flag):
             raise RecipeError(f"--{flag} belongs to --command", fix="name the stage with --command STAGE")
     plan = plan_run(recipe, args.gpus)
+    plan = replace(plan, notes=(*lacking_here(recipe), *plan.notes))
     flags.check(recipe, profile)
     if args.nodes is not None and profile is None:
         raise RecipeError("--nodes needs --cluster", fix="name a cluster profile, such as h100-8x")

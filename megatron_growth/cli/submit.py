@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_growth.cli.data_options import add_data_options
+from megatron_growth.cli.data_options import add_data_options, lacking_here
 from megatron_growth.errors import UserError
 from megatron_growth.records.human import plural, size
 from megatron_growth.records.numbers import GPUS, SEED, whole
@@ -95,6 +95,9 @@ def run(args: argparse.Namespace) -> None:
         profile = _short(profile, args)
     requests = _requests(args, profile)
     _check_folders(requests)
+    if args.dry_run or args.smoke:  # neither reads the text that the real command needs
+        for note in dict.fromkeys(note for request in requests for note in lacking_here(request.recipe)):
+            print(note, file=sys.stderr)
     if args.dry_run:
         _show(requests, args.json)
     else:

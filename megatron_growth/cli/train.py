@@ -17,7 +17,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_growth.cli.data_options import add_data_options, with_data_options
+from megatron_growth.cli.data_options import add_data_options, lacking_here, with_data_options
 from megatron_growth.cli.options import refuse_idle
 from megatron_growth.errors import UserError
 
@@ -90,7 +90,10 @@ def _smoke(recipe: Recipe, args: argparse.Namespace) -> int:
     if args.stage or args.baseline or args.wandb:
         raise UserError("--smoke tries all stages", fix="leave out --stage, --baseline and --wandb")
     folder = args.folder or default_folder(recipe).with_name(f"{default_folder(recipe).name}-smoke")
-    found = run_smoke(recipe, folder, Screen())
+    screen = Screen()
+    for note in lacking_here(recipe):
+        screen.message(note)
+    found = run_smoke(recipe, folder, screen)
     print(as_text(found), end="")
     print(f"{folder / 'smoke.json'}: written")
     return 0 if all(verdict.ok for verdict in found) else 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 
 import pytest
 
 from megatron_growth import recipes
 from megatron_growth.cli.data_options import add_data_options, with_data_options
-from megatron_growth.cli.main import build_parser
+from megatron_growth.cli.main import build_parser, main
 from megatron_growth.data.manifest import load_manifest
 from megatron_growth.data.prepare import prepare
 from megatron_growth.data.request import PrepareRequest
@@ -20,6 +21,7 @@ from megatron_growth.errors import DataError, UserError
 from megatron_growth.planner import plan_run
 from megatron_growth.run import dataset
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.slurm import commands as slurm
 from tests.unit.data import hub_server
 from tests.unit.data.sample_corpus import texts, write_jsonl
 from tests.unit.data.test_hub import table
@@ -163,3 +165,42 @@ def test_a_dataset_of_another_tokenizer_is_refused(prepared, tokenizer, tmp_path
         tokenizer = str(tmp_path / "other" / "tokenizer" / "sentencepiece.model")
     with pytest.raises(DataError, match="prepared with sentencepiece"):
         dataset.prepared(run_in(tmp_path / "run"), of(prepared, tokenizer))
+
+
+def planned_notes(recipe, capsys):
+    assert main(["plan", recipe, "--json"]) == 0
+    return [note for note in json.loads(capsys.readouterr().out)["notes"] if "on this machine" in note]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ({"corpus": "text"}, "the corpus text, looked for at {here}/text ({recipe}:2 (data.corpus))"),
+        ({"tokenizer": "/no/tok"}, "the tokenizer /no/tok ({recipe}:2 (data.tokenizer))"),
+        ({"prepared": "made"}, "the prepared dataset made, looked for at {here}/made ({recipe}:2 (data.prepared))"),
+    ],
+)
+def test_data_that_is_not_here_is_noted_by_a_plan_and_refused_by_what_needs_it(
+    data, what, tmp_path, monkeypatch, capsys
+):
+    """A plan is made on a laptop, too; of a mistyped path it said nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "require", lambda: None)
+    known = {"model": {"vocab": 1024}} if "tokenizer" in data else {}
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: nano-progressive\ndata: {json.dumps(data)}\n{json.dumps(known)[1:-1]}\n"
+    )
+    note = f"Not on this machine: {what.format(here=tmp_path, recipe='mine.yaml')}. "
+    assert planned_notes("mine.yaml", capsys) == [f"{note}`train` and `submit` need it where they start."]
+    submit = ["submit", "mine.yaml", "--cluster", "h100-8x"]
+    assert main([*submit, "--dry-run"]) == 0
+    assert note in capsys.readouterr().err
+    assert [main(words) for words in (["train", "mine.yaml"], [*submit, "--run", "other"])] == [2, 2]
+
+
+def test_data_that_is_here_or_on_the_hub_is_not_noted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    for corpus in ("text", "packages", "hf:OWNER/NAME"):
+        (tmp_path / "mine.yaml").write_text(f"extends: nano-progressive\ndata: {{corpus: '{corpus}'}}\n")
+        assert planned_notes("mine.yaml", capsys) == []
