@@ -24,7 +24,7 @@ from megatron_growth.evaluation import task_data
 from megatron_growth.evaluation.benchmarks import Benchmark
 from megatron_growth.evaluation.extra import need
 from megatron_growth.evaluation.huggingface import HuggingFaceModel
-from megatron_growth.evaluation.models import fingerprint
+from megatron_growth.evaluation.models import RESULTS, fingerprint
 from megatron_growth.records.storage import write_json
 
 _STRANGE_LABEL = "was not in within range"
@@ -81,7 +81,7 @@ class Harness:
         self.folder, self.data, self.settings = folder, data, settings
         self._batch, self._device, self._quiet = batch, device, quiet
         self.hash = fingerprint(folder)
-        self._results = cache / "results" / self.hash[:16]
+        self._results = cache / RESULTS / self.hash[:16]
 
     def score(self, benchmark: Benchmark, told: Callable[[str], None] = lambda _: None) -> Score:
         """The result of a benchmark; parts that are on disk are not computed again.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,16 @@ from megatron_growth.exchange.export_plan import plan_export
 from megatron_growth.exchange.folder import CONFIG, is_huggingface
 from megatron_growth.exchange.tokenizer_files import tokenizer_of
 from megatron_growth.methods.relora import unmerged
+from megatron_growth.records import owned
 from megatron_growth.records.crc import crc32
 from megatron_growth.records.place import is_run, run_above, variants_in
+from megatron_growth.records.storage import storage_errors
 from megatron_growth.run.checkpoints import folder_of as folder_of_iteration
 from megatron_growth.run.checkpoints import iterations
 from megatron_growth.run.directory import RunDirectory
 
+EXPORTS, RESULTS = "exports", "results"
+CACHE_PURPOSE = "the exports and results of evaluations"
 _BLOCK = 16 << 20
 
 
@@ -108,6 +113,27 @@ def every_checkpoint(models: Sequence[Model], left_out: Callable[[str], None] = 
     return found
 
 
+def claim_cache(folder: Path) -> None:
+    """Make a folder of the user's choice ours before the first export or result is written into it.
+
+    One in which an earlier command left an export or a result is used as it is: it was not always marked.
+
+    Raises:
+        RunError: it holds something else; it is left as it is.
+        StorageError: the file system refused.
+    """
+    with storage_errors(folder):
+        place = Path(os.path.realpath(folder))  # a link to a larger disk is followed once, here
+        if not _was_used(place):
+            owned.claim(place, CACHE_PURPOSE)
+
+
+def _was_used(folder: Path) -> bool:
+    """Whether a folder holds exports or results of an earlier command."""
+    names = {EXPORTS: r".+-[0-9a-f]{16}(\.partial)?", RESULTS: r"[0-9a-f]{16}"}
+    return any(re.fullmatch(name, path.name) for part, name in names.items() for path in (folder / part).glob("*/"))
+
+
 def user_cache() -> Path:
     """The folder of exports and results that belong to no run."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -152,7 +178,7 @@ def folder_of(
     spec, found = tokenizer_of(model.path, tokenizer, tokenizer_files)
     plan = plan_export(source, vocab=found.vocab_size, eod=found.eod, trust_checkpoint=trust_checkpoint)
     key = hashlib.sha256(f"{plan.key()} {found.fingerprint}".encode()).hexdigest()
-    target = model.cache / "exports" / f"{model.name.replace('/', '-')}-{key[:16]}"
+    target = model.cache / EXPORTS / f"{model.name.replace('/', '-')}-{key[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(plan, name=model.name, tokenizer=tokenizer)
     export(plan, target, tokenizer=(spec, found), card=card, progress=progress)

@@ -88,7 +88,12 @@ def test_megatron_scores_what_it_trained_as_transformers_scores_the_export(finis
     """Arguments as training saves them: all of Megatron's, set or not."""
     text, checkpoints = tmp_path / "a.txt", finished / "stages" / "small" / "checkpoints"
     text.write_text("A few words, and a few more words.\n" * 4)
-    words = ["evaluate", "perplexity", *map(str, (checkpoints, "--text", text, "--cache", tmp_path)), "--json"]
+    words = [
+        "evaluate",
+        "perplexity",
+        *map(str, (checkpoints, "--text", text, "--cache", tmp_path / "cache")),
+        "--json",
+    ]
     found = []
     for more in ([], ["--export"]):
         capsys.readouterr()

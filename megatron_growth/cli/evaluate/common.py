@@ -34,7 +34,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer-files", default="", metavar="DIR", help="GPT-2's vocab.bpe and encoder.json")
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="folder of exports and results (default: RUN/evaluation)"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder of exports and results: a new or empty one, or that of earlier commands (default: RUN/evaluation)",
     )
     parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32 (default) or bfloat16")
     parser.add_argument(
@@ -46,9 +49,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def exported(model: Model, args: argparse.Namespace) -> Path:
-    """The Hugging Face folder of a model, exported now if need be."""
-    from megatron_growth.evaluation.models import folder_of
+    """The Hugging Face folder of a model, exported now if need be.
 
+    Raises:
+        GrowthError: as `claim_cache` and `folder_of` raise it.
+    """
+    from megatron_growth.evaluation.models import claim_cache, folder_of
+
+    if args.cache and not model.is_huggingface:
+        claim_cache(args.cache)
     labels = {"check": f"checking {model.name}", "write": f"exporting {model.name}"}
     with Progress(labels, quiet=args.json) as progress:
         return folder_of(

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
     benchmarks = chosen(args.tasks)
     # After a wrong name has been refused: these import torch.
-    from megatron_growth.evaluation.models import every_checkpoint, models_of
+    from megatron_growth.evaluation.models import claim_cache, every_checkpoint, models_of
     from megatron_growth.evaluation.results import record
 
     models = models_of(args.model, args.cache)
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     if args.data_dir is not None:
         for benchmark in benchmarks:
             task_data.check(benchmark, args.data_dir)
+    if args.cache:
+        claim_cache(args.cache)
     found: list[TaskResults] = []
     for model in models:
         found.append(_evaluate(model, benchmarks, args, f"{len(found) + 1}/{len(models)} {model.name}"))

@@ -20,6 +20,7 @@ from megatron_growth.evaluation.harness import Score
 from megatron_growth.evaluation.models import Model, every_checkpoint, models_of
 from megatron_growth.evaluation.results import TaskResults, early_stops, record, results_of, task_average
 from megatron_growth.planner import plan_run
+from megatron_growth.records import owned
 from megatron_growth.report.page import write_report
 from megatron_growth.report.records import RunRecord
 from megatron_growth.run import directory
@@ -80,6 +81,49 @@ def test_every_finished_stage_is_evaluated_once_and_reported(made, tmp_path):
     page = write_report(record, tmp_path).read_text()
     assert f"{second['results']['wikitext']:.4g}" in page
     assert record.to_json()["evaluation"][names[0]]["piqa"]["questions"] == 5
+
+
+def contents(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_somebody_elses_folder_is_no_cache(made, tmp_path, capsys):
+    """Exports, results and a summary were written among what was there, over a summary.json of its own."""
+    run, _, questions, names = made
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "summary.json").write_text('{"models": {}}')
+    before = contents(tmp_path)
+    checkpoint, cache = run.stage(names[0]).checkpoints, ["--cache", str(tmp_path)]
+    asked = (
+        ["tasks", str(checkpoint), "--tasks", "piqa", "--data-dir", str(questions)],
+        ["perplexity", str(checkpoint), "--text", str(questions / "wikitext.jsonl"), "--export"],
+        ["agree", str(checkpoint), str(checkpoint), "--text", str(questions / "wikitext.jsonl")],
+    )
+    for words in asked:
+        assert main(["evaluate", *words, *cache, "--tokenizer", str(made[1])]) == 2
+        error = capsys.readouterr().err
+        assert "is there already, and was not made by this command" in error
+        assert f"where: {tmp_path}\n" in error
+    assert contents(tmp_path) == before
+
+
+def test_a_cache_is_used_again_marked_or_not(made, tmp_path):
+    """A new folder is marked; one of an earlier release is not, and may lie among other files."""
+    run, _, questions, names = made
+    cache, link = tmp_path / "cache", tmp_path / "link"
+    link.symlink_to(cache)
+    cache.mkdir()
+    words = ("evaluate", "tasks", run.stage(names[0]).checkpoints, "--tasks", "piqa", "--data-dir", questions)
+    words = (*words, "--tokenizer", made[1], "--cache")
+    assert not printed(*words, link)["cached"]
+    assert (cache / owned.MARKER).is_file()
+    (cache / "notes.txt").touch()
+    assert printed(*words, cache)["cached"]
+    (cache / owned.MARKER).unlink()
+    assert printed(*words, cache)["cached"]
+    shutil.rmtree(cache / "results")
+    assert not printed(*words, cache)["cached"]  # known by its exports alone
+    assert not (cache / owned.MARKER).exists()
 
 
 def test_variants_are_named_and_kept_apart(made, tmp_path):
