@@ -18,7 +18,6 @@ from megatron_growth.checkpoint.paths import resolve
 from megatron_growth.errors import CheckpointError, RunError, UserError
 from megatron_growth.exchange import settled
 from megatron_growth.exchange.folder import is_huggingface
-from megatron_growth.exchange.safetensors_files import require_whole
 from megatron_growth.posttrain import base_model, examples, extra, finish, inputs
 from megatron_growth.posttrain.folder import RateFolder, Work
 from megatron_growth.posttrain.line import Line
@@ -105,6 +104,8 @@ def existing(target: Path, request: Request) -> Document:
     known = (document.get("data") or {}).get("files") or {}
     if known:
         examples.check_unchanged(known, request.data, request.valid_data, target)
+    from megatron_growth.exchange.safetensors_files import require_whole  # imports torch
+
     require_whole(target)
     return document
 
