@@ -95,9 +95,9 @@ def grow(
             with unfinished(place, PURPOSE) as partial:
                 if partial is not None:
                     resumed = _write(job, partial, place, provenance, processes, rates, progress)
-        if resumed is None and not _is_result(job, place, provenance):
+        if resumed is None and (problem := _problem_of(job, place, provenance)):
             raise RunError(
-                "the target exists already, and is something else",
+                f"the target exists already, and {problem}",
                 where=str(target),
                 fix="nothing in it was touched: name another folder",
             )
@@ -137,13 +137,13 @@ def _report(job: GrowthJob, target: Path, provenance: dict[str, Any], resumed: i
     )
 
 
-def _is_result(job: GrowthJob, target: Path, provenance: dict[str, Any]) -> bool:
-    """Whether a folder is what this job would write, as when an earlier run of the same command finished it."""
+def _problem_of(job: GrowthJob, target: Path, provenance: dict[str, Any]) -> str:
+    """Why a folder is not what this job would write; "" when an earlier run of the same command finished it."""
     try:
         found = metadata.provenance_of(Source(target), trust=job.trust)
-    except UserError:
-        return False
-    return found == provenance
+    except UserError as error:  # perhaps this job's result, damaged since
+        return f"cannot be read as the result of this command: {error.what}"
+    return "" if found == provenance else "is something else"
 
 
 def _refuse_source(source: Path, partial: Path) -> None:

@@ -179,6 +179,9 @@ def test_an_existing_target_is_left_alone(tmp_path):
         grow_offline.grow(planned(source, seed=5), tmp_path / "grown")
     with pytest.raises(RunError, match="exists already"):
         grow_offline.grow(planned(source), source)
+    os.truncate(next((tmp_path / "grown").glob("*/*.distcp")), 100)  # it was called something else
+    with pytest.raises(RunError, match=r"exists already, and cannot be read .*: the file is truncated: 100 of"):
+        grow_offline.grow(planned(source), tmp_path / "grown")
 
 
 def test_corruption_of_the_target_is_found(tmp_path):
