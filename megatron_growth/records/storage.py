@@ -24,7 +24,7 @@ NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISD
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # As the system words them; the last two are from torch's writer, which names no reason when its file did not grow.
 NO_ROOM_SAID = re.compile(
-    r"No space left on device|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
+    r"No space left on device|Not enough disk space|Disk quota exceeded|File too large|unexpected pos \d+ vs \d+"
     r"|PytorchStreamWriter failed writing"
 )
 
@@ -53,8 +53,11 @@ def doubts_as_refusals(where: Path) -> Iterator[None]:
 
 def refusal(error: OSError, where: Path | str) -> StorageError:
     """What the file system refused, as an error of ours."""
-    if error.errno in NO_ROOM:
-        what, fix = f"No space left to write: {error.strerror}.", "Free space, then give the same command again."
+    if error.errno in NO_ROOM or (error.errno is None and NO_ROOM_SAID.search(str(error))):
+        what, fix = (
+            f"No space left to write: {error.strerror or first_line(error)}.",
+            "Free space, then give the same command again.",
+        )
     else:
         what = f"The file system refused: {error.strerror or error}."
         fix = "Check the path, its permissions and its mount, then give the same command again."
@@ -125,6 +128,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_path(temporary)
         os.replace(temporary, path)
         fsync_path(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that is refused names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -138,8 +144,12 @@ def _keep_mode(path: Path, temporary: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file atomically; text as UTF-8."""
-    with atomic_path(path) as temporary:
+    """Write a file atomically; text as UTF-8.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with storage_errors(path), atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
