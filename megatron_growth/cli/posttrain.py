@@ -20,6 +20,7 @@ import contextlib
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,7 @@ def _submit(args: argparse.Namespace) -> None:
         document = {"command": job.command(), "nodes": job.nodes, "request": request.to_json(), "script": script}
         print(json_text(document) if args.json else f"{job.shown()}\n\n# {job.script}\n{script}", end="")
         return
-    found = submit(args.output, request, profile, nodes)
+    found = submit(args.output, request, profile, nodes, partial(print, file=sys.stderr))
     if args.json:
         print(json_text({"output": str(args.output), **asdict(found)}))
     else:

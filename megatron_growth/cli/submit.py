@@ -18,7 +18,9 @@ import argparse
 import json
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from megatron_growth.recipes import ClusterProfile, Recipe
     from megatron_growth.run.directory import RunDirectory
     from megatron_growth.slurm.stage_jobs import StageJob
+    from megatron_growth.slurm.submit import Submitted
 
 SMOKE_TIME_LIMIT = "00:30:00"
 HELP = "train on a Slurm cluster: one job per stage"
@@ -207,34 +210,43 @@ def _show(requests: list[_Request], as_json: bool) -> None:
 
 def _submit(requests: list[_Request], profile: ClusterProfile, args: argparse.Namespace) -> None:
     """Create the run directories with their data, then submit all chains."""
+    from megatron_growth.run.directory import RunDirectory
+    from megatron_growth.run.lock import exclusive
     from megatron_growth.run.stage import damage, refuse_damage
     from megatron_growth.slurm import commands as slurm
     from megatron_growth.slurm.submit import begun_before, submit_chain
 
+    say = partial(print, file=sys.stderr)
     slurm.require()
-    runs = [(request, _prepare(request, profile, args)) for request in requests]
-    damaged = {folder.path: damage(folder, request.stages) for request, folder in runs}
-    for request, folder in runs:
-        needed = {stage.source for stage in request.stages if not folder.stage(stage.name).is_done}
-        refuse_damage({name: error for name, error in damaged[folder.path].items() if name in needed})
     documents = []
-    for request, folder in runs:
-        for note in begun_before(folder, request.jobs):
-            print(note, file=sys.stderr)
-        submitted = submit_chain(folder, request.jobs, profile, request.step_seconds)
-        documents.append({"run": str(folder.path), "stages": [asdict(stage) for stage in submitted]})
-        if not args.json:
-            print(f"{folder.path}:")
-            for stage in submitted:
-                after = f", after job {stage.after}" if stage.after else ""
-                print(
-                    f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {plural(stage.nodes, 'node')}{after}"
-                )
-            print("  " + shlex.join(["megatron-growth", "status", str(folder.path)]))
+    with ExitStack() as locks:
+        # Until its jobs are submitted: a run in which nothing has been trained takes another command's recipe.
+        for folder in dict.fromkeys(request.folder.absolute() for request in requests):
+            locks.enter_context(exclusive(RunDirectory(folder).lock))
+        runs = [(request, _prepare(request, profile, args)) for request in requests]
+        damaged = {run.path: damage(run, request.stages) for request, run in runs}
+        for request, run in runs:
+            needed = {stage.source for stage in request.stages if not run.stage(stage.name).is_done}
+            refuse_damage({name: error for name, error in damaged[run.path].items() if name in needed})
+        for request, run in runs:
+            for note in begun_before(run, request.jobs):
+                say(note)
+            submitted = submit_chain(run, request.jobs, profile, request.step_seconds, say)
+            documents.append({"run": str(run.path), "stages": [asdict(stage) for stage in submitted]})
+            if not args.json:
+                _print(run, submitted)
     if args.json:
         print(json_text({"runs": documents}))
     for found in damaged.values():
         refuse_damage(found)
+
+
+def _print(run: RunDirectory, submitted: list[Submitted]) -> None:
+    print(f"{run.path}:")
+    for stage in submitted:
+        after = f", after job {stage.after}" if stage.after else ""
+        print(f"  {stage.stage:12} {stage.action:10} job {stage.job or '-'}, {plural(stage.nodes, 'node')}{after}")
+    print("  " + shlex.join(["megatron-growth", "status", str(run.path)]))
 
 
 def _check_folders(requests: list[_Request]) -> None:
@@ -248,21 +260,19 @@ def _check_folders(requests: list[_Request]) -> None:
 
 
 def _prepare(request: _Request, profile: ClusterProfile, args: argparse.Namespace) -> RunDirectory:
-    """The run directory with its data, and room for its checkpoints."""
+    """The run directory with its data, and room for its checkpoints; its lock is held."""
     from megatron_growth.run import asked, dataset, directory, smoke
-    from megatron_growth.run.lock import exclusive
     from megatron_growth.run.storage import check_room
     from megatron_growth.slurm.submit import refuse_while_submitted
 
-    with exclusive(directory.RunDirectory(request.folder).lock):
-        run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
-        baselines = [stage.name for stage in request.stages if stage in request.plan.baselines]
-        asked.remember(run, baselines, args.wandb)
-        check_room(run, request.stages, request.recipe)
-        if request.smoke_of:
-            smoke.begin(run, request.smoke_of, request.step_seconds, profile.gpu.peak_tflops)
-        if not request.smoke_of or request.recipe.data.prepared:
-            dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, args.workers))
+    run = directory.create(request.folder, request.recipe, request.plan, refuse_while_submitted)
+    baselines = [stage.name for stage in request.stages if stage in request.plan.baselines]
+    asked.remember(run, baselines, args.wandb)
+    check_room(run, request.stages, request.recipe)
+    if request.smoke_of:
+        smoke.begin(run, request.smoke_of, request.step_seconds, profile.gpu.peak_tflops)
+    if not request.smoke_of or request.recipe.data.prepared:
+        dataset.check(request.recipe, request.plan, dataset.prepared(run, request.recipe, args.workers))
     return run
 
 

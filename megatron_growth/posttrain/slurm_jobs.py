@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from megatron_growth.records import metrics, owned
 from megatron_growth.records.storage import reading_record, write_json
 from megatron_growth.records.unfinished import partial_of
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.lock import exclusive
+from megatron_growth.run.lock import exclusive, undisturbed
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.stage_jobs import StageJob, check_path_and_profile, environment_of, job_name, job_of
@@ -106,8 +107,14 @@ class Submission:
     nodes: int
 
 
-def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) -> Submission:
-    """Submit the job unless it, or its model, exists already.
+def submit(
+    target: Path,
+    request: Request,
+    profile: ClusterProfile,
+    nodes: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Submission:
+    """Submit the job unless it, or its model, exists already; `say` is called with a note for people.
 
     Raises:
         SlurmMissing, SlurmRefused: with Slurm's own words.
@@ -122,7 +129,7 @@ def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) 
     with exclusive(run.lock):
         if (run.path / REQUEST).is_file():
             same_request(request_in(run), request, run.path)
-        active = slurm.active([job.name])
+        active = slurm.active_or_gone([job.name], say)
         if job.name in active:
             return Submission(active[job.name].id, "kept", profile.name, nodes)
         run.stage(request.kind).path.mkdir(parents=True, exist_ok=True)
@@ -135,9 +142,10 @@ def submit(target: Path, request: Request, profile: ClusterProfile, nodes: int) 
 def cancel(target: Path) -> list[str]:
     """Cancel the job of a target; returns its id, or nothing if there was no job."""
     run = folder_of(target)
-    active = slurm.active([job_name(run, request_in(run).kind)])
-    ids = [job.id for job in active.values()]
-    slurm.cancel(ids)
+    name = job_name(run, request_in(run).kind)
+    with undisturbed(run.lock):
+        ids = [job.id for job in slurm.active([name]).values()]
+        slurm.cancel(ids)
     return ids
 
 
@@ -148,7 +156,7 @@ def refuse_while_submitted(target: Path) -> None:
         RunError: with the job's id.
     """
     run = folder_of(target)
-    if not (run.path / SUBMISSION).is_file() or not slurm.available():
+    if not is_job(target) or not slurm.available():  # the request is written down before its job is submitted
         return
     active = slurm.active([job_name(run, request_in(run).kind)])
     if active:

@@ -55,6 +55,25 @@ def exclusive(path: Path) -> Iterator[str]:
         file.close()
 
 
+@contextmanager
+def undisturbed(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for a step that starts no process, and writes nothing: it works on a full disk too.
+
+    Raises:
+        RunError: another command holds it.
+        StorageError: the file system refused.
+    """
+    with storage_errors(path):
+        # Over NFS a lock needs a file that may be written.
+        file = open(path, "r+", encoding="utf-8", errors="replace") if path.exists() else None  # noqa: SIM115
+    if file is None:  # no command has worked here
+        yield
+        return
+    with file:
+        _take(file, path)
+        yield
+
+
 def end_processes(token: str) -> int:
     """Kill every process that carries `token` and wait until they have gone; returns their number.
 

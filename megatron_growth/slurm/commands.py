@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_growth.errors import GrowthError, UserError
@@ -21,6 +21,7 @@ _TIMEOUT_SECONDS = 120
 _QUERIES = ("squeue", "scontrol", "sacct")  # scontrol is only asked to show
 _TRIES = 5
 _WAIT = "try again when the controller answers (`scontrol ping`); jobs that were accepted are found again"
+ENDING, ENDING_SECONDS = "COMPLETING", 300.0
 _FIELDS = "%A|%T|%j|%r"
 # A job in any other state that Slurm knows will run, now or later.
 ENDED = frozenset(
@@ -90,8 +91,35 @@ def submit(words: Sequence[str], environment: Mapping[str, str]) -> str:
 def active(names: Iterable[str]) -> dict[str, QueuedJob]:
     """This user's unfinished jobs of these names, by name."""
     command = ["squeue", "--me", "--noheader", f"--format={_FIELDS}", f"--name={','.join(names)}"]
-    jobs = (QueuedJob(*line.split("|", 3)) for line in _run(command).splitlines())
-    return {job.name: job for job in jobs}
+    jobs = [QueuedJob(*line.split("|", 3)) for line in _run(command).splitlines()]
+    # Of two jobs of a name, one of which ends, the other one counts.
+    return {job.name: job for job in sorted(jobs, key=lambda job: job.state != ENDING)}
+
+
+def active_or_gone(names: Iterable[str], say: Callable[[str], None] = lambda _: None) -> dict[str, QueuedJob]:
+    """As `active`, once Slurm has done with jobs that end: by their state, one that was cancelled and one that requeues
+    itself look alike, and only the latter may be waited for by other jobs.
+
+    Args:
+        names: as for `active`.
+        say: called with a note when it has to wait.
+
+    Raises:
+        GrowthError: a job is still ending after ENDING_SECONDS.
+    """
+    names, deadline, told = list(names), time.monotonic() + ENDING_SECONDS, False
+    while True:
+        found = active(names)
+        ending = ", ".join(job.id for job in found.values() if job.state == ENDING)
+        if not ending:
+            return found
+        if time.monotonic() > deadline:
+            fix = "give the same command again when `squeue --me` no longer shows it as COMPLETING"
+            raise GrowthError(f"Slurm has not yet ended job {ending}", where="squeue", fix=fix)
+        if not told:
+            say(f"waits until Slurm has ended job {ending}")
+            told = True
+        time.sleep(1)
 
 
 def cancel(ids: Sequence[str]) -> None:

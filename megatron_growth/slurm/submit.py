@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -19,7 +19,7 @@ from megatron_growth.records.storage import made_of, reading_record, write_json
 from megatron_growth.run import smoke
 from megatron_growth.run.asked import train_command
 from megatron_growth.run.directory import RunDirectory
-from megatron_growth.run.lock import exclusive
+from megatron_growth.run.lock import undisturbed
 from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm.stage_jobs import StageJob, job_name
 
@@ -68,29 +68,33 @@ def submit_chain(
     jobs: Sequence[StageJob],
     profile: ClusterProfile,
     step_seconds: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Submitted]:
     """Submit the stages that are neither done nor submitted, each after the stage that it grows from.
+
+    The run's lock must be held, from before its recipe was looked at: another command may not give it another one.
 
     Args:
         jobs: of all its stages, a source before the stage that grows from it.
         profile: the one they were made with.
         step_seconds: planned time of an iteration, by stage, for `status`.
+        say: called with a note for people.
 
     Raises:
         SlurmRefused: Slurm refused a job; those that this call had submitted are cancelled.
         SlurmMissing: there is no Slurm here.
-        RunError: another command works on the run.
+        StorageError: the file system refused; as for SlurmRefused.
     """
-    with exclusive(run.lock):
-        active = slurm.active(job.name for job in jobs)
-        submitted: list[Submitted] = []
-        try:
-            for job in jobs:
-                submitted.append(_submit_one(run, job, active, submitted))
-                _remember(run, submitted, profile, step_seconds or {})
-        except GrowthError:
-            slurm.cancel([s.job for s in reversed(submitted) if s.job and s.action == "submitted"])
-            raise
+    active = slurm.active_or_gone((job.name for job in jobs), say)
+    submitted: list[Submitted] = []
+    _remember(run, submitted, profile, step_seconds or {})  # before the first job: `train` looks for jobs by this file
+    try:
+        for job in jobs:
+            submitted.append(_submit_one(run, job, active, submitted))
+            _remember(run, submitted, profile, step_seconds or {})
+    except GrowthError:
+        slurm.cancel([s.job for s in reversed(submitted) if s.job and s.action == "submitted"])
+        raise
     return submitted
 
 
@@ -157,11 +161,16 @@ def all_names(run: RunDirectory) -> list[str]:
 
 
 def cancel_chain(run: RunDirectory) -> list[str]:
-    """Cancel all jobs of a run, the last of the chain first so that none starts in between; returns their ids."""
+    """Cancel all jobs of a run, the last of the chain first so that none starts in between; returns their ids.
+
+    Raises:
+        RunError: another command works on the run, and may be submitting more of them.
+    """
     names = all_names(run)
-    active = slurm.active(names)
-    ids = [active[name].id for name in reversed(names) if name in active]
-    slurm.cancel(ids)
+    with undisturbed(run.lock):
+        active = slurm.active(names)
+        ids = [active[name].id for name in reversed(names) if name in active]
+        slurm.cancel(ids)
     return ids
 
 

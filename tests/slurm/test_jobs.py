@@ -162,6 +162,21 @@ def test_cancelled_chain_leaves_nothing(queue: Cluster, stand_ins: StandIns, pro
     assert cancel_chain(run) == []
 
 
+def test_a_chain_is_submitted_again_at_once_after_it_was_cancelled(
+    queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
+) -> None:
+    """The first job is then still ending, and what waits for it would be removed with it."""
+    run = stand_ins(A={"hold_at": 15, "until": "go on"})
+    numbers = submit(run, profile)
+    wait_until(lambda: reached(run, "A") >= 10)
+    cancel_chain(run)
+    again = submit(run, profile)
+    assert not {*numbers} & {*again}
+    (run.path / "go on").touch()
+    wait_for_end()
+    assert [job(number)["JobState"] for number in again] == ["COMPLETED"] * 3, said(run, "A")
+
+
 def test_local_training_of_a_submitted_run_is_refused(
     queue: Cluster, stand_ins: StandIns, profile: ClusterProfile
 ) -> None:

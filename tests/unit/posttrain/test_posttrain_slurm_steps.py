@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_growth.errors import CheckpointError, GrowthError, RecipeError, StageFailed, UserError
+from megatron_growth.errors import CheckpointError, GrowthError, RecipeError, RunError, StageFailed, UserError
 from megatron_growth.posttrain import base_model, slurm_job, slurm_jobs, slurm_preflight, slurm_rank
 from megatron_growth.recipes.cluster import loads_cluster
 from megatron_growth.records.storage import write_json
 from megatron_growth.run.directory import RunDirectory
+from megatron_growth.run.lock import exclusive
+from megatron_growth.slurm import commands as slurm
 from megatron_growth.slurm import record as slurm_record
 from megatron_growth.slurm.health import Limits
 from megatron_growth.slurm.job import REQUEUE
+from megatron_growth.slurm.stage_jobs import job_name
 from tests import loaded
 from tests.needs import needs
 from tests.unit.posttrain import runs, tiny
@@ -172,3 +175,20 @@ def test_words_of_sbatch(run: RunDirectory) -> None:
     with pytest.raises(RecipeError, match="needs 3 nodes"):
         slurm_jobs.job_of_request(target, request, profile, 3)
     assert "GROWTH_ENTRY" not in os.environ
+
+
+def test_training_here_is_refused_after_a_kill_before_the_job_was_written_down(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = slurm_jobs.target_of(run)
+    waiting = slurm.QueuedJob("7", "PENDING", job_name(run, "sft"), "None")
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "active", lambda names: dict.fromkeys(names, waiting))
+    with pytest.raises(RunError, match=r"a Slurm job works on .*7"):
+        slurm_jobs.refuse_while_submitted(target)
+
+
+def test_a_job_that_is_being_submitted_is_not_cancelled(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "active", lambda _: pytest.fail("it was looked for while another command submits it"))
+    with exclusive(run.lock), pytest.raises(RunError, match="another command works on"):
+        slurm_jobs.cancel(slurm_jobs.target_of(run))

@@ -26,7 +26,7 @@ class Recorder:
         self.jobs: dict[str, slurm.QueuedJob] = {}
         self.dependencies: dict[str, str] = {}
         self.cancelled: list[str] = []
-        self.refuse = ""
+        self.refuse, self.patch = "", monkeypatch
         for name in ("active", "submit", "cancel"):
             monkeypatch.setattr(slurm, name, getattr(self, name))
 
