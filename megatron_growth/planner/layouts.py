@@ -111,8 +111,7 @@ def layers_per_chunk(layers: int, pp: int, vpp: int, pipeline_layout: str | None
 def uneven_layout(layers: int, chunks: int) -> str:
     """A pipeline_layout that splits any number of layers; the remainder goes to the middle chunks."""
     base, rest = divmod(layers, chunks)
-    middle = [chunks // 2 + (i // 2 + 1) * (-1) ** i if i else chunks // 2 for i in range(chunks)]
-    order = [i for i in middle if 0 <= i < chunks] + [i for i in range(chunks) if i not in middle]
+    order = sorted(range(chunks), key=lambda i: abs(2 * i + 1 - chunks))  # the ends hold the embedding and the loss
     counts = [base + (order.index(i) < rest) for i in range(chunks)]
     parts = [f"t*{n}" if n > 1 else "t" * n for n in counts]
     return "|".join(["E" + parts[0], *parts[1:-1], parts[-1] + "L"]) if chunks > 1 else f"E{parts[0]}L"

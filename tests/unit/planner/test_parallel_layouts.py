@@ -78,6 +78,11 @@ def test_uneven_layouts_are_valid(layers, chunks):
     counts = layouts.layers_per_chunk(layers, chunks, 1, layouts.uneven_layout(layers, chunks))
     assert sum(counts) == layers
     assert min(counts) >= layers // chunks
+    longer = [chunk for chunk, count in enumerate(counts) if count > layers // chunks]
+    assert len(longer) == layers % chunks
+    shorter = set(range(chunks)) - set(longer)
+    middle = (chunks - 1) / 2
+    assert all(abs(one - middle) <= abs(other - middle) for one in longer for other in shorter)
 
 
 @pytest.mark.parametrize(
