@@ -86,7 +86,7 @@ def _nothing(path: Path) -> CheckpointError:
     if path.exists():
         what = f"this checkpoint is not complete: it has no {METADATA}; it is being saved or removed, or was cut off"
         return CheckpointError(what, where=str(path), fix=fix)
-    newest = f"name {path.parent} for the newest one: a run keeps only some of its checkpoints"
+    newest = f"name {path.parent}, again if you did, for the newest one: a run keeps only some of its checkpoints"
     return CheckpointError(
         "this checkpoint does not exist", where=str(path), fix=newest if (path.parent / TRACKER).exists() else fix
     )

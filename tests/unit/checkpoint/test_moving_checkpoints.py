@@ -62,7 +62,7 @@ def test_a_checkpoint_that_is_saved_or_removed_now_is_not_called_no_checkpoint(s
 def test_a_checkpoint_that_has_gone_is_not_looked_for_elsewhere(saved):
     with pytest.raises(CheckpointError, match="this checkpoint does not exist") as refused:
         resolve(saved / "iter_0000005")
-    assert f"name {saved} for the newest one" in refused.value.fix
+    assert f"name {saved}, again if you did, for the newest one" in refused.value.fix
 
 
 def test_a_removal_in_the_middle_of_reading_is_told(saved):
