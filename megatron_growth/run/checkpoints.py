@@ -23,10 +23,11 @@ from megatron_growth.checkpoint.paths import METADATA, TRACKER, read_tracker
 from megatron_growth.errors import CheckpointError, GrowthError
 from megatron_growth.recipes.schema import Checkpoint
 from megatron_growth.records import owned
-from megatron_growth.records.storage import storage_errors, write_whole
+from megatron_growth.records.storage import parse_json, storage_errors, write_whole
 
 PURPOSE = "the checkpoints of a stage"
 _AGAIN = "restore it from a copy, or remove the stage's `done` file and train it again"
+_LAST = "metadata.json"  # of a checkpoint's files
 _FOLDER = re.compile(r"iter_(\d{7,})")
 # What torch and Megatron write into the folder of an iteration.
 _WRITTEN = re.compile(
@@ -59,15 +60,20 @@ def tracked(checkpoints: Path) -> int | None:
 def problem_of(folder: Path) -> str | None:
     """What proves that a checkpoint folder in torch_dist format is not whole, or None when it is.
 
-    Every piece that the metadata names must lie inside its file.
+    Every piece that the metadata names must lie inside its file.  A disk that was full may have left the file that
+    Megatron writes last, and needs first, empty.
 
     Raises:
         GrowthError: it cannot be known: the file system refused, or the metadata is of an unknown kind.
     """
     with storage_errors(folder):
-        for name in (METADATA, "metadata.json"):
+        for name in (METADATA, _LAST):
             if _size(folder / name) is None:
                 return f"{name} is missing"
+        try:
+            parse_json((folder / _LAST).read_bytes())
+        except ValueError:
+            return f"{_LAST} is cut off, or is not JSON"
         try:
             metadata = read_bare(folder)
         except Damaged as error:

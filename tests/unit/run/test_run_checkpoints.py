@@ -70,6 +70,20 @@ def test_truncated_metadata_are_found(tmp_path):
     assert "cannot be read" in (checkpoints.problem_of(path) or "")
 
 
+@pytest.mark.parametrize("left", [b"", b'{"sharded_back', b"\xff"])
+def test_a_disk_that_was_full_for_the_last_file_leaves_no_checkpoint_to_go_on_from(tmp_path, left):
+    """Every start would have loaded it, and met a JSONDecodeError."""
+    save(tmp_path, 10)
+    path = save(tmp_path, 20, tracked=False)
+    (path / "metadata.json").write_bytes(left)
+    last, notes = checkpoints.repair(tmp_path)
+    assert (last, notes[0]) == (
+        10,
+        "checkpoint of iteration 20 is not whole (metadata.json is cut off, or is not JSON)",
+    )
+    assert not path.exists()
+
+
 def test_the_wanted_iteration_must_be_there_and_tracked(tmp_path):
     save(tmp_path, 10)
     with pytest.raises(CheckpointError, match="no checkpoint of iteration 20") as missing:
