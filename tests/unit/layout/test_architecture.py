@@ -81,7 +81,7 @@ OTHERS = """
 """
 
 
-def parsed() -> tuple[dict, dict, set]:
+def parsed(words: list[str]) -> tuple[dict, dict, set]:
     """Arguments of a nano Llama by Megatron's own parser, the attribute that each of its flags sets, and the attributes
     that describe the network."""
     import sys
@@ -90,7 +90,7 @@ def parsed() -> tuple[dict, dict, set]:
 
     parser = add_megatron_arguments(argparse.ArgumentParser())
     sys.argv = ["x"]
-    known, _ = parser.parse_known_args(tiny_pretrain_args())
+    known, _ = parser.parse_known_args(words)
     flags = {flag: action.dest for action in parser._actions for flag in action.option_strings}
     network = {a.dest for group in parser._action_groups if group.title in NETWORK for a in group._group_actions}
     return vars(known), flags, network
@@ -98,7 +98,7 @@ def parsed() -> tuple[dict, dict, set]:
 
 @pytest.fixture(scope="module")
 def megatron():
-    return run_distributed(parsed, 1, process_group=False)[0]
+    return run_distributed(parsed, 1, tiny_pretrain_args(), process_group=False)[0]
 
 
 def test_every_setting_is_one_of_megatrons_by_its_name_and_flag(megatron):
