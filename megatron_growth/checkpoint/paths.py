@@ -25,11 +25,19 @@ def read_tracker(folder: Path) -> str | None:
     Raises:
         OSError: it is there and cannot be read.
     """
+    data = _tracker(folder)
+    return None if data is None else _word(data)
+
+
+def _tracker(folder: Path) -> bytes | None:
     try:
         with (folder / TRACKER).open("rb") as stream:
-            data = stream.read(_TRACKER_BYTES)
+            return stream.read(_TRACKER_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _word(data: bytes) -> str:
     try:
         word = data.decode("ascii").strip()
     except UnicodeDecodeError:
@@ -53,15 +61,16 @@ def resolve(path: Path) -> Path:
         if (path / METADATA).exists():
             return path
         while True:
-            word = read_tracker(path)
-            if word is None:
+            data = _tracker(path)
+            if data is None:
                 raise _nothing(path)
+            word = _word(data)
             folder = path / (f"iter_{int(word):07d}" if word.isdecimal() else word)
             if word not in ("", ".", "..") and (folder / METADATA).exists():
                 return folder
-            if (word and word == before) or time.monotonic() > deadline:
+            if (data and data == before) or time.monotonic() > deadline:
                 break
-            before = word
+            before = data
             time.sleep(_LOOK_SECONDS)
         present = sorted(p.parent.name for p in path.glob(f"*/{METADATA}"))
     if not word:
