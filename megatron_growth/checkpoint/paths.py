@@ -25,11 +25,16 @@ def read_tracker(folder: Path) -> str | None:
     Raises:
         OSError: it is there and cannot be read.
     """
-    data = _tracker(folder)
+    data = tracker_bytes(folder)
     return None if data is None else _word(data)
 
 
-def _tracker(folder: Path) -> bytes | None:
+def tracker_bytes(folder: Path) -> bytes | None:
+    """The beginning of the tracker as it is, None when there is none.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
     try:
         with (folder / TRACKER).open("rb") as stream:
             return stream.read(_TRACKER_BYTES)
@@ -61,7 +66,7 @@ def resolve(path: Path) -> Path:
         if (path / METADATA).exists():
             return path
         while True:
-            data = _tracker(path)
+            data = tracker_bytes(path)
             if data is None:
                 raise _nothing(path)
             word = _word(data)

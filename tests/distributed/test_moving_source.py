@@ -25,12 +25,12 @@ def while_it_moves(work, *args):
     """Let a rank that looks later than the first find another newest checkpoint."""
     import torch.distributed as dist
 
-    read = paths.read_tracker
-    paths.read_tracker = lambda folder: "7" if dist.get_rank() else read(folder)
+    read = paths.tracker_bytes
+    paths.tracker_bytes = lambda folder: b"7" if dist.get_rank() else read(folder)
     try:
         return work(*args)
     finally:
-        paths.read_tracker = read
+        paths.tracker_bytes = read
 
 
 def agreed(saved):
