@@ -163,8 +163,7 @@ def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False
     if embedding is None:
         raise UnsupportedError("the checkpoint has no word embedding", where=str(source.path))
     vocab, hidden = embedding.shape
-    qkv, fc1 = tensors.get((QKV, None)), tensors.get((FC1, None))
-    fc2 = tensors.get((FC2, None))
+    qkv, fc1, fc2 = (tensors.get((name, None)) for name in (QKV, FC1, FC2))
     heads = int(args.num_attention_heads)
     groups = int(args.num_query_groups) if getattr(args, "group_query_attention", False) else heads
     head_dim = int(getattr(args, "kv_channels", None) or hidden // heads)
@@ -191,11 +190,10 @@ def shape_of(source: Source, args: argparse.Namespace, *, unmerged: bool = False
         )
     except GrowthPlanError as error:
         raise CheckpointError(f"the sizes of the checkpoint contradict each other: {error.what}") from None
-    if qkv and qkv.shape[0] != (heads + 2 * groups) * head_dim:
-        raise CheckpointError(
-            f"QKV has {qkv.shape[0]} rows, the saved arguments ask for {(heads + 2 * groups) * head_dim}",
-            where=str(source.path),
-        )
+    rows = (heads + 2 * groups) * head_dim
+    if qkv and qkv.shape[0] != rows:
+        what = f"QKV has {qkv.shape[0]} rows, the saved arguments ask for {rows}"
+        raise CheckpointError(what, where=str(source.path))
     _check_tensors(source, shape, unmerged=unmerged)
     return shape
 
