@@ -100,10 +100,13 @@ def _nothing(path: Path) -> CheckpointError:
     if path.exists():
         what = f"this checkpoint is not complete: it has no {METADATA}; it is being saved or removed, or was cut off"
         return CheckpointError(what, where=str(path), fix=fix)
-    newest = f"name {path.parent}, again if you did, for the newest one: a run keeps only some of its checkpoints"
-    return CheckpointError(
-        "this checkpoint does not exist", where=str(path), fix=newest if (path.parent / TRACKER).exists() else fix
-    )
+    fix = _newest(path) if (path.parent / TRACKER).exists() else fix
+    return CheckpointError("this checkpoint does not exist", where=str(path), fix=fix)
+
+
+def _newest(gone: Path) -> str:
+    """What to do about a checkpoint that a run has removed."""
+    return f"name {gone.parent}, again if you did, for the newest one: a run keeps only some of its checkpoints"
 
 
 @contextmanager
@@ -123,8 +126,5 @@ def removal_told(folder: Path, first: str = METADATA) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, StorageError) else error
         if not isinstance(cause, FileNotFoundError | CheckpointError) or (folder / first).exists():
             raise
-        raise CheckpointError(
-            "the checkpoint was removed while it was read",
-            where=str(folder),
-            fix=f"name {folder.parent}, again if you did, for the newest one: a run keeps only some of its checkpoints",
-        ) from error
+        what = "the checkpoint was removed while it was read"
+        raise CheckpointError(what, where=str(folder), fix=_newest(folder)) from error

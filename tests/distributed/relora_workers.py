@@ -7,6 +7,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 
+from megatron_growth.layout.parameters import MOMENTS
 from megatron_growth.methods.parts import optimizer_tensors
 from megatron_growth.methods.relora import layers as relora_layers
 from megatron_growth.methods.relora import restart as relora_restart
@@ -221,7 +222,7 @@ def moments(chunks, optimizer):
     found = {}
     for name, p in named_parameters(chunks):
         if ".lora_" in name:
-            pair = [optimizer_tensors.whole(optimizer, p, key) for key in optimizer_tensors.MOMENTS]
+            pair = [optimizer_tensors.whole(optimizer, p, key) for key in MOMENTS]
             found[name] = [optimizer_tensors.over_tensor_ranks(p, t) for t in pair]
     return found
 
@@ -280,7 +281,7 @@ def plant(fault):
 def separate_masks(optimizer, parameter, how, ratio, random):
     """The authors' code: an entry may keep its first moment and lose the second."""
     found = optimizer_tensors.held(optimizer, parameter)
-    for key in optimizer_tensors.MOMENTS:
+    for key in MOMENTS:
         tensor = found.tensors[key]
         tensor.mul_(relora_restart.largest(tensor.abs(), ratio))
 

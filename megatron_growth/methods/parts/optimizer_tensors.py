@@ -17,8 +17,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from megatron_growth.layout.parameters import MOMENTS as MOMENTS
-
 
 def leaves(optimizer: Any) -> Iterator[Any]:
     """The Megatron optimizers inside a chain that hold parameters."""

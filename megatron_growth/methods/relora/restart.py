@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from megatron_growth.errors import UserError
+from megatron_growth.layout.parameters import MOMENTS
 from megatron_growth.methods.parts import optimizer_tensors
 from megatron_growth.methods.relora.layers import FACTORS, adapters, generator, lora_master
 
@@ -88,7 +89,7 @@ def reset_moments(
     if found is None:
         return
     mask = None if keep is None else optimizer_tensors.own_part(parameter, keep).flatten()[found.place]
-    for key in optimizer_tensors.MOMENTS:
+    for key in MOMENTS:
         moment = found.tensors[key]
         if mask is None:
             moment.zero_()

@@ -19,8 +19,16 @@ from tests.unit.posttrain import runs
 SHAPE = ModelShape(hidden=16, ffn=24, layers=2, heads=4, query_groups=2, vocab=320)
 
 
-def _killed(*_: object) -> None:
-    raise KeyboardInterrupt
+def kill_at(step: str, module: object, request: Request, target: Path) -> None:
+    """Post-training that is killed where it calls a function of a module."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            posttrain(request, target)
 
 
 @pytest.fixture
@@ -38,10 +46,7 @@ def moving(place: Path, tmp_path: Path) -> tuple[Request, Path]:
 def test_a_checkpoint_that_was_trained_further_is_another_model(moving: tuple[Request, Path], tmp_path: Path) -> None:
     """Asked for again, the tuning of the older one was the answer; unfinished, the command could not go on."""
     request, tracker = moving
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "train_rate", _killed)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(request, tmp_path / "out")
+    kill_at("train_rate", running, request, tmp_path / "out")
     tracker.write_text("9")
     document = posttrain(request, tmp_path / "out")  # goes on with what it had exported
     assert Path(document["model"]["export"]["source"]).name == "iter_0000007"
@@ -54,10 +59,7 @@ def test_a_checkpoint_that_was_trained_further_is_another_model(moving: tuple[Re
 def test_a_checkpoint_that_moves_on_before_it_is_exported(moving: tuple[Request, Path], tmp_path: Path) -> None:
     """As of a stage that is training: what is written down is what is exported, and until then another one may be."""
     request, tracker = moving
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base_model, "base_model", _killed)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(request, tmp_path / "out")
+    kill_at("base_model", base_model, request, tmp_path / "out")
     find = inputs.fingerprints
 
     def moves_on(*words: Any, **more: Any) -> dict[str, str]:

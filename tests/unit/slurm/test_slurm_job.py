@@ -142,8 +142,9 @@ def test_a_file_system_that_refuses_for_moments_ends_no_chain(
     assert slurm_job.run_verb(["begin", *words], "begin", verb, slurm_job.watch, verb) == 1
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_watch(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("refused", "times"), [("an old checkpoint", 2), ("the tracker", 3)])
+def test_what_the_file_system_refuses_of_checkpoints_does_not_end_the_watch(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: str, times: int
 ) -> None:
     """Nothing would look for a hang any more."""
     newest = iter((10, 20, 20))
@@ -152,6 +153,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_watch(
         found = next(newest)
         if found == 20:  # training has ended, as stage.sbatch says
             os.kill(os.getpid(), signal.SIGUSR1)
+        if refused == "the tracker":
+            refuse()
         return found
 
     def refuse(*_: object) -> None:
@@ -164,4 +167,4 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_watch(
         slurm_job.watch(run, run.planned.stages[0].name, Limits(0.2, 60))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert capsys.readouterr().err.count("an old checkpoint stays: The file system refused") == 2
+    assert capsys.readouterr().err.count("an old checkpoint stays: The file system refused") == times
